@@ -1,0 +1,56 @@
+"""AdamW: the reference that every other method is compared with (Loshchilov & Hutter, 2019, arXiv 1711.05101)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from .arithmetic import adamw_update
+from .base import MemoryEfficientOptimizer
+from .registry import register
+
+
+@register("adamw")
+class AdamW(MemoryEfficientOptimizer):
+    """AdamW on all parameters, by torch's fused kernel.
+
+    Trains everything. Keeps two moments a weight and, for low-precision weights, an fp32 master:
+    8 bytes a weight in fp32, 12 with a master, and 4 bytes a tensor for its step count.
+
+    Args:
+        model: the model to train.
+        lr: learning rate.
+        betas: decay rates of the two moments.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled; for tensors of two or more dimensions.
+        in_backward: update inside the backward pass, so that one gradient lives at a time.
+        master_weights: fp32 moments and masters for low-precision weights; False is pure low precision.
+        fp32_gradients: fp32 gradients for low-precision weights.
+    """
+
+    summary = "Adam with decoupled weight decay, on all parameters: the reference"
+    paper = "Loshchilov & Hutter, 2019, arXiv 1711.05101"
+    trains = "everything"
+    keeps = "8 B a weight (12 B with an fp32 master)"
+    excludes = "in_backward: accumulation, loop clipping, fp16 scaling"
+    example = {"lr": 1e-2}
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 1e-3,
+        weight_decay: float = 0.01,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        in_backward: bool = False,
+        master_weights: bool = True,
+        fp32_gradients: bool = False,
+    ):
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        self.master_weights = master_weights
+        super().__init__(model, defaults, in_backward=in_backward, fp32_gradients=fp32_gradients)
+
+    def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+        adamw_update([self.state[p] for p in params], params, grads, group, self.master_weights)

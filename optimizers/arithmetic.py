@@ -1,0 +1,111 @@
+"""The updates that several methods share: torch's own fused kernels, and fp32 masters of low-precision weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
+
+from .base import LOW_PRECISION
+
+
+def adamw_update(
+    states: list[dict[str, Any]], params: list[Tensor], grads: list[Tensor], group: dict[str, Any], master_weights: bool
+) -> None:
+    """One step of AdamW (Loshchilov & Hutter, 2019, arXiv 1711.05101, Algorithm 2) on each of `params`, in place.
+
+    Args:
+        states: of each parameter; filled at its first step with `step`, `exp_avg`, `exp_avg_sq` and, for a
+            low-precision parameter under `master_weights`, `master` (all three then fp32).
+        params: the weights.
+        grads: their gradients, of the same shapes.
+        group: gives `lr`, `betas`, `eps`, `weight_decay`.
+        master_weights: keep fp32 moments and an fp32 master of low-precision weights.
+    """
+    for state, p in zip(states, params, strict=True):
+        if not state:
+            init_adam_state(state, p, master_weights)
+    update_through_masters(_adamw_kernel, states, params, grads, group)
+
+
+def init_adam_state(state: dict[str, Any], p: Tensor, master_weights: bool) -> None:
+    """Zero moments for `p` and, where it is asked for and `p` is of low precision, its fp32 master."""
+    weight = p
+    if master_weights and p.dtype in LOW_PRECISION:
+        weight = state["master"] = p.detach().to(torch.float32, copy=True)
+    state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+    state["exp_avg"] = torch.zeros_like(weight)
+    state["exp_avg_sq"] = torch.zeros_like(weight)
+
+
+def sgd_update(
+    states: list[dict[str, Any]], params: list[Tensor], grads: list[Tensor], group: dict[str, Any], master_weights: bool
+) -> None:
+    """One step of SGD on each of `params`, in place; `momentum` of the group is kept as `momentum_buffer`."""
+    for state, p in zip(states, params, strict=True):
+        if master_weights and p.dtype in LOW_PRECISION and "master" not in state:
+            state["master"] = p.detach().to(torch.float32, copy=True)
+    update_through_masters(_sgd_kernel, states, params, grads, group)
+
+
+Kernel = Callable[[list[dict[str, Any]], list[Tensor], list[Tensor], dict[str, Any]], None]
+
+
+def update_through_masters(
+    kernel: Kernel, states: list[dict[str, Any]], params: list[Tensor], grads: list[Tensor], group: dict[str, Any]
+) -> None:
+    """Run `kernel` once for the plain parameters, and one by one for those whose gradient must first be cast.
+
+    One by one, because a list of casts would hold a copy of all gradients at once.
+    """
+    plain = [i for i, s in enumerate(states) if "master" not in s and grads[i].dtype == params[i].dtype]
+    if plain:
+        kernel([states[i] for i in plain], [params[i] for i in plain], [grads[i] for i in plain], group)
+    for i in sorted(set(range(len(params))) - set(plain)):
+        weight = states[i].get("master", params[i])
+        kernel([states[i]], [weight], [grads[i].to(weight.dtype)], group)
+        if weight is not params[i]:
+            params[i].copy_(weight)
+
+
+def _adamw_kernel(states: list[dict[str, Any]], weights: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+    adamw(
+        weights,
+        grads,
+        [s["exp_avg"] for s in states],
+        [s["exp_avg_sq"] for s in states],
+        [],
+        [s["step"] for s in states],
+        fused=True,
+        amsgrad=False,
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+    )
+
+
+def _sgd_kernel(states: list[dict[str, Any]], weights: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+    momentum = group.get("momentum", 0.0)
+    buffers = [s.get("momentum_buffer") for s in states]
+    sgd(
+        weights,
+        grads,
+        buffers,
+        fused=True,
+        weight_decay=group["weight_decay"],
+        momentum=momentum,
+        lr=group["lr"],
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+    )
+    if momentum:
+        for state, buffer in zip(states, buffers, strict=True):
+            state["momentum_buffer"] = buffer

@@ -1,0 +1,47 @@
+"""Stochastic gradient descent: the floor of what a method must keep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from .arithmetic import sgd_update
+from .base import MemoryEfficientOptimizer
+from .registry import register
+
+
+@register("sgd")
+class SGD(MemoryEfficientOptimizer):
+    """SGD on all parameters, by torch's fused kernel, in the precision of the weights.
+
+    Trains everything. Keeps nothing, or one momentum buffer of the weights' size.
+
+    Args:
+        model: the model to train.
+        lr: learning rate.
+        weight_decay: added to the gradient (torch's SGD), for tensors of two or more dimensions.
+        momentum: 0 for none.
+        in_backward: update inside the backward pass, so that one gradient lives at a time.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    summary = "stochastic gradient descent, on all parameters"
+    paper = "Robbins & Monro, 1951"
+    trains = "everything"
+    keeps = "nothing (with momentum: the size of the weights)"
+    excludes = "in_backward: accumulation, loop clipping, fp16 scaling"
+    example = {"lr": 0.1}
+
+    def __init__(
+        self, model: nn.Module, lr: float = 1e-2, weight_decay: float = 0.0, *, momentum: float = 0.0, in_backward: bool = False
+    ):
+        if not 0.0 <= momentum < 1.0:
+            raise ValueError(f"momentum must be at least 0 and below 1, not {momentum}")
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
+        super().__init__(model, defaults, in_backward=in_backward)
+
+    def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+        sgd_update([self.state[p] for p in params], params, grads, group, master_weights=False)
