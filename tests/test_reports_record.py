@@ -1,0 +1,187 @@
+"""The record: what passes the schema, what is refused and how, and that a file is there as a whole or not at all."""
+
+import hashlib
+import json
+import os
+
+import pytest
+from reports_factory import make_failure, make_record
+
+from reports import record
+
+MEASURED = ["metrics", "memory", "time", "trained_fraction", "trainable_parameters", "headline"]
+
+
+def test_write_then_load_gives_the_same_record(tmp_path):
+    run = make_record()
+    path = record.write(run, tmp_path / "new" / "folder")
+    assert path == tmp_path / "new" / "folder" / f"{run['run_id']}.json"
+    assert record.load(path) == run
+
+
+def test_a_failed_run_may_have_measured_nothing(tmp_path):
+    run = make_failure("failed", "ValueError: no such file\n  at line 3", headline=None, higher_is_better=None)
+    assert record.load(record.write(run, tmp_path)) == run
+
+
+@pytest.mark.parametrize("field", MEASURED)
+def test_an_ok_run_has_measured_everything(field):
+    with pytest.raises(
+        ValueError, match=f"^runs/a.json: '{field}' is null, which it may only be in a run that isn't ok"
+    ):
+        record.check(make_record(**{field: None}), "runs/a.json")
+
+
+@pytest.mark.parametrize("field", ["task", "seed", "hyperparameters", "training", "history", "environment"])
+def test_what_was_known_beforehand_is_never_null(field):
+    with pytest.raises(ValueError, match=f"'{field}' must be .*, not None"):
+        record.check(make_failure(**{field: None}), "a.json")
+
+
+def _fields(value, path=()):
+    for key, item in value.items() if isinstance(value, dict) else ():
+        if path[:1] not in (("environment",), ("hyperparameters",), ("metrics",)):
+            yield (*path, key)
+            yield from _fields(item, (*path, key))
+
+
+@pytest.mark.parametrize("path", list(_fields(make_record())), ids=".".join)
+def test_a_missing_field_is_named(path):
+    run = make_record()
+    place = run
+    for key in path[:-1]:
+        place = place[key]
+    del place[path[-1]]
+    match = "schema version None" if path == ("schema",) else f"^a.json: field '{'.'.join(path)}' .* is missing"
+    with pytest.raises(ValueError, match=match):
+        record.check(run, "a.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": "1"}, "'seed' must be an integer, not '1'"),
+        ({"seed": True}, "'seed' must be an integer, not True"),
+        ({"training__batch_size": 2.5}, "'training.batch_size' must be an integer, not 2.5"),
+        ({"training__gradient_checkpointing": 0}, "'training.gradient_checkpointing' must be true or false, not 0"),
+        ({"time__train_seconds": "1 s"}, "'time.train_seconds' must be a number"),
+        ({"metrics": {"accuracy": "high"}}, "'metrics.accuracy' must be a number"),
+        ({"history": {"step": 1}}, "'history' must be a list"),
+        ({"history": [1]}, r"'history\[0\]' must be an object, not 1"),
+        ({"history": [{"step": 1}]}, r"'history\[0\].tokens' .* is missing"),
+        ({"memory": [1, 2]}, "'memory' must be an object"),
+        ({"schema": 2}, "schema version 2 is unknown, this membench reads version 1"),
+        ({"status": "fine"}, "'status' must be one of ok, failed, out_of_memory, diverged, not 'fine'"),
+        ({"error": "Out of memory."}, "'error' is 'Out of memory.', but the status is 'ok'"),
+        ({"status": "failed"}, "'error' is None, but the status is 'failed'"),
+        ({"headline": "f1"}, r"the headline 'f1' isn't among 'metrics' \(accuracy\)"),
+        ({"memory__at_peak__weights_bytes": 1}, r"add up to 83886081 bytes, but the peak is 104857600"),
+        ({"time__train_seconds": float("nan")}, "'time.train_seconds' is nan, which JSON can't hold"),
+        ({"hyperparameters": {"clip": [1.0, float("inf")]}}, r"'hyperparameters.clip.1' is inf"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_sentence(change, words):
+    with pytest.raises(ValueError, match=f"^x/a.json: .*{words}") as caught:
+        record.check(make_record(**change), "x/a.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_integer_is_a_number_and_extra_fields_are_welcome():
+    record.check(make_record(time__train_seconds=10, environment={"anything": {"at": ["all"]}}, later="x"), "a.json")
+    record.check(make_record(memory__peak_phase="update", memory__components={"head": {"weights_bytes": 1}}), "a.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"schema": 1,\n "task": }', "malformed JSON, line 2 column 10"),
+        ("", "malformed JSON, line 1 column 1"),
+        ("[1]", r"a record is a JSON object, not \[1\]"),
+        ('{"schema": 1, "x": NaN}', "'x' is nan"),
+        ("\udcff", "not a text file in UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_record_is_named(tmp_path, text, words):
+    path = tmp_path / "broken.json"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=rf"^{path}: {words}"):
+        record.load_folder(tmp_path)
+
+
+def test_a_missing_file_or_folder_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"gone.json: can't be read: No such file"):
+        record.load(tmp_path / "gone.json")
+    with pytest.raises(ValueError, match="gone: no such folder of records"):
+        record.load_folder(tmp_path / "gone")
+    assert record.load_folder(tmp_path) == []
+
+
+def test_a_folder_is_sorted_and_leaves_out_what_is_no_record(tmp_path):
+    for task, method, seed in [("b", "x", 10), ("b", "x", 2), ("b", "adamw", 0), ("a", "z", 0)]:
+        record.write(make_record(task=task, method=method, seed=seed), tmp_path)
+    (tmp_path / ".half.json").write_text("{")
+    (tmp_path / "notes.txt").write_text("x")
+    order = [(run["task"], run["method"], run["seed"]) for run in record.load_folder(tmp_path)]
+    assert order == [("a", "z", 0), ("b", "adamw", 0), ("b", "x", 2), ("b", "x", 10)]
+
+
+def test_a_write_that_dies_midway_leaves_the_old_record_and_no_litter(tmp_path, monkeypatch):
+    path = record.write(make_record(), tmp_path)
+    before = path.read_bytes()
+
+    def die(descriptor):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", die)
+    with pytest.raises(OSError, match="disk full"):
+        record.write(make_record(metrics={"accuracy": 0.9}), tmp_path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_a_bad_record_is_never_written(tmp_path):
+    with pytest.raises(ValueError, match="'seed' must be an integer"):
+        record.write(make_record(seed=None), tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_run_id_is_safe_as_a_file_name_and_says_what_ran():
+    name = record.run_id("superglue/rte", "my.package:BAdam", "meta-llama/Llama-3.2-1B", 3, {"lr": 1e-3})
+    *words, digest = name.split("--")
+    assert words == ["superglue-rte", "my-package-BAdam", "meta-llama-Llama-3-2-1B", "s3"]
+    assert len(digest) == 10
+    assert set(digest) <= set("0123456789abcdef")
+
+
+def test_run_id_of_a_long_path_fits_into_a_file_name_and_keeps_the_end():
+    name = record.run_id("t", "m", "/home/" + "x" * 300 + "/../MiniLM.v2", 0, {})
+    assert len(name) < 120
+    assert "x-MiniLM-v2--s0--" in name
+
+
+def test_run_id_is_the_hash_of_canonical_json():
+    canonical = b'["a/b","m","n",0,{"x":1,"y":[1,2]}]'
+    expected = hashlib.sha256(canonical).hexdigest()[:10]
+    assert record.run_id("a/b", "m", "n", 0, {"y": (1, 2), "x": 1}) == f"a-b--m--n--s0--{expected}"
+    assert record.run_id("a/b", "m", "n", 0, {"x": 1, "y": [1, 2]}).endswith(expected)
+
+
+def test_run_id_differs_where_the_run_differs():
+    runs = [
+        ("a/b", "m", "n", 0, {}),
+        ("a-b", "m", "n", 0, {}),
+        ("a/b", "m", "n", 1, {}),
+        ("a/b", "m", "n", 0, {"x": 1}),
+    ]
+    assert len({record.run_id(*run) for run in runs}) == len(runs)
+
+
+def test_run_id_refuses_a_configuration_that_is_not_json():
+    with pytest.raises(ValueError, match="The configuration of m on t isn't JSON"):
+        record.run_id("t", "m", "n", 0, {"x": float("nan")})
+
+
+def test_the_schema_is_json_in_what_it_allows():
+    assert len({field.path for field in record.SCHEMA}) == len(record.SCHEMA)
+    assert all(field.comment for field in record.SCHEMA)
+    assert json.loads(json.dumps(make_record())) == make_record()
