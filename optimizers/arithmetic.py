@@ -27,7 +27,7 @@ def adamw_update(
         master_weights: keep fp32 moments and an fp32 master of low-precision weights.
     """
     for state, p in zip(states, params, strict=True):
-        if not state:
+        if "step" not in state:
             init_adam_state(state, p, master_weights)
     update_through_masters(_adamw_kernel, states, params, grads, group)
 
@@ -72,7 +72,9 @@ def update_through_masters(
             params[i].copy_(weight)
 
 
-def _adamw_kernel(states: list[dict[str, Any]], weights: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+def _adamw_kernel(
+    states: list[dict[str, Any]], weights: list[Tensor], grads: list[Tensor], group: dict[str, Any]
+) -> None:
     adamw(
         weights,
         grads,
@@ -91,7 +93,9 @@ def _adamw_kernel(states: list[dict[str, Any]], weights: list[Tensor], grads: li
     )
 
 
-def _sgd_kernel(states: list[dict[str, Any]], weights: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+def _sgd_kernel(
+    states: list[dict[str, Any]], weights: list[Tensor], grads: list[Tensor], group: dict[str, Any]
+) -> None:
     momentum = group.get("momentum", 0.0)
     buffers = [s.get("momentum_buffer") for s in states]
     sgd(

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -46,7 +47,8 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
     example: ClassVar[dict[str, Any]] = {}  # hyper-parameters that suit a tiny model; the contract's checks use them
 
     in_backward: bool = False
-    needs_loss: ClassVar[bool] = False  # the loop must call `backward(loss)`: a bare `loss.backward()` raises in `step()`
+    # the loop must call `backward(loss)`: a bare `loss.backward()` raises in `step()`
+    needs_loss: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -79,7 +81,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         """The param groups: tensors of two or more dimensions get weight decay, the others (biases, norms) don't."""
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         if not named:
-            raise ValueError(f"{type(self).__name__} has nothing to train: no parameter of the model requires gradients")
+            raise ValueError(f"{type(self).__name__} has nothing to train: no parameter requires gradients")
         decayed = [(name, p) for name, p in named if p.dim() >= 2]
         others = [(name, p) for name, p in named if p.dim() < 2]
         return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
@@ -183,8 +185,8 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         """The hook of `in_backward`: update one parameter and free its gradient."""
         if p in self._updated:
             raise RuntimeError(
-                f"{type(self).__name__} updates inside the backward pass, so gradients can't be accumulated over several "
-                "backward passes: call step() after each, or build it with in_backward=False"
+                f"{type(self).__name__} updates inside the backward pass, so gradients can't be accumulated over "
+                "several backward passes: call step() after each, or use in_backward=False where the method has it"
             )
         self._updated.add(p)
         self.update([p], [p.grad], self.param_groups[self._group_of[p]])
@@ -260,3 +262,8 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def has_values(t: Tensor) -> bool:
+    """False for fake and meta tensors: a choice that depends on values then takes the worst case in bytes."""
+    return not isinstance(t, FakeTensor) and not t.is_meta

@@ -36,7 +36,13 @@ class SGD(MemoryEfficientOptimizer):
     example = {"lr": 0.1}
 
     def __init__(
-        self, model: nn.Module, lr: float = 1e-2, weight_decay: float = 0.0, *, momentum: float = 0.0, in_backward: bool = False
+        self,
+        model: nn.Module,
+        lr: float = 1e-2,
+        weight_decay: float = 0.0,
+        *,
+        momentum: float = 0.0,
+        in_backward: bool = False,
     ):
         if not 0.0 <= momentum < 1.0:
             raise ValueError(f"momentum must be at least 0 and below 1, not {momentum}")

@@ -1,0 +1,153 @@
+"""BAdam: block coordinate descent with Adam inside (Luo, Yu & Li, NeurIPS 2024, arXiv 2404.02827)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from .arithmetic import adamw_update, sgd_update
+from .base import MemoryEfficientOptimizer, check_choice, check_count
+from .blocks import GRANULARITIES, matching, shuffled, split_into_blocks, train_only
+from .checkpointing import keep_backward_short
+from .registry import register
+
+UPDATES = {"adamw": adamw_update, "sgd": sgd_update}
+ORDERS = ("random", "ascending", "descending")
+
+
+@register("badam")
+class BAdam(MemoryEfficientOptimizer):
+    """BAdam (Algorithm 1): one block at a time, K steps of AdamW from zero moments, then the next block.
+
+    Trains one block of D at a time, and `always_train` throughout. Embeddings, final norm and head are frozen unless
+    `train_embeddings` makes blocks of them or `always_train` names them: name a new classification head there.
+    Keeps 8 bytes a weight of the active block (12 with an fp32 master), dropped at the switch, and the same for
+    `always_train`, whose moments persist. The backward pass ends at the active block.
+
+    Args:
+        model: the model to train; its layers are in `nn.ModuleList`s.
+        lr: learning rate; one schedule over the whole run, not restarted at a block.
+        weight_decay: decoupled; for tensors of two or more dimensions.
+        betas, eps: of Adam.
+        switch_every: K, optimizer steps a block visit. The paper's guideline: min(max(n / (B D), 50), 100).
+        order: of the blocks: "random" draws a new order each time all were visited; "ascending"; "descending".
+        block: "layer", "sublayer" (attention, MLP) or "matrix".
+        always_train: name patterns of parameters that belong to no block and are trained at every step.
+        train_embeddings: embeddings, and final norm with head, are blocks of their own.
+        inner: "adamw", or "sgd": the paper's BSGD.
+        in_backward: update inside the backward pass, so that one gradient lives at a time.
+        master_weights: fp32 moments and masters for what is trained now, if the model is of low precision.
+        fp32_gradients: fp32 gradients for low-precision weights (the paper's runs have them).
+        seed: of the order.
+
+    Raises:
+        ValueError: a value is out of its range, a pattern matches nothing, or the model has no list of layers.
+        RuntimeError: in `step()`, when a block's visit ends and no gradient ever reached the block.
+    """
+
+    summary = "block coordinate descent: K steps of AdamW on one block, then the next"
+    paper = "Luo, Yu & Li, NeurIPS 2024, arXiv 2404.02827"
+    trains = "one of D blocks at a time, in turn"
+    keeps = "8 B a weight of the active block (12 B with an fp32 master)"
+    excludes = "re-entrant gradient checkpointing; in_backward: accumulation, loop clipping, fp16 scaling"
+    example = {"lr": 1e-2, "switch_every": 3}
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 1e-5,
+        weight_decay: float = 0.01,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        switch_every: int = 100,
+        order: str = "random",
+        block: str = "layer",
+        always_train: tuple[str, ...] = (),
+        train_embeddings: bool = False,
+        inner: str = "adamw",
+        in_backward: bool = False,
+        master_weights: bool = True,
+        fp32_gradients: bool = False,
+        seed: int = 0,
+    ):
+        check_count("switch_every", switch_every)
+        check_choice("order", order, ORDERS)
+        check_choice("block", block, GRANULARITIES)
+        check_choice("inner", inner, tuple(UPDATES))
+        self.switch_every, self.order, self.seed = switch_every, order, seed
+        self._inner_update, self.master_weights = UPDATES[inner], master_weights
+        self._always = matching(model, always_train)
+        self.blocks = split_into_blocks(model, block, embeddings=train_embeddings, leave_out=self._always)
+        super().__init__(
+            model,
+            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay},
+            may_train=[*self._always, *(p for params in self.blocks.values() for p in params)],
+            in_backward=in_backward,
+            fp32_gradients=fp32_gradients,
+        )
+        self._visit = 0  # block visits completed
+        self._steps = 0  # steps done in this visit
+        self._reached = False  # has any gradient reached the active block in this visit?
+        self._hooks.append(keep_backward_short(model))
+        self._activate()
+
+    @property
+    def selection(self) -> str:
+        """The name of the active block."""
+        epoch, place = divmod(self._visit, len(self.blocks))
+        return list(self.blocks)[self._order_of(epoch)[place]]
+
+    @property
+    def cycle_length(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def block_coverage(self) -> float:
+        return min(1.0, (self._visit + (self._steps > 0)) / len(self.blocks))
+
+    def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+        self._reached = self._reached or any(p in self._active for p in params)
+        self._inner_update([self.state[p] for p in params], params, grads, group, self.master_weights)
+
+    def after_step(self) -> None:
+        self._steps += 1
+        if self._steps >= self.switch_every:
+            self._check_reached()
+            self.advance()
+
+    def advance(self) -> None:
+        """Drop gradient, moments and master of the active block, and go to the next."""
+        for p in self._active:
+            self.state.pop(p, None)
+        self._visit += 1
+        self._steps, self._reached = 0, False
+        self._activate()
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"blocks": list(self.blocks), "visit": self._visit, "steps": self._steps, "reached": self._reached}
+
+    def load_extra_state(self, extra: dict[str, Any]) -> None:
+        if extra["blocks"] != list(self.blocks):
+            raise ValueError(f"this state is of other blocks: {extra['blocks']}, not {list(self.blocks)}")
+        self._visit, self._steps, self._reached = extra["visit"], extra["steps"], extra["reached"]
+        self._activate()
+
+    def _activate(self) -> None:
+        self._active = set(self.blocks[self.selection])
+        train_only(self._group_of, {*self._always, *self._active})
+
+    def _order_of(self, epoch: int) -> Sequence[int]:
+        count = len(self.blocks)
+        if self.order == "random":
+            return shuffled(count, self.seed, epoch)
+        return range(count) if self.order == "ascending" else range(count)[::-1]
+
+    def _check_reached(self) -> None:
+        if not self._reached:
+            raise RuntimeError(
+                f"no gradient reached block {self.selection!r} in {self.switch_every} steps: the loss doesn't depend "
+                "on it, or the model uses re-entrant gradient checkpointing (set use_reentrant=False)"
+            )

@@ -1,0 +1,227 @@
+"""BlockLLM: train the few tensors that matter most now (Ramesh et al., 2024, arXiv 2406.17296)."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .arithmetic import adamw_update
+from .base import MemoryEfficientOptimizer, check_choice, check_count, has_values
+from .blocks import matching, shuffled, split_into_blocks, train_only
+from .checkpointing import keep_backward_short
+from .registry import register
+from .selection import RULES
+
+
+@register("blockllm")
+class BlockLLM(MemoryEfficientOptimizer):
+    """BlockLLM: AdamW on a share 1 - s of the weights, chosen anew when the loss stops improving.
+
+    `rule="paper"` (Algorithms 1 and 2): tensors are chosen by the largest ||g|| / f, f = 1 + how often the tensor was
+    chosen, until they hold a share 1 - s of the weights; of their entries only those with the largest |g| at the first
+    step after the choice are trained, exactly round((1 - s) n) of n weights in all. The choice is renewed when the loss
+    is not below the mean of the last `patience` ones. `rule="release"` is what the authors' package does: whole
+    tensors, chosen by ||g|| / exp(f / step), renewed at most every `update_every` steps.
+
+    Where the paper is silent: norms of tensors that aren't trained come from `probe` more tensors a step, in turn, so
+    each norm is an estimate of known age and no full gradient ever exists (the authors' scripts take one at each
+    choice); a probed tensor has a gradient and isn't updated; one without a norm yet ranks last. All moments
+    are dropped at a new choice: entries of one tensor share a step count, so old moments beside new ones would break
+    Adam's bias correction.
+
+    Trains the tensors of the layers, and `always_train` throughout. Keeps, for each trained entry, its position (int32)
+    and two moments: 12 bytes in fp32, 16 with an fp32 master; for `always_train` as AdamW.
+
+    Args:
+        model: the model to train; its layers are in `nn.ModuleList`s.
+        lr: learning rate.
+        weight_decay: decoupled; for trained entries of tensors of two or more dimensions.
+        betas, eps: of Adam.
+        sparsity: s, the share of the layers' weights that is not trained at a time.
+        patience: m, how many past losses the newest is compared with.
+        rule: "paper" or "release".
+        probe: how many further tensors get a gradient, for its norm, at a step with probes.
+        probe_every: steps between probes; None for 1 (paper) or 20 (release).
+        update_every: of the release's rule: the choice is renewed only at steps that it divides.
+        always_train: name patterns of parameters that are trained at every step, dense.
+        train_embeddings: choose also among embeddings, final norm and head.
+        master_weights: fp32 moments and masters for what is trained now, if the model is of low precision.
+        fp32_gradients: fp32 gradients for low-precision weights.
+        seed: of the first choice and the order of the probes.
+
+    Raises:
+        ValueError: a value is out of its range, a pattern matches nothing, or the model has no list of layers.
+        RuntimeError: in `step()`, when the gradients were not computed by `backward(loss)`, which shows it the loss.
+    """
+
+    summary = "AdamW on the few weights with the largest gradients, chosen anew when the loss stalls"
+    paper = "Ramesh, Ganapathiraman, Laradji & Schmidt, 2024, arXiv 2406.17296"
+    trains = "a share 1 - s of the weights at a time"
+    keeps = "12 B a trained weight (16 B with an fp32 master)"
+    excludes = "re-entrant gradient checkpointing; loss.backward() instead of backward(loss)"
+    example = {"lr": 1e-2, "sparsity": 0.7, "patience": 3, "update_every": 2}
+    needs_loss = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 1e-3,
+        weight_decay: float = 0.01,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        sparsity: float = 0.95,
+        patience: int = 100,
+        rule: str = "paper",
+        probe: int = 1,
+        probe_every: int | None = None,
+        update_every: int = 1000,
+        always_train: tuple[str, ...] = (),
+        train_embeddings: bool = False,
+        master_weights: bool = True,
+        fp32_gradients: bool = False,
+        seed: int = 0,
+    ):
+        check_choice("rule", rule, tuple(RULES))
+        if not 0.0 <= sparsity < 1.0:
+            raise ValueError(f"sparsity must be at least 0 and below 1, not {sparsity}")
+        for name, count in (("patience", patience), ("probe", probe), ("update_every", update_every)):
+            check_count(name, count)
+        check_count("probe_every", probe_every, optional=True)
+        self._always = matching(model, always_train)
+        blocks = split_into_blocks(model, embeddings=train_embeddings, leave_out=self._always)
+        self._pool = [p for params in blocks.values() for p in params]
+        super().__init__(
+            model,
+            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay},
+            may_train=[*self._always, *self._pool],
+            fp32_gradients=fp32_gradients,
+        )
+        self.rule = RULES[rule]([p.numel() for p in self._pool], sparsity, patience, update_every)
+        self.master_weights, self.seed, self.probe = master_weights, seed, probe
+        self.probe_every = probe_every or self.rule.probe_every
+        self._hooks.append(keep_backward_short(model))
+        self._loss: Tensor | None = None  # of the step that is under way
+        self._probed: list[int] = []
+        self._probes_done = 0
+        self._choose(self.rule.first(shuffled(len(self._pool), seed)))
+
+    @property
+    def selection(self) -> str:
+        """How many tensors are chosen, of how many."""
+        return f"{len(self.rule.chosen)} of {len(self._pool)} tensors"
+
+    @property
+    def block_coverage(self) -> float:
+        """Share of the tensors that were chosen at least once."""
+        return sum(count > 0 for count in self.rule.counts) / len(self._pool)
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute the gradients and note the loss; micro-batches' losses, each divided by their number, add up."""
+        loss.backward()
+        self._loss = loss.detach() + (0.0 if self._loss is None else self._loss)
+
+    def before_update(self) -> None:
+        if self._loss is None:
+            raise RuntimeError("BlockLLM must see the loss: call optimizer.backward(loss) instead of loss.backward()")
+        self._measure(self._probed)
+        if self.rule.masks_entries and not any("index" in self.state.get(self._pool[i], ()) for i in self.rule.chosen):
+            self._mask_entries()
+
+    def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+        dense = [i for i, p in enumerate(params) if p in self._dense]
+        if dense:
+            states = [self.state[params[i]] for i in dense]
+            adamw_update(states, [params[i] for i in dense], [grads[i] for i in dense], group, self.master_weights)
+        for p, g in zip(params, grads, strict=True):
+            if p not in self._dense and "index" in self.state.get(p, ()):
+                self._update_entries(p, g, group)
+
+    def _update_entries(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        index = self.state[p]["index"].long()  # (k,) positions in the flattened tensor
+        entries = p.take(index)
+        adamw_update([self.state[p]], [entries], [g.take(index)], group, self.master_weights)
+        p.put_(index, entries)
+
+    def after_step(self) -> None:
+        loss = self._loss.item() if has_values(self._loss) else 0.0
+        self._loss = None
+        if self.rule.is_time(loss):
+            self.advance()
+        else:
+            self._probe_next()
+
+    def advance(self) -> None:
+        """Choose anew by the norms that are known; all moments are dropped."""
+        self._measure(self.rule.chosen)
+        self._choose(self.rule.choose())
+
+    def worst_case(self) -> None:
+        """Choose the largest tensors, of the first layers where several are of one size."""
+        largest = sorted(range(len(self._pool)), key=lambda i: -self._pool[i].numel())
+        self._choose(self.rule.first(largest))
+
+    def extra_state(self) -> dict[str, Any]:
+        sizes = [p.numel() for p in self._pool]
+        return {"sizes": sizes, "probed": self._probed, "probes_done": self._probes_done, **self.rule.state()}
+
+    def load_extra_state(self, extra: dict[str, Any]) -> None:
+        if extra["sizes"] != [p.numel() for p in self._pool]:
+            raise ValueError("this state is of other tensors: always_train, train_embeddings or the model differ")
+        self._probed, self._probes_done = list(extra["probed"]), extra["probes_done"]
+        self.rule.load_state(extra)
+        self._activate()
+
+    def _choose(self, chosen: list[int]) -> None:
+        for p in self._pool:
+            self.state.pop(p, None)
+        self.rule.take(chosen)
+        self._probe_next()
+
+    def _probe_next(self) -> None:
+        """Give gradients to the next tensors of a random order that goes through all, again and again."""
+        self._probed = []
+        unchosen = len(self._pool) - len(self.rule.chosen)
+        if self.rule.steps % self.probe_every == 0:
+            while len(self._probed) < min(self.probe, unchosen):
+                epoch, place = divmod(self._probes_done, len(self._pool))
+                candidate = shuffled(len(self._pool), self.seed, 1, epoch)[place]
+                self._probes_done += 1
+                if candidate not in self.rule.chosen and candidate not in self._probed:
+                    self._probed.append(candidate)
+        self._activate()
+
+    def _activate(self) -> None:
+        chosen = [self._pool[i] for i in self.rule.chosen]
+        self._dense = {*self._always, *(() if self.rule.masks_entries else chosen)}
+        train_only(self._group_of, {*self._always, *chosen, *(self._pool[i] for i in self._probed)})
+
+    def _measure(self, indices: list[int]) -> None:
+        """Note ||g|| of the tensors that hold a gradient; without values the size stands for it, the worst case."""
+        for i in indices:
+            grad = self._pool[i].grad
+            if grad is not None:
+                norm = torch.linalg.vector_norm(grad, dtype=torch.float32)
+                self.rule.norms[i] = norm.item() if has_values(norm) else float(grad.numel())
+
+    def _mask_entries(self) -> None:
+        """Keep, over all chosen tensors together, the entries with the largest |g|: exactly as many as the budget."""
+        params = [self._pool[i] for i in self.rule.chosen if self._pool[i].grad is not None]
+        if not params:
+            return
+        sizes = [p.numel() for p in params]
+        budget = min(self.rule.budget, sum(sizes))
+        magnitudes = torch.cat([p.grad.abs().flatten() for p in params])
+        kept = magnitudes.topk(budget, sorted=False).indices.sort().values
+        ends = list(accumulate(sizes))
+        if has_values(kept):
+            reached = torch.searchsorted(kept, torch.tensor([0, *ends], device=kept.device))
+            counts = reached.diff().tolist()
+        else:  # how the budget is shared out doesn't change the bytes
+            counts = [max(0, min(size, budget - (end - size))) for size, end in zip(sizes, ends, strict=True)]
+        for p, end, positions in zip(params, ends, kept.split(counts), strict=True):
+            if len(positions):
+                self.state[p]["index"] = (positions - (end - p.numel())).to(torch.int32)

@@ -1,0 +1,171 @@
+"""What the block methods share: how a model splits into blocks, and how all but some of its parameters are frozen."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Collection, Iterable
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+Blocks = dict[str, list[nn.Parameter]]
+
+GRANULARITIES = ("layer", "sublayer", "matrix")
+
+
+def split_into_blocks(
+    model: nn.Module, granularity: str = "layer", *, embeddings: bool = False, leave_out: Collection[nn.Parameter] = ()
+) -> Blocks:
+    """The blocks of a model, in the order of its modules: name -> parameters that require gradients.
+
+    The layers are the members of the model's outermost `nn.ModuleList`s (of its `nn.Sequential`s, if it has no list).
+
+    Args:
+        model: any model with its layers in lists.
+        granularity: "layer"; "sublayer": a layer's attention and the rest of it (half-layers); "matrix": each module
+            of a layer that has a matrix, with its bias; norms go with the module before them.
+        embeddings: also a block of what comes before the first layer (embeddings), and one of what comes after
+            (final norm, head).
+        leave_out: parameters that belong to no block.
+
+    Raises:
+        ValueError: the model has no list of layers, or nothing in them is left to train.
+    """
+    layers = find_layers(model)
+    blocks: Blocks = {}
+    for name, layer in layers.items():
+        blocks |= {f"{name}{suffix}": params for suffix, params in _split_layer(layer, granularity).items()}
+    if embeddings:
+        before, after = _outside(model, layers)
+        blocks = {"embeddings": before, **blocks, "head": after}
+    left_out = set(leave_out)
+    blocks = {name: [p for p in params if p.requires_grad and p not in left_out] for name, params in blocks.items()}
+    blocks = {name: params for name, params in blocks.items() if params}
+    if not blocks:
+        raise ValueError("no block has anything to train: all parameters of the layers are frozen or always trained")
+    return blocks
+
+
+def find_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The members of the model's outermost lists of layers, by their full names.
+
+    Raises:
+        ValueError: there is no `nn.ModuleList` and no `nn.Sequential`.
+    """
+    for container in (nn.ModuleList, nn.Sequential):
+        layers = _members(model, container, "")
+        if layers:
+            return layers
+    raise ValueError(
+        f"{type(model).__name__} has no layers to make blocks of: put them in an nn.ModuleList (or an nn.Sequential)"
+    )
+
+
+def _members(module: nn.Module, container: type[nn.Module], prefix: str) -> dict[str, nn.Module]:
+    """Members with parameters of the outermost containers below (or at) `module`."""
+    found: dict[str, nn.Module] = {}
+    for name, child in module.named_children():
+        path = f"{prefix}.{name}" if prefix else name
+        if isinstance(module, container):
+            found |= {path: child} if any(True for _ in child.parameters()) else {}
+        else:
+            found |= _members(child, container, path)
+    return found
+
+
+def _outside(model: nn.Module, layers: dict[str, nn.Module]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Parameters defined before the first layer, and those in between and after, in the model's order."""
+    inside = {p for layer in layers.values() for p in layer.parameters()}
+    before: list[nn.Parameter] = []
+    after: list[nn.Parameter] = []
+    reached = False
+    for p in model.parameters():
+        reached = reached or p in inside
+        if p not in inside:
+            (after if reached else before).append(p)
+    return before, after
+
+
+def _split_layer(layer: nn.Module, granularity: str) -> Blocks:
+    parts = {"layer": {}, "sublayer": _halves(layer), "matrix": _matrices(layer)}[granularity]
+    if not parts:
+        return {"": list(layer.parameters())}
+    split: Blocks = {}
+    taken: set[nn.Parameter] = set()
+    for name, params in parts.items():
+        split[f".{name}"] = [p for p in params if p not in taken]
+        taken.update(params)
+    # what is in no part (a bare parameter of the layer) goes with the last one
+    split[f".{list(parts)[-1]}"] += [p for p in layer.parameters() if p not in taken]
+    return split
+
+
+def _halves(layer: nn.Module) -> Blocks:
+    """Attention and the rest. Norms beside them are shared out in their order, the first half to the attention."""
+    children = list(layer.children())
+    norms = [child for child in children if all(p.dim() < 2 for p in child.parameters())]
+    first_norms = norms[: (len(norms) + 1) // 2]
+    halves: Blocks = {"attention": [], "mlp": []}
+    for child in children:
+        attends = any("attention" in type(module).__name__.lower() for module in child.modules())
+        halves["attention" if attends or child in first_norms else "mlp"] += child.parameters()
+    return {name: params for name, params in halves.items() if params}
+
+
+def _matrices(layer: nn.Module) -> Blocks:
+    """One block a module that holds a matrix; a module without one joins the block before it, or the first."""
+    blocks: Blocks = {}
+    waiting: list[nn.Parameter] = []
+    for name, module in layer.named_modules():
+        params = list(module.parameters(recurse=False))
+        if any(p.dim() >= 2 for p in params):
+            blocks[name] = waiting + params
+            waiting = []
+        elif blocks:
+            blocks[list(blocks)[-1]] += params
+        else:
+            waiting += params
+    return blocks
+
+
+def matching(model: nn.Module, patterns: Iterable[str]) -> list[nn.Parameter]:
+    """The trainable parameters whose name, or the name of a module above them, matches one of `patterns`.
+
+    "classifier" matches `classifier.dense.weight`; "*.LayerNorm" every norm of that name ("*" matches dots too).
+
+    Raises:
+        ValueError: a pattern matches no parameter that requires gradients.
+    """
+    found: dict[nn.Parameter, None] = {}
+    for pattern in patterns:
+        matched = [p for name, p in model.named_parameters() if p.requires_grad and _matches(name, pattern)]
+        if not matched:
+            raise ValueError(
+                f"always_train: {pattern!r} matches no trainable parameter of {type(model).__name__}; "
+                f"its parts are {', '.join(name for name, _ in model.named_children())}"
+            )
+        found |= dict.fromkeys(matched)
+    return list(found)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[:end]), pattern) for end in range(1, len(parts) + 1))
+
+
+def train_only(params: Iterable[nn.Parameter], active: Collection[nn.Parameter]) -> None:
+    """Let exactly `active` of `params` require gradients; the others lose the gradient that they hold."""
+    wanted = set(active)
+    for p in params:
+        p.requires_grad_(p in wanted)
+        if p not in wanted:
+            p.grad = None
+
+
+@functools.lru_cache(maxsize=16)
+def shuffled(count: int, *key: int) -> tuple[int, ...]:
+    """The numbers below `count`, in an order that is a function of `key` alone: of no device and no library version."""
+    order = list(range(count))
+    random.Random("/".join(map(str, key))).shuffle(order)
+    return tuple(order)

@@ -1,0 +1,39 @@
+"""Keep the backward pass short under gradient checkpointing.
+
+A method that freezes the lower layers saves the backward pass through them. Training frameworks undo that: to make
+re-entrant checkpointing work they let the embeddings' output require gradients
+(`PreTrainedModel.enable_input_require_grads`), after the optimizer was built. So it is turned off before each forward.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+
+def keep_backward_short(model: nn.Module) -> RemovableHandle:
+    """Before each forward pass of `model`: no gradients for its inputs, and no re-entrant checkpointing.
+
+    Raises (in the forward pass):
+        ValueError: a layer is checkpointed in the re-entrant way, which loses the gradients of a layer whose input
+            requires none.
+    """
+    return model.register_forward_pre_hook(lambda module, args: _before_forward(module))
+
+
+def _before_forward(model: nn.Module) -> None:
+    for module in model.modules():
+        attributes = module.__dict__
+        if attributes.get("_require_grads_hooks") or attributes.get("_require_grads_hook"):
+            module.disable_input_require_grads()
+        if attributes.get("gradient_checkpointing") and _is_reentrant(attributes.get("_gradient_checkpointing_func")):
+            raise ValueError(
+                "re-entrant gradient checkpointing loses the gradients of a layer whose input requires none: "
+                'use gradient_checkpointing_kwargs={"use_reentrant": False}'
+            )
+
+
+def _is_reentrant(checkpoint: object) -> bool:
+    return isinstance(checkpoint, functools.partial) and checkpoint.keywords.get("use_reentrant", False)
