@@ -1,16 +1,51 @@
-"""The training step that timing, memory meter and planner share."""
+"""The training loop, one for every method; its step is also what memory meter and planner run."""
 
+import math
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from optimizers import MemoryEfficientOptimizer
 
+from . import checkpoint
+from .clock import Clock
+from .training import Training, scheduler
+
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
 Phase = Callable[[str], AbstractContextManager]
+
+_HISTORY_ENTRIES = 500  # of a long run: the losses between two entries are averaged
+
+
+class Task(Protocol):
+    """What the loop needs of a task."""
+
+    def batch(self, step: int) -> Batch: ...
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor: ...
+    def evaluate(self, model: nn.Module) -> dict[str, float]: ...
+
+
+@dataclass
+class Progress:
+    """How far a run is: plain data, part of its checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    train_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)  # since the last entry of the history
+
+
+class Diverged(Exception):
+    """The loss, or a weight, is no longer a finite number."""
 
 
 def training_step(
@@ -66,3 +101,138 @@ def check_combination(optimizer: MemoryEfficientOptimizer, micro_batches: int, m
             f"{method} updates inside the backward pass, so the loop can't clip gradients to {max_grad_norm}: "
             "leave max_grad_norm out, use the method's own clipping, or in_backward=False"
         )
+
+
+def micro_batches(task: Task, step: int, training: Training, device: torch.device) -> list[Batch]:
+    """The batches of update number `step` (from 0), on `device`."""
+    parts = training.gradient_accumulation_steps
+    batches = [task.batch(step * parts + part) for part in range(parts)]
+    return [{key: value.to(device) for key, value in batch.items()} for batch in batches]
+
+
+def loss_function(task: Task, training: Training, device: torch.device) -> Loss:
+    """The task's loss, under autocast if that is wanted."""
+    if training.autocast is None:
+        return task.loss
+    dtype = getattr(torch, training.autocast)
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        with torch.autocast(device.type, dtype):
+            return task.loss(model, batch)
+
+    return loss
+
+
+class Loop:
+    """A training run that can stop after any step and be continued, to the same bits, from a checkpoint.
+
+    All randomness of a step (dropout) is seeded from `(seed, step)`, so evaluating or resuming never changes a run.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: MemoryEfficientOptimizer,
+        task: Task,
+        training: Training,
+        *,
+        seed: int,
+        device: torch.device,
+    ):
+        check_combination(optimizer, training.gradient_accumulation_steps, training.max_grad_norm)
+        self.model, self.optimizer, self.task, self.training = model, optimizer, task, training
+        self.seed, self.device = seed, device
+        self.scheduler = scheduler(optimizer, training)
+        self.clock = Clock(device)
+        self.progress = Progress()
+        self._loss_fn = loss_function(task, training, device)
+
+    def run(
+        self,
+        *,
+        report: Callable[[int, float], None] = lambda step, loss: None,
+        checkpoint_path: Path | None = None,
+        checkpoint_every: int = 0,
+    ) -> None:
+        """Train to the last step, from the checkpoint if there is one; `report(step, loss)` after each step.
+
+        Raises:
+            Diverged: the loss, or in the end a weight, isn't finite.
+        """
+        if checkpoint_path is not None:
+            self._resume(checkpoint_path)
+        self.model.train()
+        while self.progress.step < self.training.steps:
+            report(self.progress.step + 1, self._step())
+            if checkpoint_path is not None and checkpoint_every and self.progress.step % checkpoint_every == 0:
+                checkpoint.save(self.state_dict(), checkpoint_path)
+        if not all(torch.isfinite(p).all() for p in self.model.parameters()):
+            raise Diverged(f"a weight is not finite after the last step, {self.training.steps}")
+
+    def _step(self) -> float:
+        progress, training = self.progress, self.training
+        torch.manual_seed(zlib.crc32(f"{self.seed}/{progress.step}".encode()))  # CPU generators take 32 bits
+        batches = micro_batches(self.task, progress.step, training, self.device)
+        rate = self.optimizer.param_groups[0]["lr"]
+        loss = training_step(
+            self.model,
+            self.optimizer,
+            self._loss_fn,
+            batches,
+            max_grad_norm=training.max_grad_norm,
+            phase=self.clock.phase,
+        ).item()
+        self.scheduler.step()
+        progress.step += 1
+        progress.tokens += sum(int(batch["attention_mask"].sum()) for batch in batches)
+        progress.train_seconds += self.clock.end_step()
+        self._remember(loss, rate)
+        return loss
+
+    def _remember(self, loss: float, rate: float) -> None:
+        progress = self.progress
+        progress.losses.append(loss)
+        finite = math.isfinite(loss)
+        evaluates = bool(self.training.evaluate_every) and progress.step % self.training.evaluate_every == 0
+        every = max(1, self.training.steps // _HISTORY_ENTRIES)
+        if progress.step % every == 0 or progress.step == self.training.steps or evaluates or not finite:
+            mean = sum(progress.losses) / len(progress.losses)
+            progress.history.append(self._entry(mean if finite else None, rate))
+            progress.losses.clear()
+        if not finite:
+            raise Diverged(f"the loss is {loss} at step {progress.step}")
+        if evaluates and progress.step < self.training.steps:
+            progress.history[-1]["metrics"] = self.evaluate(self.model)
+            self.model.train()
+
+    def _entry(self, loss: float | None, rate: float) -> dict[str, Any]:
+        progress = self.progress
+        entry = {"step": progress.step, "tokens": progress.tokens, "seconds": progress.train_seconds}
+        return {**entry, "loss": loss, "learning_rate": rate, "metrics": None}
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """The task's metrics; the time that takes is counted apart."""
+        clock = Clock(self.device)
+        with clock.phase("forward"):
+            metrics = self.task.evaluate(model)
+        self.progress.evaluation_seconds += clock.end_step()
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "progress": asdict(self.progress),
+            "seconds": self.clock.steps,
+        }
+
+    def _resume(self, path: Path) -> None:
+        state = checkpoint.load(path)
+        if state is None:
+            return
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.progress = Progress(**state["progress"])
+        self.clock.steps = state["seconds"]

@@ -1,0 +1,49 @@
+"""Wall-clock seconds of the phases of a training step."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+PHASES = ("forward", "backward", "update")
+_WARM_UP = 3  # steps that medians leave out, of long enough runs
+
+
+class Clock:
+    """Seconds of every phase of every step; on an accelerator it waits for the work to be done before it looks."""
+
+    def __init__(self, device: torch.device):
+        self._waits = device.type != "cpu"
+        self.steps: dict[str, list[float]] = {name: [] for name in PHASES}
+        self._current = dict.fromkeys(PHASES, 0.0)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time what happens inside, on top of what this step already spent in phase `name`."""
+        start = self._now()
+        yield
+        self._current[name] += self._now() - start
+
+    def end_step(self) -> float:
+        """Close the current step; returns its seconds."""
+        seconds = sum(self._current.values())
+        for name, spent in self._current.items():
+            self.steps[name].append(spent)
+        self._current = dict.fromkeys(PHASES, 0.0)
+        return seconds
+
+    def medians(self) -> dict[str, float | None]:
+        """`forward_seconds` etc., the median of a step; the first steps are left out if there are enough others."""
+        return {f"{name}_seconds": _median(spent) for name, spent in self.steps.items()}
+
+    def _now(self) -> float:
+        if self._waits:
+            torch.accelerator.synchronize()
+        return time.perf_counter()
+
+
+def _median(seconds: list[float]) -> float | None:
+    rest = seconds[min(_WARM_UP, len(seconds) // 2) :]
+    return statistics.median(rest) if rest else None

@@ -1,0 +1,162 @@
+"""What a user asked for: command line over --config file over profile over defaults, checked before anything runs."""
+
+import dataclasses
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import UserError
+from .profiles import PROFILES
+from .values import annotations, convert, parse, suggestion
+
+ALL_METHODS = "*"  # the key of hyper-parameters that go to every method which has them
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything that can be set; the names are those of the options and of the keys of a --config file."""
+
+    optimizers: tuple[str, ...] = ("badam", "blockllm")
+    task: tuple[str, ...] = ("superglue",)
+    profile: Literal["demo", "paper"] = "demo"
+    model: str = ""
+    tokenizer: str | None = None
+    data: str = "demo"
+    seeds: tuple[int, ...] = (0,)
+    steps: int | None = None
+    epochs: float | None = None
+    batch_size: int = 16
+    sequence_length: int = 128
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    autocast: Literal["bfloat16"] | None = None
+    device: str = "auto"
+    checkpointing: bool = False
+    gradient_accumulation_steps: int = 1
+    max_grad_norm: float | None = None
+    evaluate_every: int | None = None
+    learning_rate: float | None = None
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_fraction: float = 0.1
+    reference: bool = True
+    checkpoint_every: int = 500
+    threads: int | None = None
+    trust_remote_code: bool = False
+    out: str = "runs"
+    retry: bool = False
+    quiet: bool = False
+    dry_run: bool = False
+    hyperparameters: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+
+_TYPES = annotations(Settings)
+_POSITIVE = ("steps", "epochs", "batch_size", "sequence_length", "gradient_accumulation_steps", "max_grad_norm")
+_POSITIVE += ("evaluate_every", "threads")
+_NOT_NEGATIVE = ("checkpoint_every", "learning_rate")
+
+
+def resolve(given: Mapping[str, Any], assignments: list[str], config: str | None = None) -> Settings:
+    """The settings from what was `given` on the command line, its --set `assignments` and a --config file.
+
+    Raises:
+        UserError: an unknown key, a value of the wrong type or out of range, an unreadable file.
+    """
+    command_line = {**given, "hyperparameters": _parse_assignments(assignments)}
+    file = _typed(_read_config(config), config) if config else {}
+    profile = command_line.get("profile", file.get("profile", "demo"))
+    if profile not in PROFILES:
+        raise UserError(f"--profile {profile}: there is no such profile. {suggestion(profile, PROFILES)}")
+    merged: dict[str, Any] = {}
+    for layer in (PROFILES[profile], file, _typed(command_line)):
+        merged = _overlay(merged, layer)
+    settings = Settings(**merged)
+    _check(settings)
+    return settings
+
+
+def _overlay(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` wins; hyper-parameters one by one; steps and epochs replace each other."""
+    if "steps" in above and "epochs" in above:
+        raise UserError("give either steps or epochs, not both")
+    if "steps" in above or "epochs" in above:
+        below = {key: value for key, value in below.items() if key not in ("steps", "epochs")}
+    upper, lower = above.get("hyperparameters", {}), below.get("hyperparameters", {})
+    methods = {name: {**lower.get(name, {}), **upper.get(name, {})} for name in [*lower, *upper]}
+    return {**below, **above, "hyperparameters": methods}
+
+
+def _typed(layer: Mapping[str, Any], where: str | None = None) -> dict[str, Any]:
+    return {key: _typed_value(key, value, where) for key, value in layer.items()}
+
+
+def _typed_value(key: str, value: Any, where: str | None) -> Any:
+    try:
+        return convert(value, _TYPES[key])
+    except TypeError as error:
+        raise UserError(f"{_name(key, where)} must be {error}, not {value!r}") from error
+
+
+def _name(key: str, where: str | None = None) -> str:
+    return f"{where}: {key}" if where else "--" + key.replace("_", "-")
+
+
+def _parse_assignments(assignments: list[str]) -> dict[str, dict[str, Any]]:
+    """`badam.switch_every=50` for one method; `weight_decay=0` for all that have it."""
+    methods: dict[str, dict[str, Any]] = {}
+    for text in assignments:
+        target, equals, value = text.partition("=")
+        method, _, key = target.strip().rpartition(".")
+        if not equals or not re.fullmatch(r"[A-Za-z_]\w*", key):
+            raise UserError(f"--set {text}: write METHOD.KEY=VALUE, such as badam.switch_every=50, or KEY=VALUE for all")
+        methods.setdefault(method or ALL_METHODS, {})[key] = parse(value)
+    return methods
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    """A TOML file: options as keys (with _ or -), a table per method for its hyper-parameters."""
+    try:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path}: can't be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: not valid TOML: {error}") from error
+    methods = {key: value for key, value in content.items() if isinstance(value, dict)}
+    options = {key.replace("-", "_"): value for key, value in content.items() if key not in methods}
+    for key in options:
+        if key not in _TYPES or key == "hyperparameters":
+            known = [name for name in _TYPES if name != "hyperparameters"]
+            raise UserError(f"{path}: unknown key {key!r}. {suggestion(key, known)}")
+    return {**options, "hyperparameters": methods}
+
+
+def _check(settings: Settings) -> None:
+    values = dataclasses.asdict(settings)
+    for key in _POSITIVE:
+        if values[key] is not None and not 0 < values[key] < float("inf"):
+            raise UserError(f"{_name(key)} must be more than 0, not {values[key]}")
+    for key in _NOT_NEGATIVE:
+        if values[key] is not None and not 0 <= values[key] < float("inf"):
+            raise UserError(f"{_name(key)} must be a finite number of at least 0, not {values[key]}")
+    if not 0 <= settings.warmup_fraction < 1:
+        raise UserError(f"--warmup-fraction must be at least 0 and below 1, not {settings.warmup_fraction}")
+    for key in ("optimizers", "task", "seeds"):
+        if not values[key]:
+            raise UserError(f"{_name(key)} names nothing")
+    if min(settings.seeds) < 0:
+        raise UserError(f"--seeds must be whole numbers of at least 0, not {min(settings.seeds)}")
+    if settings.batch_size % settings.gradient_accumulation_steps:
+        raise UserError(
+            f"--batch-size {settings.batch_size} (examples an update) can't be split into "
+            f"{settings.gradient_accumulation_steps} equal micro-batches: choose a multiple"
+        )
+    _check_out(Path(settings.out))
+
+
+def _check_out(out: Path) -> None:
+    """A folder, or a path on which one can be made."""
+    for path in (out, *out.absolute().parents):
+        if path.exists() or path.is_symlink():
+            if not path.is_dir():
+                raise UserError(f"--out {out}: {path} is a file, not a folder: choose another path")
+            break

@@ -1,0 +1,105 @@
+"""Values that users write, as text or TOML, turned into what an annotation asks for."""
+
+import ast
+import difflib
+import inspect
+import types
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Literal, Union, get_args, get_origin
+
+_CONSTANTS = {"true": True, "false": False, "none": None}
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: "none"}
+
+
+def parse(text: str) -> Any:
+    """The value that `text` means: 50, 1e-5, true, none, 0.9,0.95; anything else is a text."""
+    if text.strip().lower() in _CONSTANTS:
+        return _CONSTANTS[text.strip().lower()]
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError):
+        return text
+
+
+def convert(value: Any, annotation: Any) -> Any:
+    """`value` as `annotation` wants it: a whole number becomes a float, a list or a single item a tuple.
+
+    Raises:
+        TypeError: it can't be; the message says what it must be ("a whole number or none").
+    """
+    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if annotation in _WORDS:
+        if type(value) is annotation or (annotation is types.NoneType and value is None):
+            return value
+        raise TypeError(describe(annotation))
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        return _first_that_fits(value, annotation)
+    if origin is Literal:
+        if value in get_args(annotation):
+            return value
+        raise TypeError(describe(annotation))
+    if origin in (tuple, list, Sequence, Iterable, Collection):
+        return _items(value, annotation)
+    return value
+
+
+def describe(annotation: Any) -> str:
+    """An annotation in words."""
+    if annotation is None or annotation in _WORDS:
+        return _WORDS[annotation or types.NoneType]
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(describe, args))
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, args))
+    if origin in (tuple, list, Sequence, Iterable, Collection):
+        kinds = [kind for kind in args if kind is not Ellipsis]
+        return "a list" if not kinds else f"a list of {describe(kinds[0]).removeprefix('a ')}s"
+    return str(annotation)
+
+
+def _first_that_fits(value: Any, annotation: Any) -> Any:
+    members = get_args(annotation)
+    exact = [member for member in members if member is type(value)]
+    for member in [*exact, *members]:
+        try:
+            return convert(value, member)
+        except TypeError:
+            continue
+    raise TypeError(describe(annotation))
+
+
+def _items(value: Any, annotation: Any) -> tuple:
+    kinds = get_args(annotation)
+    if isinstance(value, str):
+        value = tuple(part.strip() for part in value.split(",") if part.strip())
+    if not isinstance(value, list | tuple):
+        value = (value,)
+    if len(kinds) > 1 and Ellipsis not in kinds:
+        if len(kinds) != len(value):
+            raise TypeError(f"{len(kinds)} values")
+        pairs = zip(value, kinds, strict=True)
+    else:
+        pairs = ((item, kinds[0] if kinds else Any) for item in value)
+    try:
+        return tuple(convert(item, kind) for item, kind in pairs)
+    except TypeError:
+        raise TypeError(describe(annotation)) from None
+
+
+def annotations(function: Any) -> dict[str, Any]:
+    """Parameter annotations of a class or function; none where a name in them can't be resolved."""
+    try:
+        signature = inspect.signature(function, eval_str=True)
+    except NameError:  # imported for type checkers only: such a method's values are checked by itself
+        return {}
+    return {name: parameter.annotation for name, parameter in signature.parameters.items()}
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """`Did you mean ...? Available: ...` for a name that isn't among `known`."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return (f"Did you mean {close[0]}? " if close else "") + f"Available: {', '.join(known)}"
