@@ -1,0 +1,99 @@
+"""Where the memory goes: from a trace to the peak, its parts, and who holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from itertools import pairwise
+from typing import Any
+
+from torch import nn
+
+from .components import COMPONENTS, classify
+from .trace import PARTS, Trace
+
+Parts = dict[str, int]  # bytes of each of the PARTS
+
+
+def summarize(trace: Trace, model: nn.Module) -> dict[str, Any]:
+    """The report on a trace of `model`'s training steps.
+
+    Returns:
+        peak_allocated_bytes: the most that was there at once, as asked for (not rounded as an allocator would).
+        at_peak: the five `PARTS` at that moment; they add up to it.
+        maximum: the same five, each at its own maximum; they don't add up.
+        peak_phase: the phase of the peak: "forward", "backward", "update", "switch", or "" outside of all.
+        peak_module: the module that holds most at the peak, without what its children hold.
+        peak_selection: what was trained then, or None for a method without a choice.
+        selections: a list of {"selection", "peak_allocated_bytes"}, in the order of training.
+        components: the parts at the peak of each of the `COMPONENTS`.
+        modules: the parts at the peak of each module, without what its children hold ("" is the model itself and the
+            loss; "(inputs)" and "(optimizer)" belong to no module).
+    """
+    peaks, maximum = find_peaks(trace)
+    highest = max(range(len(peaks)), key=lambda turn: peaks[turn][0])
+    peak_bytes, moment = peaks[highest]
+    alive = alive_at(trace, moment)
+    component = classify(model)
+    modules = _group(trace, alive, trace.modules)
+    components = _group(trace, alive, [component.get(module, "other") for module in trace.modules])
+    return {
+        "peak_allocated_bytes": peak_bytes,
+        "at_peak": _group(trace, alive, [""] * len(trace.sizes))[""],
+        "maximum": dict(zip(PARTS, maximum, strict=True)),
+        "peak_phase": trace.phases[trace.events[moment]],
+        "peak_module": max(modules, key=lambda module: sum(modules[module].values())),
+        "peak_selection": trace.selections[highest][1],
+        "selections": [
+            {"selection": selection, "peak_allocated_bytes": peak}
+            for (_, selection), (peak, _) in zip(trace.selections, peaks, strict=True)
+        ],
+        "components": {name: components.get(name, _nothing()) for name in COMPONENTS},
+        "modules": modules,
+    }
+
+
+def find_peaks(trace: Trace) -> tuple[list[tuple[int, int]], list[int]]:
+    """The peak of each selection as (bytes, index of the event that made it), and the maximum of each part."""
+    now, maximum, peaks = [0] * len(PARTS), [0] * len(PARTS), []
+    total, sizes, parts = 0, trace.sizes, trace.parts
+    starts = [start for start, _ in trace.selections]
+    for start, end in pairwise([*starts, len(trace.events)]):
+        highest, moment = total, max(start - 1, 0)
+        for position in range(start, end):
+            event = trace.events[position]
+            if event < 0:
+                total -= sizes[~event]
+                now[parts[~event]] -= sizes[~event]
+                continue
+            part = parts[event]
+            total += sizes[event]
+            now[part] += sizes[event]
+            if total > highest:
+                highest, moment = total, position
+            if now[part] > maximum[part]:
+                maximum[part] = now[part]
+        peaks.append((highest, moment))
+    return peaks, maximum
+
+
+def alive_at(trace: Trace, moment: int) -> list[int]:
+    """The allocations that exist just after the event at index `moment`."""
+    alive: dict[int, None] = {}
+    for event in trace.events[: moment + 1]:
+        if event < 0:
+            del alive[~event]
+        else:
+            alive[event] = None
+    return list(alive)
+
+
+def _group(trace: Trace, allocations: Iterable[int], key: list[Hashable]) -> dict[Any, Parts]:
+    """The parts of `allocations`, summed by `key`, which has one entry an allocation."""
+    groups: dict[Any, Parts] = {}
+    for index in allocations:
+        groups.setdefault(key[index], _nothing())[PARTS[trace.parts[index]]] += trace.sizes[index]
+    return groups
+
+
+def _nothing() -> Parts:
+    return dict.fromkeys(PARTS, 0)

@@ -1,0 +1,51 @@
+"""Metering a full cycle of a method: every block that it trains in turns, some steps each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from optimizers import MemoryEfficientOptimizer
+
+from .loop import Batch, Loss, training_step
+from .memory import MemoryMeter
+
+
+def meter_cycle(
+    model: nn.Module,
+    optimizer: MemoryEfficientOptimizer,
+    loss_fn: Loss,
+    batches: Callable[[int], Sequence[Batch]],
+    *,
+    max_grad_norm: float | None = None,
+    steps_per_selection: int = 2,
+    selections: int | None = None,
+) -> dict[str, Any]:
+    """Trains `model` through a cycle of what `optimizer` selects and reports the memory: see `breakdown.summarize`.
+
+    Two steps a selection are needed: state that the first one's update makes is there in the second one's forward and
+    backward. Works on real and on fake tensors. It trains the model, so give it a copy.
+
+    Args:
+        model: on the device to meter.
+        optimizer: a method of `optimizers`, built for `model`.
+        loss_fn: the loss of `model` on a micro-batch.
+        batches: the micro-batches of a step, on the model's device; they are counted while that step lasts.
+        max_grad_norm: clip gradients in the loop.
+        steps_per_selection: training steps for each selection.
+        selections: how many to go through; the optimizer's `cycle_length` if None.
+    """
+    with MemoryMeter(model, optimizer) as meter:
+        for turn in range(selections or optimizer.cycle_length):
+            if turn:
+                optimizer.advance()
+            for step in range(turn * steps_per_selection, (turn + 1) * steps_per_selection):
+                _step(meter, loss_fn, batches(step), max_grad_norm)
+    return meter.report()
+
+
+def _step(meter: MemoryMeter, loss_fn: Loss, micro_batches: Sequence[Batch], max_grad_norm: float | None) -> None:
+    meter.hold(micro_batches)
+    training_step(meter.model, meter.optimizer, loss_fn, micro_batches, max_grad_norm=max_grad_norm, phase=meter.phase)

@@ -1,0 +1,265 @@
+"""The memory meter: every allocation of a training step, sorted by what it is for, exact to the byte on any device."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import cache, wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+
+from optimizers import MemoryEfficientOptimizer
+
+from .breakdown import summarize
+from .modules import ModuleTracker
+from .trace import ACTIVATIONS, GRADIENTS, INPUTS, OPTIMIZER_STATE, TEMPORARIES, WEIGHTS, Trace
+
+current_node = torch._C._current_autograd_node
+AccumulateGrad = torch._C._functions.AccumulateGrad
+
+
+class MemoryMeter(TorchDispatchMode):
+    """Sees the output of every operation while it is entered, and when the storage behind it is freed.
+
+    A storage is counted once, however many views it has, and lives as long as the last of them. It is sorted by what
+    becomes of it, from its birth on:
+
+    - weights: parameters and buffers of the model;
+    - gradients: what autograd accumulates into `.grad`, whoever frees it and when;
+    - optimizer state: tensors in `optimizer.state`, fp32 masters among them;
+    - activations: made in the forward phase, or when a checkpointed segment is computed again, and still there at its
+      end: autograd keeps it for the backward pass. The inputs of the step (`hold`) count too;
+    - temporaries: everything else.
+
+    What is allocated outside of any phase (data, evaluation) isn't seen until it turns up in the model or optimizer.
+    Only the device of the model's first parameter counts (by type: all its GPUs together). Works alike on real tensors
+    and on fake ones (enter the `FakeTensorMode` first), and with re-entrant and non-re-entrant checkpointing. It
+    computes nothing itself, so the weights after a metered step are those after any other, to the last bit.
+
+    What it can't see: the workspace that a kernel allocates and frees inside one operation (SVD, QR, convolutions,
+    cuBLAS), and what an allocator adds by rounding (`allocator.py` estimates that). Some of torch's
+    operations avoid working in place while any dispatch mode is on, which can add a temporary of one tensor's size.
+    Python's garbage collector is held back, and run before each forward phase, so that two runs agree to the byte.
+
+    Args:
+        model: the model that is trained.
+        optimizer: its optimizer. What `after_step` and `advance` allocate falls into the phase "switch".
+
+    Raises:
+        ValueError: the model has no parameters.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None):
+        super().__init__()
+        self.model = model
+        self.optimizer = optimizer
+        self.trace = Trace()
+        self._modules = ModuleTracker(model)
+        self._owned = [(p, self._modules.owner(p)) for p in model.parameters()]
+        if not self._owned:
+            raise ValueError(f"{type(model).__name__} has no parameters: there is no training step to meter")
+        self._device = self._owned[0][0].device.type
+        self._phase = ""
+        self._alive: dict[int, _Watch] = {}
+        self._segment: list[int] = []
+        self._leaf: AccumulateGrad | None = None
+        self._cleanup = ExitStack()
+
+    def __enter__(self) -> MemoryMeter:
+        gc.collect()
+        self._cleanup.callback(self._alive.clear)
+        if gc.isenabled():
+            gc.disable()
+            self._cleanup.callback(gc.enable)
+        self._cleanup.enter_context(self._modules)
+        if isinstance(self.optimizer, MemoryEfficientOptimizer):
+            self._meter_switching(self.optimizer)
+        self._note_selection()
+        self._scan(self.model.named_buffers())
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        self._cleanup.close()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """What is allocated inside belongs to the phase `name`: "forward", "backward", "update" or "switch"."""
+        if name == "forward":
+            gc.collect(1)
+        outer, self._phase = self._phase, name
+        try:
+            yield
+        finally:
+            self._end_segment()
+            self._leaf = None
+            self._scan()
+            self._phase = outer
+
+    def hold(self, inputs: Any) -> None:
+        """Counts the tensors in `inputs` (nested in mappings and sequences) among the activations, until they die."""
+        for tensor in _tensors(inputs):
+            self._assign(tensor, ACTIVATIONS, INPUTS)
+
+    def report(self) -> dict[str, Any]:
+        """The peak and where it falls; see `breakdown.summarize`."""
+        return summarize(self.trace, self.model)
+
+    # ---- each operation
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not self._phase:
+            return result
+        node = current_node()
+        if self._is_gradient(result, node):
+            self._assign(result, GRADIENTS, self._modules.owner(node.variable))
+        elif not _only_aliases(func):
+            for tensor in _tensors(result):
+                self._see(tensor, node)
+        return result
+
+    def _is_gradient(self, result: Any, node: Any) -> bool:
+        """Is it what autograd accumulates: the first of the parameter's shape, before hooks on the parameter run?"""
+        if not isinstance(node, AccumulateGrad):
+            self._leaf = None
+            return False
+        if node is self._leaf or not isinstance(result, Tensor) or result.shape != node.variable.shape:
+            return False
+        self._leaf = node
+        return True
+
+    def _see(self, tensor: Tensor, node: Any = None) -> list[int]:
+        """The allocations behind a tensor (several for a wrapper or a sparse tensor), noted where they are new."""
+        if tensor.device.type != self._device:
+            return []
+        return [self._allocation(storage, node) for storage in _storages(tensor) if storage.nbytes()]
+
+    def _allocation(self, storage: torch.UntypedStorage, node: Any) -> int:
+        watch = self._alive.get(storage._cdata)
+        if watch is None:
+            return self._allocate(storage, TEMPORARIES, self._modules.current(node, self._phase))
+        index, size = watch.index, storage.nbytes()
+        if size == self.trace.sizes[index]:
+            return index
+        self.trace.free(index)
+        return self._allocate(storage, self.trace.parts[index], self.trace.modules[index])
+
+    def _allocate(self, storage: torch.UntypedStorage, part: int, module: str) -> int:
+        computing = self._is_computing_activations()
+        if not computing:
+            self._end_segment()
+        index = self.trace.allocate(storage.nbytes(), part, self._phase, module)
+        if computing:
+            self._segment.append(index)
+        self._alive[storage._cdata] = _Watch(storage, index, self._freed)
+        return index
+
+    def _is_computing_activations(self) -> bool:
+        """In the forward phase, or where the backward pass computes a checkpointed segment again."""
+        if self._phase != "backward":
+            return self._phase == "forward"
+        return self._modules.inside() or (torch.is_grad_enabled() and current_node() is not None)
+
+    def _end_segment(self) -> None:
+        """What a forward computation leaves behind when it ends is kept for the backward pass."""
+        trace = self.trace
+        for index in self._segment:
+            if not trace.freed[index] and trace.parts[index] == TEMPORARIES:
+                trace.parts[index] = ACTIVATIONS
+        self._segment.clear()
+
+    def _freed(self, watch: _Watch) -> None:
+        del self._alive[watch.key]
+        self.trace.free(watch.index)
+
+    # ---- what is there between operations
+
+    def _scan(self, buffers: Iterable[tuple[str, Tensor]] = ()) -> None:
+        """Finds weights, gradients and optimizer state, the new ones among what was seen being allocated."""
+        for p, module in self._owned:
+            self._assign(p, WEIGHTS, module)
+            if p.grad is not None:
+                self._assign(p.grad, GRADIENTS, module)
+        for name, buffer in buffers:
+            self._assign(buffer, WEIGHTS, name.rpartition(".")[0])
+        if self.optimizer is not None:
+            for p, state in self.optimizer.state.items():
+                for tensor in _tensors(state):
+                    self._assign(tensor, OPTIMIZER_STATE, self._modules.owner(p))
+
+    def _assign(self, tensor: Tensor, part: int, module: str) -> None:
+        for index in self._see(tensor):
+            self.trace.assign(index, part, module)
+
+    def _note_selection(self) -> None:
+        selection = self.optimizer.selection if isinstance(self.optimizer, MemoryEfficientOptimizer) else None
+        self.trace.selections.append((len(self.trace.events), selection))
+
+    def _meter_switching(self, optimizer: MemoryEfficientOptimizer) -> None:
+        """Makes `after_step` and `advance` a phase of their own, on this one optimizer, until the meter is left."""
+        for name in ("after_step", "advance"):
+            setattr(optimizer, name, self._as_switch(getattr(optimizer, name)))
+            self._cleanup.callback(delattr, optimizer, name)
+
+    def _as_switch(self, method: Any) -> Any:
+        @wraps(method)
+        def switch() -> None:
+            self._scan()  # a switch may drop state that the scan at the phase's end would miss
+            with self.phase("switch"):
+                method()
+            self._note_selection()
+
+        return switch
+
+
+class _Watch(weakref.ref):
+    """A weak reference to a storage that knows its allocation; torch keeps the Python object as long as the storage."""
+
+    __slots__ = ("index", "key")
+
+    def __new__(cls, storage: torch.UntypedStorage, index: int, callback: Any) -> _Watch:
+        watch = super().__new__(cls, storage, callback)
+        watch.index, watch.key = index, storage._cdata
+        return watch
+
+    def __init__(self, storage: torch.UntypedStorage, index: int, callback: Any):
+        super().__init__(storage, callback)
+
+
+@cache
+def _only_aliases(func: Any) -> bool:
+    """Does an operation return nothing but views of its arguments, so that nothing new can come of it?"""
+    name, returns = func._schema.name, func._schema.returns
+    may_resize = "out" in func._overloadname or name in ("aten::resize_", "aten::resize_as_", "aten::set_")
+    return not may_resize and all(value.alias_info is not None for value in returns)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested mappings and sequences."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _storages(tensor: Tensor) -> Iterator[torch.UntypedStorage]:
+    """The storages of a tensor: one, or those of what a wrapper or a sparse tensor is made of."""
+    if is_traceable_wrapper_subclass(tensor):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _storages(getattr(tensor, name))
+    elif tensor.layout is torch.sparse_coo:
+        yield tensor._indices().untyped_storage()
+        yield tensor._values().untyped_storage()
+    else:
+        yield tensor.untyped_storage()

@@ -1,0 +1,75 @@
+"""Which module of a model is at work, in the forward pass, in the backward pass, or nowhere."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from .trace import OPTIMIZER, ROOT
+
+
+class ModuleTracker:
+    """Follows forward passes by two hooks on all modules, and backward passes by the numbers of autograd's nodes.
+
+    Autograd numbers its nodes as it makes them, so the number of a node tells which module was at work then.
+    """
+
+    def __init__(self, model: nn.Module):
+        self._names = {module: name for name, module in model.named_modules()}
+        self._owners: dict[int, str] = {}
+        for name, p in model.named_parameters():
+            self._owners[id(p)] = name.rpartition(".")[0]
+        self._stack: list[str] = []
+        self._numbers: list[int] = [0]  # from this number on, autograd's nodes are made
+        self._makers: list[str] = [ROOT]  # by this module
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> ModuleTracker:
+        self._handles = [
+            register_module_forward_pre_hook(self._enter_module),
+            register_module_forward_hook(self._leave_module, always_call=True),
+        ]
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def owner(self, p: Tensor) -> str:
+        """The module that a parameter belongs to; of a tied one, the first."""
+        return self._owners.get(id(p), ROOT)
+
+    def inside(self) -> bool:
+        """Is a module's forward at work?"""
+        return bool(self._stack)
+
+    def current(self, node: Any, phase: str) -> str:
+        """The module at work, where `node` is autograd's node that runs now, or None."""
+        if self._stack:
+            return self._stack[-1]
+        if node is None:
+            return ROOT if phase == "forward" else OPTIMIZER
+        if isinstance(node, torch._C._functions.AccumulateGrad):
+            return self.owner(node.variable)
+        return self._makers[bisect_right(self._numbers, node._sequence_nr()) - 1]
+
+    def _enter_module(self, module: nn.Module, args: Any) -> None:
+        outer = self._stack[-1] if self._stack else ROOT
+        self._stack.append(self._names.get(module, outer))
+        self._note_maker(self._stack[-1])
+
+    def _leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._stack.pop()
+        self._note_maker(self._stack[-1] if self._stack else ROOT)
+
+    def _note_maker(self, name: str) -> None:
+        number = torch.autograd._get_sequence_nr()
+        if number == self._numbers[-1]:
+            self._makers[-1] = name
+        elif number > self._numbers[-1]:
+            self._numbers.append(number)
+            self._makers.append(name)

@@ -1,0 +1,57 @@
+"""A trace of allocations: what was allocated and freed, in order, and what each allocation was for."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+
+WEIGHTS, GRADIENTS, OPTIMIZER_STATE, ACTIVATIONS, TEMPORARIES = range(5)
+PARTS = ("weights_bytes", "gradients_bytes", "optimizer_state_bytes", "activations_bytes", "temporaries_bytes")
+
+# Where an allocation belongs that no module of the model made.
+INPUTS, ROOT, OPTIMIZER = "(inputs)", "", "(optimizer)"
+
+
+@dataclass
+class Trace:
+    """All allocations of some training steps. Lists have one entry an allocation; `events` gives the order.
+
+    Attributes:
+        sizes: bytes, as asked for (an allocator may round them up).
+        parts: what it is for, an index of `PARTS`; known for sure only when the steps are over.
+        phases: "forward", "backward", "update", "switch", or "" for what was there before.
+        modules: name of the module that made or owns it; see `INPUTS`, `ROOT` and `OPTIMIZER` for the others.
+        events: `i` where allocation `i` is made, `~i` where it is freed.
+        freed: one byte an allocation, 1 if it was freed.
+        selections: (index into `events`, what is trained from there on).
+    """
+
+    sizes: list[int] = field(default_factory=list)
+    parts: list[int] = field(default_factory=list)
+    phases: list[str] = field(default_factory=list)
+    modules: list[str] = field(default_factory=list)
+    events: array[int] = field(default_factory=lambda: array("q"))
+    freed: bytearray = field(default_factory=bytearray)
+    selections: list[tuple[int, str | None]] = field(default_factory=list)
+
+    def allocate(self, size: int, part: int, phase: str, module: str) -> int:
+        """Notes an allocation of `size` bytes and returns its index."""
+        index = len(self.sizes)
+        self.sizes.append(size)
+        self.parts.append(part)
+        self.phases.append(phase)
+        self.modules.append(module)
+        self.events.append(index)
+        self.freed.append(0)
+        return index
+
+    def free(self, index: int) -> None:
+        """Notes that allocation `index` is gone."""
+        self.events.append(~index)
+        self.freed[index] = 1
+
+    def assign(self, index: int, part: int, module: str) -> None:
+        """Says what allocation `index` was for from its birth on, unless it has a lasting purpose already."""
+        if self.parts[index] in (ACTIVATIONS, TEMPORARIES):
+            self.parts[index] = part
+            self.modules[index] = module
