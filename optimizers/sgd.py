@@ -13,7 +13,7 @@ from .registry import register
 
 @register("sgd")
 class SGD(MemoryEfficientOptimizer):
-    """SGD on all parameters, by torch's fused kernel, in the precision of the weights.
+    """SGD on all parameters, by torch's kernels, in the precision of the weights.
 
     Trains everything. Keeps nothing, or one momentum buffer of the weights' size.
 

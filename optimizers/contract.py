@@ -1,0 +1,422 @@
+"""What every method promises, as checks that anybody can run on a method of their own.
+
+    from optimizers.contract import CHECKS, Subject
+
+    @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+    def test_my_method_keeps_the_contract(check):
+        check(Subject(MyMethod, {"lr": 1e-2}))
+
+Each check raises an AssertionError that says which promise is broken.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+
+from .base import MemoryEfficientOptimizer
+
+VOCABULARY, WIDTH, LAYERS, CLASSES = 20, 16, 3, 3
+
+
+class Attention(nn.Module):
+    """One head of self-attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:  # (batch, length, width)
+        return self.o_proj(F.scaled_dot_product_attention(self.q_proj(x), self.k_proj(x), self.v_proj(x)))
+
+
+class MLP(nn.Module):
+    """A gated feed-forward network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(WIDTH, 2 * WIDTH)
+        self.down_proj = nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    """A transformer layer, the norms first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.self_attn, self.mlp = Attention(), MLP()
+        self.input_layernorm, self.post_attention_layernorm = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x))
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class TinyTransformer(nn.Module):
+    """A transformer that classifies sequences, small enough to train in a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(VOCABULARY, WIDTH)
+        self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
+        self.norm = nn.LayerNorm(WIDTH)
+        self.classifier = nn.Linear(WIDTH, CLASSES)
+        self.unused = nn.ModuleDict({"probe": nn.Linear(WIDTH, WIDTH)})  # never reached: its gradients stay None
+
+    def forward(self, tokens: Tensor) -> Tensor:  # (batch, length) -> (batch, classes)
+        x = self.embed_tokens(tokens)
+        for layer in self.layers:
+            x = layer(x)
+        return self.classifier(self.norm(x).mean(1))
+
+
+def build_model(dtype: torch.dtype = torch.float32) -> TinyTransformer:
+    """The model that the checks train, always with the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return TinyTransformer().to(dtype)
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    """Tokens (16, 6) and labels (16,): most tokens of a sequence, not all, are of the kind that its class prefers."""
+    generator = torch.Generator().manual_seed(step)
+    labels = torch.randint(CLASSES, (16,), generator=generator)
+    tokens = torch.randint(VOCABULARY, (16, 6), generator=generator)
+    telling = torch.rand(16, 6, generator=generator) < 0.5
+    return torch.where(telling, labels[:, None] + CLASSES * (tokens // CLASSES // 2), tokens), labels
+
+
+@dataclass
+class Subject:
+    """A method under test, and hyper-parameters that let it learn on a tiny model.
+
+    `always_train=("classifier",)` is added for methods that have it, as the tasks do.
+    """
+
+    method: type[MemoryEfficientOptimizer]
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, model: nn.Module, **more: Any) -> MemoryEfficientOptimizer:
+        head = {"always_train": ("classifier",)} if "always_train" in self.keywords else {}
+        return self.method(model, **{**head, **self.hyperparameters, **more})  # type: ignore[arg-type]
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """Constructor keywords and their defaults."""
+        parameters = list(inspect.signature(self.method).parameters.values())[1:]
+        return {p.name: p.default for p in parameters}
+
+
+def loss_of(model: nn.Module, step: int) -> Tensor:
+    tokens, labels = batch(step)
+    return F.cross_entropy(model(tokens).float(), labels)
+
+
+def train(model: nn.Module, optimizer: MemoryEfficientOptimizer, steps: int, start: int = 0) -> list[float]:
+    """The loop, in its one form; gives the losses."""
+    losses = []
+    for step in range(start, start + steps):
+        loss = loss_of(model, step)
+        optimizer.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def changed(before: dict[str, Tensor], model: nn.Module) -> set[str]:
+    return {name for name, p in model.named_parameters() if not torch.equal(before[name], p)}
+
+
+def is_an_optimizer_of_the_models_parameters(subject: Subject) -> None:
+    model = build_model()
+    optimizer = subject.build(model)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    members = [p for group in optimizer.param_groups for p in group["params"]]
+    assert len(members) == len(set(members)) > 0, "a parameter is in two groups, or there is none"
+    assert set(members) <= set(model.parameters()), "a group has a parameter that is not the model's"
+
+
+def describes_itself(subject: Subject) -> None:
+    for name in ("summary", "paper", "trains", "keeps"):
+        assert getattr(subject.method, name), f"{subject.method.__name__}.{name} is empty"
+    assert "Args:" in (subject.method.__doc__ or ""), "the docstring doesn't list the arguments"
+
+
+def the_loss_falls(subject: Subject) -> None:
+    model = build_model()
+    losses = train(model, subject.build(model), 150)
+    first, last = sum(losses[:10]), sum(losses[-10:])
+    assert last < 0.7 * first, f"the loss went from {first / 10:.3f} to {last / 10:.3f} only"
+
+
+def follows_a_scheduler(subject: Subject) -> None:
+    model = build_model()
+    optimizer = subject.build(model)
+    rate = [1.0]
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: rate[0])
+    train(model, optimizer, 2)
+    before = weights_of(model)
+    rate[0] = 0.0
+    scheduler.step()
+    optimizer.load_state_dict(optimizer.state_dict())  # replaces the group dicts
+    train(model, optimizer, 5, start=2)
+    assert not changed(before, model), "weights moved at a learning rate of 0"
+    rate[0] = 1.0
+    scheduler.step()
+    train(model, optimizer, 2, start=7)
+    assert changed(before, model), "no weight moved when the learning rate came back"
+
+
+def resumes_to_the_last_bit(subject: Subject) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        for pause in (1, 5, 8):
+            straight = build_model(dtype)
+            optimizer = subject.build(straight)
+            expected = train(straight, optimizer, 14)
+            model = build_model(dtype)
+            first = subject.build(model)
+            losses = train(model, first, pause)
+            model, second = _revive(subject, dtype, model, first)
+            losses += train(model, second, 14 - pause, start=pause)
+            assert losses == expected, f"losses differ after resuming at step {pause} in {dtype}"
+            assert not changed(weights_of(straight), model), f"weights differ after resuming at {pause} in {dtype}"
+            _same_state(optimizer, second)
+
+
+def _revive(
+    subject: Subject, dtype: torch.dtype, model: nn.Module, optimizer: MemoryEfficientOptimizer
+) -> tuple[nn.Module, MemoryEfficientOptimizer]:
+    """Model and optimizer built anew, then filled from a file."""
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    revived = build_model(dtype)
+    again = subject.build(revived)
+    revived.load_state_dict(saved["model"])
+    again.load_state_dict(saved["optimizer"])
+    return revived, again
+
+
+def _same_state(one: MemoryEfficientOptimizer, other: MemoryEfficientOptimizer) -> None:
+    state_of_one, state_of_other = one.state_dict()["state"], other.state_dict()["state"]
+    assert state_of_one.keys() == state_of_other.keys(), "the state is of other parameters"
+    for index, state in state_of_one.items():
+        assert state.keys() == state_of_other[index].keys(), "the state has other entries"
+        for key, value in state.items():
+            there = state_of_other[index][key]
+            same = (
+                torch.equal(value, there) and value.dtype == there.dtype if torch.is_tensor(value) else value == there
+            )
+            assert same, f"state {key!r} differs"
+
+
+def refuses_the_state_of_another(subject: Subject) -> None:
+    state = subject.build(build_model()).state_dict()
+    state["extra"] = {**state["extra"], "method": "SomebodyElse"}
+    _refuses(lambda: subject.build(build_model()).load_state_dict(state), "the state of another method")
+
+
+def keeps_every_tensor_in_state(subject: Subject) -> None:
+    model = build_model()
+    optimizer = subject.build(model)
+    train(model, optimizer, 8)
+    known = {id(t) for t in (*model.parameters(), *model.buffers())}
+    known |= {id(t) for state in optimizer.state.values() for t in state.values()}
+    for name, value in vars(optimizer).items():
+        if name not in ("model", "state", "param_groups"):
+            strangers = [t for t in _tensors_in(value) if id(t) not in known]
+            assert not strangers, f"the attribute {name!r} holds a tensor that is not in state"
+    assert set(optimizer.state) <= {p for g in optimizer.param_groups for p in g["params"]}
+    json.dumps(optimizer.extra_state())
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    if torch.is_tensor(value):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _tensors_in(key)
+            yield from _tensors_in(item)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            yield from _tensors_in(item)
+    elif type(value).__module__.split(".")[0] not in ("torch", "builtins") and vars_of(value):
+        yield from _tensors_in(vars_of(value))
+
+
+def vars_of(value: Any) -> dict[str, Any]:
+    return value.__dict__ if isinstance(getattr(value, "__dict__", None), dict) and not callable(value) else {}
+
+
+def never_changes_its_groups(subject: Subject) -> None:
+    model = build_model()
+    optimizer = subject.build(model)
+    before = [[id(p) for p in group["params"]] for group in optimizer.param_groups]
+    train(model, optimizer, 8)
+    optimizer.advance()
+    assert [[id(p) for p in group["params"]] for group in optimizer.param_groups] == before
+
+
+def never_moves_what_was_frozen(subject: Subject) -> None:
+    model = build_model()
+    frozen = {name: p for name, p in model.named_parameters() if name.startswith(("embed", "layers.1.mlp.up"))}
+    for p in frozen.values():
+        p.requires_grad_(False)
+    before = {name: p.detach().clone() for name, p in frozen.items()}
+    optimizer = subject.build(model)
+    for turn in range(optimizer.cycle_length + 1):
+        train(model, optimizer, 2, start=2 * turn)
+        assert not any(p.requires_grad for p in frozen.values()), "what was frozen requires gradients"
+        optimizer.advance()
+    optimizer.finish()
+    now = dict(model.named_parameters())
+    for name, value in before.items():
+        assert not now[name].requires_grad, f"{name} was frozen and requires gradients after finish()"
+        assert torch.allclose(now[name], value, rtol=0, atol=0), f"{name} was frozen and moved"
+
+
+def trains_what_it_selects_and_nothing_else(subject: Subject) -> None:
+    model = build_model()
+    optimizer = subject.build(model)
+    for turn in range(optimizer.cycle_length):
+        before = weights_of(model)
+        trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+        if optimizer.needs_loss or not optimizer.in_backward:
+            assert {id(p) for p in optimizer.trainable} == {id(p) for p in model.parameters() if p.requires_grad}
+        train(model, optimizer, 1, start=turn)
+        moved = changed(before, model)
+        assert moved, f"selection {turn} ({optimizer.selection}) trains nothing"
+        assert moved <= trainable, f"{moved - trainable} moved without being selected"
+        optimizer.advance()
+
+
+def finishes_with_a_plain_model(subject: Subject) -> None:
+    model = build_model()
+    model.embed_tokens.weight.requires_grad_(False)
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    classes = {name: type(module) for name, module in model.named_modules()}
+    optimizer = subject.build(model)
+    train(model, optimizer, 5)
+    expected = model(batch(0)[0])
+    plain = optimizer.finish()
+    assert {name: p.requires_grad for name, p in plain.named_parameters()} == before, "requires_grad is not restored"
+    assert {name: type(module) for name, module in plain.named_modules()} == classes, "modules are not restored"
+    assert torch.allclose(plain(batch(0)[0]), expected, atol=1e-5), "the finished model computes something else"
+    for name, module in plain.named_modules():
+        assert not module._forward_pre_hooks and not module._forward_hooks, f"a hook is left on {name or 'the model'}"
+    for name, p in plain.named_parameters():
+        assert p.grad is None and not p._post_accumulate_grad_hooks, f"a gradient or a hook is left on {name}"
+    _refuses(lambda: optimizer.step(), "step() after finish()", RuntimeError)
+
+
+def refuses_bad_values(subject: Subject) -> None:
+    bad: list[dict[str, Any]] = [{"lr": -1.0}, {"lr": float("nan")}, {"lr": float("inf")}]
+    for name, default in subject.keywords.items():
+        if name in ("weight_decay", "lr"):
+            bad.append({name: -0.1})
+        elif isinstance(default, str):
+            bad.append({name: "nonsense"})
+        elif isinstance(default, int) and not isinstance(default, bool) and name != "seed":
+            bad += [{name: 0}, {name: -1}]
+        elif name == "betas":
+            bad += [{name: (1.0, 0.9)}, {name: (0.9, -0.1)}]
+        elif name == "always_train":
+            bad.append({name: ("no_such_part",)})
+    for given in bad:
+        _refuses(lambda given=given: subject.build(build_model(), **given), f"{given}")
+
+
+def _refuses(call: Callable[[], Any], what: str, error: type[Exception] = ValueError) -> None:
+    try:
+        call()
+    except error:
+        return
+    raise AssertionError(f"{what} is not refused")
+
+
+def takes_its_own_state_back_at_the_start(subject: Subject) -> None:
+    # what accelerate does when it prepares an optimizer
+    model, other = build_model(), build_model()
+    optimizer, plain = subject.build(model), subject.build(other)
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert train(model, optimizer, 6) == train(other, plain, 6)
+
+
+def leaves_global_randomness_alone(subject: Subject) -> None:
+    before = torch.get_rng_state()
+    model = build_model()
+    optimizer = subject.build(model)
+    train(model, optimizer, 8)
+    optimizer.advance()
+    assert torch.equal(torch.get_rng_state(), before), "the global generator was used"
+
+
+def updates_in_backward_as_in_step(subject: Subject) -> None:
+    if "in_backward" not in subject.keywords:
+        return
+    model, other = build_model(), build_model()
+    train(model, subject.build(model, in_backward=True), 10)
+    train(other, subject.build(other, in_backward=False), 10)
+    assert not changed(weights_of(model), other), "updates inside the backward pass give other weights"
+
+
+def refuses_accumulation_in_backward(subject: Subject) -> None:
+    model = build_model()
+    optimizer = subject.build(model, **({"in_backward": True} if "in_backward" in subject.keywords else {}))
+    if optimizer.in_backward:
+        optimizer.backward(loss_of(model, 0))
+        _refuses(lambda: optimizer.backward(loss_of(model, 1)), "a second backward pass before step()", RuntimeError)
+
+
+def runs_on_fake_tensors(subject: Subject) -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = TinyTransformer()
+        optimizer = subject.build(model)
+        optimizer.worst_case()
+        for step in range(2 * optimizer.cycle_length):
+            tokens = torch.zeros(16, 6, dtype=torch.long)
+            optimizer.backward(F.cross_entropy(model(tokens), torch.zeros(16, dtype=torch.long)))
+            optimizer.step()
+            optimizer.zero_grad()
+            if step % 2:
+                optimizer.advance()
+        optimizer.state_bytes()
+
+
+CHECKS: list[Callable[[Subject], None]] = [
+    is_an_optimizer_of_the_models_parameters,
+    describes_itself,
+    the_loss_falls,
+    follows_a_scheduler,
+    resumes_to_the_last_bit,
+    refuses_the_state_of_another,
+    keeps_every_tensor_in_state,
+    never_changes_its_groups,
+    never_moves_what_was_frozen,
+    trains_what_it_selects_and_nothing_else,
+    finishes_with_a_plain_model,
+    refuses_bad_values,
+    takes_its_own_state_back_at_the_start,
+    leaves_global_randomness_alone,
+    updates_in_backward_as_in_step,
+    refuses_accumulation_in_backward,
+    runs_on_fake_tensors,
+]

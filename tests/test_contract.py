@@ -1,0 +1,26 @@
+"""Every registered method, and each variant that has code of its own, keeps every promise of the interface."""
+
+import pytest
+
+import optimizers
+from optimizers.contract import CHECKS, Subject
+
+VARIANTS = {
+    "badam-ascending-matrix": ("badam", {"order": "ascending", "block": "matrix"}),
+    "badam-embeddings-sublayer": ("badam", {"train_embeddings": True, "block": "sublayer", "order": "descending"}),
+    "badam-sgd": ("badam", {"inner": "sgd", "lr": 0.3}),
+    "badam-low-precision": ("badam", {"master_weights": False, "fp32_gradients": True}),
+    "blockllm-release": ("blockllm", {"rule": "release", "probe_every": 2}),
+    "blockllm-embeddings": ("blockllm", {"train_embeddings": True}),
+    "adamw-low-precision": ("adamw", {"master_weights": False}),
+    "sgd-momentum": ("sgd", {"momentum": 0.9, "lr": 0.03}),
+}
+SUBJECTS = {name: (name, {}) for name in optimizers.available()} | VARIANTS
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_contract(name, check):
+    method, more = SUBJECTS[name]
+    cls = optimizers.get(method)
+    check(Subject(cls, {**cls.example, **more}))
