@@ -4,13 +4,15 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 import optimizers
 
 from .errors import UserError
 from .settings import ALL_METHODS
 from .values import annotations, convert
 
-# method: (fine-tuning pretrained weights, training from random weights). Methods that aren't here use their own default.
+# method: (fine-tuning pretrained weights, training from random weights); any other method uses its own default
 LEARNING_RATES = {
     "adamw": (2e-5, 1e-3),
     "sgd": (1e-2, 1e-1),
@@ -26,22 +28,46 @@ LEARNING_RATES = {
 
 
 def hyperparameters(
-    method: str, given: Mapping[str, Mapping[str, Any]], *, learning_rate: float | None, seed: int, from_scratch: bool
+    method: str,
+    given: Mapping[str, Mapping[str, Any]],
+    *,
+    learning_rate: float | None,
+    seed: int,
+    from_scratch: bool,
+    head: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Every hyper-parameter of `method`: what was given over the defaults for this kind of training over the method's own.
+    """Every hyper-parameter of `method`: what was given, over what suits the kind of training, over its own defaults.
+
+    A new head (name patterns) is always trained; so are random embeddings, by methods that have the choice.
 
     Raises:
         UserError: a value of the wrong type.
         ValueError: an unknown method or hyper-parameter.
     """
     known = inspect.signature(optimizers.get(method)).parameters
-    chosen: dict[str, Any] = {"lr": LEARNING_RATES[method][from_scratch]} if method in LEARNING_RATES else {}
-    chosen |= {"lr": learning_rate} if learning_rate is not None else {}
-    chosen |= {"seed": seed} if "seed" in known else {}
-    chosen |= {"train_embeddings": True} if from_scratch and "train_embeddings" in known else {}
-    chosen |= {key: value for key, value in given.get(ALL_METHODS, {}).items() if key in known}
-    chosen |= given.get(method, {})
-    return _typed(method, optimizers.resolve(method, **chosen))
+    chosen: dict[str, Any] = {"seed": seed, "train_embeddings": True} if from_scratch else {"seed": seed}
+    if method in LEARNING_RATES:
+        chosen["lr"] = LEARNING_RATES[method][from_scratch]
+    if learning_rate is not None:
+        chosen["lr"] = learning_rate
+    chosen = {key: value for key, value in {**chosen, **given.get(ALL_METHODS, {})}.items() if key in known}
+    values = _typed(method, optimizers.resolve(method, **{**chosen, **given.get(method, {})}))
+    if "always_train" in known:
+        values["always_train"] = tuple(dict.fromkeys([*head, *values["always_train"]]))
+    return values
+
+
+def trained_from_scratch(method: str, model: nn.Module) -> tuple[str, ...]:
+    """Embeddings and norms of random weights, which a method must train that has no `train_embeddings` of its own."""
+    known = inspect.signature(optimizers.get(method)).parameters
+    if "always_train" not in known or "train_embeddings" in known:
+        return ()
+    return tuple(name for name, module in model.named_modules() if _is_embedding_or_norm(module))
+
+
+def _is_embedding_or_norm(module: nn.Module) -> bool:
+    of_that_kind = isinstance(module, nn.Embedding) or "norm" in type(module).__name__.lower()
+    return of_that_kind and any(True for _ in module.parameters())
 
 
 def _typed(method: str, values: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from optimizers import MemoryEfficientOptimizer
 
 from . import checkpoint
 from .clock import Clock
-from .training import Training, scheduler
+from .run import Training
+from .schedule import scheduler
 
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]

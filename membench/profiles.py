@@ -30,7 +30,7 @@ PROFILES: dict[str, dict[str, Any]] = {
 }
 
 NOTES = {
-    "demo": "profile demo: a tiny model with random weights on made-up data. It shows that and how everything is measured; "
-    "it says nothing about the methods at scale (--profile paper does).",
+    "demo": "profile demo: a tiny model with random weights on made-up data, offline. It shows how everything is "
+    "measured; it is not a result about the methods at scale (see --profile paper).",
     "paper": "profile paper: RoBERTa-large on SuperGLUE with the hyper-parameters of BAdam's Table 11.",
 }

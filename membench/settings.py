@@ -1,6 +1,7 @@
 """What a user asked for: command line over --config file over profile over defaults, checked before anything runs."""
 
 import dataclasses
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -108,7 +109,7 @@ def _parse_assignments(assignments: list[str]) -> dict[str, dict[str, Any]]:
         target, equals, value = text.partition("=")
         method, _, key = target.strip().rpartition(".")
         if not equals or not re.fullmatch(r"[A-Za-z_]\w*", key):
-            raise UserError(f"--set {text}: write METHOD.KEY=VALUE, such as badam.switch_every=50, or KEY=VALUE for all")
+            raise UserError(f"--set {text}: write METHOD.KEY=VALUE (badam.switch_every=50), or KEY=VALUE for all")
         methods.setdefault(method or ALL_METHODS, {})[key] = parse(value)
     return methods
 
@@ -143,8 +144,8 @@ def _check(settings: Settings) -> None:
     for key in ("optimizers", "task", "seeds"):
         if not values[key]:
             raise UserError(f"{_name(key)} names nothing")
-    if min(settings.seeds) < 0:
-        raise UserError(f"--seeds must be whole numbers of at least 0, not {min(settings.seeds)}")
+    if not all(0 <= seed < 2**31 for seed in settings.seeds):
+        raise UserError(f"--seeds must be whole numbers of at least 0 and below 2**31, not {settings.seeds}")
     if settings.batch_size % settings.gradient_accumulation_steps:
         raise UserError(
             f"--batch-size {settings.batch_size} (examples an update) can't be split into "
@@ -159,4 +160,6 @@ def _check_out(out: Path) -> None:
         if path.exists() or path.is_symlink():
             if not path.is_dir():
                 raise UserError(f"--out {out}: {path} is a file, not a folder: choose another path")
-            break
+            if not os.access(path, os.W_OK | os.X_OK):
+                raise UserError(f"--out {out}: no permission to write to {path}: choose another path")
+            return

@@ -84,9 +84,13 @@ def _items(value: Any, annotation: Any) -> tuple:
     else:
         pairs = ((item, kinds[0] if kinds else Any) for item in value)
     try:
-        return tuple(convert(item, kind) for item, kind in pairs)
+        return tuple(convert(item if kind is str else _parsed(item), kind) for item, kind in pairs)
     except TypeError:
         raise TypeError(describe(annotation)) from None
+
+
+def _parsed(item: Any) -> Any:
+    return parse(item) if isinstance(item, str) else item
 
 
 def annotations(function: Any) -> dict[str, Any]:

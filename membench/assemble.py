@@ -1,0 +1,50 @@
+"""A record from a run and what became of it."""
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from reports import record
+
+from .processes import Outcome
+from .run import Run
+
+_UNKNOWN: dict[str, Any] = {
+    "parameters": None,
+    "trainable_parameters": None,
+    "trained_fraction": None,
+    "block_coverage": None,
+    "metrics": None,
+    "headline": None,
+    "higher_is_better": None,
+    "history": [],
+    "memory": None,
+    "time": None,
+}
+
+
+def assemble(run: Run, outcome: Outcome) -> dict[str, Any]:
+    """The record of a run; what couldn't be measured is null."""
+    measured = outcome.value or {"status": outcome.status, "error": outcome.error}
+    measured = {**_UNKNOWN, "hyperparameters": run.hyperparameters, **measured}
+    measured["memory"] = _complete(measured["memory"], "memory")
+    measured["time"] = _complete(measured["time"], "time")
+    return {
+        "schema": record.VERSION,
+        "run_id": run.run_id,
+        "task": run.task,
+        "method": run.method,
+        "model": run.model,
+        "seed": run.seed,
+        "training": asdict(run.training),
+        "environment": {**run.environment, "created": datetime.now(UTC).isoformat(timespec="seconds")},
+        **measured,
+    }
+
+
+def _complete(measured: dict[str, Any] | None, section: str) -> dict[str, Any] | None:
+    """A section that was only partly measured, with null for the rest."""
+    if measured is None:
+        return None
+    paths = [field.path.split(".") for field in record.SCHEMA if field.null != record.OPTIONAL]
+    return {**{path[1]: None for path in paths if len(path) == 2 and path[0] == section}, **measured}

@@ -1,0 +1,59 @@
+"""A run's model and optimizer, the same for training, metering and checking."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+import optimizers
+import tasks
+
+from .defaults import trained_from_scratch
+from .run import Run, Training
+from .settings import Settings
+
+
+def create_task(source: Run | Settings, name: str, seed: int, training: Training) -> tasks.Task:
+    """The task `name`, with batches as large as a micro-batch of `training`."""
+    return tasks.create(
+        name,
+        model=source.model,
+        tokenizer=source.tokenizer,
+        data=training.data,
+        batch_size=training.micro_batch_size,
+        sequence_length=training.sequence_length,
+        seed=seed,
+        dtype=training.dtype,
+        trust_remote_code=source.trust_remote_code,
+    )
+
+
+def build_model(run: Run, task: tasks.Task) -> nn.Module:
+    """A fresh model on the run's device, in training mode, always with the same weights.
+
+    Raises:
+        ValueError: gradient checkpointing is asked of a model that hasn't got it.
+    """
+    torch.manual_seed(run.seed)
+    model = task.build_model().to(torch.device(run.device))
+    if run.training.gradient_checkpointing:
+        if not isinstance(model, PreTrainedModel) or not model.supports_gradient_checkpointing:
+            raise ValueError(f"--checkpointing: {type(model).__name__} doesn't support gradient checkpointing")
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.train()
+
+
+def method_values(run: Run, model: nn.Module) -> dict[str, Any]:
+    """The run's hyper-parameters; with random weights, embeddings and norms among what is always trained."""
+    values = dict(run.hyperparameters)
+    if run.training.weights == "random":
+        names = trained_from_scratch(run.method, model)
+        if names:
+            values["always_train"] = tuple(dict.fromkeys([*values["always_train"], *names]))
+    return values
+
+
+def build_optimizer(run: Run, model: nn.Module) -> optimizers.MemoryEfficientOptimizer:
+    """The run's method on `model`."""
+    return optimizers.create(run.method, model, **method_values(run, model))

@@ -1,0 +1,115 @@
+"""`membench compare`: make the runs that are missing, each in its own process, and print the tables of all of them."""
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import processes, worker
+from .assemble import assemble
+from .errors import UserError
+from .folder import Folder
+from .processes import Outcome
+from .profiles import NOTES
+from .progress import Display, create_display
+from .run import Run
+from .settings import Settings
+
+Record = dict[str, Any]
+
+INTERRUPTED = 130  # the exit code of a process that Ctrl-C ended
+
+
+def compare(settings: Settings) -> int:
+    """Carry out a comparison; returns the exit code: 0 only if every run is ok.
+
+    Raises:
+        UserError: a setting can't work, or the output folder is in use.
+    """
+    try:
+        processes.start_server()
+        runs = _prepare(settings)
+    except KeyboardInterrupt:
+        print("\nInterrupted before the first run.")
+        return INTERRUPTED
+    if settings.dry_run:
+        print(describe(runs))
+        return 0
+    folder = Folder(Path(settings.out))
+    with folder.locked():
+        return _compare(settings, runs, folder)
+
+
+def _compare(settings: Settings, runs: Sequence[Run], folder: Folder) -> int:
+    found = {run.run_id: folder.finished(run.run_id, retry=settings.retry) for run in runs}
+    records: dict[str, Record] = {run_id: record for run_id, record in found.items() if record is not None}
+    missing = [run for run in runs if run.run_id not in records]
+    if records:
+        print(f"{len(records)} of {len(runs)} runs are already in {folder.path}", flush=True)
+    try:
+        with create_display(missing, len(runs), quiet=settings.quiet) as display:
+            for run in missing:
+                records[run.run_id] = _make(run, folder, settings.checkpoint_every, display)
+    except KeyboardInterrupt:
+        print(f"\nInterrupted: {len(records)} of {len(runs)} runs are finished and kept in {folder.path}.")
+        print("The same command makes the others.")
+        return INTERRUPTED
+    return _conclude(settings, [records[run.run_id] for run in runs], folder)
+
+
+def _make(run: Run, folder: Folder, checkpoint_every: int, display: Display) -> Record:
+    """One run, in a process of its own, and its record on the disk."""
+    display.begin(run)
+    start = time.monotonic()
+    outcome = processes.call(
+        worker.execute,
+        run,
+        folder.checkpoint(run.run_id),
+        checkpoint_every,
+        log=folder.log(run.run_id),
+        on_message=lambda message: display.step(*message),
+        spawn=run.device.startswith("cuda"),
+    )
+    record = assemble(run, outcome)
+    folder.write(record)
+    display.end(record, time.monotonic() - start)
+    return record
+
+
+def _prepare(settings: Settings) -> list[Run]:
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        outcome: Outcome = processes.call(worker.prepare, settings, log=log)
+        if outcome.status == "refused":
+            raise UserError(outcome.error)
+        if outcome.status != "ok":
+            raise RuntimeError(f"the comparison can't be prepared: {outcome.error}\n{log.read_text()}")
+    return outcome.value
+
+
+def _conclude(settings: Settings, records: Sequence[Record], folder: Folder) -> int:
+    from reports import tables
+
+    print("\n" + tables.render(list(records)))
+    print("\n" + NOTES[settings.profile])
+    bad = [record for record in records if record["status"] != "ok"]
+    for record in bad:
+        if folder.log(record["run_id"]).exists():
+            print(f"log of {record['task']} {record['method']} seed {record['seed']}: {folder.log(record['run_id'])}")
+    return 1 if bad else 0
+
+
+def describe(runs: Sequence[Run]) -> str:
+    """What --dry-run prints: every run with its values, and what all of them share."""
+    lines = [f"{len(runs)} runs:"]
+    for run in runs:
+        lines.append(f"{run.task}  {run.method}  seed {run.seed}  {run.training.steps} steps")
+        lines.append(f"    {_values(run.hyperparameters)}")
+    shared = {key: value for key, value in vars(runs[0].training).items() if key != "steps"}
+    return "\n".join([*lines, f"all: model={runs[0].model}, {_values(shared)}, device={runs[0].device}"])
+
+
+def _values(values: Mapping[str, Any]) -> str:
+    texts = {key: f"{value:g}" if isinstance(value, float) else str(value) for key, value in values.items()}
+    return ", ".join(f"{key}={text}" for key, text in texts.items())

@@ -1,0 +1,111 @@
+"""One run, in this process: train, evaluate, then meter a fresh copy. What comes out is what a record is made of."""
+
+import resource
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import tasks
+
+from .build import build_model, build_optimizer, create_task, method_values
+from .cycle import meter_cycle
+from .errors import explain
+from .loop import Diverged, Loop, loss_function, micro_batches
+from .run import Run
+
+Report = Callable[[int, float], None]
+
+
+def execute(run: Run, checkpoint_path: Path, checkpoint_every: int, report: Report) -> dict[str, Any]:
+    """The measured part of the record, with what was measured before anything went wrong."""
+    torch.set_num_threads(run.threads)
+    measured: dict[str, Any] = {"status": "ok", "error": None}
+    try:
+        _execute(run, checkpoint_path, checkpoint_every, report, measured)
+    except Exception as error:
+        traceback.print_exc()
+        measured["status"], measured["error"] = _status(error), explain(error)
+    return measured
+
+
+def _execute(run: Run, path: Path, every: int, report: Report, measured: dict[str, Any]) -> None:
+    task, device = create_task(run, run.task, run.seed, run.training), torch.device(run.device)
+    measured |= {"headline": task.headline, "higher_is_better": task.higher_is_better}
+    try:
+        _train(run, task, device, path, every, report, measured)
+    except Diverged as error:
+        measured["status"], measured["error"] = "diverged", str(error)
+    measured["memory"] |= _meter(run, task, device)
+
+
+def _train(
+    run: Run, task: tasks.Task, device: torch.device, path: Path, every: int, report: Report, measured: dict[str, Any]
+) -> None:
+    model = build_model(run, task)
+    measured["parameters"] = sum(p.numel() for p in model.parameters())
+    measured["hyperparameters"] = method_values(run, model)
+    optimizer = build_optimizer(run, model)
+    measured["trainable_parameters"] = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    loop = Loop(model, optimizer, task, run.training, seed=run.seed, device=device)
+    try:
+        loop.run(report=report, checkpoint_path=path, checkpoint_every=every)
+    finally:
+        measured |= {"history": loop.progress.history, "time": _times(loop), "memory": _process_memory(device)}
+    measured["block_coverage"] = optimizer.block_coverage
+    model = optimizer.finish()
+    measured["metrics"] = loop.evaluate(model)
+    measured["time"] = _times(loop)
+    loop.progress.history[-1]["metrics"] = measured["metrics"]
+    measured["trained_fraction"] = trained_fraction(build_model(run, task), model)
+
+
+def _times(loop: Loop) -> dict[str, Any]:
+    progress = loop.progress
+    return {
+        "train_seconds": progress.train_seconds,
+        "evaluation_seconds": progress.evaluation_seconds,
+        "tokens_per_second": progress.tokens / progress.train_seconds if progress.train_seconds else None,
+        **loop.clock.medians(),
+    }
+
+
+def _process_memory(device: torch.device) -> dict[str, Any]:
+    """Peaks so far, of the resident process and of the GPU's allocator."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_reserved_bytes": torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None,
+    }
+
+
+@torch.no_grad()
+def trained_fraction(before: nn.Module, after: nn.Module) -> float:
+    """Share of the weights that differ, one by one, between a freshly built model and the finished one."""
+    trained = dict(after.named_parameters())
+    changed = sum(int((p != trained[name]).sum()) for name, p in before.named_parameters())
+    return changed / sum(p.numel() for p in before.parameters())
+
+
+def _meter(run: Run, task: tasks.Task, device: torch.device) -> dict[str, Any]:
+    """Exact bytes of training steps over a full cycle of blocks, on a copy that is thrown away."""
+    model = build_model(run, task)
+    report = meter_cycle(
+        model,
+        build_optimizer(run, model),
+        loss_function(task, run.training, device),
+        lambda step: micro_batches(task, step, run.training, device),
+        max_grad_norm=run.training.max_grad_norm,
+    )
+    return {key: value for key, value in report.items() if key != "modules"}
+
+
+def _status(error: Exception) -> str:
+    texts = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return "out_of_memory"
+    return "out_of_memory" if isinstance(error, RuntimeError) and any(t in str(error) for t in texts) else "failed"

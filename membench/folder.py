@@ -1,0 +1,76 @@
+"""The folder of a comparison: its records, and beside them checkpoints and logs of what isn't finished."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from reports import record
+
+from .errors import UserError
+
+_FINAL = ("ok", "diverged", "out_of_memory")  # results; a run that failed is tried again
+
+
+class Folder:
+    """`PATH/RUN_ID.json`, `PATH/checkpoints/RUN_ID.pt` and `PATH/logs/RUN_ID.log`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out while runs are made. The lock goes with the process, however it ends.
+
+        Raises:
+            UserError: another process is at work here, or the folder can't be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / ".lock").open("a+")
+        except OSError as error:
+            raise UserError(f"--out {self.path}: {error.strerror}") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                owner = file.read().strip() or "?"
+                raise UserError(
+                    f"--out {self.path}: process {owner} is writing there; wait for it or choose another folder"
+                ) from error
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def finished(self, run_id: str, *, retry: bool = False) -> dict[str, Any] | None:
+        """The record of a run that needn't be made again; with `retry`, only one that is ok.
+
+        Raises:
+            UserError: there is a file of that name which isn't a record.
+        """
+        path = self.path / f"{run_id}.json"
+        if not path.exists():
+            return None
+        try:
+            found = record.load(path)
+        except ValueError as error:
+            raise UserError(f"{error} Remove the file to make that run again") from error
+        return found if found["status"] in (("ok",) if retry else _FINAL) else None
+
+    def write(self, made: dict[str, Any]) -> None:
+        """Keep a record, and drop what only an unfinished run needs."""
+        record.write(made, self.path)
+        if made["status"] in ("ok", "diverged"):
+            self.checkpoint(made["run_id"]).unlink(missing_ok=True)
+        if made["status"] == "ok":
+            self.log(made["run_id"]).unlink(missing_ok=True)
+
+    def checkpoint(self, run_id: str) -> Path:
+        return self.path / "checkpoints" / f"{run_id}.pt"
+
+    def log(self, run_id: str) -> Path:
+        return self.path / "logs" / f"{run_id}.log"

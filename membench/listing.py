@@ -1,0 +1,29 @@
+"""`membench list`: what there is to choose from."""
+
+import optimizers
+import tasks
+
+
+def methods() -> str:
+    """Every registered method: what it does, where it comes from, what it trains, keeps and excludes."""
+    return "\n\n".join(_method(name) for name in optimizers.available())
+
+
+def _method(name: str) -> str:
+    method = optimizers.get(name)
+    rows = {"paper": method.paper, "trains": method.trains, "keeps": method.keeps, "excludes": method.excludes}
+    lines = [f"    {key + ':':9} {text}" for key, text in rows.items() if text]
+    return "\n".join([f"{name}: {method.summary}", *lines])
+
+
+def task_names() -> str:
+    """Every task that can be trained, one a line."""
+    return "\n".join(tasks.available())
+
+
+def models() -> str:
+    """The built-in configurations, and what else --model takes."""
+    from tasks import models as built_in
+
+    names = [f"config:{name}" for name in built_in.CONFIGURATIONS]
+    return "\n".join([*names, "", "or an id of the hub, or a folder with config.json and weights"])

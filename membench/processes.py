@@ -1,0 +1,124 @@
+"""Calling a function in a process of its own, so that whatever happens to it happens to it alone."""
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import connection, forkserver
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from typing import Any
+
+from . import worker
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a call: "ok" with its value, or "refused", "failed", "out_of_memory" with an error in one line."""
+
+    status: str
+    value: Any = None
+    error: str | None = None
+
+
+def start_server() -> None:
+    """Start importing in the background; the first call waits for it."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["membench.preload"])
+    # The server must see the modules that we see, and never one of the user's folder in place of ours.
+    with _environment(PYTHONPATH=os.pathsep.join(sys.path), PYTHONSAFEPATH="1"), _blocked(signal.SIGINT):
+        forkserver.ensure_running()
+
+
+def call(
+    function: Callable[..., Any],
+    *arguments: Any,
+    log: Path,
+    on_message: Callable[[Any], None] = lambda message: None,
+    spawn: bool = False,
+) -> Outcome:
+    """Run `function(*arguments, send)` in a process: forked from the server, or spawned, which CUDA needs.
+
+    `send("message", value)` in the child calls `on_message(value)` here. Returns when the process is gone; ends it when
+    interrupted. Its output is appended to `log`.
+    """
+    context: BaseContext = multiprocessing.get_context("spawn" if spawn else "forkserver")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=worker.serve, args=(function, arguments, sender, log))  # type: ignore[attr-defined]
+    kills_before = _out_of_memory_kills()
+    process.start()
+    sender.close()
+    try:
+        outcome = _listen(receiver, process.sentinel, on_message)
+        process.join()
+        return outcome or _cause_of_death(process.exitcode, _out_of_memory_kills() > kills_before)
+    finally:
+        _end(process)
+        receiver.close()
+
+
+def _listen(receiver: connection.Connection, sentinel: int, on_message: Callable[[Any], None]) -> Outcome | None:
+    """Passes messages on until the final one; None if the process died without any."""
+    while True:
+        ready = connection.wait([receiver, sentinel])
+        if receiver not in ready and not receiver.poll():
+            return None
+        try:
+            kind, value = receiver.recv()
+        except (EOFError, OSError):  # died, perhaps in the middle of a message
+            return None
+        if kind == "message":
+            on_message(value)
+        else:
+            return Outcome("ok", value=value) if kind == "ok" else Outcome(kind, error=value)
+
+
+def _cause_of_death(exit_code: int | None, killed_for_memory: bool) -> Outcome:
+    if exit_code is not None and exit_code < 0:
+        name = signal.Signals(-exit_code).name
+        if name == "SIGKILL" and killed_for_memory:
+            return Outcome("out_of_memory", error="the system ran out of memory and killed the process (SIGKILL)")
+        return Outcome("failed", error=f"the process was killed by signal {-exit_code} ({name})")
+    return Outcome("failed", error=f"the process ended early, with exit code {exit_code}")
+
+
+def _out_of_memory_kills() -> int:
+    """How many processes the kernel has killed for want of memory; 0 where it doesn't say."""
+    counters = Path("/proc/vmstat")
+    lines = counters.read_text().splitlines() if counters.exists() else []
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+
+
+def _end(process: Any) -> None:
+    if process.is_alive():
+        process.terminate()
+        process.join(timeout=5)
+    if process.is_alive():
+        process.kill()
+        process.join()
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before: Mapping[str, str | None] = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _blocked(sig: signal.Signals) -> Iterator[None]:
+    """A process started inside never sees the signal: Ctrl-C goes to the whole group, and we end our children."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {sig})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

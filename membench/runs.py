@@ -1,0 +1,179 @@
+"""From settings to runs: every value resolved and checked, every run with its name, before any of them starts."""
+
+import math
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+import optimizers
+import tasks
+from reports import record
+
+from . import environment
+from .build import build_model, build_optimizer, create_task
+from .defaults import hyperparameters
+from .errors import UserError
+from .loop import check_combination
+from .run import Run, Training
+from .settings import ALL_METHODS, Settings
+
+REFERENCE = "adamw"
+
+
+def prepare(settings: Settings) -> list[Run]:
+    """All runs of a comparison: task by task, seed by seed, the reference first, so that ratios are of neighbours.
+
+    Builds each method once, on the first task's model: what a constructor refuses is refused before anything runs.
+
+    Raises:
+        UserError: a name, a hyper-parameter or a combination that can't work, in one sentence.
+    """
+    try:
+        return _prepare(settings)
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(str(error)) from error
+
+
+def _prepare(settings: Settings) -> list[Run]:
+    methods = _methods(settings)
+    _check_targets(settings, methods)
+    device, threads = _device(settings.device), settings.threads or torch.get_num_threads()
+    surroundings = environment.describe(device, threads)
+    names = dict.fromkeys(name for pattern in settings.task for name in tasks.expand(pattern, data=settings.data))
+    runs: list[Run] = []
+    for name in names:
+        task = create_task(settings, name, 0, _training(settings, steps=1, weights="?"))
+        training = _training(settings, _steps(settings, task), "random" if task.from_scratch else "pretrained")
+        described = {**surroundings, **task.provenance}
+        for seed in settings.seeds:
+            runs += [_run(settings, task, m, seed, training, device, threads, described) for m in methods]
+    _check_constructors(runs[: len(methods)])
+    return runs
+
+
+def _methods(settings: Settings) -> list[str]:
+    named = [name for given in settings.optimizers for name in (optimizers.available() if given == "all" else [given])]
+    methods = list(dict.fromkeys([REFERENCE, *named] if settings.reference else named))
+    for method in methods:
+        optimizers.get(method)
+    return sorted(methods, key=lambda method: method != REFERENCE)
+
+
+def _check_targets(settings: Settings, methods: Iterable[str]) -> None:
+    """Hyper-parameters must go somewhere, also those of methods that aren't compared now."""
+    for method, given in settings.hyperparameters.items():
+        if method != ALL_METHODS:
+            optimizers.resolve(method, **given)
+    for key in settings.hyperparameters.get(ALL_METHODS, {}):
+        if not any(key in optimizers.resolve(method) for method in methods):
+            raise UserError(f"--set {key}: none of {', '.join(methods)} has a hyper-parameter of that name")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: no such kind of device; use auto, cpu, cuda or cuda:0") from error
+    available = torch.accelerator.current_accelerator(check_available=True)
+    if device.type not in ("cpu", available.type if available else "cpu"):
+        raise UserError(f"--device {name}: this machine has {available or 'no accelerator'}; use --device auto or cpu")
+    return device
+
+
+def _steps(settings: Settings, task: tasks.Task) -> int:
+    if settings.steps is not None:
+        return settings.steps
+    if settings.epochs is None:
+        raise UserError("say how long to train: --steps or --epochs")
+    return max(1, math.ceil(settings.epochs * task.train_size / settings.batch_size))
+
+
+def _training(settings: Settings, steps: int, weights: str) -> Training:
+    return Training(
+        steps=steps,
+        batch_size=settings.batch_size,
+        sequence_length=settings.sequence_length,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        dtype=settings.dtype,
+        autocast=settings.autocast,
+        schedule=settings.schedule,
+        warmup_fraction=settings.warmup_fraction,
+        max_grad_norm=settings.max_grad_norm,
+        gradient_checkpointing=settings.checkpointing,
+        evaluate_every=settings.evaluate_every,
+        data=settings.data,
+        weights=weights,
+        profile=settings.profile,
+    )
+
+
+def _run(
+    settings: Settings,
+    task: tasks.Task,
+    method: str,
+    seed: int,
+    training: Training,
+    device: torch.device,
+    threads: int,
+    described: dict[str, Any],
+) -> Run:
+    values = hyperparameters(
+        method,
+        settings.hyperparameters,
+        learning_rate=settings.learning_rate,
+        seed=seed,
+        from_scratch=task.from_scratch,
+        head=task.head,
+    )
+    configuration = {
+        "hyperparameters": values,
+        "training": {key: value for key, value in asdict(training).items() if key not in ("profile", "data")},
+        "data": _identity(task.provenance, training.data),
+        "model_revision": task.provenance["model_revision"],
+        "tokenizer": task.provenance["tokenizer"],
+        "device": device.type,
+        "threads": threads,
+    }
+    return Run(
+        run_id=record.run_id(task.name, method, settings.model, seed, configuration),
+        task=task.name,
+        method=method,
+        model=settings.model,
+        seed=seed,
+        hyperparameters=values,
+        training=training,
+        tokenizer=settings.tokenizer,
+        device=str(device),
+        threads=threads,
+        trust_remote_code=settings.trust_remote_code,
+        environment=described,
+    )
+
+
+def _identity(provenance: Mapping[str, Any], source: str) -> list[str | None]:
+    """The data themselves where their hash is known, wherever they lie; else the source and its revision."""
+    if provenance["data_sha256"] is not None:
+        return [provenance["data_sha256"]]
+    return [source, provenance["data_revision"]]
+
+
+def _check_constructors(runs: Iterable[Run]) -> None:
+    """Builds every method on one model. What fails in any other way than by a refusal is a result of its run."""
+    task = model = None
+    for run in runs:
+        task = task or create_task(run, run.task, run.seed, run.training)
+        model = model or build_model(run, task)
+        try:
+            optimizer = build_optimizer(run, model)
+            check_combination(optimizer, run.training.gradient_accumulation_steps, run.training.max_grad_norm)
+            model = optimizer.finish()
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{run.method}: {error}") from error
+        except Exception:
+            traceback.print_exc()
+            model = None

@@ -1,0 +1,34 @@
+"""The schedule of the learning rate: one over the whole run, the same for every method."""
+
+import math
+from collections.abc import Callable
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from .run import Training
+
+# share of the way after the warm-up -> share of the learning rate
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
+    "constant": lambda done: 1.0,
+}
+
+
+def learning_rate_factor(training: Training) -> Callable[[int], float]:
+    """Step (from 0) -> factor: a linear warm-up, then down to 0 after the last step; no step has a factor of 0."""
+    warmup = math.ceil(training.warmup_fraction * training.steps)
+    shape = SCHEDULES[training.schedule]
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return shape((step - warmup) / max(1, training.steps - warmup))
+
+    return factor
+
+
+def scheduler(optimizer: Optimizer, training: Training) -> LambdaLR:
+    """The schedule of a whole run."""
+    return LambdaLR(optimizer, learning_rate_factor(training))

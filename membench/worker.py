@@ -1,0 +1,89 @@
+"""The code of a child process. Cheap to import: the server that children are forked from has preloaded the rest."""
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing import connection, parent_process
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError, explain
+from .run import Run
+from .settings import Settings
+
+Send = Callable[[str, Any], None]
+
+_REPORT_SECONDS = 0.1  # at least, between two reports of progress
+
+
+def prepare(settings: Settings, send: Send) -> list[Run]:
+    """See `runs.prepare`."""
+    from . import runs
+
+    return runs.prepare(settings)
+
+
+def execute(run: Run, checkpoint_path: Path, checkpoint_every: int, send: Send) -> dict[str, Any]:
+    """See `execute.execute`; sends (step, loss) now and then."""
+    from . import execute
+
+    last = 0.0
+
+    def report(step: int, loss: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _REPORT_SECONDS or step == run.training.steps:
+            last = time.monotonic()
+            send("message", (step, loss))
+
+    return execute.execute(run, checkpoint_path, checkpoint_every, report)
+
+
+def serve(function: Callable[..., Any], arguments: tuple[Any, ...], sender: connection.Connection, log: Path) -> None:
+    """Call `function(*arguments, send)` and send back ("ok", its result), ("refused", sentence) or ("failed", text).
+
+    What it prints, and what the system says when it crashes, goes to the file `log`.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends its children
+    _die_with_parent()
+    _redirect_output(log)
+    faulthandler.enable()
+    lock = threading.Lock()
+
+    def send(kind: str, value: Any) -> None:
+        with lock:
+            sender.send((kind, value))
+
+    try:
+        send("ok", function(*arguments, send))
+    except UserError as error:
+        traceback.print_exc()
+        send("refused", str(error))
+    except BaseException as error:
+        traceback.print_exc()
+        send("failed", explain(error))
+
+
+def _die_with_parent() -> None:
+    """A child must not go on alone when its parent was killed; the fork server, its direct parent, wouldn't notice."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _redirect_output(log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
