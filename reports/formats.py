@@ -1,0 +1,115 @@
+"""From tables to a text: for a terminal, a README, a paper, a spreadsheet or a program."""
+
+import csv
+import io
+import json
+import re
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+from tabulate import LATEX_ESCAPE_RULES, SEPARATING_LINE, DataRow, Line, TableFormat, tabulate
+
+from reports.text import Table
+
+WIDTH = 100  # of a terminal, for sentences
+
+Section = tuple[list[str], list[Table], list[str]]  # heading, tables, remarks
+
+
+def plain(sections: list[Section]) -> str:
+    return "\n\n\n".join(map(_plain_section, sections))
+
+
+def _plain_section(section: Section) -> str:
+    heading, tables, remarks = section
+    blocks = ["\n".join(textwrap.fill(line, WIDTH, break_long_words=False) for line in heading)]
+    blocks += [f"{table.title}\n{_tight_grid(table)}" for table in tables]
+    notes = [textwrap.fill(note, WIDTH, subsequent_indent="  ") for note in _notes(tables, remarks)]
+    return "\n\n".join([*blocks, *(["\n".join(notes)] if notes else [])])
+
+
+def markdown(sections: list[Section]) -> str:
+    return "\n\n".join(map(_markdown_section, sections))
+
+
+def _markdown_section(section: Section) -> str:
+    heading, tables, remarks = section
+    blocks = [f"## {_escape(heading[0])}", *map(_escape, heading[1:])]
+    for table in tables:
+        blocks += [f"### {_escape(table.title)}", _grid(table, "pipe", _escape)]
+    notes = "\n".join(f"- {_escape(note)}" for note in _notes(tables, remarks))
+    return "\n\n".join([*blocks, *([notes] if notes else [])])
+
+
+def _escape(text: str) -> str:
+    """Markdown's own signs as they are; `|` would end a cell, `<` open a tag."""
+    return re.sub(r"([\\`*_|<>#~])", r"\\\1", text)
+
+
+def latex(sections: list[Section]) -> str:
+    """Complete floats, for \\usepackage{booktabs}; a set-up's conditions are in each caption."""
+    return "\n\n".join(_latex_float(table, section) for section in sections for table in section[1])
+
+
+def _latex_float(table: Table, section: Section) -> str:
+    sentences = [table.title + ".", ", ".join(section[0]) + ".", *table.notes, *section[2]]
+    caption = "".join(LATEX_ESCAPE_RULES.get(sign, sign) for sign in " ".join(sentences))
+    lines = ["\\begin{table}", "\\centering", f"\\caption{{{caption}}}", _grid(table, "latex_booktabs"), "\\end{table}"]
+    return "\n".join(lines).replace("±", "$\\pm$").replace("≥", "$\\geq$")
+
+
+def _grid(table: Table, style: str, escape: Callable[[str], str] = str) -> str:
+    return tabulate(
+        [[escape(cell) for cell in row] for row in table.cells],
+        headers=[escape(header) for header in table.headers],
+        tablefmt=style,
+        disable_numparse=True,
+        colalign=_alignment(table),
+    )
+
+
+def _alignment(table: Table) -> list[str]:
+    return ["left" if header in table.left else "right" for header in table.headers]
+
+
+def _tight_grid(table: Table) -> str:
+    """tabulate's "simple" with the headers as a row among others, which spares the two blanks it pads headers with."""
+    lines = [table.headers, SEPARATING_LINE, *table.cells]
+    return tabulate(lines, tablefmt=_TIGHT, disable_numparse=True, colalign=_alignment(table))
+
+
+_TIGHT = TableFormat(
+    lineabove=None,
+    linebelowheader=Line("", "-", "  ", ""),
+    linebetweenrows=None,
+    linebelow=None,
+    headerrow=DataRow("", "  ", ""),
+    datarow=DataRow("", "  ", ""),
+    padding=0,
+    with_header_hide=None,
+)
+
+
+def _notes(tables: list[Table], remarks: list[str]) -> list[str]:
+    return list(dict.fromkeys([note for table in tables for note in table.notes] + remarks))
+
+
+def as_json(sections: list[dict[str, Any]]) -> str:
+    return json.dumps({"setups": sections}, indent=1, allow_nan=False)
+
+
+def as_csv(tables: dict[str, list[dict[str, Any]]]) -> str:
+    """A block for each table that has rows, an empty line between; the first column names the table."""
+    return "\n".join(_csv_block(name, rows) for name, rows in tables.items() if rows).rstrip("\n")
+
+
+def _csv_block(name: str, rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    columns = dict.fromkeys(column for row in rows for column in row)
+    writer = csv.DictWriter(text, ["table", *columns], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        lists = {column: " ".join(map(str, value)) for column, value in row.items() if isinstance(value, list)}
+        writer.writerow({"table": name, **row, **lists})
+    return text.getvalue()

@@ -1,0 +1,185 @@
+"""The figures of each table, raw: one dict a row, with units in the names. This is what csv and json hold."""
+
+import statistics
+from typing import Any
+
+from reports.record import PARTS, STATUSES, Record
+from reports.setups import Key, Setup, machine, peak_bytes
+from reports.statistics import paired_ratio, summarise, tied_with_best
+
+Row = dict[str, Any]
+AVERAGE = "average"  # stands for a task in the rows of quality
+
+
+def memory(setup: Setup) -> list[Row]:
+    """Each method's hungriest run; its ratio is to the reference's run of the same task and seed."""
+    return _even([_memory_row(setup, label) for label in setup.rows])
+
+
+def _memory_row(setup: Setup, label: str) -> Row:
+    runs = setup.finished(label)
+    row = {"method": label, **_counts(setup, label)}
+    if not runs:
+        return row
+    key = max(sorted(runs), key=lambda key: peak_bytes(runs[key]))
+    memory = runs[key]["memory"]
+    same = setup.finished(setup.reference).get(key) if setup.reference else None
+    return {
+        **row,
+        "task": key[0],
+        "seed": key[1],
+        "peak_allocated_bytes": memory["peak_allocated_bytes"],
+        **{f"{part}_bytes": memory["at_peak"][f"{part}_bytes"] for part in PARTS},
+        "peak_ratio": memory["peak_allocated_bytes"] / peak_bytes(same) if same else None,
+        "peak_reserved_bytes": memory["peak_reserved_bytes"],
+        "process_peak_bytes": memory["process_peak_bytes"],
+        **{name: memory.get(name) for name in ("peak_phase", "peak_selection", "peak_module")},
+    }
+
+
+def throughput(setup: Setup) -> list[Row]:
+    """Tokens a second over all of a method's runs; medians of a step, averaged over them; ratios by pairs."""
+    return _even([_throughput_row(setup, label) for label in setup.rows])
+
+
+def _even(rows: list[Row]) -> list[Row]:
+    """The same fields in every row: null where a method has no figure."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [{name: row.get(name) for name in names} for row in rows]
+
+
+def _throughput_row(setup: Setup, label: str) -> Row:
+    runs = setup.finished(label)
+    row = {"method": label, **_counts(setup, label)}
+    if not runs:
+        return row
+    times = [run["time"] for run in runs.values()]
+    seconds = sum(time["train_seconds"] for time in times)
+    tokens = sum(time["tokens_per_second"] * time["train_seconds"] for time in times)
+    phases = ("forward_seconds", "backward_seconds", "update_seconds")
+    reference = setup.finished(setup.reference) if setup.reference else {}
+    return {
+        **row,
+        "tokens_per_second": tokens / seconds if seconds else None,
+        "tokens_per_second_ratio": paired_ratio(_rates(runs), _rates(reference)),
+        **{phase: statistics.fmean(time[phase] for time in times) for phase in phases},
+    }
+
+
+def _rates(runs: dict[Key, Record]) -> dict[tuple[Key, str | None], float]:
+    """Speeds compare only on one machine, so it is a part of the key."""
+    return {(key, machine(run)): run["time"]["tokens_per_second"] for key, run in runs.items()}
+
+
+def _counts(setup: Setup, label: str, tasks: list[str] | None = None) -> Row:
+    """How many runs of a row (on these tasks) ended how; not_run are those that other rows have."""
+    among = tasks or setup.tasks
+    statuses = [run["status"] for (task, _), run in setup.rows[label].items() if task in among]
+    counts = {f"runs_{status}": statuses.count(status) for status in STATUSES}
+    return {**counts, "runs_not_run": len(among) * len(setup.seeds) - len(statuses)}
+
+
+def quality(setup: Setup) -> list[Row]:
+    """Each method's headline on each task over the seeds, then the average over the tasks.
+
+    The average is one of complete seeds: the mean over the tasks for each seed that has them all, then mean and
+    deviation over these seeds. A method that lacks a task is averaged over those it has, which `tasks` tells, and ranks
+    nowhere. There is no average over a single task, nor where less is better on some.
+    """
+    rows = []
+    for task in setup.tasks:
+        scores = {label: _scores(setup, label, task) for label in setup.rows}
+        metric, higher = _headline(setup, task)
+        ranked = tied_with_best({label: s for label, s in scores.items() if s}, higher_is_better=higher)
+        what = {"task": task, "tasks": 1, "metric": metric, "higher_is_better": higher}
+        rows += [
+            {"method": label, **what, **_sample(scores[label], label in ranked), **_counts(setup, label, [task])}
+            for label in setup.rows
+        ]
+    if len(setup.tasks) > 1 and all(_headline(setup, task)[1] for task in setup.tasks):
+        rows += _averages(setup)
+    return rows
+
+
+def _scores(setup: Setup, label: str, task: str) -> list[float]:
+    runs = setup.finished(label)
+    return [run["metrics"][run["headline"]] for (name, _), run in runs.items() if name == task]
+
+
+def _headline(setup: Setup, task: str) -> tuple[str | None, bool]:
+    """A task's metric and whether more of it is better; None and true if no run got as far as to know."""
+    runs = [run for runs in setup.rows.values() for (name, _), run in runs.items() if name == task and run["headline"]]
+    return (runs[0]["headline"], runs[0]["higher_is_better"] is not False) if runs else (None, True)
+
+
+def _sample(scores: list[float], tied: bool) -> Row:
+    mean, deviation, n = summarise(scores) if scores else (None, None, 0)
+    return {"mean": mean, "standard_deviation": deviation, "n": n, "tied_with_best": tied}
+
+
+def _averages(setup: Setup) -> list[Row]:
+    averages = {label: _average(setup, label) for label in setup.rows}
+    complete = {label: scores for label, (scores, tasks) in averages.items() if tasks == len(setup.tasks)}
+    ranked = tied_with_best(complete)
+    what = {"task": AVERAGE, "metric": AVERAGE, "higher_is_better": True}
+    return [
+        {"method": label, **what, "tasks": tasks, **_sample(scores, label in ranked), **_counts(setup, label)}
+        for label, (scores, tasks) in averages.items()
+    ]
+
+
+def _average(setup: Setup, label: str) -> tuple[list[float], int]:
+    """The averages over the tasks that a row has, one for each complete seed, and the number of these tasks."""
+    runs = setup.finished(label)
+    tasks = {task for task, _ in runs}
+    seeds = sorted({seed for _, seed in runs})
+    complete = [seed for seed in seeds if all((task, seed) in runs for task in tasks)]
+    if not complete:  # no seed has them all: the mean of what each task has, without a deviation
+        means = [statistics.fmean(_scores(setup, label, task)) for task in tasks]
+        return ([statistics.fmean(means)] if means else []), len(tasks)
+
+    def score(task: str, seed: int) -> float:
+        return runs[task, seed]["metrics"][runs[task, seed]["headline"]]
+
+    return [statistics.fmean(score(task, seed) for task in tasks) for seed in complete], len(tasks)
+
+
+def summary(setup: Setup) -> list[Row]:
+    """One row a method: what it needs, how fast it is, how well it learns, how much of the model it trained."""
+    summarised = setup.tasks[0] if len(setup.tasks) == 1 else AVERAGE
+    scores = {row["method"]: row for row in quality(setup) if row["task"] == summarised}
+    rows = zip(setup.rows, memory(setup), throughput(setup), strict=True)
+    return [_summary_row(setup, label, peak, speed, scores.get(label, {})) for label, peak, speed in rows]
+
+
+def _summary_row(setup: Setup, label: str, peak: Row, speed: Row, score: Row) -> Row:
+    fractions = [run["trained_fraction"] for run in setup.finished(label).values()]
+    return {
+        "method": label,
+        **{name: peak.get(name) for name in ("peak_allocated_bytes", "peak_ratio")},
+        **{name: speed.get(name) for name in ("tokens_per_second", "tokens_per_second_ratio")},
+        **{f"score_{name}": score.get(name) for name in ("mean", "standard_deviation", "n", "tied_with_best")},
+        "score_metric": score.get("metric"),
+        "score_tasks": score.get("tasks"),
+        "trained_fraction": statistics.fmean(fractions) if fractions else None,
+        **_counts(setup, label),
+    }
+
+
+def unfinished(setup: Setup) -> list[Row]:
+    """The runs that are not ok: one row for those of a method and a task that ended alike, with all of their seeds."""
+    rows: dict[tuple[str, ...], Row] = {}
+    for label, runs in setup.rows.items():
+        for (task, seed), run in sorted(runs.items()):
+            if run["status"] != "ok":
+                key = (label, task, run["status"], _gist(run["error"]))
+                row = dict(zip(("method", "task", "status", "error"), key, strict=True))
+                rows.setdefault(key, {**row, "seeds": []})["seeds"].append(seed)
+    return list(rows.values())
+
+
+def _gist(error: str) -> str:
+    """The first line of an error; of a traceback the last, which is the one that says something."""
+    lines = [line for line in error.splitlines() if line.strip()] or [""]
+    line = lines[-1] if lines[0].startswith("Traceback") else lines[0]
+    return "".join(letter if letter.isprintable() else " " for letter in line).strip()

@@ -1,0 +1,175 @@
+"""Which runs may stand in one table: the same family of tasks, model, data, training and machine, side by side."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from reports.record import Record
+
+REFERENCE = "adamw"  # the method that ratios compare with
+
+_TRAINING = (
+    "batch_size",
+    "sequence_length",
+    "gradient_accumulation_steps",
+    "dtype",
+    "autocast",
+    "schedule",
+    "warmup_fraction",
+    "max_grad_norm",
+    "gradient_checkpointing",
+    "profile",
+)
+_MACHINE = ("device", "threads")  # of the environment, where a run that crashed may not know them
+
+Key = tuple[str, int]  # task, seed
+
+
+@dataclass
+class Setup:
+    """Comparable runs.
+
+    `rows` holds the runs of each row of the tables: the reference first, then the others by what they need in memory. A
+    row is a method; a method that ran with several values of a hyper-parameter has a row for each, named after it.
+    """
+
+    conditions: dict[str, Any]
+    rows: dict[str, dict[Key, Record]]
+    superseded: int = 0  # older runs of the same task, method and seed, left out
+    tasks: list[str] = field(init=False)
+    seeds: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        keys = [key for runs in self.rows.values() for key in runs]
+        self.tasks = sorted({task for task, _ in keys})
+        self.seeds = sorted({seed for _, seed in keys})
+        self.rows = dict(sorted(self.rows.items(), key=_row_order))
+
+    @property
+    def reference(self) -> str | None:
+        """The row that ratios compare with, if any."""
+        first, runs = next(iter(self.rows.items()))
+        return first if next(iter(runs.values()))["method"] == REFERENCE else None
+
+    @property
+    def machines(self) -> list[str]:
+        """The names of the devices that the runs were on, where they are known."""
+        return sorted({name for runs in self.rows.values() for run in runs.values() if (name := machine(run))})
+
+    def finished(self, row: str) -> dict[Key, Record]:
+        """The runs of a row that are ok."""
+        return {key: run for key, run in self.rows[row].items() if run["status"] == "ok"}
+
+
+def machine(run: Record) -> str | None:
+    return run["environment"].get("device_name")
+
+
+def peak_bytes(run: Record) -> int:
+    return run["memory"]["peak_allocated_bytes"]
+
+
+def _row_order(row: tuple[str, dict[Key, Record]]) -> tuple[bool, float, str]:
+    label, runs = row
+    peaks = [peak_bytes(run) for run in runs.values() if run["status"] == "ok"]
+    method = next(iter(runs.values()))["method"]
+    return method != REFERENCE, max(peaks, default=float("inf")), label
+
+
+def group(records: list[Record]) -> list[Setup]:
+    """Sort records into set-ups, in the order in which these first appear."""
+    groups: list[tuple[dict[str, Any], list[Record]]] = []
+    for record in sorted(records, key=_unknowns):
+        conditions = _conditions(record)
+        members = next((members for known, members in groups if _agree(known, conditions)), None)
+        if members is None:
+            groups.append((conditions, [record]))
+        else:
+            members.append(record)
+    return [_setup(known, part) for known, members in groups for part in _split_by_steps(members)]
+
+
+def _conditions(record: Record) -> dict[str, Any]:
+    training, environment = record["training"], record["environment"]
+    return {
+        "family": record["task"].split("/")[0],
+        "model": record["model"],
+        "weights": training["weights"],
+        "data": training["data"],
+        "steps": None,  # may differ from task to task, where epochs are given
+        **{name: training[name] for name in _TRAINING},
+        **{name: environment.get(name) for name in _MACHINE},
+    }
+
+
+def _unknowns(record: Record) -> int:
+    return sum(record["environment"].get(name) is None for name in _MACHINE)
+
+
+def _agree(known: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(other[name] == value or (name in _MACHINE and other[name] is None) for name, value in known.items())
+
+
+def _split_by_steps(records: list[Record]) -> list[list[Record]]:
+    """Apart only if one task ran with several numbers of steps; a run that doesn't know its own has the others'."""
+    pairs = {(run["task"], run["training"]["steps"]) for run in records if run["training"]["steps"] is not None}
+    if len(pairs) == len({task for task, _ in pairs}):
+        return [records]
+    steps = dict.fromkeys(run["training"]["steps"] for run in records)
+    return [[run for run in records if run["training"]["steps"] == number] for number in steps]
+
+
+def _setup(conditions: dict[str, Any], records: list[Record]) -> Setup:
+    steps = sorted({run["training"]["steps"] for run in records if run["training"]["steps"] is not None})
+    span = steps[0] if len(steps) == 1 else f"{steps[0]} to {steps[-1]}" if steps else None
+    varied = _varied(records)
+    rows: dict[str, dict[Key, Record]] = {}
+    for run in sorted(records, key=lambda run: str(run["environment"].get("created", ""))):
+        rows.setdefault(_label(run, varied[run["method"]]), {})[run["task"], run["seed"]] = run
+    kept = sum(map(len, rows.values()))
+    return Setup({**conditions, "steps": span}, rows, superseded=len(records) - kept)
+
+
+def _varied(records: list[Record]) -> dict[str, list[str]]:
+    """For each method the hyper-parameters with several values on one task. Its own seed follows the run's."""
+    values: dict[tuple[str, str, str], set[str]] = {}
+    for run in records:
+        for name, value in run["hyperparameters"].items():
+            values.setdefault((run["method"], name, run["task"]), set()).add(json.dumps(value, sort_keys=True))
+    varied: dict[str, list[str]] = {run["method"]: [] for run in records}
+    for (method, name, _), seen in values.items():
+        if len(seen) > 1 and name != "seed" and name not in varied[method]:
+            varied[method].append(name)
+    return varied
+
+
+def _label(run: Record, varied: list[str]) -> str:
+    given = [f"{name}={run['hyperparameters'][name]}" for name in varied if name in run["hyperparameters"]]
+    return " ".join([run["method"], ", ".join(given)]) if given else run["method"]
+
+
+def heading(setup: Setup) -> list[str]:
+    """What the runs of a set-up have in common, in two lines: what was trained, and how."""
+    known = setup.conditions
+    weights = ", random weights" if known["weights"] == "random" else f", {known['weights']} weights"
+    what = setup.tasks[0] if len(setup.tasks) == 1 else f"{known['family']}, {len(setup.tasks)} tasks"
+    return [f"{what} - {known['model']}{weights} - data: {known['data']}", ", ".join(_how(known, setup.machines))]
+
+
+def _how(known: dict[str, Any], machines: list[str]) -> list[str]:
+    name = f" ({machines[0]})" if len(machines) == 1 and machines[0] != known["device"] else ""
+    micro = known["gradient_accumulation_steps"]
+    words = {
+        f"{known['steps'] or '?'} steps of {known['batch_size']} x {known['sequence_length']} tokens": True,
+        f"{micro} micro-batches a step": micro > 1,
+        known["dtype"]: True,
+        f"autocast {known['autocast']}": known["autocast"],
+        "gradient checkpointing": known["gradient_checkpointing"],
+        f"{known['schedule']} schedule": True,
+        f"warm-up {100 * known['warmup_fraction']:g}%": known["warmup_fraction"],
+        f"clipped at {known['max_grad_norm']}": known["max_grad_norm"] is not None,
+        f"{known['device']}{name}": known["device"] is not None,
+        f"{known['threads']} threads": known["threads"] is not None,
+        f"profile {known['profile']}": known["profile"] is not None,
+    }
+    return [word for word, said in words.items() if said]

@@ -1,0 +1,75 @@
+"""Records in, tables out: memory, throughput and quality, and a summary of all three.
+
+Runs of different set-ups never share a mean: each set-up (model, data, training, machine) has its tables, with its
+conditions above them. Rows are in the same order everywhere: the reference first, then by peak memory.
+"""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from reports import formats, rows, text
+from reports.record import Record
+from reports.setups import Setup, group, heading
+
+TABLES = ("summary", "memory", "throughput", "quality")
+FORMATS = ("plain", "markdown", "csv", "json", "latex")
+
+_ROWS = {"summary": rows.summary, "memory": rows.memory, "throughput": rows.throughput, "quality": rows.quality}
+_TEXTS = {"summary": text.summary, "memory": text.memory, "throughput": text.throughput, "quality": text.quality}
+_WRITERS = {"plain": formats.plain, "markdown": formats.markdown, "latex": formats.latex}
+
+
+def render(records: list[Record], format: str = "plain", tables: Sequence[str] = TABLES) -> str:
+    """Render records (checked ones, of `record.load_folder`) as text, without a newline at the end.
+
+    plain, markdown and latex round, csv and json hold raw figures with units in their names. Runs that are not ok come
+    in a table of their own after the others, whatever `tables` says.
+
+    Raises:
+        ValueError: there are no records, or no such format or table.
+    """
+    _choose("format", format, FORMATS)
+    for table in tables:
+        _choose("table", table, TABLES)
+    if not records:
+        raise ValueError("There are no records to make tables of.")
+    setups = group(records)
+    if format == "json":
+        return formats.as_json([_document(setup, tables) for setup in setups])
+    if format == "csv":
+        return formats.as_csv(_joined(setups, tables))
+    return _WRITERS[format]([_section(setup, tables, compact=format == "plain") for setup in setups])
+
+
+def _choose(what: str, given: str, known: Sequence[str]) -> None:
+    if given not in known:
+        near = difflib.get_close_matches(given, known, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"There is no {what} {given!r}.{hint} Available: {', '.join(known)}.")
+
+
+def _section(setup: Setup, tables: Sequence[str], *, compact: bool) -> formats.Section:
+    shown = [_TEXTS[table](setup, compact=compact) for table in tables]
+    bad = text.unfinished(setup, compact=compact)
+    return heading(setup), [*shown, *([bad] if bad else [])], text.remarks(setup)
+
+
+def _document(setup: Setup, tables: Sequence[str]) -> dict[str, Any]:
+    return {
+        "conditions": setup.conditions,
+        "tasks": setup.tasks,
+        "seeds": setup.seeds,
+        "reference": setup.reference,
+        "superseded_runs": setup.superseded,
+        **{table: _ROWS[table](setup) for table in tables},
+        "unfinished": rows.unfinished(setup),
+    }
+
+
+def _joined(setups: list[Setup], tables: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """Each table's rows of all set-ups, with the conditions of theirs."""
+    makers = {**{table: _ROWS[table] for table in tables}, "unfinished": rows.unfinished}
+    return {
+        name: [{**setup.conditions, **row} for setup in setups for row in make(setup)] for name, make in makers.items()
+    }

@@ -1,0 +1,260 @@
+"""The tables as a reader sees them: headings with units, figures rounded, and notes that say how to read them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from reports import rows as raw
+from reports.record import PARTS
+from reports.rows import AVERAGE, Row
+from reports.setups import REFERENCE, Setup
+from reports.statistics import SIGNIFICANCE, decimals, round_parts
+
+MIB = 1 << 20
+NOTHING = "-"
+LONGEST_ERROR = 64  # letters
+
+_TIED = f"* the best, or can't be told from it (Welch's t-test over seeds, p ≥ {SIGNIFICANCE})."
+_PARTIAL = "[a/b] averaged over a of b tasks only: not to be compared with a complete average."
+_PEAK = "peak: of the run that needs most; / {0}: against {0} on the same task and seed."
+_PARTS = "parts: what there is at the moment of the peak; they add up to it."
+_SPEED = "tokens/s: all tokens over all training time; / {0}: geometric mean over pairs of task and seed."
+_STEP = "ms: the median of a run's steps, averaged over runs."
+_FEWER = "ok runs: where some are missing, only the ratios compare, not tokens/s and ms."
+
+
+@dataclass
+class Table:
+    """Cells as text; columns named in `left` are words, the others are figures."""
+
+    title: str
+    headers: list[str]
+    cells: list[list[str]]
+    left: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+
+Column = tuple[str, Callable[[Row], str]]
+
+
+def _table(title: str, rows: list[Row], columns: Sequence[Column], left: set[str], notes: list[str]) -> Table:
+    """Lay out rows; a column in which no row says anything is left out."""
+    cells = [[show(row) for row in rows] for _, show in columns]
+    said = [index for index, column in enumerate(cells) if any(cell != NOTHING for cell in column)]
+    headers = [columns[index][0] for index in said]
+    return Table(title, headers, [list(row) for row in zip(*(cells[i] for i in said), strict=True)], left, notes)
+
+
+def _number(name: str, pattern: str = "{:.2f}", scale: float = 1) -> Callable[[Row], str]:
+    return lambda row: NOTHING if row.get(name) is None else pattern.format(row[name] * scale)
+
+
+def _word(name: str) -> Callable[[Row], str]:
+    return lambda row: str(row.get(name) or NOTHING)
+
+
+def _mib(tenths: int) -> str:
+    return f"{tenths / 10:,.1f}"
+
+
+def _bytes(name: str) -> Callable[[Row], str]:
+    return lambda row: NOTHING if row.get(name) is None else _mib(round_parts([row[name] * 10], MIB)[0])
+
+
+def _or_why(show: Callable[[Row], str]) -> Callable[[Row], str]:
+    """A figure, or in its place why it isn't there."""
+    return lambda row: show(row) if row["runs_ok"] else _ended(row)
+
+
+def _ended(row: Row) -> str:
+    bad = [status for status in ("out_of_memory", "diverged", "failed") if row[f"runs_{status}"]]
+    return " / ".join(status.replace("_", " ") for status in bad) or "not run"
+
+
+def _runs(row: Row) -> str:
+    counts = {name.removeprefix("runs_"): count for name, count in row.items() if name.startswith("runs_")}
+    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count)
+
+
+def _share(row: Row) -> str:
+    """Runs that count, of those there could be: only said of a row that lacks some."""
+    counts = [count for name, count in row.items() if name.startswith("runs_")]
+    return NOTHING if row["runs_ok"] == sum(counts) else f"{row['runs_ok']} of {sum(counts)}"
+
+
+def _short(task: str) -> str:
+    return task.split("/", 1)[-1]
+
+
+def summary(setup: Setup, *, compact: bool) -> Table:
+    rows = raw.summary(setup)
+    single = len(setup.tasks) == 1
+    score = f"{_short(setup.tasks[0])} {rows[0]['score_metric'] or ''}".strip() if single else AVERAGE
+    columns = [
+        ("method", _word("method")),
+        ("peak MiB", _or_why(_bytes("peak_allocated_bytes"))),
+        (f"/ {setup.reference}", _number("peak_ratio")),
+        ("tokens/s", _number("tokens_per_second", "{:,.0f}")),
+        (f"/ {setup.reference}", _number("tokens_per_second_ratio")),
+        (score, lambda row: _score(_scored(row), setup)),
+        ("trained", _number("trained_fraction", "{:.1f}%", 100)),
+        ("runs", _runs),
+    ]
+    notes = [_PEAK, _SPEED] if setup.reference else []
+    told = [note.format(setup.reference) for note in notes] + _score_notes([_scored(row) for row in rows], setup)
+    return _table("Summary", rows, columns, {"method", score, "runs"}, told)
+
+
+def _scored(row: Row) -> Row:
+    """A row of the summary as if it were one of quality."""
+    return {name.removeprefix("score_"): value for name, value in row.items()}
+
+
+def memory(setup: Setup, *, compact: bool) -> Table:
+    rows = raw.memory(setup)
+    tasks = {row["task"] for row in rows if row.get("task")}
+    columns = [
+        ("method", _word("method")),
+        ("peak", _or_why(_bytes("peak_allocated_bytes"))),
+        (f"/ {setup.reference}", _number("peak_ratio")),
+        *((_PART_WORDS.get(part, part), _part(index)) for index, part in enumerate(PARTS)),
+        ("reserved", _bytes("peak_reserved_bytes")),
+        ("phase", _word("peak_phase")),
+        ("task", lambda row: _short(row.get("task") or NOTHING) if len(tasks) > 1 else NOTHING),
+        ("ok runs", _share),
+    ]
+    notes = [_PEAK.format(setup.reference), _PARTS] if setup.reference else [_PARTS]
+    where = f" on {_short(*tasks)}" if len(tasks) == 1 and len(setup.tasks) > 1 else ""
+    return _table(f"Memory at the peak{where}, MiB", rows, columns, {"method", "phase", "task"}, notes)
+
+
+_PART_WORDS = {"optimizer_state": "states"}
+
+
+def _part(index: int) -> Callable[[Row], str]:
+    """One of the parts, rounded together with the others so that they add up to the peak as printed, too."""
+
+    def show(row: Row) -> str:
+        if row.get("peak_allocated_bytes") is None:
+            return NOTHING
+        return _mib(round_parts([row[f"{part}_bytes"] * 10 for part in PARTS], MIB)[index])
+
+    return show
+
+
+def throughput(setup: Setup, *, compact: bool) -> Table:
+    rows = raw.throughput(setup)
+    columns = [
+        ("method", _word("method")),
+        ("tokens/s", _or_why(_number("tokens_per_second", "{:,.0f}"))),
+        (f"/ {setup.reference}", _number("tokens_per_second_ratio")),
+        *((f"{phase} ms", _number(f"{phase}_seconds", "{:,.1f}", 1000)) for phase in ("forward", "backward", "update")),
+        ("ok runs", _share),
+    ]
+    notes = [_SPEED.format(setup.reference), _STEP] if setup.reference else [_STEP]
+    notes += [_FEWER] if any(_share(row) != NOTHING for row in rows) else []
+    return _table("Throughput", rows, columns, {"method"}, notes)
+
+
+def quality(setup: Setup, *, compact: bool) -> Table:
+    """Tasks or methods go down the page, whichever are more, so that the width stays within a page's."""
+    rows = raw.quality(setup)
+    cells = {(row["task"], row["method"]): row for row in rows}
+    tasks = list(dict.fromkeys(task for task, _ in cells))
+    seeds = f"mean ± std (n) over {len(setup.seeds)} seeds" if len(setup.seeds) > 1 else f"seed {setup.seeds[0]}"
+    notes = _score_notes(rows, setup)
+    if len(setup.tasks) > len(setup.rows):
+        headers = ["task", "metric", *setup.rows]
+        labels = [[_short(task), _metric(cells[task, headers[-1]])] for task in tasks]
+        body = [[_score(cells[task, method], setup) for method in setup.rows] for task in tasks]
+    else:
+        headers = ["method", *map(_short, tasks)]
+        labels = [[method] for method in setup.rows]
+        tight = compact and len(tasks) > 4
+        body = [[_score(cells[task, method], setup, tight=tight) for task in tasks] for method in setup.rows]
+        notes = [_metrics(rows), *notes]
+        seeds = seeds.replace(" (n)", "") if tight else seeds
+    lines = [label + line for label, line in zip(labels, body, strict=True)]
+    return Table(f"Quality, {seeds}", headers, lines, set(headers), notes)
+
+
+def _metric(row: Row) -> str:
+    if row["task"] == AVERAGE:
+        return ""
+    return f"{row['metric'] or NOTHING}{'' if row['higher_is_better'] else ', less is better'}"
+
+
+def _metrics(rows: list[Row]) -> str:
+    tasks: dict[str, list[str]] = {}
+    for row in rows:
+        if row["task"] != AVERAGE and _short(row["task"]) not in tasks.setdefault(_metric(row), []):
+            tasks[_metric(row)].append(_short(row["task"]))
+    if len(tasks) == 1:
+        return f"Scores: {next(iter(tasks))}."
+    return "Scores: " + "; ".join(f"{metric} of {', '.join(names)}" for metric, names in tasks.items()) + "."
+
+
+def _score(row: Row, setup: Setup, *, tight: bool = False) -> str:
+    """`0.812 ± 0.013 (3)*`, of a single run without a deviation; tight: `.812±.013*`, with n only where it is less."""
+    if row.get("mean") is None:
+        return NOTHING if row["runs_ok"] else _ended(row)
+    digits, n = decimals(row["mean"]), row["n"]
+    numbers = [f"{value:.{digits}f}" for value in (row["mean"], row["standard_deviation"]) if value is not None]
+    if tight:
+        numbers = [
+            number.replace("0.", ".", 1) if number.lstrip("-").startswith("0.") else number for number in numbers
+        ]
+    text = ("±" if tight else " ± ").join(numbers)
+    text += "" if tight and n == len(setup.seeds) else f" ({n})" if n > 1 or len(setup.seeds) > 1 else ""
+    return text + ("*" if row["tied_with_best"] else "") + _lack(row, setup)
+
+
+def _lack(row: Row, setup: Setup) -> str:
+    partial = row.get("metric") == AVERAGE and row["tasks"] < len(setup.tasks)
+    return f" [{row['tasks']}/{len(setup.tasks)}]" if partial else ""
+
+
+def _score_notes(rows: list[Row], setup: Setup) -> list[str]:
+    tied = any(row.get("tied_with_best") for row in rows)
+    partial = any(row.get("mean") is not None and _lack(row, setup) for row in rows)
+    return [_TIED] * tied + [_PARTIAL] * partial
+
+
+def unfinished(setup: Setup, *, compact: bool) -> Table | None:
+    rows = _alike(raw.unfinished(setup))
+    columns = [
+        ("method", _word("method")),
+        ("task", lambda row: _all_of(row["tasks"], setup)),
+        ("seeds", lambda row: ", ".join(map(str, row["seeds"]))),
+        ("ended", lambda row: row["status"].replace("_", " ")),
+        ("error", lambda row: _cut(row["error"]) if compact else row["error"]),
+    ]
+    headers = {name for name, _ in columns}
+    return _table("Runs that are not ok", rows, columns, headers, []) if rows else None
+
+
+def _alike(rows: list[Row]) -> list[Row]:
+    """One row for the tasks on which a method ended alike."""
+    merged: dict[tuple[str, ...], Row] = {}
+    for row in rows:
+        key = (row["method"], row["status"], row["error"], str(row["seeds"]))
+        merged.setdefault(key, {**row, "tasks": []})["tasks"].append(row["task"])
+    return list(merged.values())
+
+
+def _all_of(tasks: list[str], setup: Setup) -> str:
+    whole = len(tasks) > 2 and len(tasks) == len(setup.tasks)
+    return f"all {len(tasks)}" if whole else ", ".join(map(_short, tasks))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_ERROR else text[: LONGEST_ERROR - 3].rstrip() + "..."
+
+
+def remarks(setup: Setup) -> list[str]:
+    """What holds for all of a set-up's tables."""
+    missing = [f"No run of {REFERENCE} to compare with: no ratios."] if setup.reference is None else []
+    old = (
+        [f"Older runs of the same method, task and seed are left out: {setup.superseded}."] if setup.superseded else []
+    )
+    several = f"Runs are from {len(setup.machines)} machines ({'; '.join(setup.machines)}): speeds compare on one only."
+    return missing + old + ([several] if len(setup.machines) > 1 else [])
