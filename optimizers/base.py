@@ -120,10 +120,10 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        self._set_gradient_dtype(None)
         for p, requires_grad in self._requires_grad.items():
             p.requires_grad_(requires_grad)
             p.grad = None
+        self._set_gradient_dtype(None)
         self._finished = True
         return self.model
 

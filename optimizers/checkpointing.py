@@ -8,6 +8,7 @@ re-entrant checkpointing work they let the embeddings' output require gradients
 from __future__ import annotations
 
 import functools
+import types
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -25,14 +26,20 @@ def keep_backward_short(model: nn.Module) -> RemovableHandle:
 
 def _before_forward(model: nn.Module) -> None:
     for module in model.modules():
+        _drop_input_gradients(module)
         attributes = module.__dict__
-        if attributes.get("_require_grads_hooks") or attributes.get("_require_grads_hook"):
-            module.disable_input_require_grads()
         if attributes.get("gradient_checkpointing") and _is_reentrant(attributes.get("_gradient_checkpointing_func")):
             raise ValueError(
                 "re-entrant gradient checkpointing loses the gradients of a layer whose input requires none: "
                 'use gradient_checkpointing_kwargs={"use_reentrant": False}'
             )
+
+
+def _drop_input_gradients(module: nn.Module) -> None:
+    # by name, since transformers forgets the handles of the first call when it is asked a second time
+    for key, hook in list(module._forward_hooks.items()):
+        if isinstance(hook, types.FunctionType) and hook.__name__ == "make_inputs_require_grads":
+            del module._forward_hooks[key]
 
 
 def _is_reentrant(checkpoint: object) -> bool:

@@ -1,0 +1,191 @@
+"""BlockLLM against its algorithm: which tensors, which entries, when anew."""
+
+import math
+
+import pytest
+import torch
+
+from optimizers import AdamW, BlockLLM
+from optimizers.contract import build_model, loss_of, train, weights_of
+from optimizers.selection import PaperRule, ReleaseRule
+
+
+def chosen_of(optimizer):
+    return [optimizer._pool[i] for i in optimizer.rule.chosen]
+
+
+def test_with_no_sparsity_blockllm_is_adamw_to_the_last_bit():
+    model, other = build_model(), build_model()
+    train(model, BlockLLM(model, lr=1e-2, sparsity=0.0, train_embeddings=True, patience=1000), 20)
+    train(other, AdamW(other, lr=1e-2), 20)
+    for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q), name
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.95])
+def test_exactly_the_budget_of_entries_is_kept_and_they_have_the_largest_gradients(sparsity):
+    model, other = build_model(), build_model()
+    optimizer = BlockLLM(model, sparsity=sparsity)
+    loss_of(other, 0).backward()
+    gradients = dict(zip(model.parameters(), [p.grad for p in other.parameters()], strict=True))
+    train(model, optimizer, 1)
+
+    budget = round((1 - sparsity) * sum(p.numel() for layer in model.layers for p in layer.parameters()))
+    kept, left = [], []
+    for p in chosen_of(optimizer):
+        mask = torch.zeros(p.numel(), dtype=torch.bool)
+        if "index" in optimizer.state.get(p, {}):
+            mask[optimizer.state[p]["index"].long()] = True
+        kept.append(gradients[p].abs().flatten()[mask])
+        left.append(gradients[p].abs().flatten()[~mask])
+    assert sum(k.numel() for k in kept) == budget
+    assert torch.cat(kept).min() >= torch.cat(left).max()
+
+
+def test_only_the_kept_entries_move_until_the_next_choice():
+    model = build_model()
+    optimizer = BlockLLM(model, lr=1e-2, patience=100)
+    before = weights_of(model)
+    train(model, optimizer, 12)
+    for name, p in model.named_parameters():
+        moved = (p != before[name]).flatten().nonzero().flatten()
+        index = optimizer.state[p]["index"].long() if p in optimizer.state else torch.empty(0, dtype=torch.long)
+        assert torch.equal(moved, index), name
+
+
+@pytest.mark.parametrize(("dtype", "bytes_an_entry"), [(torch.float32, 12), (torch.bfloat16, 16)])
+def test_after_many_choices_the_state_is_what_the_formula_says(dtype, bytes_an_entry):
+    model = build_model(dtype)
+    optimizer = BlockLLM(model, lr=1e-2, sparsity=0.9, patience=2, always_train=("classifier",))
+    for turn in range(30):
+        train(model, optimizer, 1, start=turn)
+        optimizer.advance()
+    train(model, optimizer, 1, start=30)
+    dense = sum(p.numel() * (bytes_an_entry - 4) + 4 for p in model.classifier.parameters())
+    tensors = sum("index" in optimizer.state.get(p, ()) for p in chosen_of(optimizer))
+    assert optimizer.state_bytes() == optimizer.rule.budget * bytes_an_entry + 4 * tensors + dense
+
+
+def test_a_tensor_chosen_late_trains_and_all_tensors_get_their_turn():
+    model = build_model()
+    optimizer = BlockLLM(model, lr=1e-3, sparsity=0.9)
+    for step in range(len(optimizer._pool)):  # probes go through all tensors
+        train(model, optimizer, 1, start=step)
+    for turn in range(40):
+        optimizer.advance()
+        before = weights_of(model)
+        train(model, optimizer, 1, start=turn)
+        assert any(not torch.equal(before[n], p) for n, p in model.named_parameters() if p in optimizer.state)
+    assert optimizer.block_coverage > 0.5
+
+
+def test_probes_go_through_all_tensors_and_a_probed_tensor_is_measured_but_not_updated():
+    model = build_model()
+    optimizer = BlockLLM(model, lr=1e-2, sparsity=0.95, probe=2, patience=1000)
+    before = weights_of(model)
+    names = {p: name for name, p in model.named_parameters()}
+    probed = set()
+    for step in range(len(optimizer._pool) // 2 + 2):
+        probed |= set(optimizer._probed)
+        train(model, optimizer, 1, start=step)
+    unchosen = set(range(len(optimizer._pool))) - set(optimizer.rule.chosen)
+    assert probed == unchosen == set(optimizer.rule.norms)
+    for i in unchosen:
+        p = optimizer._pool[i]
+        assert torch.equal(before[names[p]], p)
+
+
+def test_a_probed_norm_is_that_of_the_gradient():
+    model, other = build_model(), build_model()
+    optimizer = BlockLLM(model)
+    (probed,) = optimizer._probed
+    train(model, optimizer, 1)
+    loss_of(other, 0).backward()
+    place = [p is optimizer._pool[probed] for p in model.parameters()].index(True)
+    expected = list(other.parameters())[place].grad.norm().item()
+    assert optimizer.rule.norms[probed] == pytest.approx(expected, rel=1e-6)
+
+
+def test_it_must_see_the_loss():
+    model = build_model()
+    optimizer = BlockLLM(model)
+    loss_of(model, 0).backward()
+    with pytest.raises(RuntimeError, match=r"call optimizer\.backward\(loss\)"):
+        optimizer.step()
+
+
+def test_with_accumulation_it_sees_the_mean_over_micro_batches():
+    model = build_model()
+    optimizer = BlockLLM(model, patience=5)
+    losses = [loss_of(model, i) for i in range(4)]
+    for loss in losses:
+        optimizer.backward(loss / 4)
+    optimizer.step()
+    assert optimizer.rule.losses == pytest.approx([sum(loss.item() for loss in losses) / 4])
+
+
+def test_the_first_choice_is_random_and_a_function_of_the_seed():
+    def first(seed):
+        return BlockLLM(build_model(), seed=seed).rule.chosen
+
+    assert first(1) == first(1)
+    assert len({tuple(first(seed)) for seed in range(8)}) > 3
+
+
+def test_the_worst_case_holds_the_largest_tensors():
+    optimizer = BlockLLM(build_model(), sparsity=0.9)
+    optimizer.worst_case()
+    assert {p.numel() for p in chosen_of(optimizer)} == {max(p.numel() for p in optimizer._pool)}
+
+
+class TestPaperRule:
+    def test_the_choice_is_by_norm_over_one_plus_the_times_chosen_until_the_budget_is_reached(self):
+        rule = PaperRule([10, 10, 10, 70], sparsity=0.85, patience=1, update_every=1)  # budget 15
+        rule.norms = {0: 4.0, 1: 3.0, 2: 2.0, 3: 1.0}
+        assert rule.choose() == [0, 1]
+        rule.take([0, 1])
+        rule.norms[2] = 2.5
+        assert rule.choose() == [2, 0]  # 4 / 2, 3 / 2, 2.5 / 1, 1 / 1
+        rule.take([0])
+        assert rule.choose() == [2, 1]  # 4 / 3, 3 / 2, 2.5 / 1, 1 / 1
+
+    def test_a_tensor_without_a_norm_ranks_last(self):
+        rule = PaperRule([10, 10, 10], sparsity=0.5, patience=1, update_every=1)
+        rule.norms = {2: 1e-9, 1: 1e-8}
+        assert rule.choose() == [1, 2]
+
+    def test_a_new_choice_is_due_when_the_loss_is_not_below_the_mean_of_the_last_m(self):
+        rule = PaperRule([1], sparsity=0.5, patience=3, update_every=1)
+        rule.take([0])
+        assert [rule.is_time(loss) for loss in (9.0, 6.0, 3.0)] == [False, False, False]  # too few to compare with
+        assert not rule.is_time(5.9)  # mean of 9, 6, 3 is 6
+        assert rule.is_time(5.0)  # mean of 6, 3, 5.9 is 4.97
+        rule.take([0])
+        assert not rule.is_time(99.0)  # the history began anew
+
+
+class TestReleaseRule:
+    def test_the_first_choice_is_a_share_of_the_tensors_and_never_empty(self):
+        assert ReleaseRule([1] * 10, 0.75, 1, 1).first(range(10)) == [0, 1]
+        assert ReleaseRule([1] * 10, 0.95, 1, 1).first(range(10)) == [0]
+
+    def test_the_choice_is_by_norm_over_exp_of_frequency_and_fills_below_the_budget(self):
+        rule = ReleaseRule([50, 30, 20], sparsity=0.45, patience=1, update_every=1)  # budget 55
+        rule.norms = {0: 3.0, 1: 2.0, 2: 1.0}
+        rule.steps, rule.counts = 2, [1, 0, 0]
+        assert 3.0 / math.exp(1 / 2) < 2.0
+        assert rule.choose() == [1, 2]
+
+    def test_a_tensor_larger_than_the_budget_leaves_the_choice_to_the_others_or_is_taken_alone(self):
+        rule = ReleaseRule([90, 5, 5], sparsity=0.9, patience=1, update_every=1)
+        rule.norms = {0: 3.0, 1: 2.0, 2: 1.0}
+        assert rule.choose() == [1, 2]
+        rule = ReleaseRule([90, 80], sparsity=0.9, patience=1, update_every=1)
+        rule.norms = {0: 1.0, 1: 2.0}
+        assert rule.choose() == [1]
+
+    def test_a_new_choice_is_due_at_multiples_of_update_every_when_the_last_losses_are_above_the_mean_of_all(self):
+        rule = ReleaseRule([1], sparsity=0.5, patience=2, update_every=4)
+        rule.take([0])
+        assert [rule.is_time(loss) for loss in (1.0, 1.0, 2.0, 2.0)] == [False, False, False, True]
+        assert [rule.is_time(loss) for loss in (0.1, 0.1, 0.1, 0.1)] == [False] * 4

@@ -1,0 +1,126 @@
+"""Blocks come from a model's own lists of layers, whatever the family calls them."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+from transformers.models.auto.configuration_auto import AutoConfig
+
+from optimizers.blocks import find_layers, matching, shuffled, split_into_blocks, train_only
+from optimizers.contract import TinyTransformer, build_model
+
+SMALL = {"hidden_size": 16, "num_attention_heads": 2, "vocab_size": 50, "intermediate_size": 32}
+FAMILIES = {
+    "roberta": (AutoModelForSequenceClassification, {**SMALL, "num_hidden_layers": 3}, "roberta.encoder.layer"),
+    "llama": (AutoModelForCausalLM, {**SMALL, "num_hidden_layers": 3, "num_key_value_heads": 1}, "model.layers"),
+    "gpt2": (AutoModelForCausalLM, {"n_embd": 16, "n_head": 2, "n_layer": 3, "vocab_size": 50}, "transformer.h"),
+}
+
+
+def build(family):
+    auto, values, prefix = FAMILIES[family]
+    with torch.device("meta"):
+        return auto.from_config(AutoConfig.for_model(family, **values)), prefix
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_layer_of_a_family_is_a_block_with_all_its_parameters(family):
+    model, prefix = build(family)
+    blocks = split_into_blocks(model)
+    assert list(blocks) == [f"{prefix}.{i}" for i in range(3)]
+    for name, params in blocks.items():
+        assert params == list(model.get_submodule(name).parameters())
+
+
+@pytest.mark.parametrize("granularity", ["layer", "sublayer", "matrix"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_with_embeddings_the_blocks_partition_the_model(family, granularity):
+    model, _ = build(family)
+    members = [p for params in split_into_blocks(model, granularity, embeddings=True).values() for p in params]
+    assert len(members) == len(set(members)) == len(list(model.parameters()))
+
+
+def test_roberta_large_with_its_head_left_out_has_24_blocks():
+    config = AutoConfig.for_model("roberta", hidden_size=64, num_hidden_layers=24, num_attention_heads=4, vocab_size=50)
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    assert len(split_into_blocks(model, leave_out=matching(model, ["classifier"]))) == 24
+
+
+def test_an_encoder_decoder_gives_the_layers_of_both_stacks():
+    config = AutoConfig.for_model("t5", d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=50)
+    with torch.device("meta"):
+        model = AutoModelForSeq2SeqLM.from_config(config)
+    assert list(split_into_blocks(model)) == [f"{stack}.block.{i}" for stack in ("encoder", "decoder") for i in (0, 1)]
+
+
+def test_half_layers_of_a_llama_are_attention_and_mlp_each_with_the_norm_before_it():
+    model, _ = build("llama")
+    names = {p: name for name, p in model.named_parameters()}
+    blocks = split_into_blocks(model, "sublayer")
+    assert list(blocks)[:2] == ["model.layers.0.attention", "model.layers.0.mlp"]
+    parts = {names[p].split(".")[3] for p in blocks["model.layers.0.attention"]}
+    assert parts == {"self_attn", "input_layernorm"}
+    parts = {names[p].split(".")[3] for p in blocks["model.layers.0.mlp"]}
+    assert parts == {"mlp", "post_attention_layernorm"}
+
+
+def test_half_layers_of_a_roberta_are_attention_and_the_rest():
+    model, _ = build("roberta")
+    blocks = split_into_blocks(model, "sublayer")
+    attention = model.roberta.encoder.layer[0].attention
+    assert blocks["roberta.encoder.layer.0.attention"] == list(attention.parameters())
+    assert len(blocks) == 6
+
+
+def test_single_matrices_are_blocks_with_their_biases():
+    blocks = split_into_blocks(build_model(), "matrix")
+    assert len(blocks) == 3 * 7
+    assert all(sum(p.dim() == 2 for p in params) == 1 for params in blocks.values())
+
+
+def test_frozen_parameters_are_in_no_block():
+    model = build_model()
+    model.layers[1].requires_grad_(False)
+    assert list(split_into_blocks(model)) == ["layers.0", "layers.2"]
+
+
+def test_tied_weights_are_in_one_block():
+    model = TinyTransformer()
+    model.lm_head = nn.Linear(16, 20, bias=False)
+    model.lm_head.weight = model.embed_tokens.weight
+    blocks = split_into_blocks(model, embeddings=True)
+    assert model.lm_head.weight in blocks["embeddings"] and all(p is not model.lm_head.weight for p in blocks["head"])
+
+
+def test_a_sequential_serves_where_there_is_no_list_and_nothing_is_an_error_with_the_way_out():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    assert list(find_layers(model)) == ["0", "2"]
+    with pytest.raises(ValueError, match=r"Linear has no layers .* nn\.ModuleList"):
+        split_into_blocks(nn.Linear(2, 2))
+
+
+def test_a_pattern_matches_parts_of_a_name_and_one_that_matches_nothing_is_an_error():
+    model = build_model()
+    assert matching(model, ["classifier"]) == [model.classifier.weight, model.classifier.bias]
+    assert matching(model, ["*layernorm.weight"]) == [
+        norm.weight for layer in model.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)
+    ]
+    with pytest.raises(ValueError, match="'clasifier' matches no trainable parameter"):
+        matching(model, ["clasifier"])
+
+
+def test_training_only_some_parameters_frees_the_gradients_of_the_others():
+    model = build_model()
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    active = list(model.layers[0].parameters())
+    train_only(model.parameters(), active)
+    for p in model.parameters():
+        assert p.requires_grad == (p.grad is not None) == any(p is a for a in active)
+
+
+def test_an_order_is_a_function_of_its_key_alone():
+    assert shuffled(10, 3, 1) == shuffled(10, 3, 1)
+    assert shuffled(10, 3, 1) != shuffled(10, 3, 2)
+    assert sorted(shuffled(10, 3, 1)) == list(range(10))
