@@ -116,7 +116,8 @@ def segment_bytes(size: int) -> int:
 
 def estimate_reserved_bytes(trace: Trace) -> int:
     """What PyTorch would have reserved on a GPU at the end of the trace, which is the most that it ever has."""
-    allocator, blocks = CachingAllocator(), {}
+    allocator = CachingAllocator()
+    blocks: dict[int, Block] = {}
     for event in trace.events:
         if event < 0:
             allocator.free(blocks.pop(~event))

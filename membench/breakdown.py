@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
 from torch import nn
 
+from .allocator import estimate_reserved_bytes
 from .components import COMPONENTS, classify
 from .trace import PARTS, Trace
 
@@ -24,6 +25,7 @@ def summarize(trace: Trace, model: nn.Module) -> dict[str, Any]:
         peak_phase: the phase of the peak: "forward", "backward", "update", "switch", or "" outside of all.
         peak_module: the module that holds most at the peak, without what its children hold.
         peak_selection: what was trained then, or None for a method without a choice.
+        estimated_reserved_bytes: what PyTorch's allocator would reserve for it on a GPU; see `allocator`.
         selections: a list of {"selection", "peak_allocated_bytes"}, in the order of training.
         components: the parts at the peak of each of the `COMPONENTS`.
         modules: the parts at the peak of each module, without what its children hold ("" is the model itself and the
@@ -43,6 +45,7 @@ def summarize(trace: Trace, model: nn.Module) -> dict[str, Any]:
         "peak_phase": trace.phases[trace.events[moment]],
         "peak_module": max(modules, key=lambda module: sum(modules[module].values())),
         "peak_selection": trace.selections[highest][1],
+        "estimated_reserved_bytes": estimate_reserved_bytes(trace),
         "selections": [
             {"selection": selection, "peak_allocated_bytes": peak}
             for (_, selection), (peak, _) in zip(trace.selections, peaks, strict=True)
@@ -87,7 +90,7 @@ def alive_at(trace: Trace, moment: int) -> list[int]:
     return list(alive)
 
 
-def _group(trace: Trace, allocations: Iterable[int], key: list[Hashable]) -> dict[Any, Parts]:
+def _group(trace: Trace, allocations: Iterable[int], key: Sequence[Hashable]) -> dict[Any, Parts]:
     """The parts of `allocations`, summed by `key`, which has one entry an allocation."""
     groups: dict[Any, Parts] = {}
     for index in allocations:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from optimizers import MemoryEfficientOptimizer
 
 from .loop import Batch, Loss, training_step
 from .memory import MemoryMeter
+from .stock import StockOptimizer
 
 
 def meter_cycle(
     model: nn.Module,
-    optimizer: MemoryEfficientOptimizer,
+    optimizer: MemoryEfficientOptimizer | torch.optim.Optimizer,
     loss_fn: Loss,
     batches: Callable[[int], Sequence[Batch]],
     *,
@@ -30,22 +32,25 @@ def meter_cycle(
 
     Args:
         model: on the device to meter.
-        optimizer: a method of `optimizers`, built for `model`.
+        optimizer: a method of `optimizers`, or any other optimizer, which then is taken to train everything at once.
         loss_fn: the loss of `model` on a micro-batch.
         batches: the micro-batches of a step, on the model's device; they are counted while that step lasts.
         max_grad_norm: clip gradients in the loop.
         steps_per_selection: training steps for each selection.
         selections: how many to go through; the optimizer's `cycle_length` if None.
     """
-    with MemoryMeter(model, optimizer) as meter:
-        for turn in range(selections or optimizer.cycle_length):
+    method = optimizer if isinstance(optimizer, MemoryEfficientOptimizer) else StockOptimizer(optimizer)
+    with MemoryMeter(model, method) as meter:
+        for turn in range(selections or method.cycle_length):
             if turn:
-                optimizer.advance()
+                method.advance()
             for step in range(turn * steps_per_selection, (turn + 1) * steps_per_selection):
-                _step(meter, loss_fn, batches(step), max_grad_norm)
+                _step(meter, method, loss_fn, batches(step), max_grad_norm)
     return meter.report()
 
 
-def _step(meter: MemoryMeter, loss_fn: Loss, micro_batches: Sequence[Batch], max_grad_norm: float | None) -> None:
+def _step(
+    meter: MemoryMeter, method: Any, loss_fn: Loss, micro_batches: Sequence[Batch], max_grad_norm: float | None
+) -> None:
     meter.hold(micro_batches)
-    training_step(meter.model, meter.optimizer, loss_fn, micro_batches, max_grad_norm=max_grad_norm, phase=meter.phase)
+    training_step(meter.model, method, loss_fn, micro_batches, max_grad_norm=max_grad_norm, phase=meter.phase)

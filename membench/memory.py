@@ -16,11 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from optimizers import MemoryEfficientOptimizer
 
 from .breakdown import summarize
-from .modules import ModuleTracker
+from .modules import AccumulateGrad, ModuleTracker
+from .stock import StockOptimizer
 from .trace import ACTIVATIONS, GRADIENTS, INPUTS, OPTIMIZER_STATE, TEMPORARIES, WEIGHTS, Trace
 
 current_node = torch._C._current_autograd_node
-AccumulateGrad = torch._C._functions.AccumulateGrad
 
 
 class MemoryMeter(TorchDispatchMode):
@@ -54,7 +54,7 @@ class MemoryMeter(TorchDispatchMode):
         ValueError: the model has no parameters.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None):
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | StockOptimizer | None = None):
         super().__init__()
         self.model = model
         self.optimizer = optimizer
@@ -67,26 +67,27 @@ class MemoryMeter(TorchDispatchMode):
         self._phase = ""
         self._alive: dict[int, _Watch] = {}
         self._segment: list[int] = []
-        self._leaf: AccumulateGrad | None = None
-        self._cleanup = ExitStack()
+        self._leaf: Any = None
 
     def __enter__(self) -> MemoryMeter:
         gc.collect()
-        self._cleanup.callback(self._alive.clear)
-        if gc.isenabled():
-            gc.disable()
-            self._cleanup.callback(gc.enable)
-        self._cleanup.enter_context(self._modules)
-        if isinstance(self.optimizer, MemoryEfficientOptimizer):
-            self._meter_switching(self.optimizer)
-        self._note_selection()
-        self._scan(self.model.named_buffers())
-        super().__enter__()
+        with ExitStack() as cleanup:
+            cleanup.callback(self._alive.clear)
+            if gc.isenabled():
+                gc.disable()
+                cleanup.callback(gc.enable)
+            cleanup.enter_context(self._modules)
+            if isinstance(self.optimizer, MemoryEfficientOptimizer):
+                self._meter_switching(self.optimizer, cleanup)
+            self._note_selection()
+            self._scan(self.model.named_buffers())
+            super().__enter__()
+            cleanup.push(super().__exit__)
+            self._cleanup = cleanup.pop_all()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
-        self._cleanup.close()
+        self._cleanup.__exit__(*exception)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -117,7 +118,7 @@ class MemoryMeter(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if not self._phase:
             return result
-        node = current_node()
+        node: Any = current_node()
         if self._is_gradient(result, node):
             self._assign(result, GRADIENTS, self._modules.owner(node.variable))
         elif not _only_aliases(func):
@@ -158,7 +159,9 @@ class MemoryMeter(TorchDispatchMode):
         index = self.trace.allocate(storage.nbytes(), part, self._phase, module)
         if computing:
             self._segment.append(index)
-        self._alive[storage._cdata] = _Watch(storage, index, self._freed)
+        watch = _Watch(storage, self._freed)
+        watch.index, watch.key = index, storage._cdata
+        self._alive[watch.key] = watch
         return index
 
     def _is_computing_activations(self) -> bool:
@@ -175,7 +178,7 @@ class MemoryMeter(TorchDispatchMode):
                 trace.parts[index] = ACTIVATIONS
         self._segment.clear()
 
-    def _freed(self, watch: _Watch) -> None:
+    def _freed(self, watch: Any) -> None:
         del self._alive[watch.key]
         self.trace.free(watch.index)
 
@@ -183,10 +186,10 @@ class MemoryMeter(TorchDispatchMode):
 
     def _scan(self, buffers: Iterable[tuple[str, Tensor]] = ()) -> None:
         """Finds weights, gradients and optimizer state, the new ones among what was seen being allocated."""
-        for p, module in self._owned:
-            self._assign(p, WEIGHTS, module)
-            if p.grad is not None:
-                self._assign(p.grad, GRADIENTS, module)
+        for parameter, module in self._owned:
+            self._assign(parameter, WEIGHTS, module)
+            if parameter.grad is not None:
+                self._assign(parameter.grad, GRADIENTS, module)
         for name, buffer in buffers:
             self._assign(buffer, WEIGHTS, name.rpartition(".")[0])
         if self.optimizer is not None:
@@ -202,11 +205,11 @@ class MemoryMeter(TorchDispatchMode):
         selection = self.optimizer.selection if isinstance(self.optimizer, MemoryEfficientOptimizer) else None
         self.trace.selections.append((len(self.trace.events), selection))
 
-    def _meter_switching(self, optimizer: MemoryEfficientOptimizer) -> None:
+    def _meter_switching(self, optimizer: MemoryEfficientOptimizer, cleanup: ExitStack) -> None:
         """Makes `after_step` and `advance` a phase of their own, on this one optimizer, until the meter is left."""
         for name in ("after_step", "advance"):
             setattr(optimizer, name, self._as_switch(getattr(optimizer, name)))
-            self._cleanup.callback(delattr, optimizer, name)
+            cleanup.callback(delattr, optimizer, name)
 
     def _as_switch(self, method: Any) -> Any:
         @wraps(method)
@@ -219,18 +222,12 @@ class MemoryMeter(TorchDispatchMode):
         return switch
 
 
-class _Watch(weakref.ref):
+class _Watch(weakref.ref[torch.UntypedStorage]):
     """A weak reference to a storage that knows its allocation; torch keeps the Python object as long as the storage."""
 
     __slots__ = ("index", "key")
-
-    def __new__(cls, storage: torch.UntypedStorage, index: int, callback: Any) -> _Watch:
-        watch = super().__new__(cls, storage, callback)
-        watch.index, watch.key = index, storage._cdata
-        return watch
-
-    def __init__(self, storage: torch.UntypedStorage, index: int, callback: Any):
-        super().__init__(storage, callback)
+    index: int
+    key: int
 
 
 @cache

@@ -11,6 +11,9 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from .trace import OPTIMIZER, ROOT
 
+# Autograd's node that adds to a leaf's `.grad`; the leaf is its `variable`.
+AccumulateGrad: Any = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
+
 
 class ModuleTracker:
     """Follows forward passes by two hooks on all modules, and backward passes by the numbers of autograd's nodes.
@@ -53,7 +56,7 @@ class ModuleTracker:
             return self._stack[-1]
         if node is None:
             return ROOT if phase == "forward" else OPTIMIZER
-        if isinstance(node, torch._C._functions.AccumulateGrad):
+        if isinstance(node, AccumulateGrad):
             return self.owner(node.variable)
         return self._makers[bisect_right(self._numbers, node._sequence_nr()) - 1]
 
