@@ -19,6 +19,13 @@ def test_write_then_load_gives_the_same_record(tmp_path):
     assert record.load(path) == run
 
 
+def test_writing_again_replaces_the_record(tmp_path):
+    record.write(make_record(), tmp_path)
+    path = record.write(make_record(metrics={"accuracy": 0.75}), tmp_path)
+    assert record.load(path)["metrics"] == {"accuracy": 0.75}
+    assert os.listdir(tmp_path) == [path.name]
+
+
 def test_a_failed_run_may_have_measured_nothing(tmp_path):
     run = make_failure("failed", "ValueError: no such file\n  at line 3", headline=None, higher_is_better=None)
     assert record.load(record.write(run, tmp_path)) == run
