@@ -1,0 +1,43 @@
+# Set-up, demo and tests in one command each. Needs Python >= 3.11 and nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test test-slow check clean
+
+help:
+	@echo "make demo       set up and compare BAdam and BlockLLM with AdamW on a small, made-up SuperGLUE (minutes, offline)"
+	@echo "make test       set up and run the tests"
+	@echo "make test-slow  the tests that take minutes"
+	@echo "make check      linter, types, tests"
+	@echo "make clean      remove the environment and all caches (not the results in runs/)"
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m membench compare --optimizers badam,blockllm --task superglue
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -n auto
+
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -n auto -m slow
+
+check: $(VENV)/.installed-check
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n auto
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "membench needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	@touch $@
+
+$(VENV)/.installed-check: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,check]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
