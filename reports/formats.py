@@ -12,7 +12,7 @@ from tabulate import LATEX_ESCAPE_RULES, SEPARATING_LINE, DataRow, Line, TableFo
 
 from reports.text import Table
 
-WIDTH = 100  # of a terminal, for sentences
+WIDTH = 110  # of a terminal, for sentences
 
 Section = tuple[list[str], list[Table], list[str]]  # heading, tables, remarks
 
@@ -23,7 +23,7 @@ def plain(sections: list[Section]) -> str:
 
 def _plain_section(section: Section) -> str:
     heading, tables, remarks = section
-    blocks = ["\n".join(textwrap.fill(line, WIDTH, break_long_words=False) for line in heading)]
+    blocks = ["\n".join(textwrap.fill(line, WIDTH, break_long_words=False, break_on_hyphens=False) for line in heading)]
     blocks += [f"{table.title}\n{_tight_grid(table)}" for table in tables]
     notes = [textwrap.fill(note, WIDTH, subsequent_indent="  ") for note in _notes(tables, remarks)]
     return "\n\n".join([*blocks, *(["\n".join(notes)] if notes else [])])
