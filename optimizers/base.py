@@ -47,8 +47,8 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
     example: ClassVar[dict[str, Any]] = {}  # hyper-parameters that suit a tiny model; the contract's checks use them
 
     in_backward: bool = False
-    # the loop must call `backward(loss)`: a bare `loss.backward()` raises in `step()`
-    needs_loss: ClassVar[bool] = False
+    # the loop must call `backward(loss)`: a bare `loss.backward()` raises, at once or in `step()`
+    needs_loss: bool = False
 
     def __init__(
         self,
@@ -84,7 +84,8 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
             raise ValueError(f"{type(self).__name__} has nothing to train: no parameter requires gradients")
         decayed = [(name, p) for name, p in named if p.dim() >= 2]
         others = [(name, p) for name, p in named if p.dim() < 2]
-        return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+        groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+        return [group for group in groups if group["params"]]  # torch refuses an empty one beside named parameters
 
     # ---- what a method implements
 
@@ -183,14 +184,17 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def _update_now(self, p: nn.Parameter) -> None:
         """The hook of `in_backward`: update one parameter and free its gradient."""
+        self._check_not_updated(p)
+        self.update([p], [p.grad], self.param_groups[self._group_of[p]])
+        self._updated.add(p)
+        p.grad = None
+
+    def _check_not_updated(self, p: nn.Parameter) -> None:
         if p in self._updated:
             raise RuntimeError(
                 f"{type(self).__name__} updates inside the backward pass, so gradients can't be accumulated over "
                 "several backward passes: call step() after each, or use in_backward=False where the method has it"
             )
-        self._updated.add(p)
-        self.update([p], [p.grad], self.param_groups[self._group_of[p]])
-        p.grad = None
 
     def _set_gradient_dtype(self, dtype: torch.dtype | None) -> None:
         """Gradients of low-precision parameters in `dtype`; None for the parameter's own."""
@@ -252,6 +256,18 @@ def check_count(name: str, value: int | None, *, optional: bool = False) -> None
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+
+
+def check_positive(name: str, value: float | None, *, optional: bool = False) -> None:
+    """Refuse a quantity (a threshold, a scale) that isn't a finite number above 0.
+
+    Raises:
+        ValueError: names the hyper-parameter and its value.
+    """
+    if optional and value is None:
+        return
+    if value is None or not 0.0 < value < float("inf"):
+        raise ValueError(f"{name} must be a finite number above 0, not {value}")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -37,7 +37,7 @@ def split_into_blocks(
     for name, layer in layers.items():
         blocks |= {f"{name}{suffix}": params for suffix, params in _split_layer(layer, granularity).items()}
     if embeddings:
-        before, after = _outside(model, layers)
+        before, after = outside_layers(model)
         blocks = {"embeddings": before, **blocks, "head": after}
     left_out = set(leave_out)
     blocks = {name: [p for p in params if p.requires_grad and p not in left_out] for name, params in blocks.items()}
@@ -74,9 +74,13 @@ def _members(module: nn.Module, container: type[nn.Module], prefix: str) -> dict
     return found
 
 
-def _outside(model: nn.Module, layers: dict[str, nn.Module]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Parameters defined before the first layer, and those in between and after, in the model's order."""
-    inside = {p for layer in layers.values() for p in layer.parameters()}
+def outside_layers(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Parameters defined before the first layer, and those in between and after, in the model's order.
+
+    Raises:
+        ValueError: the model has no list of layers.
+    """
+    inside = {p for layer in find_layers(model).values() for p in layer.parameters()}
     before: list[nn.Parameter] = []
     after: list[nn.Parameter] = []
     reached = False
