@@ -1,0 +1,141 @@
+"""AdaLomo: LOMO with a factored second moment (Lv et al., Findings of ACL 2024, arXiv 2310.10195)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .base import LOW_PRECISION, MemoryEfficientOptimizer, check_positive
+from .registry import register
+
+CHUNK = 2**20  # weights: temporaries are of this size, or of one row if that is larger
+
+
+@register("adalomo")
+class AdaLomo(MemoryEfficientOptimizer):
+    """AdaLomo (Algorithm 1): each weight is updated in the backward pass, at a rate of its own, and its gradient freed.
+
+    For a matrix W (m x n) with gradient G, at its step t, with b = 1 - t^decay_rate:
+
+        R = b R + (1 - b) mean over columns of (G^2 + eps_1)      (m,)
+        C = b C + (1 - b) mean over rows of (G^2 + eps_1)         (n,)
+        U = G / sqrt(R C / mean(R))
+        W -= lr max(eps_2, RMS(W)) U / max(1, RMS(U) / clip_threshold)
+
+    A vector has its whole second moment in place of R C / mean(R). A tensor of more dimensions is taken as the matrix
+    whose R and C are smallest. The update doesn't depend on the scale of the loss.
+
+    Trains everything. Keeps, in fp32, m + n values for an m x n matrix and n for a vector of n; the arithmetic is fp32
+    for low-precision weights. One gradient lives at a time, and no temporary is larger than 4 MB (or a row).
+
+    Args:
+        model: the model to train.
+        lr: learning rate, in units of the weights' RMS; the schedule applies.
+        weight_decay: W -= lr max(eps_2, RMS(W)) weight_decay W, on tensors of two or more dimensions.
+        decay_rate: exponent of the second moment's decay rate, below 0.
+        eps: (eps_1, eps_2): added to squared gradients; the least RMS of a weight that counts.
+        clip_threshold: RMS that an update is scaled down to.
+
+    Raises:
+        ValueError: a value is out of its range.
+        RuntimeError: in the backward pass, a second one before `step()`.
+    """
+
+    summary = "LOMO with Adafactor's second moment: a rate for each weight, almost no state"
+    paper = "Lv, Yan, Guo, Lv & Qiu, Findings of ACL 2024, arXiv 2310.10195"
+    trains = "everything"
+    keeps = "4 (m + n) B a matrix of m x n, 4 B a weight of a vector"
+    excludes = "accumulation, loop clipping, fp16 scaling"
+    example = {"lr": 0.03}
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 5e-4,
+        weight_decay: float = 0.0,
+        *,
+        decay_rate: float = -0.8,
+        eps: tuple[float, float] = (1e-30, 1e-3),
+        clip_threshold: float = 1.0,
+    ):
+        check_positive("clip_threshold", clip_threshold)
+        if not -math.inf < decay_rate < 0.0:
+            raise ValueError(f"decay_rate must be a finite number below 0, not {decay_rate}")
+        if len(eps) != 2:
+            raise ValueError(f"eps must be two numbers, not {eps}")
+        defaults = {"lr": lr, "weight_decay": weight_decay, "decay_rate": decay_rate, "eps": tuple(eps)}
+        super().__init__(model, {**defaults, "clip_threshold": clip_threshold}, in_backward=True)
+
+    def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+        for p, g in zip(params, grads, strict=True):
+            state = self.state[p]
+            if not state:
+                state |= _initial_state(p)
+            state["step"] += 1
+            _update_one(state, p, g, group)
+
+
+def _initial_state(p: Tensor) -> dict[str, Any]:
+    dtype = torch.float32 if p.dtype in LOW_PRECISION else p.dtype
+    rows, columns = _matrix_shape(p)
+    row, column = (torch.zeros(size, dtype=dtype, device=p.device) for size in (rows, columns))
+    return {"step": 0, "row": row, "column": column}
+
+
+def _matrix_shape(p: Tensor) -> tuple[int, int]:
+    """Rows and columns that `p` is factored as; a vector is one column: its R is then the whole second moment."""
+    if p.dim() < 2:
+        return p.numel(), 1
+    splits = [(math.prod(p.shape[:k]), math.prod(p.shape[k:])) for k in range(1, p.dim())]
+    return min(splits, key=sum)
+
+
+def _update_one(state: dict[str, Any], p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+    row, column = state["row"], state["column"]  # R (m,), C (n,)
+    chunks = _chunks(p, g)
+    decay = 1.0 - state["step"] ** group["decay_rate"]
+    _update_moments(row, column, [grad for _, grad in chunks], group["eps"][0], decay)
+    r, c = (row / row.mean()).rsqrt_(), column.rsqrt()  # U = r G c
+    sizes = [grad.numel() // len(c) for _, grad in chunks]  # rows of each chunk
+    pieces = [(weight, grad, part) for (weight, grad), part in zip(chunks, r.split(sizes), strict=True)]
+    rate = group["lr"] * _rms((weight.to(r.dtype) for weight, _, _ in pieces), p.numel()).clamp(min=group["eps"][1])
+    update_rms = _rms((_scaled(grad, part, c) for _, grad, part in pieces), p.numel())
+    r *= rate / (update_rms / group["clip_threshold"]).clamp(min=1.0)  # the pieces' parts are views of it
+    for weight, grad, part in pieces:
+        if group["weight_decay"]:
+            weight.mul_(1.0 - rate * group["weight_decay"])
+        weight.sub_(_scaled(grad, part, c))
+
+
+def _chunks(p: Tensor, g: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Views of a tensor and its gradient, in pairs, cut along the first dimension."""
+    if p.dim() == 0:
+        p, g = p[None], g[None]
+    size = max(1, CHUNK * p.shape[0] // p.numel())
+    return list(zip(p.split(size), g.split(size), strict=True))
+
+
+def _update_moments(row: Tensor, column: Tensor, grads: list[Tensor], eps: float, decay: float) -> None:
+    """R and C, in place: moving averages of the means of G^2 + eps."""
+    rows, columns = len(row), len(column)
+    row_sums, column_sum = [], torch.zeros_like(column)
+    for grad in grads:
+        squares = grad.reshape(-1, columns).to(row.dtype).square()
+        row_sums.append(squares.sum(1))
+        column_sum += squares.sum(0)
+    row.lerp_(torch.cat(row_sums).div_(columns).add_(eps), 1.0 - decay)
+    column.lerp_(column_sum.div_(rows).add_(eps), 1.0 - decay)
+
+
+def _scaled(grad: Tensor, r: Tensor, c: Tensor) -> Tensor:
+    """r G c, of a chunk and in its shape."""
+    return (grad.reshape(-1, len(c)) * c).mul_(r[:, None]).view(grad.shape)
+
+
+def _rms(chunks: Iterable[Tensor], count: int) -> Tensor:
+    """Root mean square over all `count` entries."""
+    return torch.stack([torch.linalg.vector_norm(chunk) for chunk in chunks]).norm() / math.sqrt(count)

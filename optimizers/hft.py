@@ -1,0 +1,163 @@
+"""HFT: half fine-tuning (Hui et al., 2024, arXiv 2404.18466)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from .arithmetic import adamw_update
+from .base import MemoryEfficientOptimizer, check_count
+from .blocks import matching, outside_layers, shuffled, train_only
+from .checkpointing import keep_backward_short
+from .draws import Draws
+from .parts import CATEGORIES, parts_of_layers
+from .registry import register
+
+
+@register("hft")
+class HFT(MemoryEfficientOptimizer):
+    """HFT: AdamW on half of each layer, drawn by category: attention matrices, MLP matrices, norms.
+
+    Of each category half of its parts are trained; of an odd number one more than the other half in a random half of
+    the layers, and one fewer in the rest: 2 of {q, k, v, o}; 2 or 1 of {gate, up, down}; 1 of 2 norms. What a model has
+    fused is one part: 1 of GPT-2's {qkv, o}, 1 of its MLP's two matrices. Biases go with their matrix. A round lasts
+    `switch_every` steps; the next one draws anew, independently.
+
+    Trains half of the layers, and all outside the layers (embeddings, final norm, head). Keeps 8 bytes a weight (12
+    with an fp32 master) of what is trained now. The state of what leaves is dropped (the paper's rounds are separate
+    trainings, each with a new optimizer); what is drawn again at once keeps its own.
+
+    Args:
+        model: the model to train; its layers are in `nn.ModuleList`s.
+        lr: learning rate.
+        weight_decay: decoupled; for tensors of two or more dimensions.
+        betas, eps: of Adam.
+        switch_every: optimizer steps a round; None: one draw for the whole training.
+        always_train: name patterns of parameters inside the layers that are trained at every step besides.
+        in_backward: update inside the backward pass, so that one gradient lives at a time.
+        master_weights: fp32 moments and masters for what is trained now, if the model is of low precision.
+        fp32_gradients: fp32 gradients for low-precision weights.
+        seed: of the draws.
+
+    Raises:
+        ValueError: a value is out of its range, a pattern matches nothing, or the model has no list of layers or
+            nothing in them to draw from.
+    """
+
+    summary = "AdamW on half of each layer, drawn by category, anew each round"
+    paper = "Hui, Zhang, Wang, Xu, Sun & Wu, 2024, arXiv 2404.18466"
+    trains = "half of each layer at a time; embeddings, final norm and head always"
+    keeps = "8 B a trained weight (12 B with an fp32 master)"
+    excludes = "in_backward: accumulation, loop clipping, fp16 scaling"
+    example = {"lr": 1e-2, "switch_every": 3}
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 2e-5,
+        weight_decay: float = 0.01,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        switch_every: int | None = None,
+        always_train: tuple[str, ...] = (),
+        in_backward: bool = False,
+        master_weights: bool = True,
+        fp32_gradients: bool = False,
+        seed: int = 0,
+    ):
+        check_count("switch_every", switch_every, optional=True)
+        before, after = outside_layers(model)
+        self._always = {*matching(model, always_train), *before, *after}
+        self.parts, self._layers = parts_of_layers(model, leave_out=self._always)
+        self.seed, self.master_weights = seed, master_weights
+        self._draws = Draws(self.parts, self._draw, switch_every)
+        super().__init__(
+            model,
+            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay},
+            in_backward=in_backward,
+            fp32_gradients=fp32_gradients,
+        )
+        if not any(p.requires_grad for p in before):  # the user froze them: the backward pass ends at a layer
+            self._hooks.append(keep_backward_short(model))
+        train_only(self._group_of, self._active)
+
+    def _draw(self, number: int) -> list[int]:
+        """The parts of draw `number`: a function of it and the seed."""
+        key = (self.seed, number)
+        return self._halves(
+            lambda category: shuffled(len(self._layers), *key, category),
+            lambda parts, *place: [parts[i] for i in shuffled(len(parts), *key, *place)],
+        )
+
+    def _halves(
+        self, layer_order: Callable[[int], Sequence[int]], part_order: Callable[[list[int], int, int], Sequence[int]]
+    ) -> list[int]:
+        """Half of each category of each layer: the first in `part_order`, rounded up in the first of `layer_order`."""
+        chosen: list[int] = []
+        for category in range(len(CATEGORIES)):
+            larger = set(layer_order(category)[: (len(self._layers) + 1) // 2])
+            for number, layer in enumerate(self._layers):
+                count = (len(layer[category]) + (number in larger)) // 2
+                chosen += part_order(layer[category], category, number)[:count]
+        return chosen
+
+    @property
+    def selection(self) -> str:
+        """How many parts are trained now, of how many."""
+        return f"{len(self._draws.drawn)} of {len(self.parts)} parts"
+
+    @property
+    def cycle_length(self) -> int:
+        """How many draws it takes, with this seed, until each part was drawn; 1 if there is only one draw."""
+        return self._draws.cycle_length
+
+    @property
+    def block_coverage(self) -> float:
+        """Share of the parts that were trained at least once."""
+        return self._draws.coverage
+
+    def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+        adamw_update([self.state[p] for p in params], params, grads, group, self.master_weights)
+
+    def after_step(self) -> None:
+        if self._draws.count_step():
+            self.advance()
+
+    def advance(self) -> None:
+        """Draw anew; what leaves loses its gradient and state."""
+        self._draws.next()
+        self._select()
+
+    def worst_case(self) -> None:
+        """Train the largest parts, of equal ones the last; a training with one draw keeps it, since it is known."""
+        if self._draws.every is None:
+            return
+        sizes = [sum(p.numel() for p in params) for params in self.parts.values()]
+        self._draws.take(
+            self._halves(
+                lambda category: range(len(self._layers))[::-1],
+                lambda parts, *place: sorted(parts, key=lambda i: (sizes[i], i), reverse=True),
+            )
+        )
+        self._select()
+
+    def extra_state(self) -> dict[str, Any]:
+        return self._draws.state()
+
+    def load_extra_state(self, extra: dict[str, Any]) -> None:
+        self._draws.load_state(extra)
+        train_only(self._group_of, self._active)
+
+    @property
+    def _active(self) -> set[nn.Parameter]:
+        parts = list(self.parts.values())
+        return self._always.union(*(parts[i] for i in self._draws.drawn))
+
+    def _select(self) -> None:
+        active = self._active
+        for p in [p for p in self.state if p not in active]:
+            del self.state[p]
+        train_only(self._group_of, active)

@@ -1,0 +1,162 @@
+"""LISA: layerwise importance-sampled AdamW (Pan et al., NeurIPS 2024, arXiv 2403.17919)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from .arithmetic import adamw_update, init_adam_state
+from .base import MemoryEfficientOptimizer, check_choice, check_count
+from .blocks import matching, outside_layers, shuffled, split_into_blocks, train_only
+from .checkpointing import keep_backward_short
+from .draws import Draws
+from .registry import register
+
+RESETS = ("sampled", "all", "none")
+
+
+@register("lisa")
+class LISA(MemoryEfficientOptimizer):
+    """LISA (Algorithm 1): AdamW on gamma of the N layers, drawn uniformly every K steps, and on all outside the layers.
+
+    Trains gamma layers at a time; embeddings, final norm and head at every step. Keeps 8 bytes a weight (12 with an
+    fp32 master) of what is trained now. Of an 8B model most of that belongs to embeddings and head.
+
+    The paper doesn't say what becomes of the state of a layer that leaves. `reset="sampled"` drops it, and keeps that
+    of a layer that is drawn again at once and of what is always trained, so that the state never grows. "all" drops
+    all state at each draw, as runs do that load the model anew for each interval. "none" drops nothing: in the end it
+    is AdamW's full state.
+
+    Args:
+        model: the model to train; its layers are in `nn.ModuleList`s.
+        lr: learning rate.
+        weight_decay: decoupled; for tensors of two or more dimensions.
+        betas, eps: of Adam.
+        layers: gamma, how many layers are trained at a time.
+        switch_every: K, optimizer steps between draws.
+        reset: "sampled", "all" or "none".
+        always_train: name patterns of parameters that are trained at every step besides; needed for a new
+            classification head where `train_embeddings` is False.
+        train_embeddings: train all outside the layers at every step (embeddings, final norm, head); False freezes it.
+        in_backward: update inside the backward pass, so that one gradient lives at a time.
+        master_weights: fp32 moments and masters for what is trained now, if the model is of low precision.
+        fp32_gradients: fp32 gradients for low-precision weights.
+        seed: of the draws.
+
+    Raises:
+        ValueError: a value is out of its range, a pattern matches nothing, or the model has no list of layers.
+    """
+
+    summary = "AdamW on a few layers drawn at random every K steps, and on embeddings and head"
+    paper = "Pan, Liu, Diao, Pi, Zhang, Han & Zhang, NeurIPS 2024, arXiv 2403.17919"
+    trains = "gamma of N layers at a time; embeddings, final norm and head always"
+    keeps = "8 B a trained weight (12 B with an fp32 master)"
+    excludes = (
+        "frozen embeddings: re-entrant gradient checkpointing; in_backward: accumulation, loop clipping, fp16 scaling"
+    )
+    example = {"lr": 1e-2, "layers": 1, "switch_every": 3}
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 2e-5,
+        weight_decay: float = 0.01,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        layers: int = 2,
+        switch_every: int = 20,
+        reset: str = "sampled",
+        always_train: tuple[str, ...] = (),
+        train_embeddings: bool = True,
+        in_backward: bool = False,
+        master_weights: bool = True,
+        fp32_gradients: bool = False,
+        seed: int = 0,
+    ):
+        check_count("layers", layers)
+        check_count("switch_every", switch_every)
+        check_choice("reset", reset, RESETS)
+        before, after = outside_layers(model)
+        self._always = {*matching(model, always_train), *([*before, *after] if train_embeddings else ())}
+        self.blocks = split_into_blocks(model, leave_out=self._always)
+        if layers > len(self.blocks):
+            raise ValueError(f"layers must be at most {len(self.blocks)}, as many as the model has, not {layers}")
+        self.layers, self.reset, self.seed, self.master_weights = layers, reset, seed, master_weights
+        self._draws = Draws(self.blocks, self._draw, switch_every)
+        super().__init__(
+            model,
+            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay},
+            may_train=[*self._always, *(p for params in self.blocks.values() for p in params)],
+            in_backward=in_backward,
+            fp32_gradients=fp32_gradients,
+        )
+        self._stops_short = not any(p.requires_grad for p in before)  # does the backward pass end at a layer?
+        if self._stops_short:
+            self._hooks.append(keep_backward_short(model))
+        train_only(self._group_of, self._active)
+
+    def _draw(self, number: int) -> tuple[int, ...]:
+        return shuffled(len(self.blocks), self.seed, number)[: self.layers]
+
+    @property
+    def selection(self) -> str:
+        """The names of the layers that are trained now."""
+        return ", ".join(self._draws.names[i] for i in self._draws.drawn)
+
+    @property
+    def cycle_length(self) -> int:
+        """How many draws it takes, with this seed, until each layer was drawn."""
+        return self._draws.cycle_length
+
+    @property
+    def block_coverage(self) -> float:
+        return self._draws.coverage
+
+    def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+        adamw_update([self.state[p] for p in params], params, grads, group, self.master_weights)
+
+    def after_step(self) -> None:
+        if self._draws.count_step():
+            self.advance()
+
+    def advance(self) -> None:
+        """Draw anew; what leaves loses its gradient and, by `reset`, its state."""
+        self._draws.next()
+        self._drop_state()
+        train_only(self._group_of, self._active)
+
+    def worst_case(self) -> None:
+        """Train the largest layers, of equal ones the last; and the first, where the backward pass ends there.
+
+        With `reset="none"` all layers get the state that they will have in the end.
+        """
+        params = list(self.blocks.values())
+        order = sorted(range(len(params)), key=lambda i: (sum(p.numel() for p in params[i]), i), reverse=True)
+        if self._stops_short:
+            order = [0, *(i for i in order if i != 0)]
+        self._draws.take(order[: self.layers])
+        self._drop_state()
+        train_only(self._group_of, self._active)
+        if self.reset == "none":
+            for p in (p for block in params for p in block if not self.state[p]):
+                init_adam_state(self.state[p], p, self.master_weights)
+
+    def extra_state(self) -> dict[str, Any]:
+        return self._draws.state()
+
+    def load_extra_state(self, extra: dict[str, Any]) -> None:
+        self._draws.load_state(extra)
+        train_only(self._group_of, self._active)
+
+    @property
+    def _active(self) -> set[nn.Parameter]:
+        params = list(self.blocks.values())
+        return self._always.union(*(params[i] for i in self._draws.drawn))
+
+    def _drop_state(self) -> None:
+        active = self._active
+        for p in list(self.state):
+            if self.reset == "all" or (self.reset == "sampled" and p not in active):
+                del self.state[p]

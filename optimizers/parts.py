@@ -1,0 +1,49 @@
+"""The parts of a layer by category (attention matrices, MLP matrices, norms), told apart by the types of modules."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from torch import nn
+
+from .blocks import find_layers
+
+CATEGORIES = ("attention", "mlp", "norms")
+Parts = dict[str, list[nn.Parameter]]  # a matrix with its bias, or a norm, by its name
+
+
+def parts_of_layers(model: nn.Module, leave_out: Collection[nn.Parameter]) -> tuple[Parts, list[list[list[int]]]]:
+    """All parts, and for each layer and category the numbers of its parts.
+
+    Raises:
+        ValueError: nothing in the layers is left to train.
+    """
+    all_parts: Parts = {}
+    layers = []
+    taken = set(leave_out)
+    for layer_name, layer in find_layers(model).items():
+        numbers: dict[str, list[int]] = {category: [] for category in CATEGORIES}
+        for name, category, params in _parts_of(layer, layer_name):
+            params = [p for p in params if p.requires_grad and p not in taken]
+            if params:
+                taken.update(params)
+                numbers[category].append(len(all_parts))
+                all_parts[name] = params
+        layers.append(list(numbers.values()))
+    if not all_parts:
+        raise ValueError("nothing to draw from: all parameters of the layers are frozen or always trained")
+    return all_parts, layers
+
+
+def _parts_of(module: nn.Module, path: str, attends: bool = False) -> Iterator[tuple[str, str, list[nn.Parameter]]]:
+    """Name, category and parameters of each part in and below `module`, told apart by type: no names are known."""
+    named = list(module.named_parameters(recurse=False))
+    matrices = [name for name, p in named if p.dim() >= 2]
+    vectors = [p for _, p in named if p.dim() < 2]
+    if not matrices and vectors:
+        yield path, "norms", vectors
+    for name in matrices:  # several in one module (fused experts) are parts of their own; the first takes the biases
+        params = [module.get_parameter(name), *(vectors if name == matrices[0] else ())]
+        yield f"{path}.{name}", "attention" if attends else "mlp", params
+    for name, child in module.named_children():
+        yield from _parts_of(child, f"{path}.{name}", attends or "attention" in type(child).__name__.lower())
