@@ -13,6 +13,11 @@ VARIANTS = {
     "blockllm-release": ("blockllm", {"rule": "release", "probe_every": 2}),
     "blockllm-embeddings": ("blockllm", {"train_embeddings": True}),
     "adamw-low-precision": ("adamw", {"master_weights": False}),
+    "lisa-frozen-embeddings": ("lisa", {"train_embeddings": False, "reset": "all", "layers": 2}),
+    "lisa-no-reset": ("lisa", {"reset": "none"}),
+    "lomo-clip-norm": ("lomo", {"clip_norm": 1.0}),
+    "lomo-clip-value": ("lomo", {"clip_value": 0.01, "lr": 1.0}),
+    "hft-one-round": ("hft", {"switch_every": None}),
     "sgd-momentum": ("sgd", {"momentum": 0.9, "lr": 0.03}),
 }
 SUBJECTS = {name: (name, {}) for name in optimizers.available()} | VARIANTS
