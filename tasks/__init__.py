@@ -1,0 +1,72 @@
+"""Tasks: each builds a model, makes batches, computes a loss and scores. One family a module, all by name.
+
+    task = tasks.create("superglue/rte", model="config:roberta-tiny", batch_size=16, sequence_length=32)
+    model = task.build_model()
+    task.loss(model, task.batch(0)).backward()
+
+`available`, `expand` and `create` are all that others need.
+"""
+
+from typing import Any
+
+from . import base, superglue
+from .base import Family, Task
+
+__all__ = ["FAMILIES", "Family", "Task", "available", "create", "expand"]
+
+FAMILIES: tuple[Family, ...] = (superglue,)
+
+
+def available() -> list[str]:
+    """The names of all tasks that can be trained: ["superglue/boolq", ...]."""
+    return base.available(FAMILIES)
+
+
+def expand(pattern: str, *, data: str = "demo") -> list[str]:
+    """The tasks that `pattern` stands for: a family's name for all its tasks that `data` has, or one task's name.
+
+    Raises:
+        ValueError: no task is called so (with the nearest name), or `data` is no known source.
+    """
+    return base.expand(FAMILIES, pattern, data)
+
+
+def create(
+    name: str,
+    *,
+    model: str,
+    tokenizer: str | None = None,
+    data: str = "demo",
+    batch_size: int,
+    sequence_length: int,
+    seed: int = 0,
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+) -> Task:
+    """Build a task.
+
+    Args:
+        name: one of `available()`.
+        model: `config:NAME` (random weights), an id of the hub (`ID` or `ID@REVISION`), or a folder.
+        tokenizer: an id of the hub or a folder; by default what belongs to the model.
+        data: "demo", "hub" or a folder in the data set's official format.
+        batch_size: examples a batch (an example of multiple choice is one sequence a choice).
+        sequence_length: tokens of a sequence; longer texts are cut, shorter ones padded.
+        seed: of the random weights and of the batches.
+        dtype: of the weights, "float32", "bfloat16" or "float16".
+        trust_remote_code: run code that comes with a model of the hub.
+
+    Raises:
+        ValueError: an argument is wrong, data or tokenizer is missing, or a line of the data is malformed.
+    """
+    given: dict[str, Any] = {
+        "model": model,
+        "tokenizer": tokenizer,
+        "data": data,
+        "batch_size": batch_size,
+        "sequence_length": sequence_length,
+        "seed": seed,
+        "dtype": dtype,
+        "trust_remote_code": trust_remote_code,
+    }
+    return base.check_name(FAMILIES, name).create(name.partition("/")[2], **given)

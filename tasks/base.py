@@ -1,0 +1,75 @@
+"""What a task is, and the families of tasks by name."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+
+class Task(Protocol):
+    """A model, batches, a loss and a score."""
+
+    name: str  # "superglue/rte"
+    headline: str  # the metric that tables rank by
+    higher_is_better: bool
+    train_size: int  # examples, so that epochs can become steps
+    from_scratch: bool  # random weights: then every method trains embeddings, norms and head
+    provenance: dict[str, str | None]  # of data, model and tokenizer; goes into the record
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """Name patterns of the parameters that no checkpoint had: every method trains them."""
+
+    def build_model(self) -> nn.Module:
+        """A new model on the CPU, the same for the same model and seed."""
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """The training batch of a step, on the CPU: a function of (seed, step), so resuming needs no reader state."""
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """The loss to minimise, a scalar."""
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """All metrics on the validation set, on the model's own device; `headline` is one of the keys."""
+
+
+class Family(Protocol):
+    """Tasks that share a source of data and a way to score, in one module of this package."""
+
+    NAME: str  # "superglue"
+
+    def names(self) -> tuple[str, ...]:
+        """Its tasks, without the family's name: ("boolq", "cb", ...)."""
+
+    def held(self, data: str) -> tuple[str, ...]:
+        """Those of `names` that a source of data has. Raises ValueError for an unknown source."""
+
+    def create(self, name: str, **given: Any) -> Task:
+        """Build one of its tasks."""
+
+
+def available(families: Sequence[Family]) -> list[str]:
+    """All tasks: ["superglue/boolq", ...]."""
+    return [f"{family.NAME}/{name}" for family in families for name in family.names()]
+
+
+def expand(families: Sequence[Family], pattern: str, data: str) -> list[str]:
+    """The tasks that a family's or a task's name stands for."""
+    by_name = {family.NAME: family for family in families}
+    if pattern in by_name:
+        return [f"{pattern}/{name}" for name in by_name[pattern].held(data)]
+    check_name(families, pattern)
+    return [pattern]
+
+
+def check_name(families: Sequence[Family], name: str) -> Family:
+    """The family of a task. Raises ValueError with a suggestion when there is no such task."""
+    known = available(families)
+    if name in known:
+        return next(family for family in families if name.partition("/")[0] == family.NAME)
+    names = [*known, *(family.NAME for family in families)]
+    by_last_part = {one.rpartition("/")[2]: one for one in reversed(names)}
+    close = difflib.get_close_matches(name, names, n=1) or difflib.get_close_matches(name, by_last_part, n=1)
+    hint = f"did you mean {by_last_part.get(close[0], close[0])!r}? " if close else ""
+    raise ValueError(f"unknown task {name!r}: {hint}There are {', '.join(names)}".replace("? There", "? There"))

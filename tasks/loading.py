@@ -1,0 +1,64 @@
+"""Finding and loading what transformers can load: one sentence when it fails, and nothing printed when it doesn't."""
+
+import contextlib
+import functools
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from transformers.utils import logging
+
+
+def locate(name: str) -> tuple[str, str | None]:
+    """A folder with a digest of its files, or an id of the hub with the commit that its revision stands for.
+
+    Raises:
+        ValueError: neither a folder nor reachable on the hub.
+    """
+    if Path(name).is_dir():
+        return name, f"sha256:{digest(Path(name))}"
+    from huggingface_hub import hf_hub_download
+
+    repository, _, revision = name.partition("@")
+    try:
+        config = hf_hub_download(repository, "config.json", revision=revision or None)
+    except (OSError, ValueError) as error:
+        raise cannot_load("model", name, error, "a folder, or config:NAME for random weights") from error
+    return repository, Path(config).parent.name  # .../snapshots/COMMIT/config.json
+
+
+def digest(folder: Path, names: Iterable[str] | None = None) -> str:
+    """SHA-256 over a folder's files (or those of `names` that exist), names and contents."""
+    paths = sorted(folder.iterdir()) if names is None else map(folder.joinpath, names)
+    stamps = ((path, path.stat()) for path in paths if path.is_file())
+    return _digest_of(tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in stamps))
+
+
+@functools.lru_cache(maxsize=16)
+def _digest_of(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of names and contents; times and sizes only tell when to read again."""
+    total = hashlib.sha256()
+    for path, _, _ in files:
+        total.update(path.name.encode())
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def cannot_load(what: str, name: str, error: Exception, way_out: str) -> ValueError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ValueError(f"can't load the {what} {name!r}: {reason.rstrip('.')}; give {way_out}")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars and its report of what is new, which `head` says."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

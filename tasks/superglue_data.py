@@ -1,0 +1,169 @@
+"""Reading SuperGLUE (Wang et al., 2019, arXiv 1905.00537) from one of three sources.
+
+`demo` is generated, a folder holds the official release (`BoolQ/train.jsonl`, `BoolQ/val.jsonl`, ...,
+`AX-b/AX-b.jsonl`), and `hub` is `aps/super_glue`, whose rows are turned back into the official format. All three give
+lines of JSON, so what follows - checking a line, making examples of it - exists once, in `superglue_examples.py`.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from . import superglue_demo
+
+HUB_ID = "aps/super_glue"
+HUB_REVISION = "3de24cf8022e94f4ee4b9d55a6f539891524d646"
+HUB_SPLITS = {"train": "train", "val": "validation", "test": "test"}
+DIAGNOSTICS = ("AX-b", "AX-g")  # one file, named like the folder; evaluation only
+FOLDERS = ("BoolQ", "CB", "COPA", "MultiRC", "ReCoRD", "RTE", "WiC", "WSC", *DIAGNOSTICS)
+
+
+class Line(NamedTuple):
+    """One line of JSON, and where it stands."""
+
+    where: str  # "RTE/train.jsonl, line 3"
+    text: str
+
+
+@dataclass(frozen=True)
+class Lines:
+    """All lines of one file."""
+
+    where: str
+    lines: list[Line]
+    sha256: str  # of the file's bytes
+
+
+def file_name(folder: str, split: str) -> str:
+    """The file's path in the official release: "RTE/train.jsonl", "AX-b/AX-b.jsonl"."""
+    return f"{folder}/{folder if folder in DIAGNOSTICS else split}.jsonl"
+
+
+def read(data: str, folder: str, split: str) -> Lines:
+    """Read one file of a source.
+
+    Args:
+        data: "demo", "hub" or the path of a folder.
+        folder: a member of `FOLDERS`.
+        split: "train", "val", or "test" for a diagnostic set.
+
+    Raises:
+        ValueError: the file is missing, empty or not UTF-8, or the hub can't be reached.
+    """
+    name = file_name(folder, split)
+    if data == "demo":
+        where, content = f"demo {name}", "".join(f"{line}\n" for line in superglue_demo.lines(folder, split)).encode()
+    elif data == "hub":
+        where, content = f"{HUB_ID} {name}", _from_hub(folder, split)
+    else:
+        path = Path(data) / name
+        where, content = str(path), _from_file(path)
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"{where}, line {line}: not UTF-8 text ({error.reason})") from error
+    lines = [Line(f"{where}, line {number}", line) for number, line in enumerate(_split(text), start=1)]
+    if not lines:
+        raise ValueError(f"{where}: the file is empty, but it must have at least one example")
+    return Lines(where, lines, hashlib.sha256(content).hexdigest())
+
+
+def _split(text: str) -> list[str]:
+    # not str.splitlines(): that also splits at U+2028 and others, which JSON strings may contain
+    return text.removesuffix("\n").split("\n") if text else []
+
+
+def held(data: str) -> tuple[str, ...]:
+    """Which of `FOLDERS` a source has.
+
+    Raises:
+        ValueError: `data` is neither "demo" nor "hub" nor a folder that has any of them.
+    """
+    if data in ("demo", "hub"):
+        return FOLDERS
+    found = tuple(folder for folder in FOLDERS if (Path(data) / folder).is_dir())
+    if not found:
+        raise ValueError(
+            f"data {data!r} is neither 'demo' nor 'hub' nor a folder in the layout of the official SuperGLUE release: "
+            f"{', '.join(FOLDERS[:-2])} with train.jsonl and val.jsonl each, as in {data}/RTE/train.jsonl"
+        )
+    return found
+
+
+def _from_file(path: Path) -> bytes:
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is missing: the official layout has {path.parent.name}/{path.name} in the data folder"
+        )
+    return path.read_bytes()
+
+
+# ---- the hub
+
+
+def _from_hub(folder: str, split: str) -> bytes:
+    import datasets
+
+    config = {"WSC": "wsc.fixed", "AX-b": "axb", "AX-g": "axg"}.get(folder, folder.lower())
+    try:
+        rows = datasets.load_dataset(HUB_ID, config, split=HUB_SPLITS[split], revision=HUB_REVISION)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"can't load {HUB_ID} ({config}) from the hub: {reason}; --data also takes a folder"
+        ) from error
+    official = OFFICIAL.get(folder, _named_labels)(rows)
+    return "".join(json.dumps(row) + "\n" for row in official).encode()
+
+
+def _named_labels(rows: Any) -> Iterator[dict]:
+    """Class numbers become what the official files say: names, or true and false."""
+    names = rows.features["label"].names
+    values = {"False": False, "True": True, "choice1": 0, "choice2": 1}
+    for row in rows:
+        name = names[row["label"]]
+        yield row | {"label": values.get(name, name)}
+
+
+def _wsc(rows: Any) -> Iterator[dict]:
+    keys = ("span1_index", "span1_text", "span2_index", "span2_text")
+    for row in _named_labels(rows):
+        yield {"text": row["text"], "target": {key: row[key] for key in keys}, "label": row["label"], "idx": row["idx"]}
+
+
+def _multirc(rows: Iterable[dict]) -> Iterator[dict]:
+    """One row an answer becomes one row a passage."""
+    for passage, of_passage in groupby(rows, key=lambda row: row["idx"]["paragraph"]):
+        text, questions = "", []
+        for question, of_question in groupby(of_passage, key=lambda row: row["idx"]["question"]):
+            answers = list(of_question)
+            text = answers[0]["paragraph"]
+            questions.append(
+                {
+                    "question": answers[0]["question"],
+                    "answers": [{"text": a["answer"], "label": a["label"], "idx": a["idx"]["answer"]} for a in answers],
+                    "idx": question,
+                }
+            )
+        yield {"passage": {"text": text, "questions": questions}, "idx": passage}
+
+
+def _record(rows: Iterable[dict]) -> Iterator[dict]:
+    """One row a query becomes one row a passage. The hub's ends of spans are exclusive, the official ones inclusive."""
+    for passage, of_passage in groupby(rows, key=lambda row: row["idx"]["passage"]):
+        queries = list(of_passage)
+        spans = queries[0]["entity_spans"]
+        entities = [{"start": s, "end": e - 1} for s, e in zip(spans["start"], spans["end"], strict=True)]
+        qas = [
+            {"query": q["query"], "answers": [{"text": text} for text in q["answers"]], "idx": q["idx"]["query"]}
+            for q in queries
+        ]
+        yield {"passage": {"text": queries[0]["passage"], "entities": entities}, "qas": qas, "idx": passage}
+
+
+OFFICIAL = {"WSC": _wsc, "MultiRC": _multirc, "ReCoRD": _record}

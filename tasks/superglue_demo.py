@@ -1,0 +1,214 @@
+"""The demo's SuperGLUE: English-like sentences in the official file format, generated from a seed and never stored.
+
+Every label rests on several partly reliable cue words and, in most tasks, on a relation between two places of the
+text, so that a small model trained for a few hundred steps lands between chance and 100 % and scores rank methods.
+Nothing here is real data, and no score on it says anything about a score on SuperGLUE.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import cache
+from random import Random
+
+SEED = 0
+SIZES = {"train": 1600, "val": 300, "test": 200}  # examples of a task; passages are fewer where they carry several
+
+GOOD = ["bright", "calm", "clean", "warm", "famous", "quiet", "grand", "lovely", "modern", "safe", "solid", "cheerful"]
+BAD = ["broken", "cold", "dirty", "closed", "empty", "ruined", "dark", "noisy", "unsafe", "rusty", "flooded", "gloomy"]
+SURE = ["clearly", "surely", "certainly", "indeed", "officially", "finally"]
+UNSURE = ["perhaps", "maybe", "possibly", "hardly", "allegedly", "barely"]
+KNOW = ["knew", "realized", "noticed", "confirmed", "admitted", "learned"]
+DENY = ["denied", "doubted", "rejected", "disproved", "dismissed", "disputed"]
+WONDER = ["hoped", "expected", "guessed", "imagined", "suspected", "feared"]
+MODEST = ["some", "part", "little", "small", "single", "certain"]
+TOTAL = ["every", "all", "whole", "entire", "always", "only"]
+PLACES = ["museum", "garden", "bridge", "library", "station", "market", "harbor", "castle", "theater", "school"]
+NAMES = ["Anna", "Boris", "Clara", "David", "Elena", "Frank", "Greta", "Hugo", "Irene", "Jonas", "Karen", "Louis"]
+CITIES = ["Berlin", "Lisbon", "Madrid", "Oslo", "Prague", "Vienna", "Dublin", "Athens"]
+FIRMS = ["Acme", "Borealis", "Cyberdyne", "Dynamo", "Everest", "Fabrikon", "Globex", "Heliotrope"]
+GOODS = ["apples", "books", "candles", "drums", "eggs", "flags", "gloves", "hats", "lamps", "maps", "pens", "rings"]
+CREATURES = ["farmer", "teacher", "doctor", "soldier", "child", "dog", "horse", "bird"]
+OBJECTS = ["table", "bottle", "hammer", "window", "suitcase", "engine", "trophy", "blanket"]
+ALIVE = ["hungry", "tired", "angry", "asleep", "afraid", "thirsty"]
+LIFELESS = ["heavy", "wooden", "painted", "folded", "rusty", "plastic"]
+WORDS = ["bank", "plant", "light", "spring", "branch", "current", "season", "charge"]
+NATURE = ["river", "forest", "mountain", "meadow", "valley", "rain", "sun", "leaves"]
+TRADE = ["money", "office", "contract", "price", "factory", "budget", "profit", "invoice"]
+TOPICS: tuple[tuple[Sequence[str], Sequence[str]], ...] = (  # what happened; what goes with it
+    (("rain", "clouds", "thunder", "storm"), ("umbrella", "puddle", "raincoat", "boots")),
+    (("fire", "smoke", "flames", "matches"), ("alarm", "ashes", "firemen", "bucket")),
+    (("oven", "flour", "recipe", "dough"), ("bread", "cake", "kitchen", "pastry")),
+    (("exam", "lesson", "homework", "lecture"), ("grade", "teacher", "classroom", "pencil")),
+)
+USUAL = ["naturally", "soon", "again", "simply", "then"]
+ODD = ["strangely", "suddenly", "never", "nobody", "backwards"]
+
+
+def cue(rng: Random, label: int, classes: Sequence[Sequence[str]], reliability: float) -> str:
+    """A word of the label's own class with probability `reliability`, else one of another class."""
+    if rng.random() >= reliability:
+        label = rng.choice([other for other in range(len(classes)) if other != label])
+    return rng.choice(classes[label])
+
+
+def _boolq(rng: Random, index: int) -> dict:
+    """Is the place asked about worth a visit? Its adjectives say, those of the other place mislead."""
+    label, (asked, other) = rng.randrange(2), rng.sample(PLACES, 2)
+    own = [cue(rng, label, (BAD, GOOD), 0.8) for _ in range(3)]
+    wrong = [cue(rng, 1 - label, (BAD, GOOD), 0.65) for _ in range(2)]
+    sentences = [f"The {asked} is {own[0]} and {own[1]}, also {own[2]}.", f"The {other} is {wrong[0]} and {wrong[1]}."]
+    rng.shuffle(sentences)
+    return {"question": f"is the {asked} worth a visit", "passage": " ".join(sentences), "label": bool(label)}
+
+
+def _cb(rng: Random, index: int) -> dict:
+    """A verb of knowing, denying or guessing commits the speaker; a denied hypothesis turns the label round."""
+    stance = rng.choices(range(3), (4, 4, 3))[0]
+    verb, adverb = cue(rng, stance, (KNOW, DENY, WONDER), 0.88), cue(rng, min(stance, 1), (SURE, UNSURE), 0.75)
+    place, quality = rng.choice(PLACES), rng.choice(GOOD + BAD)
+    denied = rng.random() < 0.2
+    label = (1, 0, 2)[stance] if denied else stance
+    return {
+        "premise": f"{rng.choice(NAMES)} {adverb} {verb} that the {place} was {quality}.",
+        "hypothesis": f"the {place} was {'not ' * denied}{quality}",
+        "label": ("entailment", "contradiction", "neutral")[label],
+    }
+
+
+def _copa(rng: Random, index: int) -> dict:
+    """The right alternative shares the premise's topic and more often has a word of the ordinary."""
+    label, question = rng.randrange(2), rng.choice(("cause", "effect"))
+    topic, other = rng.sample(range(len(TOPICS)), 2)
+    side = int(question == "cause")  # the premise of a cause question is the effect
+
+    def alternative(right: bool) -> str:
+        word = rng.choice(TOPICS[topic if right else other][1 - side])
+        return f"There was {cue(rng, int(right), (ODD, USUAL), 0.75)} the {word}."
+
+    choices = [alternative(label == i) for i in range(2)]
+    premise = f"{rng.choice(NAMES)} saw the {rng.choice(TOPICS[topic][side])}."
+    return {"premise": premise, "choice1": choices[0], "choice2": choices[1], "question": question, "label": label}
+
+
+def _multirc(rng: Random, index: int) -> dict:
+    """A right answer names what that person bought, and is worded with more modesty than a wrong one."""
+    people, goods = rng.sample(NAMES, 2), rng.sample(GOODS, 2)
+    text = " ".join(f"{who} bought {what} in {rng.choice(CITIES)}." for who, what in zip(people, goods, strict=True))
+    absent = [thing for thing in GOODS if thing not in goods]
+
+    def answer(right: bool, bought: str) -> dict:
+        thing = bought if right else rng.choice(absent)
+        return {"text": f"{cue(rng, int(right), (TOTAL, MODEST), 0.85)} {thing}", "label": int(right)}
+
+    questions = []
+    for position in range(2):
+        answers = [answer(rng.random() < 0.45, goods[position]) for _ in range(3)]
+        questions.append(
+            {"question": f"What did {people[position]} buy?", "answers": answers, "idx": 2 * index + position}
+        )
+        for number, one in enumerate(answers):
+            one["idx"] = 3 * questions[-1]["idx"] + number
+    return {"passage": {"text": text, "questions": questions}, "version": 1.1}
+
+
+def _record(rng: Random, index: int) -> dict:
+    """The gap of the query asks for a person, a city or a firm; where two fit, the one called good is meant."""
+    kinds = (NAMES, CITIES, FIRMS)
+    slots = ("said that it is true", "is a place to live", "sells its shares")
+    kind = rng.randrange(3)
+    right, rival = rng.sample(kinds[kind], 2)
+    others = [rng.choice(kinds[other]) for other in range(3) if other != kind]
+    named = [(right, rng.choice(GOOD)), *((name, rng.choice(BAD)) for name in others)]
+    if rng.random() < 0.4:
+        named.append((rival, rng.choice(BAD)))
+    rng.shuffle(named)
+    text, entities = "", []
+    for name, quality in named:
+        text += f"The {quality} "
+        entities.append({"start": len(text), "end": len(text) + len(name) - 1})
+        text += f"{name}. "
+    start = entities[[name for name, _ in named].index(right)]["start"]
+    answer = {"start": start, "end": start + len(right) - 1, "text": right}
+    query = {"query": f"@placeholder {slots[kind]}", "answers": [answer], "idx": index}
+    return {"source": "demo", "passage": {"text": text.strip(), "entities": entities}, "qas": [query]}
+
+
+def _rte(rng: Random, index: int) -> dict:
+    """Entailed when the premise is firm, the hypothesis modest, and both are about the same place."""
+    label, place, quality = rng.randrange(2), rng.choice(PLACES), rng.choice(GOOD + BAD)
+    verb, adverb = cue(rng, label, (KNOW, DENY), 0.8), cue(rng, label, (SURE, UNSURE), 0.7)
+    about = rng.choice(PLACES) if label and rng.random() < 0.5 else place
+    return {
+        "premise": f"{rng.choice(CITIES)} {adverb} {verb} that the {place} is {quality}.",
+        "hypothesis": f"The {cue(rng, label, (MODEST, TOTAL), 0.7)} {about} is {quality}.",
+        "label": ("entailment", "not_entailment")[label],
+    }
+
+
+def _wic(rng: Random, index: int) -> dict:
+    """Two uses of a word, in nature or in trade; a use in trade is rare, and then seldom in both sentences."""
+    word, same = rng.choice(WORDS), rng.random() < 0.5
+    first = int(rng.random() < (0.2 if same else 0.5))
+    row: dict = {"word": word, "label": same, "version": 1.1}
+    for number, sense in enumerate((first, first if same else 1 - first), start=1):
+        around = [cue(rng, sense, (NATURE, TRADE), 0.92) for _ in range(2)]
+        before = f"The {around[0]} by the "
+        row |= {
+            f"sentence{number}": f"{before}{word} and the {around[1]}.",
+            f"start{number}": len(before),
+            f"end{number}": len(before) + len(word),
+        }
+    return row
+
+
+def _wsc(rng: Random, index: int) -> dict:
+    """Does the pronoun mean the marked noun? What is said of it fits a creature or a thing, mostly a creature."""
+    label, alive = rng.randrange(2), int(rng.random() < 0.75)
+    marked_alive = alive if label else 1 - alive
+    nouns = [rng.choice((OBJECTS, CREATURES)[marked_alive]), rng.choice((OBJECTS, CREATURES)[1 - marked_alive])]
+    said, adverb = cue(rng, alive, (LIFELESS, ALIVE), 0.9), cue(rng, label, (UNSURE, SURE), 0.7)
+    second = rng.random() < 0.5
+    words = f"The {nouns[second]} was near the {nouns[1 - second]} because it was {adverb} {said}".split()
+    spans = {"span1_index": 6 if second else 1, "span1_text": nouns[0], "span2_index": 8, "span2_text": "it"}
+    return {"text": " ".join(words) + ".", "target": spans, "label": bool(label)}
+
+
+def _ax_b(rng: Random, index: int) -> dict:
+    row = _rte(rng, index)
+    return {"sentence1": row["premise"], "sentence2": row["hypothesis"], "label": row["label"], "logic": ""}
+
+
+def _ax_g(rng: Random, index: int) -> dict:
+    """Pairs that differ in one pronoun: both examples of a pair come from the same random numbers."""
+    row = _rte(Random(f"{SEED}/pair/{index // 2}"), index)
+    pronoun = ("his", "her")[index % 2]
+    return row | {"premise": f"{row['premise'][:-1]}, in {pronoun} words.", "pair_id": index // 2}
+
+
+GENERATORS: dict[str, Callable[[Random, int], dict]] = {
+    "BoolQ": _boolq,
+    "CB": _cb,
+    "COPA": _copa,
+    "MultiRC": _multirc,
+    "ReCoRD": _record,
+    "RTE": _rte,
+    "WiC": _wic,
+    "WSC": _wsc,
+    "AX-b": _ax_b,
+    "AX-g": _ax_g,
+}
+EXAMPLES_A_LINE = {"MultiRC": 6}
+
+
+@cache
+def lines(folder: str, split: str) -> tuple[str, ...]:
+    """The lines of one file, e.g. of RTE/train.jsonl: always the same for a version of this module.
+
+    Args:
+        folder: the data set's folder in the official release, a key of `GENERATORS`.
+        split: "train", "val", or "test" for the two diagnostic sets.
+    """
+    rng = Random(f"{SEED}/{folder}/{split}")
+    count = SIZES[split] // EXAMPLES_A_LINE.get(folder, 1)
+    rows = (GENERATORS[folder](rng, index) | {"idx": index} for index in range(count))
+    return tuple(json.dumps(row) for row in rows)

@@ -1,0 +1,201 @@
+"""From a line of SuperGLUE's official files to the examples in it. A wrong line is an error that names the place."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .superglue_data import Line, Lines
+
+GAP = "@placeholder"  # ReCoRD's own mark for what is to be filled in
+ENTAILED = ("entailment", "not_entailment")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A text or a pair of texts with a class."""
+
+    first: str
+    second: str  # "" for a single text
+    label: int
+    group: str = ""  # of what is scored together: MultiRC's answers to a question, AX-g's pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A text and a second one with a gap, for which one of several candidates is to be chosen."""
+
+    first: str
+    template: str  # contains GAP
+    candidates: tuple[str, ...]
+    right: tuple[int, ...]  # indices of the candidates that are right
+    answers: tuple[str, ...]  # the right answers as the data has them
+
+    def filled(self, index: int) -> str:
+        """The second text with candidate `index` in the gap."""
+        return self.template.replace(GAP, self.candidates[index])
+
+    @property
+    def wrong(self) -> tuple[int, ...]:
+        """Indices of the candidates that are not right."""
+        return tuple(index for index in range(len(self.candidates)) if index not in self.right)
+
+
+class Row:
+    """A JSON object whose fields are checked when they are read.
+
+    Raises (all readers):
+        ValueError: the field is missing or isn't what it must be; the message has the place.
+    """
+
+    def __init__(self, where: str, value: Any):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: expected a JSON object, got {_short(value)}")
+        self.where, self.value = where, value
+
+    def _read(self, name: str, kind: type, words: str) -> Any:
+        if name not in self.value:
+            raise ValueError(
+                f"{self.where}: the field {name!r} is missing; there are {', '.join(self.value) or 'none'}"
+            )
+        value = self.value[name]
+        # a bool is an int in Python, but not in JSON
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise ValueError(f"{self.where}: {name!r} must be {words}, got {_short(value)}")
+        return value
+
+    def text(self, name: str) -> str:
+        return self._read(name, str, "a text")
+
+    def integer(self, name: str) -> int:
+        return self._read(name, int, "a whole number")
+
+    def row(self, name: str) -> "Row":
+        return Row(f"{self.where}, {name}", self._read(name, dict, "an object"))
+
+    def rows(self, name: str) -> list["Row"]:
+        values = self._read(name, list, "a list")
+        if not values:
+            raise ValueError(f"{self.where}: {name!r} is an empty list")
+        return [Row(f"{self.where}, {name}[{index}]", value) for index, value in enumerate(values)]
+
+    def label(self, *values: bool | int | str, name: str = "label") -> int:
+        """The index of the field's value in `values`."""
+        value = self._read(name, object, "")
+        for index, known in enumerate(values):
+            if value == known and type(value) is type(known):
+                return index
+        known = ", ".join(json.dumps(value) for value in values)
+        raise ValueError(f"{self.where}: {name!r} must be one of {known}, got {_short(value)}")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def parse(line: Line) -> Row:
+    """Parse one line of a jsonl file. Raises ValueError with file and line when it isn't a JSON object."""
+    try:
+        return Row(line.where, json.loads(line.text))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{line.where}: not valid JSON at character {error.pos + 1} ({error.msg})") from error
+
+
+def examples(lines: Lines, make: Callable[[Row], Iterator[Example | Choice]]) -> list[Example | Choice]:
+    """All examples of a file. Raises ValueError at the first line that is wrong."""
+    return [example for line in lines.lines for example in make(parse(line))]
+
+
+# ---- one function a data set
+
+
+def boolq(row: Row) -> Iterator[Example]:
+    yield Example(row.text("passage"), row.text("question"), row.label(False, True))
+
+
+def entailment(*labels: str, first: str = "premise", second: str = "hypothesis") -> Callable[[Row], Iterator[Example]]:
+    """For CB, RTE and the diagnostic sets, which differ in their labels and in what the two texts are called."""
+
+    def make(row: Row) -> Iterator[Example]:
+        yield Example(row.text(first), row.text(second), row.label(*labels))
+
+    return make
+
+
+def ax_g(row: Row) -> Iterator[Example]:
+    """The pairs have an id in the official file; the hub's rows lack it, but a pair differs in one pronoun only."""
+    premise, hypothesis = row.text("premise"), row.text("hypothesis")
+    pair = re.sub(r"\b(he|she|him|her|his|hers)\b", "#", f"{premise} | {hypothesis}", flags=re.IGNORECASE)
+    group = str(row.integer("pair_id")) if "pair_id" in row.value else pair
+    yield Example(premise, hypothesis, row.label(*ENTAILED), group)
+
+
+def copa(row: Row) -> Iterator[Choice]:
+    asked = ("What was the cause of this?", "What happened as a result?")[row.label("cause", "effect", name="question")]
+    candidates, right = (row.text("choice1"), row.text("choice2")), row.label(0, 1)
+    yield Choice(row.text("premise"), f"{asked} {GAP}", candidates, (right,), (candidates[right],))
+
+
+def multirc(row: Row) -> Iterator[Example]:
+    passage = row.row("passage")
+    for number, question in enumerate(passage.rows("questions")):
+        for answer in question.rows("answers"):
+            second = f"{question.text('question')} {answer.text('text')}"
+            yield Example(passage.text("text"), second, answer.label(0, 1), f"{row.where}, {number}")
+
+
+def record(row: Row) -> Iterator[Choice]:
+    passage = row.row("passage")
+    text = passage.text("text")
+    candidates = tuple(sorted({_entity(text, entity) for entity in passage.rows("entities")}))
+    for query in row.rows("qas"):
+        template = query.text("query")
+        if GAP not in template:
+            raise ValueError(f"{query.where}: the query has no {GAP}: {_short(template)}")
+        answers = tuple(sorted({answer.text("text") for answer in query.rows("answers")}))
+        right = tuple(index for index, candidate in enumerate(candidates) if candidate in answers)
+        yield Choice(_without_highlights(text), template, candidates, right, answers)
+
+
+def _entity(text: str, span: Row) -> str:
+    start, end = span.integer("start"), span.integer("end")  # the end is inclusive
+    if not 0 <= start <= end < len(text):
+        raise ValueError(f"{span.where}: the span {start}..{end} isn't inside the passage of {len(text)} characters")
+    return text[start : end + 1]
+
+
+def _without_highlights(passage: str) -> str:
+    """ReCoRD's summary points as sentences of their own."""
+    return re.sub(r"\s*@highlight\s*", " ", re.sub(r"(?<![.?!\"'])\n@highlight", ".\n@highlight", passage))
+
+
+def wic(row: Row) -> Iterator[Example]:
+    first, second = (_mark_characters(row, number) for number in (1, 2))
+    yield Example(first, f"{second} {row.text('word')}", row.label(False, True))
+
+
+def _mark_characters(row: Row, number: int) -> str:
+    text, start, end = row.text(f"sentence{number}"), row.integer(f"start{number}"), row.integer(f"end{number}")
+    if not 0 <= start < end <= len(text):
+        raise ValueError(f"{row.where}: start{number} {start} and end{number} {end} aren't inside sentence{number}")
+    return f"{text[:start]}* {text[start:end]} *{text[end:]}"
+
+
+def wsc(row: Row) -> Iterator[Example]:
+    words, target = row.text("text").split(), row.row("target")
+    _mark_words(words, target, "span1", "*")
+    _mark_words(words, target, "span2", "#")
+    yield Example(" ".join(words), "", row.label(False, True))
+
+
+def _mark_words(words: list[str], target: Row, span: str, mark: str) -> None:
+    """Put `mark` before and after the span, inside its first and last word, so that the others keep their places."""
+    start = target.integer(f"{span}_index")
+    last = start + max(len(target.text(f"{span}_text").split()), 1) - 1
+    if not 0 <= start < len(words):
+        raise ValueError(f"{target.where}: {span}_index {start} isn't one of the text's {len(words)} words")
+    last = min(last, len(words) - 1)  # some official spans are longer than what they mark
+    words[start] = f"{mark} {words[start]}"
+    words[last] = f"{words[last]} {mark}"

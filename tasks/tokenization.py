@@ -1,0 +1,64 @@
+"""Tokenizers: a folder's, one of the hub, or one trained on the task's own texts."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import transformers
+from tokenizers import decoders, pre_tokenizers, processors, trainers
+
+from .loading import cannot_load, digest, quiet
+
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # RoBERTa's, ids 0..3 as in its own vocabulary
+FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model")
+
+
+def load_tokenizer(name: str, trust_remote_code: bool = False) -> tuple[Any, str]:
+    """A tokenizer and what to call it in a record: the name with its revision.
+
+    Raises:
+        ValueError: nothing of that name can be loaded, or it has no vocabulary.
+    """
+    if Path(name).is_dir():
+        path, revision, said = name, None, f"{name} (sha256:{digest(Path(name), FILES)[:16]})"
+    else:
+        path, _, revision = name.partition("@")
+        said = name
+    way_out = "--tokenizer with a folder that has a tokenizer.json, or an id of the hub"
+    try:
+        with quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                path, revision=revision or None, trust_remote_code=trust_remote_code
+            )
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise cannot_load("tokenizer", name, error, way_out) from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one where files are missing
+        raise ValueError(f"{name!r} has a model but no tokenizer: give {way_out}")
+    if tokenizer.pad_token is None:  # causal models come without
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer, said
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Any:
+    """RoBERTa's kind of tokenizer, a byte-level BPE, from texts: the same one for the same texts."""
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        min_frequency=2,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return _like_roberta(bpe)
+
+
+def _like_roberta(bpe: tokenizers.Tokenizer) -> Any:
+    begin, pad, end, unknown, mask = SPECIAL_TOKENS
+    bpe.post_processor = processors.RobertaProcessing((end, 2), (begin, 0), trim_offsets=True, add_prefix_space=True)
+    names = {"bos_token": begin, "cls_token": begin, "eos_token": end, "sep_token": end, "pad_token": pad}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token=unknown, mask_token=mask, **names)
