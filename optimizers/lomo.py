@@ -81,8 +81,8 @@ class LOMO(MemoryEfficientOptimizer):
         for p, g in zip(params, grads, strict=True):
             self._clip(g)
             if group["weight_decay"]:
-                g.add_(p, alpha=group["weight_decay"])
-            p.add_(g, alpha=-group["lr"])
+                _add(g, p, group["weight_decay"])
+            _add(p, g, -group["lr"])
 
     @torch.no_grad()
     def _update_now(self, p: nn.Parameter) -> None:
@@ -109,3 +109,11 @@ class LOMO(MemoryEfficientOptimizer):
         ordered = [norms[p] for p in self._requires_grad if p in norms]
         total = torch.linalg.vector_norm(torch.stack([norm.to(ordered[0].device) for norm in ordered]))
         return torch.clamp(self.clip_norm / (total + 1e-6), max=1.0)
+
+
+def _add(target: Tensor, other: Tensor, scale: float) -> None:
+    """target += scale other; in low precision computed in fp32 and rounded once, without a temporary."""
+    if target.dtype in LOW_PRECISION:  # add_ would round the scale, a learning rate, to that precision on a CPU
+        target.addcmul_(other, other.new_ones(()), value=scale)
+    else:
+        target.add_(other, alpha=scale)
