@@ -1,0 +1,71 @@
+"""The leading singular vectors of a matrix: exactly, or by randomised subspace iteration.
+
+Halko, Martinsson & Tropp, SIAM Review 2011, arXiv 0909.4061, Algorithms 4.4 and 5.1.
+"""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import Tensor
+
+OVERSAMPLING = 16  # random directions beyond the rank, at least: what the iteration converges by
+ITERATIONS = 4  # multiplications by A A^T; each squares the ratio by which a larger singular value wins
+
+Vectors = tuple[Tensor | None, Tensor | None]
+
+
+def exact_vectors(matrix: Tensor, rank: int, left: bool, right: bool) -> Vectors:
+    """The first `rank` singular vectors by a full SVD, as copies: a slice would keep all of them alive.
+
+    Args:
+        matrix: (m, n), fp32.
+        rank: at most min(m, n).
+        left: give U, (m, rank).
+        right: give V^T, (rank, n).
+    """
+    # LAPACK raises at what isn't finite: a diverged run must stay one
+    u, _, vh = torch.linalg.svd(matrix.nan_to_num(0.0, 0.0, 0.0), full_matrices=False)
+    return u[:, :rank].clone() if left else None, vh[:rank].clone() if right else None
+
+
+def randomized_vectors(matrix: Tensor, rank: int, left: bool, right: bool, key: tuple[int, ...]) -> Vectors:
+    """As `exact_vectors`, to a span that holds nearly the same energy, at the cost of a few matrix products.
+
+    The iteration runs on the shorter side of the matrix; the vectors of the other side follow by one product.
+
+    Args:
+        matrix: (m, n), fp32.
+        rank: at most min(m, n).
+        left: give U, (m, rank).
+        right: give V^T, (rank, n).
+        key: the random start is a function of it alone, on any device.
+    """
+    wide = matrix.shape[0] <= matrix.shape[1]
+    a = matrix if wide else matrix.t()  # (short, long)
+    short = _leading_left(a, rank, key)
+    # the columns of A^T U are orthogonal already, unless A has a lower rank: QR then completes them
+    long = torch.linalg.qr(a.t() @ short).Q if (right if wide else left) else None
+    u, v = (short, long) if wide else (long, short)
+    return u if left else None, v.t() if right and v is not None else None
+
+
+def _leading_left(a: Tensor, rank: int, key: tuple[int, ...]) -> Tensor:
+    """The leading left singular vectors of `a` (short, long): a Tensor (short, rank) with orthonormal columns."""
+    width = min(rank + max(OVERSAMPLING, rank // 4), a.shape[0])
+    if width < a.shape[0]:
+        basis = _random(a.shape[0], width, key).to(a.device)
+        for _ in range(ITERATIONS):
+            basis = torch.linalg.qr(a @ (a.t() @ basis)).Q
+        inner = basis.t() @ a  # (width, long)
+    else:
+        basis, inner = None, a
+    gram = (inner @ inner.t()).nan_to_num(0.0, 0.0, 0.0)  # LAPACK would raise: a diverged run must stay one
+    rotation = torch.linalg.eigh(gram).eigenvectors[:, -rank:].flip(1)  # eigenvalues come in rising order
+    return rotation if basis is None else basis @ rotation
+
+
+def _random(rows: int, columns: int, key: tuple[int, ...]) -> Tensor:
+    seed = random.Random("/".join(map(str, key))).getrandbits(63)
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))

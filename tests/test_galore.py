@@ -1,0 +1,301 @@
+"""GaLore (arXiv 2403.03507): against the authors' package, AdamW, singular values and hand counts."""
+
+import argparse
+import inspect
+import sys
+import time
+import types
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from optimizers import GaLore
+from optimizers.contract import TinyTransformer, build_model, loss_of, train
+from optimizers.galore import PROJECTIONS, layer_matrices
+from optimizers.subspace import exact_vectors, randomized_vectors
+
+SHAPES = [(3, 7), (7, 3), (5, 5), (1, 6), (6, 1)]
+
+
+def matrices(*shapes):
+    """A model whose layers are bare matrices."""
+    model = nn.Module()
+    model.layers = nn.ModuleList(nn.Linear(columns, rows, bias=False) for rows, columns in shapes)
+    return model
+
+
+def update(optimizer, params, grads):
+    for p, g in zip(params, grads, strict=True):
+        p.grad = g.clone()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.fixture
+def peer(monkeypatch):
+    """The authors' package; its import wants bitsandbytes, which only its 8-bit optimizer uses."""
+    for name in ("bitsandbytes", "bitsandbytes.optim", "bitsandbytes.optim.optimizer"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["bitsandbytes.optim.optimizer"].Optimizer2State = torch.optim.Optimizer
+    return pytest.importorskip("galore_torch")
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+def test_exact_svd_equals_the_authors_package_over_two_subspace_changes(peer, projection, weight_decay):
+    ours, theirs = build_model(), build_model()
+    # The package adds eps before the bias correction and decays after the step: neither is to show here, so the loss,
+    # and with it the smallest gradient, is large, and the rate small.
+    settings = {"lr": 1e-3, "weight_decay": weight_decay, "eps": 1e-12}
+    galore = GaLore(ours, **settings, rank=4, update_every=8, scale=0.5, projection=projection, svd="exact")
+    projected = layer_matrices(theirs)
+    rest = [p for p in theirs.parameters() if not any(p is q for q in projected)]
+    reference = peer.GaLoreAdamW(
+        [
+            {"params": projected, "rank": 4, "update_proj_gap": 8, "scale": 0.5, "proj_type": projection},
+            {"params": [p for p in rest if p.dim() >= 2]},
+            {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+        ],
+        **settings,
+        no_deprecation_warning=True,
+    )
+    for step in range(20):
+        galore.backward(1000 * loss_of(ours, step))
+        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+            q.grad = None if p.grad is None else p.grad.clone()
+        galore.step()
+        reference.step()
+        galore.zero_grad()
+    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert (p - q).abs().max() < 1e-5, name
+
+
+@pytest.mark.parametrize("svd", ["randomized", "exact"])
+@pytest.mark.parametrize("shape", [(4, 6), (6, 4), (5, 5)])
+def test_full_rank_is_adamw_where_the_subspace_is_no_rotation(svd, shape):
+    # The first gradient is diagonal, so its singular vectors are the axes, up to order and sign, and Adam doesn't see
+    # order and sign: every later gradient may be anything.
+    ours, reference = matrices(shape), matrices(shape)
+    reference.load_state_dict(ours.state_dict())
+    galore = GaLore(ours, lr=0.01, weight_decay=0.1, rank=99, scale=1.0, svd=svd)
+    adamw = torch.optim.AdamW(reference.parameters(), lr=0.01, weight_decay=0.1)
+    diagonal = torch.zeros(shape)
+    diagonal.diagonal().copy_(torch.arange(1.0, min(shape) + 1))
+    for step in range(10):
+        g = diagonal if step == 0 else torch.randn(shape, generator=torch.Generator().manual_seed(step))
+        update(galore, list(ours.parameters()), [g])
+        update(adamw, list(reference.parameters()), [g])
+    torch.testing.assert_close(ours.layers[0].weight, reference.layers[0].weight, rtol=0, atol=1e-5)
+
+
+def gradients_of_a_language_model(steps):
+    """Gradients of the layers' matrices of a transformer that learns Python, at the start and after `steps`."""
+    text = torch.frombuffer(bytearray(inspect.getsource(argparse).encode("ascii", "ignore")), dtype=torch.uint8).long()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        embedding, head = nn.Embedding(128, 128), nn.Linear(128, 128)
+        layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(128, 4, 512, dropout=0.0, batch_first=True, norm_first=True) for _ in range(2)
+        )
+    adam = torch.optim.AdamW([*embedding.parameters(), *layers.parameters(), *head.parameters()], lr=1e-3)
+    mask = nn.Transformer.generate_square_subsequent_mask(64)
+    for step in range(steps + 1):
+        starts = torch.randint(len(text) - 65, (16, 1), generator=torch.Generator().manual_seed(step))
+        tokens = text[starts + torch.arange(65)]  # (16, 65)
+        x = embedding(tokens[:, :-1])
+        for layer in layers:
+            x = layer(x, src_mask=mask, is_causal=True)
+        adam.zero_grad()
+        F.cross_entropy(head(x).flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        if step in (0, steps):
+            yield from (p.grad.clone() for p in layers.parameters() if p.dim() == 2)
+        adam.step()
+
+
+def test_the_randomized_subspace_holds_nearly_all_the_energy_of_the_exact_one_on_a_transformers_gradients():
+    gradients = list(gradients_of_a_language_model(steps=15))
+    assert {tuple(g.shape) for g in gradients} == {(384, 128), (128, 128), (512, 128), (128, 512)}
+    for number, g in enumerate(gradients):
+        values = torch.linalg.svdvals(g).square()
+        for rank in (2, 4, 8, 32, 64, 127, 128):
+            exact = values[:rank].sum()
+            u, vh = randomized_vectors(g, rank, True, True, (0, 0, number))
+            for low_rank in (u.t() @ g, g @ vh.t(), u.t() @ g @ vh.t()):
+                assert low_rank.square().sum() >= 0.999 * exact, (tuple(g.shape), rank)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rank", [1, 3, 100])
+@pytest.mark.parametrize("vectors", ["exact", "randomized"])
+def test_bases_are_orthonormal_for_any_shape_and_rank_and_even_for_a_gradient_of_lower_rank(shape, rank, vectors):
+    k = min(rank, *shape)
+    for g in (torch.randn(shape), torch.ones(shape), torch.zeros(shape)):
+        arguments = (g, k, True, True) if vectors == "exact" else (g, k, True, True, (0,))
+        u, vh = (exact_vectors if vectors == "exact" else randomized_vectors)(*arguments)
+        assert u.shape == (shape[0], k) and vh.shape == (k, shape[1])
+        torch.testing.assert_close(u.t() @ u, torch.eye(k), rtol=0, atol=1e-5)
+        torch.testing.assert_close(vh @ vh.t(), torch.eye(k), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+@pytest.mark.parametrize("svd", ["exact", "randomized"])
+@pytest.mark.parametrize("rank", [2, 100])
+def test_every_projection_trains_any_shape_at_any_rank(projection, svd, rank):
+    model = matrices(*SHAPES)
+    targets = [torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) for p in model.parameters()]
+    for p in model.parameters():
+        nn.init.zeros_(p)
+    optimizer = GaLore(model, lr=0.05, rank=rank, update_every=10, scale=1.0, projection=projection, svd=svd)
+    distances = []
+    for _ in range(80):
+        grads = [p.detach() - target for p, target in zip(model.parameters(), targets, strict=True)]
+        distances.append([g.norm().item() for g in grads])
+        update(optimizer, list(model.parameters()), grads)
+    assert all(last < 0.8 * first for first, last in zip(distances[0], distances[-1], strict=True)), distances[-1]
+
+
+# values kept of a matrix (8, 20), of one (20, 8) and of one (8, 8) at rank 3: projection and two moments
+KEPT = {
+    "std": (8 * 3 + 2 * 3 * 20, 8 * 3 + 2 * 20 * 3, 8 * 3 + 2 * 8 * 3),
+    "reverse_std": (20 * 3 + 2 * 8 * 3, 20 * 3 + 2 * 3 * 8, 8 * 3 + 2 * 3 * 8),
+    "left": (8 * 3 + 2 * 3 * 20, 20 * 3 + 2 * 3 * 8, 8 * 3 + 2 * 3 * 8),
+    "right": (20 * 3 + 2 * 8 * 3, 8 * 3 + 2 * 20 * 3, 8 * 3 + 2 * 8 * 3),
+    "full": (28 * 3 + 2 * 9, 28 * 3 + 2 * 9, 16 * 3 + 2 * 9),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("svd", ["exact", "randomized"])
+@pytest.mark.parametrize("projection", PROJECTIONS)
+def test_state_is_projection_and_two_moments_in_the_weights_dtype_and_no_byte_more(projection, svd, dtype):
+    model = matrices((8, 20), (20, 8), (8, 8)).to(dtype)
+    optimizer = GaLore(model, rank=3, projection=projection, svd=svd)
+    update(optimizer, list(model.parameters()), [torch.randn_like(p) for p in model.parameters()])
+    for p, values in zip(model.parameters(), KEPT[projection], strict=True):
+        tensors = {key: t for key, t in optimizer.state[p].items() if torch.is_tensor(t) and key != "step"}
+        assert {t.dtype for t in tensors.values()} == {dtype}
+        assert sum(t.untyped_storage().nbytes() for t in tensors.values()) == values * dtype.itemsize
+    assert optimizer.state_bytes() == sum(KEPT[projection]) * dtype.itemsize + 3 * 4  # and the steps
+
+
+def test_only_matrices_of_the_layers_are_projected():
+    model = TinyTransformer()
+    model.layers[0].table = nn.Embedding(9, 16)
+    optimizer = GaLore(model, lr=1e-2, rank=2)
+    loss = loss_of(model, 0) + model.layers[0].table.weight.sum()
+    optimizer.backward(loss)
+    optimizer.step()
+    for name, p in model.named_parameters():
+        if p in optimizer.state:
+            inner = name.startswith("layers.") and p.dim() == 2 and "table" not in name
+            assert inner == (optimizer.state[p]["exp_avg"].shape != p.shape), name
+            assert inner == bool({"left", "right"} & optimizer.state[p].keys()), name
+
+
+def test_each_matrix_counts_its_own_updates_to_the_next_subspace():
+    model = matrices((4, 6), (4, 6))
+    first, second = model.parameters()
+    optimizer = GaLore(model, rank=2, update_every=3)
+    chosen = {first: [], second: []}
+    for step in range(9):
+        before = {p: optimizer.state[p].get("left") for p in chosen}
+        params = [first] if step in (0, 4) else [first, second]
+        update(optimizer, params, [torch.randn(4, 6) for _ in params])
+        for p in params:
+            if optimizer.state[p]["left"] is not before[p]:
+                chosen[p].append(step)
+    assert chosen == {first: [0, 3, 6], second: [1, 5, 8]}
+
+
+def test_moments_stay_as_they_are_on_a_change_of_subspace():
+    model = matrices((4, 6))
+    (p,) = model.parameters()
+    optimizer = GaLore(model, rank=2, update_every=1, betas=(0.9, 0.99))
+    update(optimizer, [p], [torch.randn(4, 6)])
+    old = {key: optimizer.state[p][key].clone() for key in ("left", "exp_avg", "exp_avg_sq")}
+    g = torch.randn(4, 6)
+    update(optimizer, [p], [g])
+    state = optimizer.state[p]
+    assert (state["left"] - old["left"]).abs().max() > 0.1
+    low_rank = state["left"].t() @ g
+    torch.testing.assert_close(state["exp_avg"], 0.9 * old["exp_avg"] + 0.1 * low_rank)
+    torch.testing.assert_close(state["exp_avg_sq"], 0.99 * old["exp_avg_sq"] + 0.01 * low_rank.square())
+
+
+def test_weight_decay_is_not_scaled_by_alpha():
+    model = matrices((4, 6))
+    (p,) = model.parameters()
+    before = p.detach().clone()
+    update(GaLore(model, lr=0.1, weight_decay=0.5, rank=2, scale=0.25), [p], [torch.zeros(4, 6)])
+    torch.testing.assert_close(p.detach(), 0.95 * before)
+
+
+def test_eps_is_added_after_the_bias_correction_as_in_torch():
+    ours, reference = matrices((1, 1)), matrices((1, 1))
+    reference.load_state_dict(ours.state_dict())
+    galore = GaLore(ours, lr=0.1, eps=0.1, rank=1, scale=1.0)
+    adamw = torch.optim.AdamW(reference.parameters(), lr=0.1, eps=0.1, weight_decay=0.0)
+    for g in (0.3, -0.2, 0.1):
+        update(galore, list(ours.parameters()), [torch.tensor([[g]])])
+        update(adamw, list(reference.parameters()), [torch.tensor([[g]])])
+    torch.testing.assert_close(ours.layers[0].weight, reference.layers[0].weight, rtol=0, atol=1e-6)
+
+
+def test_the_random_start_is_a_function_of_seed_update_and_matrix():
+    g = torch.randn(64, 80)  # a flat spectrum, so that the start shows in the result
+
+    def bases(seed):
+        model = matrices((64, 80), (64, 80))
+        optimizer = GaLore(model, rank=2, update_every=1, seed=seed)
+        found = []
+        for _ in range(2):
+            torch.rand(1)
+            update(optimizer, list(model.parameters()), [g, g])
+            found += [optimizer.state[p]["left"].clone() for p in model.parameters()]
+        return found
+
+    first, again, other = bases(0), bases(0), bases(1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    different = [*first, *other]
+    assert all(not torch.equal(a, b) for i, a in enumerate(different) for b in different[:i])
+
+
+@pytest.mark.parametrize("svd", ["exact", "randomized"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_spoils_the_weights_as_adamws_and_raises_nothing(svd, value):
+    model = matrices((30, 40))
+    (p,) = model.parameters()
+    g = torch.randn(30, 40)
+    g[3, 4] = value
+    update(GaLore(model, rank=2, svd=svd), [p], [g])
+    assert not p.isfinite().all()
+
+
+def test_state_of_another_rank_or_projection_is_refused():
+    model = build_model()
+    optimizer = GaLore(model, rank=4)
+    train(model, optimizer, 1)
+    for other in ({"rank": 3}, {"rank": 4, "projection": "left"}):
+        with pytest.raises(ValueError, match=r"this state is of (rank=4|projection='std'), not (3|'left')"):
+            GaLore(build_model(), **other).load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("given", [{"scale": 0.0}, {"scale": float("nan")}, {"rank": 2.5}, {"projection": "both"}])
+def test_values_out_of_range_are_refused(given):
+    with pytest.raises(ValueError, match=f"{next(iter(given))} must be"):
+        GaLore(build_model(), **given)
+
+
+@pytest.mark.slow
+def test_a_new_subspace_takes_a_tenth_of_the_authors_packages_time_at_most(peer):
+    from galore_torch.galore_projector import GaLoreProjector
+
+    g = torch.randn(1024, 4096)
+    start = time.perf_counter()
+    randomized_vectors(g, 128, True, False, (0,))
+    ours = time.perf_counter() - start
+    start = time.perf_counter()
+    GaLoreProjector(128).get_orthogonal_matrix(g, 128, "left")
+    assert ours <= 0.1 * (time.perf_counter() - start)
