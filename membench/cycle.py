@@ -52,5 +52,5 @@ def meter_cycle(
 def _step(
     meter: MemoryMeter, method: Any, loss_fn: Loss, micro_batches: Sequence[Batch], max_grad_norm: float | None
 ) -> None:
-    meter.hold(micro_batches)
-    training_step(meter.model, method, loss_fn, micro_batches, max_grad_norm=max_grad_norm, phase=meter.phase)
+    with meter.hold(micro_batches):
+        training_step(meter.model, method, loss_fn, micro_batches, max_grad_norm=max_grad_norm, phase=meter.phase)

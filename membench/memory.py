@@ -33,7 +33,7 @@ class MemoryMeter(TorchDispatchMode):
     - gradients: what autograd accumulates into `.grad`, whoever frees it and when;
     - optimizer state: tensors in `optimizer.state`, fp32 masters among them;
     - activations: made in the forward phase, or when a checkpointed segment is computed again, and still there at its
-      end: autograd keeps it for the backward pass. The inputs of the step (`hold`) count too;
+      end: autograd keeps it for the backward pass. The inputs of a step (`hold`) count too;
     - temporaries: everything else.
 
     What is allocated outside of any phase (data, evaluation) isn't seen until it turns up in the model or optimizer.
@@ -103,10 +103,16 @@ class MemoryMeter(TorchDispatchMode):
             self._scan()
             self._phase = outer
 
-    def hold(self, inputs: Any) -> None:
-        """Counts the tensors in `inputs` (nested in mappings and sequences) among the activations, until they die."""
+    @contextmanager
+    def hold(self, inputs: Any) -> Iterator[None]:
+        """Counts the tensors in `inputs` (nested in mappings and sequences) among the activations while inside."""
+        first = len(self.trace.sizes)
         for tensor in _tensors(inputs):
             self._assign(tensor, ACTIVATIONS, INPUTS)
+        held = range(first, len(self.trace.sizes))
+        yield
+        for watch in [watch for watch in self._alive.values() if watch.index in held]:
+            self._freed(watch)
 
     def report(self) -> dict[str, Any]:
         """The peak and where it falls; see `breakdown.summarize`."""
@@ -203,7 +209,8 @@ class MemoryMeter(TorchDispatchMode):
 
     def _note_selection(self) -> None:
         selection = self.optimizer.selection if isinstance(self.optimizer, MemoryEfficientOptimizer) else None
-        self.trace.selections.append((len(self.trace.events), selection))
+        if not self.trace.selections or self.trace.selections[-1][1] != selection:
+            self.trace.selections.append((len(self.trace.events), selection))
 
     def _meter_switching(self, optimizer: MemoryEfficientOptimizer, cleanup: ExitStack) -> None:
         """Makes `after_step` and `advance` a phase of their own, on this one optimizer, until the meter is left."""
