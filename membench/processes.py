@@ -27,8 +27,14 @@ class Outcome:
 def start_server() -> None:
     """Start importing in the background; the first call waits for it."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(["membench.preload"])
-    # The server must see the modules that we see, and never one of the user's folder in place of ours.
-    with _environment(PYTHONPATH=os.pathsep.join(sys.path), PYTHONSAFEPATH="1"), _blocked(signal.SIGINT):
+    environment = {
+        # the modules that we see, and never one of the user's folder in place of ours
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "PYTHONSAFEPATH": "1",
+        # numpy's pool of threads would start at its import
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    with _environment(environment), _blocked(signal.SIGINT):
         forkserver.ensure_running()
 
 
@@ -101,7 +107,7 @@ def _end(process: Any) -> None:
 
 
 @contextmanager
-def _environment(**values: str) -> Iterator[None]:
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
     before: Mapping[str, str | None] = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

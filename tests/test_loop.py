@@ -1,0 +1,205 @@
+import math
+import time
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+from toy import Net, ToyTask
+
+import optimizers
+from membench.clock import Clock
+from membench.loop import Diverged, Loop, micro_batches, training_step
+from membench.run import Training
+from membench.schedule import learning_rate_factor
+
+CPU = torch.device("cpu")
+
+
+def phase(name):
+    return nullcontext()
+
+
+def training(**values) -> Training:
+    return Training(**{"steps": 6, "batch_size": 4, "sequence_length": 3, **values})
+
+
+def loop(method="adamw", seed=0, given=None, task=None, **values) -> Loop:
+    task = task or ToyTask()
+    model = task.build_model()
+    optimizer = optimizers.create(method, model, **(given or {"lr": 1e-2}))
+    return Loop(model, optimizer, task, training(**values), seed=seed, device=CPU)
+
+
+def weights(model: nn.Module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def equal(one, other) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_step_is_what_torch_does_by_hand():
+    task = ToyTask()
+    model, by_hand = task.build_model().eval(), task.build_model().eval()
+    optimizer = optimizers.create("sgd", model, lr=0.1)
+    loss = training_step(model, optimizer, task.loss, [task.batch(0)], phase=phase)
+    expected = task.loss(by_hand, task.batch(0))
+    expected.backward()
+    assert loss.item() == expected.item()
+    for p, q in zip(model.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(p, q - 0.1 * q.grad, rtol=0, atol=1e-7)
+        assert p.grad is None
+
+
+def test_accumulation_over_micro_batches_equals_the_whole_batch():
+    whole, parts = ToyTask(batch_size=8), ToyTask(batch_size=2)
+    models = [whole.build_model().eval().double(), parts.build_model().eval().double()]
+    losses = []
+    for model, task, number in zip(models, (whole, parts), (1, 4), strict=True):
+        optimizer = optimizers.create("sgd", model, lr=0.1)
+        for step in range(2):
+            batches = micro_batches(task, step, training(batch_size=8, gradient_accumulation_steps=number), CPU)
+            batches = [{key: value.double() for key, value in batch.items()} for batch in batches]
+            losses.append(training_step(model, optimizer, task.loss, batches, phase=phase).item())
+    assert losses[:2] == pytest.approx(losses[2:], rel=1e-12)
+    for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
+
+
+def test_clipping_limits_the_norm_of_all_gradients_together():
+    task = ToyTask()
+    model = task.build_model().eval()
+    before = weights(model)
+    training_step(
+        model, optimizers.create("sgd", model, lr=1.0), task.loss, [task.batch(0)], max_grad_norm=0.01, phase=phase
+    )
+    moved = math.sqrt(sum(float((p - q).pow(2).sum()) for p, q in zip(before, weights(model), strict=True)))
+    assert moved == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("values", [{"gradient_accumulation_steps": 2}, {"max_grad_norm": 1.0}])
+def test_what_needs_all_gradients_is_refused_for_updates_inside_the_backward_pass(values):
+    with pytest.raises(ValueError, match="inside the backward pass"):
+        loop(given={"lr": 0.1, "in_backward": True}, **values)
+    task = ToyTask()
+    model = task.build_model()
+    optimizer = optimizers.create("sgd", model, lr=0.1, in_backward=True)
+    batches = [task.batch(0)] * values.get("gradient_accumulation_steps", 1)
+    with pytest.raises(ValueError, match="inside the backward pass"):
+        training_step(model, optimizer, task.loss, batches, max_grad_norm=values.get("max_grad_norm"), phase=phase)
+
+
+def test_phases_are_forward_and_backward_of_each_micro_batch_then_one_update():
+    task, seen = ToyTask(), []
+    model = task.build_model()
+    optimizer = optimizers.create("sgd", model, lr=0.1)
+
+    def note(name):
+        seen.append(name)
+        return nullcontext()
+
+    training_step(model, optimizer, task.loss, [task.batch(0), task.batch(1)], phase=note)
+    assert seen == ["forward", "backward", "forward", "backward", "update"]
+
+
+def test_the_schedule_warms_up_linearly_and_falls_to_zero_after_the_last_step():
+    factor = learning_rate_factor(training(steps=20, warmup_fraction=0.25))
+    assert [factor(step) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert [factor(step) for step in range(5, 20)] == pytest.approx([1 - k / 15 for k in range(15)])
+    assert factor(20) == 0.0
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0.1), (1, 0.0), (4, 0.1), (7, 0.9)])
+def test_no_schedule_wastes_a_step_or_exceeds_the_learning_rate(name, steps, warmup):
+    factor = learning_rate_factor(training(steps=steps, warmup_fraction=warmup, schedule=name))
+    assert all(0.0 < factor(step) <= 1.0 for step in range(steps))
+
+
+def test_the_learning_rate_of_the_record_is_the_one_that_the_step_used():
+    run = loop("sgd", given={"lr": 0.1}, steps=10, warmup_fraction=0.2)
+    run.run()
+    rates = [entry["learning_rate"] for entry in run.progress.history]
+    assert rates == pytest.approx([0.05, 0.1] + [0.1 * (1 - k / 8) for k in range(8)])
+
+
+def test_evaluating_on_the_way_changes_nothing_and_is_timed_apart():
+    plain, evaluated = loop(), loop(evaluate_every=2)
+    plain.run()
+    evaluated.run()
+    assert equal(plain.model.parameters(), evaluated.model.parameters())
+    assert [entry["step"] for entry in evaluated.progress.history if entry["metrics"]] == [2, 4]
+    assert evaluated.task.evaluations == 2
+    assert evaluated.progress.evaluation_seconds > 0 == plain.progress.evaluation_seconds
+
+
+def test_a_run_depends_on_its_seed_and_not_on_the_global_generator():
+    one, same, other = loop(), loop(), loop(seed=1)
+    one.run()
+    torch.manual_seed(12345)
+    same.run()
+    other.run()
+    assert equal(one.model.parameters(), same.model.parameters())
+    assert not equal(one.model.parameters(), other.model.parameters())
+
+
+def test_history_counts_steps_tokens_and_seconds():
+    run = loop(steps=5)
+    run.run()
+    history = run.progress.history
+    assert [entry["step"] for entry in history] == [1, 2, 3, 4, 5]
+    assert [entry["tokens"] for entry in history] == [12, 24, 36, 48, 60]
+    assert all(a["seconds"] < b["seconds"] for a, b in zip(history, history[1:], strict=False))
+    assert history[-1]["seconds"] == run.progress.train_seconds
+
+
+def test_a_long_history_is_thinned_and_its_losses_are_means():
+    run = loop("sgd", given={"lr": 1e-3}, steps=1200)
+    losses = []
+    run.run(report=lambda step, loss: losses.append(loss))
+    history = run.progress.history
+    assert len(history) == 600
+    assert history[3]["loss"] == pytest.approx((losses[6] + losses[7]) / 2)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_remembered():
+    run = loop("sgd", given={"lr": 1e30}, steps=6)
+    with pytest.raises(Diverged, match="the loss is (inf|nan) at step"):
+        run.run()
+    assert run.progress.step < 6
+    assert run.progress.history[-1]["loss"] is None
+
+
+def test_weights_that_are_not_finite_after_the_last_step_are_a_divergence():
+    run = loop("sgd", given={"lr": float(torch.finfo(torch.float32).max)}, steps=1)
+    with pytest.raises(Diverged, match="a weight is not finite"):
+        run.run()
+
+
+def test_autocast_computes_in_bfloat16_and_keeps_the_weights():
+    task, seen = ToyTask(), []
+    task.loss = lambda model, batch: seen.append(model(batch["x"]).dtype) or ToyTask.loss(task, model, batch)
+    run = loop(task=task, autocast="bfloat16", steps=1)
+    run.run()
+    assert seen == [torch.bfloat16]
+    assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+
+
+def test_the_clock_adds_up_what_a_step_spends_in_a_phase():
+    clock = Clock(CPU)
+    for pause in (0.05, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0):  # the warm-up isn't in the medians
+        for _ in range(2):
+            with clock.phase("forward"):
+                time.sleep(0.005 + pause)
+        with clock.phase("update"):
+            pass
+        seconds = clock.end_step()
+        assert seconds == pytest.approx(clock.steps["forward"][-1] + clock.steps["update"][-1])
+    assert clock.steps["forward"][0] >= 0.11
+    assert 0.01 <= clock.medians()["forward_seconds"] < 0.1
+    assert clock.medians()["backward_seconds"] == 0.0
+
+
+def test_a_net_of_the_tests_has_blocks():
+    assert optimizers.create("badam", Net(), lr=0.1).cycle_length == 3

@@ -1,0 +1,154 @@
+"""A run that was stopped anywhere and continued is, to the last bit, the run that wasn't."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from toy import ToyTask
+
+import optimizers
+from membench import checkpoint
+from membench.errors import UserError
+from membench.loop import Loop
+from membench.run import Training
+
+METHODS = {
+    "adamw": {"lr": 1e-2},
+    "badam": {"lr": 1e-2, "switch_every": 3, "always_train": ("head",)},
+    "blockllm": {"lr": 1e-2, "sparsity": 0.5, "patience": 2, "always_train": ("head",)},
+}
+
+
+class Stop(Exception):
+    pass
+
+
+def build(method: str, dtype: torch.dtype) -> Loop:
+    task = ToyTask(dtype=dtype)
+    model = task.build_model().to(dtype)
+    optimizer = optimizers.create(method, model, **METHODS[method])
+    training = Training(steps=17, batch_size=4, sequence_length=3, evaluate_every=4)
+    return Loop(model, optimizer, task, training, seed=3, device=torch.device("cpu"))
+
+
+def without_times(history):
+    return [{key: value for key, value in entry.items() if key != "seconds"} for entry in history]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("stop_at", [6, 9, 14])
+def test_continuing_from_a_checkpoint_gives_the_same_bits(method, dtype, stop_at, tmp_path):
+    whole = build(method, dtype)
+    whole.run()
+
+    def stop(step, loss):
+        if step == stop_at:
+            raise Stop
+
+    with pytest.raises(Stop):
+        build(method, dtype).run(report=stop, checkpoint_path=tmp_path / "run.pt", checkpoint_every=5)
+    continued, steps = build(method, dtype), []
+    continued.run(report=lambda step, loss: steps.append(step), checkpoint_path=tmp_path / "run.pt", checkpoint_every=5)
+    assert steps[0] == stop_at // 5 * 5 + 1  # continued, not begun again
+    for p, q in zip(whole.model.parameters(), continued.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert without_times(continued.progress.history) == without_times(whole.progress.history)
+    assert continued.progress.tokens == whole.progress.tokens
+    assert continued.optimizer.block_coverage == whole.optimizer.block_coverage
+    assert len(continued.clock.steps["forward"]) == 17
+
+
+def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
+    path = tmp_path / "run.pt"
+    checkpoint.save({"step": 1}, path)
+
+    def fail(*arguments, **given):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.save({"step": 2}, path)
+    assert checkpoint.load(path) == {"step": 1}
+    assert checkpoint.load(tmp_path / "other.pt") is None
+
+
+def test_a_broken_checkpoint_is_named(tmp_path):
+    (tmp_path / "run.pt").write_bytes(b"PK\x03\x04 half of it")
+    with pytest.raises(UserError, match=r"run\.pt can't be read .*remove it"):
+        checkpoint.load(tmp_path / "run.pt")
+
+
+COMPARE = [sys.executable, "-m", "membench", "compare", "--task", "superglue/cb", "--optimizers", "badam,blockllm"]
+COMPARE += ["--steps", "60", "--batch-size", "2", "--sequence-length", "16", "--threads", "1", "--quiet"]
+COMPARE += ["--checkpoint-every", "10", "--set", "badam.switch_every=7", "--set", "blockllm.patience=5"]
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def records(folder: Path) -> dict[str, dict]:
+    """The records without what differs from one time to the next."""
+    found = {}
+    for path in folder.glob("*.json"):
+        record = json.loads(path.read_text())
+        del record["time"], record["memory"]["process_peak_bytes"]
+        for key in ("created", "commit", "dirty"):  # somebody may commit while the tests run
+            del record["environment"][key]
+        for entry in record["history"]:
+            del entry["seconds"]
+        found[path.name] = record
+    return found
+
+
+def members_of_session(leader: int) -> list[str]:
+    """Processes of a session that are alive."""
+    alive = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(session) == leader and state not in "ZX":
+            alive.append(path.parent.name)
+    return alive
+
+
+def wait_for(condition, seconds: float, what: str):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"{what}: not within {seconds} s"
+        time.sleep(0.005)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_comparison_that_was_killed_ends_with_the_records_of_one_that_was_not(tmp_path):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = subprocess.Popen([*COMPARE, "--out", str(killed)], cwd=ROOT, start_new_session=True)
+    try:
+        checkpoints = killed / "checkpoints"
+        wait_for(lambda: list(checkpoints.glob("*--badam--*.pt")), 120, "a checkpoint of the second run")
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert [name.split("--")[1] for name in records(killed)] == ["adamw"]
+    wait_for(lambda: not members_of_session(process.pid), 20, "the end of all processes of a killed comparison")
+
+    again = subprocess.run([*COMPARE, "--out", str(killed)], cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "1 of 3 runs are already in" in again.stdout
+    undisturbed = subprocess.run([*COMPARE, "--out", str(whole)], cwd=ROOT, capture_output=True, text=True)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    assert records(killed) == records(whole)
+    assert len(records(whole)) == 3
+    assert not list(checkpoints.glob("*"))
+
+    stamps = {path: path.stat().st_mtime_ns for path in killed.glob("*.json")}
+    third = subprocess.run([*COMPARE, "--out", str(killed)], cwd=ROOT, capture_output=True, text=True)
+    assert third.returncode == 0
+    assert "3 of 3 runs are already in" in third.stdout
+    assert stamps == {path: path.stat().st_mtime_ns for path in killed.glob("*.json")}

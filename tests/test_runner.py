@@ -1,0 +1,299 @@
+"""A run is alone in its process: whatever happens to it leaves a record, and nothing happens to the others."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from membench import assemble, execute, processes
+from membench.compare import compare
+from membench.errors import UserError
+from membench.folder import Folder
+from membench.processes import Outcome
+from membench.run import Run, Training
+from membench.settings import resolve
+from reports import record
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = {"steps": 4, "batch_size": 2, "sequence_length": 16, "threads": 1, "quiet": True, "task": "superglue/cb"}
+
+# A module of the user's own, with a method for everything that can go wrong.
+METHODS = """
+import os
+import signal
+
+from optimizers import AdamW
+
+
+class Raises(AdamW):
+    def after_step(self):
+        raise RuntimeError("this method is broken")
+
+
+class Killed(AdamW):
+    def after_step(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Exits(AdamW):
+    def after_step(self):
+        os._exit(3)
+
+
+class Hungry(AdamW):
+    def after_step(self):
+        import torch
+        torch.empty(2**60, dtype=torch.uint8)
+
+
+class FailsToBuild(AdamW):
+    def __init__(self, model, lr=1e-3):
+        raise RuntimeError("no such luck")
+"""
+
+
+def echo(value, send):
+    send("message", "on the way")
+    return value
+
+
+def refuse(send):
+    raise UserError("no")
+
+
+def fail(send):
+    return 1 / 0
+
+
+def look_at_the_server(send):
+    """Threads of the server that forked this process, and what it has imported."""
+    threads = [path.read_text().strip() for path in Path(f"/proc/{os.getppid()}/task").glob("*/comm")]
+    return threads, [name for name in ("torch", "transformers", "tasks") if name in sys.modules]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server():
+    processes.start_server()
+
+
+def call(function, *arguments, tmp_path, **given) -> Outcome:
+    return processes.call(function, *arguments, log=tmp_path / "log", **given)
+
+
+@pytest.mark.parametrize("spawn", [False, True], ids=["forked", "spawned"])
+def test_a_call_gives_its_result_and_its_messages(tmp_path, spawn):
+    messages = []
+    outcome = call(echo, {"a": 1}, tmp_path=tmp_path, on_message=messages.append, spawn=spawn)
+    assert outcome == Outcome("ok", value={"a": 1})
+    assert messages == ["on the way"]
+
+
+def test_a_refusal_and_a_failure_are_told_apart(tmp_path):
+    assert call(refuse, tmp_path=tmp_path) == Outcome("refused", error="no")
+    outcome = call(fail, tmp_path=tmp_path)
+    assert outcome.status == "failed"
+    assert outcome.error.startswith("ZeroDivisionError: division by zero (")
+    assert "Traceback" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_server_has_imported_what_is_heavy_and_runs_on_one_thread(tmp_path):
+    threads, imported = call(look_at_the_server, tmp_path=tmp_path).value
+    assert len([name for name in threads if name != "jemalloc_bg_thd"]) == 1  # jemalloc stops its own for a fork
+    assert imported == ["torch", "transformers", "tasks"]
+
+
+def test_a_process_killed_for_want_of_memory_is_told_from_one_that_somebody_killed():
+    cause = processes._cause_of_death
+    assert cause(-9, killed_for_memory=True).status == "out_of_memory"
+    assert cause(-9, killed_for_memory=False) == Outcome("failed", error="the process was killed by signal 9 (SIGKILL)")
+    assert cause(-11, killed_for_memory=True) == Outcome(
+        "failed", error="the process was killed by signal 11 (SIGSEGV)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (MemoryError(), "out_of_memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), "out_of_memory"),
+        (RuntimeError("shape mismatch"), "failed"),
+        (ValueError("out of memory"), "failed"),
+    ],
+)
+def test_running_out_of_memory_is_told_from_other_errors(error, status):
+    assert execute._status(error) == status
+
+
+def made(folder: Path) -> dict[str, dict]:
+    return {found["method"].rpartition(":")[2]: found for found in record.load_folder(folder)}
+
+
+@pytest.fixture(scope="module")
+def mishaps(tmp_path_factory):
+    """One comparison in which nearly everything goes wrong."""
+    folder = tmp_path_factory.mktemp("mishaps")
+    (folder / "mishaps.py").write_text(METHODS)
+    names = [f"mishaps:{name}" for name in ("Raises", "Killed", "Exits", "Hungry", "FailsToBuild")]
+    command = [sys.executable, "-m", "membench", "compare", "--optimizers", ",".join([*names, "sgd"]), "--out", "out"]
+    for key, value in TINY.items():
+        command += [f"--{key.replace('_', '-')}"] if value is True else [f"--{key.replace('_', '-')}", str(value)]
+    command += ["--set", "sgd.lr=1e30"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return result, folder / "out"
+
+
+def test_what_goes_wrong_in_one_run_leaves_a_record_and_the_others_go_on(mishaps):
+    result, out = mishaps
+    assert result.returncode == 1, result.stderr
+    found = made(out)
+    assert {name: run["status"] for name, run in found.items()} == {
+        "adamw": "ok",
+        "Raises": "failed",
+        "Killed": "failed",
+        "Exits": "failed",
+        "Hungry": "out_of_memory",
+        "FailsToBuild": "failed",
+        "sgd": "diverged",
+    }
+    assert found["Raises"]["error"].startswith("RuntimeError: this method is broken (")
+    assert found["Killed"]["error"] == "the process was killed by signal 9 (SIGKILL)"
+    assert found["Exits"]["error"] == "the process ended early, with exit code 3"
+    assert "no such luck" in found["FailsToBuild"]["error"]
+    assert found["sgd"]["error"].startswith("the loss is ")
+
+
+def test_what_was_measured_before_a_mishap_is_kept(mishaps):
+    found = made(mishaps[1])
+    assert found["sgd"]["history"][-1]["loss"] is None
+    assert found["sgd"]["memory"]["peak_allocated_bytes"] > 0
+    assert found["Raises"]["parameters"] == found["adamw"]["parameters"]
+    assert found["Raises"]["memory"]["process_peak_bytes"] > 0
+    assert found["Killed"]["memory"] is None
+
+
+def test_every_run_is_in_the_tables_and_the_log_of_a_failure_is_named(mishaps):
+    result, out = mishaps
+    for method in ("adamw", "Raises", "Killed", "Exits", "Hungry", "FailsToBuild", "sgd"):
+        assert method in result.stdout
+    logs = list((out / "logs").glob("*Raises*.log"))
+    assert len(logs) == 1
+    assert f"out/logs/{logs[0].name}" in result.stdout
+    assert "this method is broken" in logs[0].read_text()
+    assert not list((out / "logs").glob("*--adamw--*.log"))
+    assert "Traceback" not in result.stderr
+
+
+def test_only_what_failed_is_made_again_unless_a_retry_is_asked_for(mishaps):
+    folder = Folder(mishaps[1])
+    kept = [run["status"] for run in record.load_folder(folder.path) if folder.finished(run["run_id"])]
+    assert sorted(kept) == ["diverged", "ok", "out_of_memory"]
+    kept = [run["status"] for run in record.load_folder(folder.path) if folder.finished(run["run_id"], retry=True)]
+    assert kept == ["ok"]
+
+
+def test_a_finished_comparison_is_ok_and_makes_nothing_twice(tmp_path, capsys):
+    settings = resolve({**TINY, "out": str(tmp_path), "optimizers": "badam", "seeds": "0,1"}, ["badam.switch_every=2"])
+    assert compare(settings) == 0
+    first = capsys.readouterr().out
+    runs = made(tmp_path)
+    assert {(run["method"], run["seed"]) for run in record.load_folder(tmp_path)} == {
+        (method, seed) for method in ("adamw", "badam") for seed in (0, 1)
+    }
+    order = [line.split(": ")[0] for line in first.splitlines() if line.startswith("[")]
+    assert [line.split("cb ")[1] for line in order] == ["adamw seed 0", "badam seed 0", "adamw seed 1", "badam seed 1"]
+    assert runs["badam"]["block_coverage"] is not None and runs["badam"]["trained_fraction"] < 1.0
+    assert runs["adamw"]["trained_fraction"] > 0.5
+    assert compare(settings) == 0
+    assert "4 of 4 runs are already in" in capsys.readouterr().out
+
+
+def test_two_comparisons_do_not_write_to_one_folder(tmp_path):
+    with Folder(tmp_path).locked(), pytest.raises(UserError, match=f"process {os.getpid()} is writing there"):
+        compare(resolve({**TINY, "out": str(tmp_path)}, []))
+    with Folder(tmp_path).locked():
+        pass
+
+
+def test_a_file_that_is_no_record_is_named_and_not_replaced(tmp_path):
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run\.json: malformed JSON.* Remove the file"):
+        Folder(tmp_path).finished("run")
+
+
+def test_a_record_of_a_run_that_died_is_a_valid_record(tmp_path):
+    run = Run("r", "t", "m", "config:x", 0, {"lr": 0.1}, Training(3, 2, 8), None, "cpu", 1, False, {"threads": 1})
+    made = assemble.assemble(run, Outcome("failed", error="killed"))
+    record.check(made, "here")
+    assert (made["status"], made["error"], made["history"]) == ("failed", "killed", [])
+    partial = assemble.assemble(run, Outcome("ok", value={"status": "failed", "error": "e", "memory": {"peak": 1}}))
+    record.check(partial, "here")
+    assert partial["memory"]["peak_allocated_bytes"] is None
+
+
+PARENT = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{root!r}, {tests!r}]
+from membench import processes
+import test_runner
+if __name__ == "__main__":
+    processes.call(test_runner.announce_and_wait, {file!r}, log=Path({file!r} + ".log"), spawn={spawn})
+"""
+
+
+def announce_and_wait(file, send):
+    Path(file).write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("spawn", [False, True], ids=["forked", "spawned"])
+def test_a_child_ends_with_a_parent_that_was_killed(tmp_path, spawn):
+    script, file = tmp_path / "parent.py", tmp_path / "pid"
+    script.write_text(PARENT.format(root=str(ROOT), tests=str(ROOT / "tests"), file=str(file), spawn=spawn))
+    parent = subprocess.Popen([sys.executable, str(script)])
+    try:
+        end = time.monotonic() + 60
+        while not (file.exists() and file.read_text()):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+    finally:
+        os.kill(parent.pid, signal.SIGKILL)
+        parent.wait()
+    child, end = int(file.read_text()), time.monotonic() + 10
+    while alive(child):
+        assert time.monotonic() < end, "the child lives on"
+        time.sleep(0.02)
+
+
+def test_an_interrupt_keeps_what_is_finished_and_ends_with_130(tmp_path):
+    command = [sys.executable, "-m", "membench", "compare", "--optimizers", "sgd", "--out", str(tmp_path), "--task"]
+    command += ["superglue/cb", "--steps", "300", "--batch-size", "2", "--sequence-length", "16", "--threads", "1"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while not list(tmp_path.glob("*--adamw--*.json")):
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert "Interrupted: 1 of 2 runs are finished" in out
+    assert "The same command makes the others" in out
+    assert "Traceback" not in err
+    assert len([json.loads(path.read_text()) for path in tmp_path.glob("*.json")]) == 1

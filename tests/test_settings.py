@@ -1,0 +1,209 @@
+"""Settings: four layers, one meaning for each key, and a clear refusal of everything else."""
+
+import os
+from typing import Literal
+
+import pytest
+
+from membench.defaults import hyperparameters
+from membench.errors import UserError
+from membench.profiles import PROFILES
+from membench.settings import resolve
+from membench.values import convert, parse
+
+
+def config(tmp_path, text: str) -> str:
+    path = tmp_path / "settings.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_the_command_line_wins_over_the_file_over_the_profile_over_the_defaults(tmp_path):
+    file = config(tmp_path, 'steps = 7\nbatch-size = 3\ndata = "folder"\n')
+    settings = resolve({"batch_size": 5}, [], file)
+    assert settings.batch_size == 5
+    assert (settings.steps, settings.data) == (7, "folder")
+    assert settings.sequence_length == PROFILES["demo"]["sequence_length"]
+    assert settings.checkpoint_every == 500
+
+
+def test_the_profile_can_come_from_the_file(tmp_path):
+    settings = resolve({}, [], config(tmp_path, 'profile = "paper"'))
+    assert (settings.batch_size, settings.epochs, settings.data) == (16, 32.0, "hub")
+    assert settings.hyperparameters["badam"] == {"lr": 1e-5, "weight_decay": 0.01, "switch_every": 100}
+
+
+def test_steps_replace_the_epochs_of_a_lower_layer():
+    settings = resolve({"profile": "paper", "steps": 3}, [])
+    assert (settings.steps, settings.epochs) == (3, None)
+    with pytest.raises(UserError, match="either steps or epochs"):
+        resolve({"steps": 3, "epochs": 1.0}, [])
+
+
+def test_hyperparameters_are_merged_one_by_one(tmp_path):
+    file = config(tmp_path, "[badam]\nswitch_every = 20\nlr = 2e-5\n")
+    settings = resolve({"profile": "paper"}, ["badam.lr=3e-5", "weight_decay=0"], file)
+    assert settings.hyperparameters["badam"] == {"lr": 3e-5, "weight_decay": 0.01, "switch_every": 20}
+    assert settings.hyperparameters["*"] == {"weight_decay": 0}
+
+
+def test_a_users_own_method_can_be_set():
+    given = resolve({}, ["mypackage.module:MyMethod.lr=0.1"]).hyperparameters
+    assert given["mypackage.module:MyMethod"] == {"lr": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"steps": 0}, "--steps must be more than 0, not 0"),
+        ({"learning_rate": -1e-3}, "--learning-rate must be a finite number of at least 0, not -0.001"),
+        ({"learning_rate": float("nan")}, "--learning-rate must be a finite number"),
+        ({"batch_size": -1}, "--batch-size must be more than 0"),
+        ({"threads": 0}, "--threads must be more than 0"),
+        ({"max_grad_norm": 0.0}, "--max-grad-norm must be more than 0"),
+        ({"evaluate_every": 0}, "--evaluate-every must be more than 0"),
+        ({"warmup_fraction": 1.0}, "--warmup-fraction must be at least 0 and below 1"),
+        ({"checkpoint_every": -5}, "--checkpoint-every must be"),
+        ({"dtype": "float64"}, "--dtype must be one of float32, bfloat16, not 'float64'"),
+        ({"autocast": "float16"}, "--autocast must be one of bfloat16 or none, not 'float16'"),
+        ({"profile": "papr"}, "Did you mean paper"),
+        ({"seeds": "0,x"}, "--seeds must be a list of whole numbers, not '0,x'"),
+        ({"seeds": "-1"}, "--seeds must be whole numbers of at least 0"),
+        ({"optimizers": ""}, "--optimizers names nothing"),
+        ({"gradient_accumulation_steps": 3}, "--batch-size 16 .* can't be split into 3"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_name_and_what_it_must_be(given, message):
+    with pytest.raises(UserError, match=message):
+        resolve(given, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stepz = 3", "unknown key 'stepz'. Did you mean steps?"),
+        ('steps = "many"', "steps must be a whole number or none, not 'many'"),
+        ("steps = 2.5", "steps must be a whole number or none, not 2.5"),
+        ("steps = true", "steps must be a whole number or none, not True"),
+        ("steps = ", "not valid TOML"),
+        ("hyperparameters = 3", "unknown key 'hyperparameters'"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path, text, message):
+    with pytest.raises(UserError, match=message) as error:
+        resolve({}, [], config(tmp_path, text))
+    assert "settings.toml" in str(error.value)
+
+
+def test_a_file_that_is_not_there_is_named():
+    with pytest.raises(UserError, match=r"--config nowhere\.toml: can't be read: No such file"):
+        resolve({}, [], "nowhere.toml")
+
+
+@pytest.mark.parametrize("text", ["badam", "badam.lr", "=3", "badam.=3", "lr 3"])
+def test_an_assignment_without_key_or_value_is_refused(text):
+    with pytest.raises(UserError, match=r"write METHOD\.KEY=VALUE"):
+        resolve({}, [text])
+
+
+def test_an_output_folder_must_be_able_to_be_one(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="is a file, not a folder"):
+            resolve({"out": str(path)}, [])
+    assert resolve({"out": str(tmp_path / "new" / "folder")}, []).out
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_an_output_folder_must_be_writable(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="no permission to write"):
+        resolve({"out": str(tmp_path / "new")}, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("50", 50), ("1e-5", 1e-5), (".1", 0.1), ("True", True), ("false", False), ("none", None), ("random", "random")]
+    + [("0.9,0.95", (0.9, 0.95)), ("[1, 2]", [1, 2]), ("a.b,c", "a.b,c"), ("'5'", "5"), ("-1", -1)],
+)
+def test_text_means_the_value_that_it_looks_like(text, value):
+    assert parse(text) == value
+    assert type(parse(text)) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "converted"),
+    [
+        (1, float, 1.0),
+        (None, int | None, None),
+        (3, int | None, 3),
+        ([0.9, 1], tuple[float, float], (0.9, 1.0)),
+        ("head", tuple[str, ...], ("head",)),
+        ("head, norm", tuple[str, ...], ("head", "norm")),
+        ("0,1", tuple[int, ...], (0, 1)),
+        ("a", Literal["a", "b"], "a"),
+        ("all-linear", str | tuple[str, ...], "all-linear"),
+        (1, float | tuple[float, float], 1.0),
+    ],
+)
+def test_a_value_becomes_what_the_annotation_wants(value, annotation, converted):
+    result = convert(value, annotation)
+    assert result == converted
+    assert type(result) is type(converted)
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "words"),
+    [
+        ("x", int, "a whole number"),
+        (True, int, "a whole number"),
+        (True, float, "a number"),
+        (1, bool, "true or false"),
+        (2.5, int | None, "a whole number or none"),
+        ((0.9,), tuple[float, float], "2 values"),
+        (("a", 1), tuple[str, ...], "a list of texts"),
+        ("c", Literal["a", "b"], "one of a, b"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_told_what_it_must_be(value, annotation, words):
+    with pytest.raises(TypeError, match=words):
+        convert(value, annotation)
+
+
+def values(method, given=None, **settings):
+    defaults = {"learning_rate": None, "seed": 0, "from_scratch": False, "head": ("classifier",)}
+    return hyperparameters(method, given or {}, **{**defaults, **settings})
+
+
+def test_a_learning_rate_comes_from_the_method_over_all_methods_over_the_table():
+    assert values("badam")["lr"] == 2e-5
+    assert values("badam", from_scratch=True)["lr"] == 1e-3
+    assert values("badam", learning_rate=3e-4)["lr"] == 3e-4
+    assert values("badam", {"*": {"lr": 4e-4}}, learning_rate=3e-4)["lr"] == 4e-4
+    assert values("badam", {"badam": {"lr": 5e-4}, "*": {"lr": 4e-4}})["lr"] == 5e-4
+
+
+def test_random_weights_have_their_embeddings_trained_unless_told_otherwise():
+    assert values("badam")["train_embeddings"] is False
+    assert values("badam", from_scratch=True)["train_embeddings"] is True
+    assert values("badam", {"badam": {"train_embeddings": False}}, from_scratch=True)["train_embeddings"] is False
+
+
+def test_a_new_head_is_always_trained_whatever_else_is():
+    assert values("badam")["always_train"] == ("classifier",)
+    assert values("badam", {"badam": {"always_train": ("pooler",)}})["always_train"] == ("classifier", "pooler")
+    assert "always_train" not in values("adamw")
+
+
+def test_the_seed_reaches_the_methods_that_draw():
+    assert values("badam", seed=5)["seed"] == 5
+    assert "seed" not in values("adamw", seed=5)
+
+
+def test_hyperparameters_must_exist_and_have_the_right_type():
+    with pytest.raises(ValueError, match="Did you mean 'switch_every'"):
+        values("badam", {"badam": {"switch_evry": 3}})
+    with pytest.raises(UserError, match="badam.switch_every must be a whole number, not 'often'"):
+        values("badam", {"badam": {"switch_every": "often"}})
+    assert "switch_every" not in values("adamw", {"*": {"switch_every": 3}})
