@@ -132,13 +132,16 @@ class HFT(MemoryEfficientOptimizer):
         self._select()
 
     def worst_case(self) -> None:
-        """Train the largest parts, of equal ones the last; a training with one draw keeps it, since it is known."""
+        """Train the largest parts, of equal ones the last, whose inputs differ most, and more in the first layers.
+
+        A training with one draw keeps it.
+        """
         if self._draws.every is None:
             return
         sizes = [sum(p.numel() for p in params) for params in self.parts.values()]
         self._draws.take(
             self._halves(
-                lambda category: range(len(self._layers))[::-1],
+                lambda category: range(len(self._layers)),
                 lambda parts, *place: sorted(parts, key=lambda i: (sizes[i], i), reverse=True),
             )
         )

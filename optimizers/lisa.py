@@ -92,8 +92,7 @@ class LISA(MemoryEfficientOptimizer):
             in_backward=in_backward,
             fp32_gradients=fp32_gradients,
         )
-        self._stops_short = not any(p.requires_grad for p in before)  # does the backward pass end at a layer?
-        if self._stops_short:
+        if not any(p.requires_grad for p in before):  # then the backward pass ends at the lowest layer drawn
             self._hooks.append(keep_backward_short(model))
         train_only(self._group_of, self._active)
 
@@ -124,23 +123,19 @@ class LISA(MemoryEfficientOptimizer):
     def advance(self) -> None:
         """Draw anew; what leaves loses its gradient and, by `reset`, its state."""
         self._draws.next()
-        self._drop_state()
-        train_only(self._group_of, self._active)
+        self._select()
 
     def worst_case(self) -> None:
-        """Train the largest layers, of equal ones the last; and the first, where the backward pass ends there.
+        """Train the largest layers, of equal ones the first: the backward pass ends there, and frees them last.
 
         With `reset="none"` all layers get the state that they will have in the end.
         """
-        params = list(self.blocks.values())
-        order = sorted(range(len(params)), key=lambda i: (sum(p.numel() for p in params[i]), i), reverse=True)
-        if self._stops_short:
-            order = [0, *(i for i in order if i != 0)]
-        self._draws.take(order[: self.layers])
-        self._drop_state()
-        train_only(self._group_of, self._active)
+        blocks = list(self.blocks.values())
+        sizes = [sum(p.numel() for p in params) for params in blocks]
+        self._draws.take(sorted(range(len(blocks)), key=lambda i: -sizes[i])[: self.layers])
+        self._select()
         if self.reset == "none":
-            for p in (p for block in params for p in block if not self.state[p]):
+            for p in (p for params in blocks for p in params if not self.state[p]):
                 init_adam_state(self.state[p], p, self.master_weights)
 
     def extra_state(self) -> dict[str, Any]:
@@ -152,11 +147,12 @@ class LISA(MemoryEfficientOptimizer):
 
     @property
     def _active(self) -> set[nn.Parameter]:
-        params = list(self.blocks.values())
-        return self._always.union(*(params[i] for i in self._draws.drawn))
+        blocks = list(self.blocks.values())
+        return self._always.union(*(blocks[i] for i in self._draws.drawn))
 
-    def _drop_state(self) -> None:
+    def _select(self) -> None:
         active = self._active
         for p in list(self.state):
             if self.reset == "all" or (self.reset == "sampled" and p not in active):
                 del self.state[p]
+        train_only(self._group_of, active)
