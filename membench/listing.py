@@ -27,3 +27,14 @@ def models() -> str:
 
     names = [f"config:{name}" for name in built_in.CONFIGURATIONS]
     return "\n".join([*names, "", "or an id of the hub, or a folder with config.json and weights"])
+
+
+def methods_table() -> str:
+    """The same as a table in markdown: the README's, which is generated from it."""
+    head = "| method | what it does | trains | keeps | can't be combined with | paper |\n|---|---|---|---|---|---|"
+    methods = {name: optimizers.get(name) for name in optimizers.available()}
+    rows = [
+        f"| `{name}` | {m.summary} | {m.trains} | {m.keeps} | {m.excludes or '-'} | {m.paper} |"
+        for name, m in methods.items()
+    ]
+    return "\n".join([head, *rows])

@@ -1,0 +1,70 @@
+"""What the documents show is what the code does."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from membench import listing
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+START, END = "<!-- methods: generated -->\n", "\n<!-- end of methods -->"
+
+
+def test_the_readmes_table_of_methods_is_what_the_registry_says():
+    text = README.read_text()
+    assert START in text and END in text, f"README.md needs the lines {START.strip()!r} and {END.strip()!r}"
+    table = text.split(START)[1].split(END)[0]
+    assert table == listing.methods_table(), (
+        "the README's table of methods is stale; refresh it with: "
+        "python -c 'from tests.test_docs import refresh; refresh()'"
+    )
+
+
+def refresh() -> None:
+    """Write the table of methods into the README."""
+    text = README.read_text()
+    before, after = text.split(START)[0], text.split(END)[1]
+    README.write_text(before + START + listing.methods_table() + END + after)
+
+
+def examples():
+    """Path and code of each worked example in CONTRIBUTING.md."""
+    pattern = r"<!-- example: (\S+) -->\n```python\n(.*?)```"
+    return dict(re.findall(pattern, (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL))
+
+
+@pytest.fixture
+def workshop(tmp_path):
+    """A copy of the packages with the worked examples written into it, as their reader would."""
+    for package in ("optimizers", "tasks", "reports", "membench"):
+        (tmp_path / package).mkdir()
+        for path in (ROOT / package).rglob("*.py"):
+            there = tmp_path / path.relative_to(ROOT)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            there.write_text(path.read_text())
+    for path, code in examples().items():
+        (tmp_path / path).write_text(code)
+    return tmp_path
+
+
+def run(folder, *command):
+    return subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+def test_the_worked_example_of_a_method_keeps_the_contract(workshop):
+    done = run(workshop, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "test_signs.py")
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_worked_example_of_a_task_is_compared_with_the_worked_example_of_a_method(workshop):
+    init = workshop / "tasks" / "__init__.py"
+    code = init.read_text().replace("from . import base, superglue", "from . import base, counting, superglue")
+    init.write_text(code.replace("= (superglue,", "= (superglue, counting,"))
+    options = ("--task", "counting", "--steps", "4", "--batch-size", "8", "--sequence-length", "16", "--threads", "1")
+    done = run(workshop, "-m", "membench", "compare", "--optimizers", "optimizers.signs:SignSGD", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"signs:SignSGD +\d", done.stdout) and "counting/majority" in done.stdout
