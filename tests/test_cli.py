@@ -1,0 +1,230 @@
+"""The command line: quick to answer, clear in its refusals, honest in its exit codes."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from membench import processes
+from membench.cli import main
+from membench.paths import put_current_folder_last
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ["--steps", "2", "--batch-size", "2", "--sequence-length", "16", "--threads", "1", "--quiet"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server():
+    processes.start_server()
+
+
+def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "membench", *arguments], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+
+
+def call(capsys, *arguments: str) -> tuple[int, str, str]:
+    """The command in this process, which shares its server: exit code, stdout, stderr."""
+    path, argv = list(sys.path), sys.argv
+    sys.argv = ["membench", *arguments]
+    try:
+        with pytest.raises(SystemExit) as exit:
+            main()
+    finally:
+        sys.path[:], sys.argv = path, argv
+    return exit.value.code or 0, *capsys.readouterr()
+
+
+def test_help_needs_no_heavy_import():
+    script = "import sys; sys.argv = ['membench', '--help']\nfrom membench.cli import main\n"
+    script += (
+        "try: main()\nexcept SystemExit: print([n for n in ('torch', 'transformers', 'numpy') if n in sys.modules])"
+    )
+    start = time.perf_counter()
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert time.perf_counter() - start < 5  # under 0.5 s on a machine that does nothing else
+    assert result.stdout.splitlines()[-1] == "[]"
+    assert "compare" in result.stdout
+
+
+def test_the_process_that_waits_for_runs_stays_light():
+    script = "import sys\nimport membench.compare, membench.settings\n"
+    script += "print([n for n in ('torch', 'transformers', 'numpy', 'datasets') if n in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout == "[]\n"
+
+
+def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(tmp_path):
+    result = run("compare", "--optimizers", "badm", "--out", str(tmp_path / "out"))
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: unknown method 'badm'. Did you mean 'badam'?")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "superglue/rtee"], "unknown task 'superglue/rtee': did you mean 'superglue/rte'"),
+        (["--steps", "0"], "--steps must be more than 0, not 0"),
+        (["--learning-rate", "-1"], "--learning-rate must be a finite number of at least 0, not -1.0"),
+        (["--set", "badam.lr=-1"], "badam: lr must be a finite number of at least 0, not -1.0"),
+        (["--set", "badam.switch_every=0"], "badam: switch_every must be a whole number of at least 1, not 0"),
+        (["--set", "badam.switch_every=often"], "badam.switch_every must be a whole number, not 'often'"),
+        (["--set", "badam.switch_evry=5"], "badam has no hyper-parameter 'switch_evry'. Did you mean 'switch_every'?"),
+        (["--set", "bdam.lr=1"], "unknown method 'bdam'. Did you mean 'badam'?"),
+        (
+            ["--set", "switch_evry=1"],
+            "--set switch_evry: none of adamw, badam, blockllm has a hyper-parameter of that name",
+        ),
+        (["--set", "badam.always_train=foot"], "badam: always_train: 'foot' matches no trainable parameter"),
+        (["--set", "in_backward=true", "--max-grad-norm", "1"], "updates inside the backward pass"),
+        (["--set", "adamw.in_backward=true", "--gradient-accumulation-steps", "2"], "updates inside the backward pass"),
+        (["--data", "/no/such/folder"], "data '/no/such/folder' is neither"),
+        (["--model", "config:roberta-tyni"], "roberta-tiny"),
+        (["--model", "./no-such-model"], "no-such-model"),
+        (["--tokenizer", "./no-such-tokenizer"], "no-such-tokenizer"),
+        (["--device", "gpu"], "--device gpu: no such kind of device"),
+        (["--optimizers", "nomodule:Method"], "No module named 'nomodule'"),
+        (["--optimizers", "json:JSONDecoder"], "must be a subclass of optimizers.MemoryEfficientOptimizer"),
+        (["--config", "nowhere.toml"], "--config nowhere.toml: can't be read"),
+        (["--out", "{file}"], "is a file, not a folder"),
+    ],
+)
+def test_what_can_not_work_is_refused_in_a_sentence_before_anything_runs(capsys, tmp_path, arguments, message):
+    (tmp_path / "file").write_text("")
+    arguments = [text.replace("{file}", str(tmp_path / "file")) for text in arguments]
+    out = [] if "--out" in arguments else ["--out", str(tmp_path / "out")]
+    code, stdout, stderr = call(capsys, "compare", *TINY[2:], *out, *arguments)
+    assert code == 2
+    assert message in stderr
+    assert stderr.startswith("error: ") and stderr.count("\n") == 1
+    assert stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_malformed_line_of_the_data_is_named(capsys, tmp_path):
+    (tmp_path / "CB").mkdir()
+    row = '{"premise": "It rains.", "hypothesis": "It is wet.", "label": "entailment", "idx": 0}\n'
+    for name in ("train.jsonl", "val.jsonl"):
+        (tmp_path / "CB" / name).write_text(row * 2 + row[:30])
+    code, _, stderr = call(capsys, "compare", *TINY, "--task", "superglue/cb", "--data", str(tmp_path), "--dry-run")
+    assert code == 2
+    assert re.search(r"CB/(train|val)\.jsonl.*\b3\b", stderr)
+
+
+def test_a_dry_run_shows_every_run_with_its_values_and_makes_none(capsys, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--task", "superglue/rte,superglue/cb", "--optimizers", "badam", "--seeds", "0,1", "--out", str(out)]
+    code, stdout, _ = call(capsys, "compare", *arguments, "--set", "badam.switch_every=7", "--dry-run")
+    assert code == 0
+    runs = re.findall(r"^(superglue/\w+)  (\w+)  seed (\d)", stdout, re.MULTILINE)
+    assert runs == [(t, m, s) for t in ("superglue/rte", "superglue/cb") for s in "01" for m in ("adamw", "badam")]
+    assert "switch_every=7" in stdout and "lr=0.001" in stdout
+    assert not out.exists()
+
+
+def test_no_reference_leaves_adamw_out_and_all_takes_every_method(capsys):
+    _, stdout, _ = call(
+        capsys, "compare", "--task", "superglue/cb", "--optimizers", "sgd", "--no-reference", "--dry-run"
+    )
+    assert re.findall(r"^superglue/cb  (\w+)", stdout, re.MULTILINE) == ["sgd"]
+    _, stdout, _ = call(capsys, "compare", "--task", "superglue/cb", "--optimizers", "all", "--dry-run")
+    methods = re.findall(r"^superglue/cb  (\w+)", stdout, re.MULTILINE)
+    assert methods[0] == "adamw"
+    assert {"adamw", "sgd", "badam", "blockllm"} <= set(methods)
+
+
+def test_epochs_become_steps(capsys):
+    arguments = ["compare", "--task", "superglue/cb", "--epochs", "0.5", "--batch-size", "100", "--dry-run"]
+    _, stdout, _ = call(capsys, *arguments)
+    assert "8 steps" in stdout  # of 1,600 examples
+
+
+def test_a_users_module_is_found_and_stands_in_for_none_of_ours(tmp_path):
+    """Somebody's own tasks.py, reports.py and typing.py lie in the folder that the command starts in."""
+    for name in ("tasks", "reports", "optimizers", "typing", "typer"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
+    (tmp_path / "mine.py").write_text("from optimizers import SGD\n\nclass Mine(SGD):\n    pass\n")
+    arguments = ["compare", "--optimizers", "mine:Mine", "--task", "superglue/cb", *TINY, "--out", "out"]
+    result = run(*arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    records = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")]
+    assert {record["method"] for record in records} == {"adamw", "mine:Mine"}
+    assert "profile demo" in result.stdout and "not a result about the methods at scale" in result.stdout
+
+
+def test_the_folder_of_membench_stays_in_front(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", ["", "/elsewhere"])
+    put_current_folder_last()
+    assert sys.path == [str(ROOT), "/elsewhere"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", str(ROOT), "/elsewhere"])
+    put_current_folder_last()
+    assert sys.path == [str(ROOT), "/elsewhere", str(tmp_path)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    result = run("compare", "--task", "superglue/cb", "--optimizers", "badam", *TINY, "--out", str(folder))
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_a_report_is_made_from_the_records_alone(capsys, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "copy")
+    code, stdout, _ = call(capsys, "report", str(tmp_path / "copy"), "--format", "json")
+    assert code == 0
+    assert json.loads(stdout)
+    for format in ("plain", "markdown", "csv", "latex"):
+        code, stdout, _ = call(capsys, "report", str(finished), "--format", format)
+        assert code == 0
+        assert "badam" in stdout
+
+
+def test_a_report_on_what_is_no_folder_of_records_is_refused(capsys, tmp_path):
+    code, _, stderr = call(capsys, "report", str(tmp_path / "nowhere"))
+    assert (code, stderr.startswith("error: ")) == (2, True)
+    code, _, stderr = call(capsys, "report", str(tmp_path))
+    assert (code, stderr.startswith("error: ")) == (2, True)
+    (tmp_path / "run.json").write_text("{")
+    code, _, stderr = call(capsys, "report", str(tmp_path))
+    assert code == 2 and "run.json" in stderr
+
+
+def test_lists_say_what_there_is(capsys):
+    _, methods, _ = call(capsys, "list", "methods")
+    assert re.search(r"^badam: .+\n    paper: +Luo.+\n    trains: .+\n    keeps: .+", methods, re.MULTILINE)
+    _, tasks, _ = call(capsys, "list", "tasks")
+    assert "superglue/boolq" in tasks.splitlines()
+    _, models, _ = call(capsys, "list", "models")
+    assert "config:roberta-large" in models.splitlines()
+    code, _, stderr = call(capsys, "list", "tsks")
+    assert code == 2 and "tasks" in stderr
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    from membench import __version__
+
+    assert call(capsys, "--version")[:2] == (0, f"membench {__version__}\n")
+
+
+REAL = ["--model", "config:roberta-tiny", "--steps", "2", "--batch-size", "2", "--sequence-length", "32"]
+
+
+@pytest.mark.parametrize("task", ["rte", "copa"])
+def test_real_data_runs_from_a_folder(capsys, shared_data, tmp_path, task):
+    arguments = [*REAL, "--data", str(shared_data / "superglue"), "--out", str(tmp_path), "--threads", "1", "--quiet"]
+    code, stdout, stderr = call(capsys, "compare", "--optimizers", "badam", "--task", f"superglue/{task}", *arguments)
+    assert code == 0, stdout + stderr
+    assert f"superglue/{task}" in stdout
