@@ -14,12 +14,14 @@ from .loop import Batch, Loss, training_step
 from .memory import MemoryMeter
 from .stock import StockOptimizer
 
+Batches = Callable[[int], Sequence[Batch]]
+
 
 def meter_cycle(
     model: nn.Module,
     optimizer: MemoryEfficientOptimizer | torch.optim.Optimizer,
     loss_fn: Loss,
-    batches: Callable[[int], Sequence[Batch]],
+    batches: Batches,
     *,
     max_grad_norm: float | None = None,
     steps_per_selection: int = 2,
@@ -40,17 +42,29 @@ def meter_cycle(
         selections: how many to go through; the optimizer's `cycle_length` if None.
     """
     method = optimizer if isinstance(optimizer, MemoryEfficientOptimizer) else StockOptimizer(optimizer)
-    with MemoryMeter(model, method) as meter:
+    meter = MemoryMeter(model, method)
+    with meter:
         for turn in range(selections or method.cycle_length):
             if turn:
                 method.advance()
-            for step in range(turn * steps_per_selection, (turn + 1) * steps_per_selection):
-                _step(meter, method, loss_fn, batches(step), max_grad_norm)
+            train_selection(meter, loss_fn, batches, turn, max_grad_norm, steps_per_selection)
     return meter.report()
 
 
-def _step(
-    meter: MemoryMeter, method: Any, loss_fn: Loss, micro_batches: Sequence[Batch], max_grad_norm: float | None
+def train_selection(
+    meter: MemoryMeter,
+    loss_fn: Loss,
+    batches: Batches,
+    turn: int,
+    max_grad_norm: float | None = None,
+    steps: int = 2,
 ) -> None:
+    """Some steps on what is selected now, number `turn` of the cycle, with `meter` entered."""
+    for step in range(turn * steps, (turn + 1) * steps):
+        _step(meter, loss_fn, batches(step), max_grad_norm)
+
+
+def _step(meter: MemoryMeter, loss_fn: Loss, micro_batches: Sequence[Batch], max_grad_norm: float | None) -> None:
+    method: Any = meter.optimizer
     with meter.hold(micro_batches):
         training_step(meter.model, method, loss_fn, micro_batches, max_grad_norm=max_grad_norm, phase=meter.phase)
