@@ -138,4 +138,5 @@ def _scaled(grad: Tensor, r: Tensor, c: Tensor) -> Tensor:
 
 def _rms(chunks: Iterable[Tensor], count: int) -> Tensor:
     """Root mean square over all `count` entries."""
-    return torch.stack([torch.linalg.vector_norm(chunk) for chunk in chunks]).norm() / math.sqrt(count)
+    norms = [torch.linalg.vector_norm(chunk) for chunk in chunks]
+    return (norms[0] if len(norms) == 1 else torch.stack(norms).norm()) / math.sqrt(count)

@@ -134,6 +134,7 @@ class HFT(MemoryEfficientOptimizer):
     def worst_case(self) -> None:
         """Train the largest parts, of equal ones the last, whose inputs differ most, and more in the first layers.
 
+        No draw trains more weights; the peak of another can be a few percent higher for the activations that it needs.
         A training with one draw keeps it.
         """
         if self._draws.every is None:

@@ -128,7 +128,8 @@ class LISA(MemoryEfficientOptimizer):
     def worst_case(self) -> None:
         """Train the largest layers, of equal ones the first: the backward pass ends there, and frees them last.
 
-        With `reset="none"` all layers get the state that they will have in the end.
+        Where gradients outweigh activations, the peak of another draw can be a few percent higher. With `reset="none"`
+        all layers get the state that they will have in the end.
         """
         blocks = list(self.blocks.values())
         sizes = [sum(p.numel() for p in params) for params in blocks]
