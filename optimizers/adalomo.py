@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .base import LOW_PRECISION, MemoryEfficientOptimizer, check_positive
 from .registry import register
 
-CHUNK = 2**20  # weights: temporaries are of this size, or of one row if that is larger
+CHUNK = 2**24  # weights: temporaries are of this size, or of one row if that is larger; fewer would be many kernels
 
 
 @register("adalomo")
