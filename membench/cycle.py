@@ -29,7 +29,8 @@ def meter_cycle(
 ) -> dict[str, Any]:
     """Trains `model` through a cycle of what `optimizer` selects and reports the memory: see `breakdown.summarize`.
 
-    Two steps a selection are needed: state that the first one's update makes is there in the second one's forward and
+    It begins with the selection that needs most, where a method's choice depends on values (`worst_case`). Two steps a
+    selection are needed: state that the first one's update makes is there in the second one's forward and
     backward. Works on real and on fake tensors. It trains the model, so give it a copy.
 
     Args:
@@ -44,6 +45,7 @@ def meter_cycle(
     method = optimizer if isinstance(optimizer, MemoryEfficientOptimizer) else StockOptimizer(optimizer)
     meter = MemoryMeter(model, method)
     with meter:
+        method.worst_case()
         for turn in range(selections or method.cycle_length):
             if turn:
                 method.advance()

@@ -38,5 +38,8 @@ class StockOptimizer:
         """Compute the gradients of `loss`, a scalar."""
         loss.backward()
 
+    def worst_case(self) -> None:
+        """Selects nothing: there is no choice."""
+
     def advance(self) -> None:
         """Selects nothing: there is no choice."""
