@@ -43,9 +43,8 @@ def meter_cycle(
         selections: how many to go through; the optimizer's `cycle_length` if None.
     """
     method = optimizer if isinstance(optimizer, MemoryEfficientOptimizer) else StockOptimizer(optimizer)
-    meter = MemoryMeter(model, method)
-    with meter:
-        method.worst_case()
+    method.worst_case()
+    with MemoryMeter(model, method) as meter:
         for turn in range(selections or method.cycle_length):
             if turn:
                 method.advance()

@@ -46,6 +46,7 @@ def test_small_requests_are_packed_in_steps_of_512_bytes():
 
 def test_small_and_large_requests_do_not_share_segments():
     assert reserved_mib(2 * MIB, 512) == 22
+    assert reserved_mib(2 * MIB, MIB) == 22  # 1 MiB is small still
 
 
 def test_a_large_segment_is_split_while_more_than_1_mib_is_left():

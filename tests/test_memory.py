@@ -112,7 +112,7 @@ def test_a_view_keeps_its_whole_base_alive_and_adds_nothing():
 def test_a_tensor_that_grows_in_place_counts_at_its_new_size():
     class Grow(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            torch.empty(0).resize_(5000)
+            torch.empty(1).resize_(5000)
             return super().forward(x)
 
     model = Grow(8, 1)
@@ -186,6 +186,45 @@ def test_checkpointing_keeps_inputs_and_one_recomputed_block(reentrant, kept_per
     assert report["maximum"]["activations_bytes"] == (3 * kept_per_block + recomputed) * x.nbytes + SCALAR
 
 
+class Unrecorded(nn.Linear):
+    """Makes a tensor for a while, within which something is computed without autograd."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scratch = x.repeat(4, 1)
+        with torch.no_grad():
+            scratch.sum()
+        del scratch
+        return super().forward(x)
+
+
+class CheckpointedUnrecorded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(Unrecorded(8, 8, bias=False), nn.ReLU(), nn.Linear(8, 8, bias=False))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(self.layers, x, use_reentrant=False)
+
+
+def test_computing_without_autograd_does_not_end_a_recomputed_segment():
+    model = CheckpointedUnrecorded()
+    report = meter(model, torch.optim.SGD(model.parameters(), foreach=False), X)
+    # The input, and computed again what the second linear layer and the ReLU keep; never what lives for a while.
+    assert report["maximum"]["activations_bytes"] == 2 * X.nbytes + SCALAR
+
+
+def test_cycles_of_references_are_gone_in_the_next_step():
+    class Cyclic(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            cycle: list[Any] = [x.detach().repeat(4, 1)]
+            cycle.append(cycle)
+            return super().forward(x)
+
+    model = Cyclic(8, 8, bias=False)
+    report = meter(model, torch.optim.SGD(model.parameters(), foreach=False), X, selections=3)
+    assert report["maximum"]["activations_bytes"] == 5 * X.nbytes + SCALAR
+
+
 class SvdOptimizer(torch.optim.Optimizer):
     """Projects each gradient on its first singular vector, which it keeps."""
 
@@ -242,6 +281,42 @@ def test_a_switch_is_a_phase_of_its_own_and_each_selection_has_its_peak():
     # The copies were state up to the switch that drops them.
     assert report["at_peak"]["optimizer_state_bytes"] == W1 + W2
     assert report["at_peak"]["temporaries_bytes"] == 10_000 * 4
+
+
+class EveryStep(Switching):
+    """Switches after each step, so that what an update keeps is gone before the update is over."""
+
+    def after_step(self) -> None:
+        self.state.clear()
+
+
+def test_state_that_a_switch_drops_at_once_was_state():
+    model = two_layers()
+    report = meter(model, EveryStep(model), X, selections=1)
+    assert report["maximum"]["optimizer_state_bytes"] == W1 + W2
+
+
+def test_a_gradient_that_is_kept_as_state_stays_a_gradient():
+    class Keep(SvdOptimizer):
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:
+            for p in self.param_groups[0]["params"]:
+                self.state[p]["last"] = p.grad
+
+    model = two_layers()
+    report = meter(model, Keep(model.parameters()), X)
+    # In the second backward pass the first one's gradients are still there.
+    assert report["maximum"]["gradients_bytes"] == 2 * (W1 + W2)
+    assert report["maximum"]["optimizer_state_bytes"] == 0
+
+
+def test_each_selection_begins_with_what_the_one_before_left():
+    model = two_layers()
+    optimizer = Switching(model)
+    with MemoryMeter(model, optimizer) as metered:
+        optimizer.advance()
+    report = metered.report()
+    assert report["selections"][-1] == {"selection": "half 1", "peak_allocated_bytes": W1 + W2}
 
 
 def test_a_block_method_peaks_in_its_first_block():

@@ -205,6 +205,27 @@ def test_what_backward_makes_belongs_to_the_module_that_it_passes_through():
     assert report["modules"]["(inputs)"]["activations_bytes"] == x.nbytes
 
 
+def test_what_a_module_does_between_its_children_is_its_own_in_the_backward_pass_too():
+    class Between(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 16, bias=False), nn.Linear(16, 4, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(x).exp())
+
+    model = nn.Sequential(Between())
+    with MemoryMeter(model) as meter:
+        with meter.phase("forward"):
+            loss = model(torch.randn(32, 8)).sum()
+        with meter.phase("backward"):
+            loss.backward()
+    trace = meter.trace
+    made = [(trace.modules[i], trace.sizes[i]) for i, phase in enumerate(trace.phases) if phase == "backward"]
+    hidden = 32 * 16 * 4
+    assert sorted(made[1:]) == [("0", hidden), ("0.first", 512), ("0.second", 256), ("0.second", hidden)]
+
+
 def test_recomputed_activations_belong_to_the_modules_that_recompute_them():
     report = metered(llama, checkpointing=False)
     computed_again = {name for name, parts in report["modules"].items() if parts["activations_bytes"] and "mlp" in name}
