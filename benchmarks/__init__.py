@@ -1,0 +1,1 @@
+"""Races against the packages that a user would pick instead: `python -m benchmarks.race`."""

@@ -1,0 +1,71 @@
+"""What a race measures: both sides' time, in turn, how far their weights end up apart, and each one's memory."""
+
+from __future__ import annotations
+
+import gc
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from .models import Size
+from .paired import Ratio, interleave, ratio_of
+from .races import Race
+from .side import largest_difference
+
+METERED_STEPS = 2  # the second one has the state of the first
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a race; ratios are ours over theirs."""
+
+    method: str
+    race: Race
+    update: Ratio
+    step: Ratio
+    our_peak_bytes: int
+    their_peak_bytes: int
+    difference: float  # of any weight, the largest
+
+    @property
+    def memory(self) -> float:
+        """Our peak over theirs."""
+        return self.our_peak_bytes / self.their_peak_bytes
+
+    def lost(self) -> list[str]:
+        """What doesn't hold, in words; nothing for a comparison that isn't between equals."""
+        limit, exact = self.race.update_limit, self.race.same_weights
+        checks = {
+            f"update time {self.update} above {limit}": limit is None or self.update.holds(limit),
+            f"step time {self.step} above {limit}": limit is None or self.step.holds(limit),
+            f"peak memory {self.memory:.4f} above 1": limit is None or self.memory <= 1.0,
+            f"weights differ by {self.difference:.1e}, above {exact}": exact is None or self.difference <= exact,
+        }
+        return [text for text, holds in checks.items() if not holds]
+
+
+def run(method: str, race: Race, size: Size, steps: int, warm_up: int) -> Result:
+    """Time the race, compare the weights that it ends with, then meter both sides anew."""
+    ours, theirs = race.sides(size)
+    our_seconds, their_seconds = interleave(ours.step, theirs.step, steps, warm_up)
+    difference = largest_difference(ours.model, theirs.model)
+    del ours, theirs
+    our_peak, their_peak = peaks(race, size)
+    return Result(
+        method,
+        race,
+        ratio_of(our_seconds, their_seconds, "update"),
+        ratio_of(our_seconds, their_seconds, "step"),
+        our_peak,
+        their_peak,
+        difference,
+    )
+
+
+def peaks(race: Race, size: Size) -> tuple[int, int]:
+    """Peak bytes of both sides, each with a model of its own."""
+    gc.collect()
+    with FakeTensorMode() if race.fake else nullcontext():
+        ours, theirs = race.sides(size)
+        return ours.peak_bytes(METERED_STEPS), theirs.peak_bytes(METERED_STEPS)

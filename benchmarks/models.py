@@ -1,0 +1,69 @@
+"""The model, the data and the loss of every race: a Llama of random weights that reads random tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model and its batches; D is 8 for the full size, as in the published measurements of BAdam's backward pass."""
+
+    width: int
+    mlp: int
+    layers: int
+    heads: int
+    vocabulary: int
+    batch: int
+    tokens: int  # of an example
+    rank: int  # of GaLore and LoRA
+
+
+SIZES = {
+    "100m": Size(width=960, mlp=2560, layers=8, heads=15, vocabulary=8192, batch=1, tokens=32, rank=128),
+    "small": Size(width=256, mlp=688, layers=4, heads=4, vocabulary=1024, batch=1, tokens=32, rank=32),
+    "tiny": Size(width=32, mlp=64, layers=3, heads=2, vocabulary=64, batch=2, tokens=8, rank=4),
+}
+
+
+def build(size: Size) -> nn.Module:
+    """The model, in training mode; the same weights every time."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=size.width,
+        intermediate_size=size.mlp,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads,
+        vocab_size=size.vocabulary,
+        max_position_embeddings=size.tokens,
+        tie_word_embeddings=False,
+        use_cache=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config).train()
+
+
+def beyond_rank(size: Size) -> Size:
+    """With so many tokens that gradients have a rank above GaLore's.
+
+    Otherwise its subspaces have directions in which there is nothing but rounding noise, and Adam makes full steps of
+    that: two runs that round differently then part, whoever made them.
+    """
+    return replace(size, tokens=max(size.tokens, 2 * size.rank // size.batch))
+
+
+def batch(size: Size, step: int) -> dict[str, Tensor]:
+    """Token ids (batch, tokens): a function of `step`."""
+    generator = torch.Generator().manual_seed(step)
+    return {"input_ids": torch.randint(size.vocabulary, (size.batch, size.tokens), generator=generator)}
+
+
+def loss(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """Mean cross-entropy of the next token."""
+    return model(**inputs, labels=inputs["input_ids"]).loss

@@ -1,0 +1,242 @@
+"""The packages that we race against, each behind the interface of our training step.
+
+Where a package has a defect that would end the race or make it unfair, the adapter works around it, and a comment says
+so; the notes of `races.py` are printed with the results.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+import types
+import warnings
+from collections.abc import Iterable
+from importlib.util import find_spec
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from membench.stock import StockOptimizer
+from optimizers.galore import layer_matrices
+from optimizers.subspace import randomized_vectors
+
+
+def fused_adamw(params: Iterable[nn.Parameter], weight_decay: float = 0.0, **settings: Any) -> StockOptimizer:
+    """`torch.optim.AdamW(fused=True)` with the two groups that everybody makes: vectors don't decay."""
+    params = list(params)
+    groups = [
+        {"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return StockOptimizer(torch.optim.AdamW([group for group in groups if group["params"]], fused=True, **settings))
+
+
+def sgd(model: nn.Module, **settings: Any) -> StockOptimizer:
+    """`torch.optim.SGD`, as it chooses its kernel itself."""
+    return StockOptimizer(torch.optim.SGD(model.parameters(), **settings))
+
+
+def train_same(model: nn.Module, ours: nn.Module) -> list[nn.Parameter]:
+    """Freeze in `model` what is frozen in `ours` now; returns the rest."""
+    for p, q in zip(model.parameters(), ours.parameters(), strict=True):
+        p.requires_grad_(q.requires_grad)
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+# ---- badam
+
+
+class BlockPeer(StockOptimizer):
+    """`badam.BlockOptimizer`: what it keeps is behind the low-precision parameter that the model has."""
+
+    @property
+    def state(self) -> dict[Tensor, dict[str, Any]]:
+        block = self.optimizer
+        pairs = zip(block.param_idx2lp.values(), block.param_idx2hp.values(), strict=True)
+        return {p: {"master": master, **block.base_optimizer.state[master]} for p, master in pairs}
+
+    @property
+    def trainable(self) -> list[nn.Parameter]:
+        return list(self.optimizer.param_idx2lp.values())
+
+    def advance(self) -> None:
+        self.optimizer.switch_trainable_params()
+
+
+def badam(model: nn.Module, blocks: list[str], switch_every: int, **settings: Any) -> BlockPeer:
+    """BAdam by its package, blocks in rising order, around torch's fused kernel.
+
+    Args:
+        model: the model.
+        blocks: the names of the blocks. The package's own are made by a pattern that fits Llama alone, and its names
+            are found anywhere in a parameter's name ("layers.1" in "layers.10"), so each gets a dot at its end.
+        switch_every: K.
+        settings: of `torch.optim.AdamW`; its groups are overwritten, and everything decays as `defaults` say.
+    """
+    from badam import BlockOptimizer
+
+    class Quiet(BlockOptimizer):
+        def switch_trainable_params(self, verbose: int | None = 0) -> None:
+            super().switch_trainable_params(verbose=0)
+
+    base = torch.optim.AdamW(model.parameters(), fused=True, **settings)
+    with warnings.catch_warnings(action="ignore"):  # that the weights are in fp32
+        return BlockPeer(
+            Quiet(
+                base,
+                named_parameters_list=list(model.named_parameters()),
+                block_prefix_list=[[f"{name}."] for name in blocks],
+                switch_block_every=switch_every,
+                switch_mode="ascending",
+                verbose=0,
+            )
+        )
+
+
+# ---- galore-torch
+
+
+def import_galore() -> Any:
+    """The package `galore_torch`; its import wants bitsandbytes (43 MB), which only its 8-bit optimizer needs."""
+    stubs = {} if find_spec("bitsandbytes") else _empty_bitsandbytes()
+    sys.modules.update(stubs)
+    try:
+        import galore_torch.adamw
+    finally:
+        for name in stubs:  # others, peft among them, look whether it is there
+            del sys.modules[name]
+    return galore_torch
+
+
+def _empty_bitsandbytes() -> dict[str, types.ModuleType]:
+    names = ("bitsandbytes", "bitsandbytes.optim", "bitsandbytes.optim.optimizer")
+    stubs = {name: types.ModuleType(name) for name in names}
+    stubs[names[-1]].__dict__["Optimizer2State"] = torch.optim.Optimizer
+    return stubs
+
+
+class GalorePeer(StockOptimizer):
+    """`galore_torch.GaLoreAdamW`, whose subspaces may be those that ours chooses.
+
+    Its own takes a full SVD of each matrix in the first step: minutes for a model of 100M parameters. With
+    `shared_subspaces` its projector calls our randomised method instead, at the same seed, so the two sides start from
+    the same subspaces, and the rest of the step is timed alone.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, shared_subspaces: bool):
+        super().__init__(optimizer)
+        if shared_subspaces:
+            self._adamw = import_galore().adamw
+            self._projector = _shared_projector(self._adamw.GaLoreProjector)
+            self.step = self._step
+
+    def _step(self) -> None:
+        with mock.patch.object(self._adamw, "GaLoreProjector", self._projector):
+            self.optimizer.step()
+
+
+def _shared_projector(base: type) -> type:
+    numbers = itertools.count()  # projectors are made in the order of the matrices, as ours are numbered
+
+    class Shared(base):
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+            self.number = next(numbers)
+
+        def get_orthogonal_matrix(self, weights: Tensor, rank: int, type: str) -> Any:
+            vectors = randomized_vectors(weights, rank, type != "right", type != "left", (0, 0, self.number))
+            return {"left": vectors[0], "right": vectors[1], "full": vectors}[type]
+
+    return Shared
+
+
+def galore(
+    model: nn.Module, rank: int, update_every: int, scale: float, shared_subspaces: bool, **settings: Any
+) -> GalorePeer:
+    """GaLore by its package, on the same matrices as ours."""
+    package = import_galore()
+    projected = layer_matrices(model)
+    chosen = set(projected)
+    groups = [
+        {"params": projected, "rank": rank, "update_proj_gap": update_every, "scale": scale, "proj_type": "std"},
+        {"params": [p for p in model.parameters() if p not in chosen]},
+    ]
+    return GalorePeer(package.GaLoreAdamW(groups, no_deprecation_warning=True, **settings), shared_subspaces)
+
+
+# ---- lomo-optim
+
+
+class LomoPeer(StockOptimizer):
+    """`lomo_optim.Lomo` and `AdaLomo`: `step()` raises there, so the step is `fused_backward`, which wants the rate."""
+
+    in_backward = True
+
+    def __init__(self, optimizer: Any):
+        super().__init__(optimizer)
+        self.step = self.zero_grad = lambda: None
+
+    @property
+    def state(self) -> dict[Tensor, dict[str, Any]]:
+        kept = {name: value for name, value in vars(self.optimizer).items() if name.startswith("exp_avg_sq")}
+        return {next(iter(self.optimizer.param_groups[0]["params"])): kept}
+
+    @property
+    def hook_seconds(self) -> float:
+        return self.optimizer.hook_seconds
+
+    def backward(self, loss: Tensor) -> None:
+        if self.optimizer.clip_grad_norm is not None:
+            self.optimizer.grad_norm(loss)
+        self.optimizer.fused_backward(loss, self.optimizer.lr)
+
+
+def lomo(model: nn.Module, lr: float, clip_norm: float | None = None) -> LomoPeer:
+    """LOMO by its package."""
+    from lomo_optim import Lomo
+
+    return LomoPeer(_with_timed_hooks(Lomo)(model, lr=lr, clip_grad_norm=clip_norm))
+
+
+def adalomo(model: nn.Module, lr: float) -> LomoPeer:
+    """AdaLomo by its package, which puts its factors on a GPU whatever the model is on."""
+    from lomo_optim import AdaLomo
+
+    on_cpu = mock.patch.object(torch.Tensor, "cuda", lambda tensor: tensor)
+    with on_cpu if next(model.parameters()).device.type == "cpu" else warnings.catch_warnings():
+        return LomoPeer(_with_timed_hooks(AdaLomo)(model, lr=lr))
+
+
+def _with_timed_hooks(base: type) -> type:
+    class Timed(base):
+        hook_seconds = 0.0
+
+        def fuse_update(self) -> Any:
+            update = super().fuse_update()
+
+            def timed(gradient: Any) -> Any:
+                start = time.perf_counter()
+                result = update(gradient)
+                self.hook_seconds += time.perf_counter() - start
+                return result
+
+            return timed
+
+    return Timed
+
+
+# ---- peft
+
+
+def lora(model: nn.Module, rank: int, **settings: Any) -> tuple[nn.Module, StockOptimizer]:
+    """LoRA by peft and torch's fused AdamW; the task type keeps the head out of "all-linear"."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=rank, lora_alpha=4 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        adapted = get_peft_model(model, config)
+    return adapted, fused_adamw((p for p in adapted.parameters() if p.requires_grad), **settings)

@@ -1,0 +1,66 @@
+"""`python -m benchmarks.race`: each method against the package that a user would pick instead."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from .measure import run
+from .models import SIZES
+from .parts import parts
+from .races import RACES
+from .report import as_json, render
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the races that are asked for; returns 1 if one is lost, 0 if not."""
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    size = SIZES[options.model]
+    results, measured = [], []
+    for name in options.methods:
+        race = RACES[name]
+        if race.installed:
+            say(f"{name} against {race.peer} ...")
+            results.append(run(name, race, size, options.steps, options.warm_up))
+        else:
+            print(f"{name}: skipped, {race.peer} is not installed (pip install '.[peers]')")
+    for name, measure in parts(size, SIZES["small" if options.model == "100m" else "tiny"]).items():
+        if name.partition(".")[0] in options.methods:
+            say(f"{name} ...")
+            measured.append(measure())
+    settings = {name: getattr(options, name) for name in ("model", "steps", "warm_up", "threads")}
+    print(render(results, measured, settings))
+    if options.json:
+        options.json.write_text(json.dumps(as_json(results, measured, settings), indent=1) + "\n")
+    return int(any(result.lost() for result in results) or not all(part.holds for part in measured))
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.race", description=__doc__)
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help=f"of {', '.join(RACES)} (default: all)")
+    parser.add_argument("--model", choices=SIZES, default="100m", help="a Llama of this size (default: 100m)")
+    parser.add_argument("--steps", type=int, default=20, help="that are timed, on each side (default: 20)")
+    parser.add_argument("--warm-up", type=int, default=3, help="steps before them (default: 3)")
+    parser.add_argument("--threads", type=int, default=2, help="of torch (default: 2)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.methods if name not in RACES]
+    if unknown:
+        parser.error(f"unknown method {unknown[0]!r}; there are {', '.join(RACES)}")
+    if options.steps < 1 or options.warm_up < 0 or options.threads < 1:
+        parser.error("--steps and --threads must be at least 1, and --warm-up at least 0")
+    options.methods = options.methods or list(RACES)
+    return options
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

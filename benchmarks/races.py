@@ -1,0 +1,209 @@
+"""The races: each method, and what a user would pick instead, as rows of data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from torch import nn
+
+from optimizers import HFT, LISA, LOMO, SGD, AdaLomo, AdamW, BAdam, BlockLLM, GaLore, LoRA
+from optimizers.blocks import split_into_blocks
+
+from . import peers
+from .models import Size, beyond_rank, build
+from .side import Side, with_timed_hooks
+
+NEVER = 10**9  # steps: no switch during a race
+EVERY = 5  # K of BAdam: a race goes through several blocks
+
+Pair = tuple[nn.Module, Any]  # a model (it may have been wrapped) and its optimizer
+
+
+@dataclass(frozen=True)
+class Race:
+    """A method against its peer.
+
+    Attributes:
+        peer: what it is raced against.
+        package: the module that must be installed for it.
+        ours: makes our optimizer of a model.
+        theirs: makes the peer of a model of the same weights and our optimizer, whose selection it may copy.
+        same_weights: the largest difference of weights that may be between the two after the race; None: the two do
+            not do the same.
+        update_limit: of the ratio of update times; None for a comparison that isn't between equals.
+        resize: what becomes of the size that is asked for.
+        fake: meter the memory on fake tensors: the peer would take minutes to compute.
+        notes: what was worked around, and what must be known to read the numbers.
+    """
+
+    peer: str
+    package: str
+    ours: Callable[[nn.Module, Size], Any]
+    theirs: Callable[[nn.Module, Size, Any], Pair]
+    same_weights: float | None = 0.0
+    update_limit: float | None = 1.0
+    resize: Callable[[Size], Size] = lambda size: size
+    fake: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def installed(self) -> bool:
+        """Can the peer be imported?"""
+        return find_spec(self.package) is not None
+
+    def sides(self, size: Size) -> tuple[Side, Side]:
+        """Ours and theirs, ready to start from the same weights."""
+        size = self.resize(size)
+        model = build(size)
+        ours = Side(model, self.ours(model, size), size)
+        return ours, Side(*self.theirs(build(size), size, ours.optimizer), size)
+
+
+def _started(optimizer: BAdam) -> BAdam:
+    """One step into its first block: the package counts from 1, so there the first block gets K - 1 steps."""
+    state = optimizer.state_dict()
+    state["extra"]["steps"] = 1
+    optimizer.load_state_dict(state)
+    return optimizer
+
+
+def _badam(model: nn.Module, size: Size) -> BAdam:
+    return _started(BAdam(model, lr=1e-4, weight_decay=0.0, switch_every=EVERY, order="ascending"))
+
+
+def _their_badam(model: nn.Module, size: Size, ours: BAdam) -> Pair:
+    return model, peers.badam(model, list(split_into_blocks(model)), EVERY, lr=1e-4, weight_decay=0.0)
+
+
+def _galore(model: nn.Module, size: Size) -> GaLore:
+    return GaLore(model, lr=1e-4, eps=1e-12, rank=size.rank, update_every=NEVER, scale=0.25)
+
+
+def _their_galore(model: nn.Module, size: Size, ours: GaLore) -> Pair:
+    return model, peers.galore(model, size.rank, NEVER, 0.25, shared_subspaces=True, lr=1e-4, eps=1e-12)
+
+
+def _on_the_same(model: nn.Module, size: Size, ours: Any) -> Pair:
+    """Torch's fused AdamW on what ours trains."""
+    return model, peers.fused_adamw(peers.train_same(model, ours.model), lr=1e-4, weight_decay=0.01)
+
+
+def _lomo(clip_norm: float | None) -> dict[str, Any]:
+    return {
+        "ours": lambda model, size: with_timed_hooks(LOMO)(model, lr=1e-2, clip_norm=clip_norm),
+        "theirs": lambda model, size, ours: (model, peers.lomo(model, 1e-2, clip_norm)),
+    }
+
+
+FUSED = "torch.optim.AdamW(fused=True)"
+NO_PACKAGE = f"there is no package to install: raced against {FUSED} on the weights that it trains now"
+IN_HOOKS = "the update is the time spent in the hooks of the backward pass"
+
+RACES: dict[str, Race] = {
+    "adamw": Race(
+        FUSED,
+        "torch",
+        ours=lambda model, size: AdamW(model, lr=1e-4, weight_decay=0.01),
+        theirs=_on_the_same,
+        update_limit=1.02,
+    ),
+    "sgd": Race(
+        "torch.optim.SGD",
+        "torch",
+        ours=lambda model, size: SGD(model, lr=1e-2, momentum=0.9),
+        theirs=lambda model, size, ours: (model, peers.sgd(model, lr=1e-2, momentum=0.9)),
+        update_limit=1.02,
+    ),
+    "badam": Race(
+        "badam 1.4",
+        "badam",
+        ours=_badam,
+        theirs=_their_badam,
+        notes=(
+            f"K = {EVERY}, blocks in rising order; torch's fused AdamW inside the package's BlockOptimizer, as in ours",
+            "its first block gets K - 1 steps: so does ours, by loading a state that is one step old",
+            "it overwrites the groups, so that norms decay too: no weight decay on either side",
+            "it is given the names of the blocks: those that it finds itself fit Llama's names alone",
+            "it makes an fp32 master of fp32 weights too, which costs it memory that ours doesn't take",
+        ),
+    ),
+    "galore": Race(
+        "galore-torch 1.0",
+        "galore_torch",
+        ours=_galore,
+        theirs=_their_galore,
+        same_weights=1e-5,
+        resize=beyond_rank,
+        fake=True,
+        notes=(
+            "its first step would take a full SVD of each matrix, minutes: it is given the subspaces that ours "
+            "chooses; the refresh is timed apart",
+            "it adds eps before the bias correction and ours after it: eps is 1e-12 on both sides",
+            "gradients have a higher rank than its subspaces, by more tokens: the rest would be rounding noise",
+            "memory is metered on fake tensors, with its own SVDs",
+            "bitsandbytes, which only its 8-bit optimizer uses, is replaced by an empty module where it is missing",
+        ),
+    ),
+    "lora": Race(
+        f"peft + {FUSED}",
+        "peft",
+        ours=lambda model, size: LoRA(model, lr=1e-4, weight_decay=0.01, rank=8),
+        theirs=lambda model, size, ours: peers.lora(model, 8, lr=1e-4, weight_decay=0.01),
+        notes=('without a task type peft\'s "all-linear" adapts the head too: it is given one',),
+    ),
+    "lomo": Race(
+        "lomo-optim 0.1.1",
+        "lomo_optim",
+        **_lomo(None),
+        notes=(IN_HOOKS, "its step() raises: the step is fused_backward(loss, lr), which takes the rate"),
+    ),
+    "lomo-clipped": Race(
+        "lomo-optim 0.1.1",
+        "lomo_optim",
+        **_lomo(1.0),
+        same_weights=1e-5,
+        notes=(IN_HOOKS, "clip_norm 1.0: two backward passes on both sides; they add up the norms in different orders"),
+    ),
+    "adalomo": Race(
+        "lomo-optim 0.1.1",
+        "lomo_optim",
+        ours=lambda model, size: with_timed_hooks(AdaLomo)(model, lr=5e-4),
+        theirs=lambda model, size, ours: (model, peers.adalomo(model, 5e-4)),
+        same_weights=1e-4,
+        notes=(
+            IN_HOOKS,
+            "it puts its factors on a GPU whatever the model is on: on a CPU `.cuda()` does nothing while it is made",
+        ),
+    ),
+    "lisa": Race(
+        FUSED,
+        "torch",
+        ours=lambda model, size: LISA(model, lr=1e-4, weight_decay=0.01, switch_every=NEVER),
+        theirs=_on_the_same,
+        update_limit=1.02,
+        notes=(NO_PACKAGE,),
+    ),
+    "hft": Race(
+        FUSED,
+        "torch",
+        ours=lambda model, size: HFT(model, lr=1e-4, weight_decay=0.01),
+        theirs=_on_the_same,
+        update_limit=1.02,
+        notes=(NO_PACKAGE,),
+    ),
+    "blockllm": Race(
+        FUSED,
+        "torch",
+        ours=lambda model, size: BlockLLM(model, lr=1e-4, weight_decay=0.01, patience=NEVER),
+        theirs=_on_the_same,
+        same_weights=None,
+        update_limit=None,
+        notes=(
+            f"{NO_PACKAGE}, dense; ours trains single entries of them, which dense AdamW can't, "
+            "so this is the price of the method and no race between equals",
+        ),
+    ),
+}

@@ -1,0 +1,73 @@
+"""One side of a race: a model and what trains it, its time and its memory."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from membench.clock import Clock
+from membench.loop import training_step
+from membench.memory import MemoryMeter
+from optimizers import MemoryEfficientOptimizer
+
+from .models import Size, batch, loss
+from .paired import Seconds
+
+
+@dataclass
+class Side:
+    """A model and its optimizer, ours or a peer."""
+
+    model: nn.Module
+    optimizer: Any  # MemoryEfficientOptimizer | StockOptimizer
+    size: Size
+
+    def step(self, number: int) -> Seconds:
+        """One training step; its seconds: "forward", "backward", "update" and, of all, "step".
+
+        Of a method that updates in the backward pass "update" is the time spent in its hooks, a part of "backward".
+        """
+        clock = Clock(torch.device("cpu"))
+        before = self._hook_seconds()
+        training_step(self.model, self.optimizer, loss, [batch(self.size, number)], phase=clock.phase)
+        total = clock.end_step()
+        seconds = {name: taken[-1] for name, taken in clock.steps.items()}
+        if self.optimizer.in_backward:
+            seconds["update"] = self._hook_seconds() - before
+        return {**seconds, "step": total}
+
+    def _hook_seconds(self) -> float:
+        return self.optimizer.hook_seconds if self.optimizer.in_backward else 0.0
+
+    def peak_bytes(self, steps: int) -> int:
+        """The peak of `steps` training steps, by our meter."""
+        with MemoryMeter(self.model, self.optimizer) as meter:
+            for number in range(steps):
+                inputs = [batch(self.size, number)]
+                with meter.hold(inputs):
+                    training_step(self.model, self.optimizer, loss, inputs, phase=meter.phase)
+        return meter.report()["peak_allocated_bytes"]
+
+
+def with_timed_hooks(base: type[MemoryEfficientOptimizer]) -> type[MemoryEfficientOptimizer]:
+    """`base` that adds up the time spent in its hooks as `hook_seconds`."""
+
+    class Timed(base):  # type: ignore[valid-type, misc]
+        hook_seconds = 0.0
+
+        def _update_now(self, p: nn.Parameter) -> None:
+            start = time.perf_counter()
+            super()._update_now(p)
+            self.hook_seconds += time.perf_counter() - start
+
+    return Timed
+
+
+def largest_difference(ours: nn.Module, theirs: nn.Module) -> float:
+    """The largest difference between any two weights of the two models, taken in the order of their parameters."""
+    pairs = zip(ours.parameters(), theirs.parameters(), strict=True)
+    return max((p.detach() - q.detach()).abs().max().item() for p, q in pairs)
