@@ -1,0 +1,138 @@
+"""A model that can be built in any depth, on fake tensors: no weights are ever read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers.models.auto import modeling_auto
+
+from tasks.models import CONFIGURATIONS, DTYPES, PREFIX, Source, longest_sequence
+
+from .setup import Setup
+
+CONFIG_FILE = "config.json"
+
+
+class Blueprint:
+    """The configuration of a set-up's model, and how to build it.
+
+    Raises:
+        ValueError: there is no such model, or it is no language model that transformers knows.
+    """
+
+    def __init__(self, setup: Setup):
+        self.setup = setup
+        self.source = Source(source_name(setup.model), setup.trust_remote_code)
+        self.depth = int(self.source.config.num_hidden_layers)
+        self.period = _period(self._per_layer())
+
+    def with_setup(self, **changes: Any) -> Blueprint:
+        """The blueprint of a set-up with some changes."""
+        return Blueprint(replace(self.setup, **changes))
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens that the model has positions for."""
+        positions = int(self.source.config.max_position_embeddings)
+        if self.is_causal:
+            return positions
+        return longest_sequence(self.source.skeleton(self.kind)) or positions
+
+    @property
+    def is_causal(self) -> bool:
+        """Does the loss predict the next token? Otherwise the sequence is classified: encoders."""
+        return self.source.config.model_type not in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    @property
+    def kind(self) -> Any:
+        """The auto class that builds the model."""
+        if self.is_causal:
+            return transformers.AutoModelForCausalLM
+        return transformers.AutoModelForSequenceClassification
+
+    @cached_property
+    def head(self) -> tuple[str, ...]:
+        """Name patterns of what fine-tuning adds to the checkpoint: an encoder's classifier."""
+        return () if self.is_causal else classifier(self.source.skeleton(self.kind))
+
+    def build(self, depth: int) -> nn.Module:
+        """The model with `depth` layers, in training mode; inside a `FakeTensorMode`.
+
+        Raises:
+            ValueError: gradient checkpointing is asked of a model that hasn't got it.
+        """
+        with _default_dtype(DTYPES[self.setup.dtype]):
+            model = self.kind.from_config(
+                self.config(depth),
+                attn_implementation=self.setup.attention,
+                trust_remote_code=self.setup.trust_remote_code,
+            )
+        if self.setup.checkpointing:
+            if not model.supports_gradient_checkpointing:
+                raise ValueError(f"--checkpointing: {type(model).__name__} doesn't support gradient checkpointing")
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model.train()
+
+    def build_once(self) -> None:
+        """A tiny build that loads the model's code."""
+        with torch.device("meta"):
+            self.build(1)
+
+    def config(self, depth: int) -> Any:
+        """The configuration with `depth` layers, and what it lists by layer cut to match."""
+        config = type(self.source.config).from_dict(self.source.config.to_dict())
+        per_layer = self._per_layer()
+        config.num_hidden_layers = depth
+        for name, values in per_layer.items():
+            setattr(config, name, values[:depth])
+        config.use_cache = False
+        return config
+
+    def _per_layer(self) -> dict[str, list[Any]]:
+        """What the configuration lists by layer, such as the types of attention."""
+        depth = self.source.config.num_hidden_layers
+        values = self.source.config.to_dict()
+        return {key: value for key, value in values.items() if isinstance(value, list) and len(value) == depth}
+
+
+def source_name(model: str) -> str:
+    """The name that `tasks.models.Source` takes."""
+    if model in CONFIGURATIONS:
+        return PREFIX + model
+    path = Path(model)
+    return str(path.parent) if path.name == CONFIG_FILE and path.is_file() else model
+
+
+def classifier(model: nn.Module) -> tuple[str, ...]:
+    """The outermost modules with parameters that the bare model doesn't have."""
+    prefix = model.base_model_prefix
+    return tuple(
+        name for name, child in model.named_children() if name != prefix and any(True for _ in child.parameters())
+    )
+
+
+def _period(per_layer: dict[str, list[Any]]) -> int:
+    """After how many layers all lists repeat; 1 where there are none."""
+    if not per_layer:
+        return 1
+    rows = list(zip(*per_layer.values(), strict=True))
+    return next(p for p in range(1, len(rows) + 1) if all(rows[i] == rows[i - p] for i in range(p, len(rows))))
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Builds in `dtype`: fake parameters can't be converted afterwards."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

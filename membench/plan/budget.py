@@ -1,0 +1,166 @@
+"""What fits into a budget: the largest batch, the longest sequence, the largest built-in model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from tasks.models import CONFIGURATIONS, DTYPES, PREFIX
+
+from ..allocator import CUDA_CONTEXT_BYTES
+from .blueprint import Blueprint
+from .extend import extend_profiles
+from .method import Plan, profile_like
+from .profile import Profile
+from .setup import Setup
+
+_MOST = 1 << 22  # sequences or tokens: beyond any use
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest of each that fits with all else as planned; 0 or None if nothing does.
+
+    Attributes:
+        batch: sequences.
+        sequence: tokens, at most those that the model has positions for.
+        model: name of a built-in configuration of the same kind.
+    """
+
+    batch: int
+    sequence: int
+    model: str | None
+
+
+def find_limits(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget_bytes: int) -> Limits:
+    """What fits into `budget_bytes`, the process's own context included.
+
+    A batch is on a line and a sequence on a parabola (the attention mask), so a few sizes are simulated and the rest
+    follows. Models are planned, from the size that the plan at hand suggests.
+    """
+    return Limits(
+        _largest_batch(plan, blueprint, values, budget_bytes),
+        _longest_sequence(plan, blueprint, values, budget_bytes),
+        _largest_model(plan, blueprint, values, budget_bytes),
+    )
+
+
+def total_bytes(profile: Profile) -> int:
+    """What a process takes on a GPU."""
+    return profile.maximum(0) + profile.surplus_bytes + CUDA_CONTEXT_BYTES
+
+
+def _largest_batch(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int) -> int:
+    size = blueprint.setup.batch_size
+    start = max(2, size)  # one sequence alone has strides that no other batch has
+    profiles = {size: plan.profile}
+    for batch in {start, 2 * start} - {size}:
+        profiles[batch] = profile_like(plan, blueprint.with_setup(batch_size=batch), values)
+    points = (start, 2 * start)
+
+    def fits(batch: int) -> bool:
+        known = profiles.get(batch) or extend_profiles(points, [profiles[x] for x in points], batch)
+        return total_bytes(known) <= budget
+
+    return largest(fits, _MOST)
+
+
+def _longest_sequence(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int) -> int:
+    length = blueprint.setup.sequence_length
+    profiles = {length: plan.profile}
+    for longer in (2 * length, 3 * length):
+        profiles[longer] = profile_like(plan, blueprint.with_setup(sequence_length=longer), values)
+    points = tuple(profiles)
+
+    def fits(tokens: int) -> bool:
+        known = profiles.get(tokens) or extend_profiles(points, list(profiles.values()), tokens)
+        return total_bytes(known) <= budget
+
+    return largest(fits, blueprint.longest_sequence)
+
+
+def largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number from 1 to `most` that fits, where all below one that fits do; 0 if none."""
+    low, high = 0, 1
+    while high <= most and fits(high):
+        low, high = high, 2 * high
+    high = min(high, most + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _largest_model(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int) -> str | None:
+    """Walks up or down from the size that needs the budget, if bytes went by weights alone."""
+    names = built_in_models(blueprint.is_causal)
+    expected = parameters(blueprint) * budget / total_bytes(plan.profile)
+    start = sum(size <= expected for size in names.values())
+    room = budget - CUDA_CONTEXT_BYTES
+    ordered = [name for name, size in names.items() if size * DTYPES[blueprint.setup.dtype].itemsize <= room]
+
+    def fits(name: str) -> bool:
+        if PREFIX + name == blueprint.source.name:
+            return total_bytes(plan.profile) <= budget
+        other = blueprint.with_setup(model=name)
+        return other.longest_sequence >= blueprint.setup.sequence_length and (
+            total_bytes(profile_like(plan, other, values)) <= budget
+        )
+
+    return walk(ordered, min(start, len(ordered)), fits)
+
+
+def walk(names: Sequence[str], start: int, fits: Callable[[str], bool]) -> str | None:
+    """The last of `names` that fits, looking from `start` on: up while they fit, else down until one does."""
+    best = None
+    for name in names[start:]:
+        if not fits(name):
+            break
+        best = name
+    return best or next((name for name in reversed(names[:start]) if fits(name)), None)
+
+
+@cache
+def built_in_models(causal: bool) -> dict[str, int]:
+    """Built-in configurations of one kind by their number of weights, the smallest first; one of each size."""
+    sizes: dict[int, str] = {}
+    for name in CONFIGURATIONS:
+        blueprint = Blueprint(Setup(name))
+        if blueprint.is_causal == causal:
+            sizes.setdefault(parameters(blueprint), name)
+    return {sizes[size]: size for size in sorted(sizes)}
+
+
+@cache
+def parameters(blueprint: Blueprint) -> int:
+    """Weights of a model; its layers are alike, so two depths tell."""
+    with torch.device("meta"):
+        one, more = (sum(p.numel() for p in blueprint.build(depth).parameters()) for depth in (1, 1 + blueprint.period))
+    return one + (more - one) * (blueprint.depth - 1) // blueprint.period
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of "24GiB", "24 GB", "80000MB" or a plain number.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    units = {"": 1, "B": 1, **{f"{s}iB": 1 << 10 * (i + 1) for i, s in enumerate("KMGT")}}
+    units |= {f"{s}B": 1000 ** (i + 1) for i, s in enumerate("KMGT")}
+    stripped = text.strip()
+    number = stripped.rstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz ")
+    unit = stripped[len(number) :].strip()
+    known = {name.lower(): size for name, size in units.items()}
+    try:
+        value = float(number) * known[unit.lower()]
+    except (ValueError, KeyError):
+        raise ValueError(
+            f"a budget of {text!r} can't be read: give a number and a unit, such as 24GiB, 24GB or 80000MiB"
+        ) from None
+    if not 0 < value < float("inf"):
+        raise ValueError(f"a budget must be more than nothing and finite, not {text}")
+    return int(value)

@@ -1,0 +1,70 @@
+"""What the papers' own formulas say, to stand beside a plan: they leave out activations and temporaries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from optimizers.blocks import find_layers
+
+from .blueprint import Blueprint
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What formulas are made of.
+
+    Attributes:
+        weights: M, of the whole model.
+        layers: D.
+        width: m, of the hidden state.
+        matrices: (rows, columns) of all in one layer.
+    """
+
+    weights: int
+    layers: int
+    width: int
+    matrices: tuple[tuple[int, int], ...]
+
+
+Formula = tuple[str, Callable[[Facts, Mapping[str, Any]], float]]
+
+# BAdam, Table 1 (Luo, Yu & Li, 2024, arXiv 2404.02827), in bytes for M weights; GaLore, Table 1 (Zhao et al., 2024,
+# arXiv 2403.03507): weights and states, in 16 bit. Methods that aren't here have no formula in their papers.
+FORMULAS: dict[str, Formula] = {
+    "adamw": ("18M", lambda facts, values: 18 * facts.weights),
+    "lomo": ("2M + 2M/D", lambda facts, values: 2 * facts.weights * (1 + 1 / facts.layers)),
+    "lora": (
+        "2M + 36rM/m",
+        lambda facts, values: 2 * facts.weights + 36 * values["rank"] * facts.weights / facts.width,
+    ),
+    "badam": ("2M + 16M/D", lambda facts, values: (2 + 16 / facts.layers) * facts.weights),
+    "galore": ("mn + mr + 2nr", lambda facts, values: 2 * (facts.weights + _galore_states(facts, values["rank"]))),
+}
+
+
+def facts(blueprint: Blueprint, weights: int) -> Facts:
+    """The facts about a model of `weights` weights."""
+    with torch.device("meta"):
+        model = blueprint.build(1)
+    layer = next(iter(find_layers(model).values()))
+    shapes = [(p.shape[0], p.shape[1]) for p in layer.parameters() if p.dim() == 2]
+    return Facts(weights, blueprint.depth, int(blueprint.source.config.hidden_size), tuple(shapes))
+
+
+def formula(method: str, known: Facts, values: Mapping[str, Any]) -> tuple[str, int] | None:
+    """The formula of `method` and its value in bytes; None if its paper has none."""
+    if method not in FORMULAS:
+        return None
+    text, count = FORMULAS[method]
+    return text, round(count(known, values))
+
+
+def _galore_states(known: Facts, rank: int) -> int:
+    """Values: m r + 2 n r for each matrix of m <= n in the layers, two for each weight elsewhere."""
+    in_layers = known.layers * sum(rows * columns for rows, columns in known.matrices)
+    projected = sum(min(shape) * rank + 2 * max(shape) * rank for shape in known.matrices)
+    return known.layers * projected + 2 * (known.weights - in_layers)

@@ -1,0 +1,143 @@
+"""The plan of one method: a few depths simulated and extended, or the model's own depth where they aren't alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from ..allocator import CUDA_CONTEXT_BYTES
+from ..breakdown import alive_at
+from ..trace import PARTS
+from .blueprint import Blueprint
+from .extend import NotAlikeError, Table, extend_depth, extend_number, extend_profiles, extend_tables, extend_text
+from .profile import Profile, profile
+from .simulate import Simulation, layer_pattern, simulate
+
+SHALLOWEST = 3  # layers: a first, a last and one in between
+
+
+@dataclass
+class Plan:
+    """What a method needs. The keys of `row` are those of the JSON."""
+
+    method: str
+    depths: tuple[int, ...]  # that were simulated
+    row: dict[str, Any]
+    components: Table  # parts at the peak
+    modules: dict[str, Table]  # of each component; layers are added up: their numbers are a *
+    profile: Profile  # of the model's own depth
+    leaves_state: bool  # see `Simulation`
+
+
+def plan_method(blueprint: Blueprint, method: str, values: Mapping[str, Any]) -> Plan:
+    """Plans `method` with the hyper-parameters `values`.
+
+    Raises:
+        ValueError: the method refuses a value or the model.
+    """
+    depths = simulated_depths(blueprint.depth, blueprint.period)
+    leaves_state = False
+    with suppress(NotAlikeError, ValueError):  # what is refused is refused in full depth too, or was only too shallow
+        simulations = [simulate(blueprint, method, values, depth) for depth in depths]
+        leaves_state = any(one.leaves_state for one in simulations)
+        if not leaves_state:
+            return _combine(method, simulations, blueprint.depth)
+    whole = simulate(blueprint, method, values, blueprint.depth, whole_cycle=leaves_state)
+    return _combine(method, [whole], blueprint.depth)
+
+
+def profile_like(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any]) -> Profile:
+    """The profile of the same method on another `blueprint`, extended (unchecked) as `plan` was."""
+    if len(plan.depths) == 1:
+        depth = blueprint.depth
+        return profile(simulate(blueprint, plan.method, values, depth, whole_cycle=plan.leaves_state), complete=True)
+    depths = simulated_depths(blueprint.depth, blueprint.period)[::2]
+    simulations = [simulate(blueprint, plan.method, values, depth) for depth in depths]
+    profiles = [profile(one, complete=len(depths) == 1) for one in simulations]
+    return extend_profiles(depths, profiles, blueprint.depth) if len(depths) > 1 else profiles[0]
+
+
+def simulated_depths(depth: int, period: int) -> tuple[int, ...]:
+    """Three small depths whose last layer is of the same kind as the model's, or its own depth if that is small."""
+    first = next(d for d in range(SHALLOWEST, SHALLOWEST + period) if (depth - d) % period == 0)
+    depths = (first, first + period, first + 2 * period)
+    return depths if depths[-1] < depth else (depth,)
+
+
+def _combine(method: str, simulations: Sequence[Simulation], depth: int) -> Plan:
+    """Raises NotAlikeError."""
+    depths = tuple(one.depth for one in simulations)
+    profiles = [profile(one, complete=len(simulations) == 1) for one in simulations]
+    whole = extend_depth(depths, profiles, depth) if len(profiles) > 1 else profiles[0]
+    positions = [one.moments[whole.peak].position for one in profiles]
+    pairs = list(zip(simulations, positions, strict=True))
+    modules = extend_tables(depths, [_sizes_by_module(*pair) for pair in pairs], depth)
+    components = extend_tables(depths, [_sizes_by_component(*pair) for pair in pairs], depth)
+    selections = [_selection(*pair) for pair in pairs]
+    trained = [one.trained[selection] for one, selection in zip(simulations, selections, strict=True)]
+    reserved = whole.maximum(0) + whole.surplus_bytes
+    row = {
+        "method": method,
+        "peak_allocated_bytes": whole.maximum(0),
+        "at_peak": dict(zip(PARTS, whole.moments[whole.peak].sizes[1:], strict=True)),
+        "maximum": {part: whole.maximum(1 + number) for number, part in enumerate(PARTS)},
+        "peak_reserved_bytes": reserved,
+        "estimated_total_bytes": reserved + CUDA_CONTEXT_BYTES,
+        "peak_phase": whole.peak.phase,
+        "peak_module": _largest_module(pairs, depth),
+        "peak_selection": None if None in selections else extend_text(depths, selections, depth),
+        "trained_weights": extend_number(depths, trained, depth),
+        "components": components,
+    }
+    leaves_state = any(one.leaves_state for one in simulations)
+    return Plan(method, depths, row, components, _nested(modules), whole, leaves_state)
+
+
+def _selection(simulation: Simulation, position: int) -> str | None:
+    return [name for start, name in simulation.trace.selections if start <= position][-1]
+
+
+def _sizes_by_component(simulation: Simulation, position: int) -> Table:
+    names = simulation.component
+    return _sizes(simulation, position, lambda module: names.get(module, "other"))
+
+
+def _sizes_by_module(simulation: Simulation, position: int) -> Table:
+    """Sizes by "component module", layers' numbers replaced by a *."""
+    names, pattern = simulation.component, layer_pattern(simulation.layers)
+
+    def name(module: str) -> str:
+        return f"{names.get(module, 'other')} " + pattern.sub(r"\1.*", module)
+
+    return _sizes(simulation, position, name)
+
+
+def _sizes(simulation: Simulation, position: int, name: Any) -> Table:
+    trace = simulation.trace
+    table: Table = {}
+    for index in alive_at(trace, position):
+        row = table.setdefault(name(trace.modules[index]), dict.fromkeys(PARTS, 0))
+        row[PARTS[trace.parts[index]]] += trace.sizes[index]
+    return table
+
+
+def _largest_module(pairs: Sequence[tuple[Simulation, int]], depth: int) -> str:
+    """The module that holds most at the peak, without what its children hold."""
+    names = []
+    for simulation, position in pairs:
+        table = _sizes(simulation, position, lambda module: module)
+        names.append(max(table, key=lambda module: sum(table[module].values())))
+    try:
+        return extend_text([simulation.depth for simulation, _ in pairs], names, depth)
+    except NotAlikeError:
+        return names[-1]
+
+
+def _nested(modules: Table) -> dict[str, Table]:
+    result: dict[str, Table] = {}
+    for name, parts in modules.items():
+        component, _, module = name.partition(" ")
+        result.setdefault(component, {})[module] = parts
+    return result

@@ -1,0 +1,122 @@
+"""Plans of several methods on one model, side by side: what `membench plan` prints, as data."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..allocator import CUDA_CONTEXT_BYTES
+from ..defaults import hyperparameters
+from .blueprint import Blueprint
+from .budget import Limits, find_limits, parameters
+from .formulas import facts, formula
+from .method import Plan, plan_method
+from .setup import Setup
+
+Given = Mapping[str, Mapping[str, Any]]  # hyper-parameters by method
+
+
+@dataclass(frozen=True)
+class Job:
+    """One method to plan; `values` are its hyper-parameters, all of them."""
+
+    setup: Setup
+    method: str
+    values: dict[str, Any]
+    budget_bytes: int | None = None
+
+
+@dataclass
+class Planned:
+    """A plan and what fits into the budget, or why the method can't be planned on this model."""
+
+    job: Job
+    plan: Plan | None
+    limits: Limits | None = None
+    refused: str | None = None
+
+
+def plan(setup: Setup, methods: Sequence[str], given: Given, *, budget_bytes: int | None = None) -> dict[str, Any]:
+    """The plans of `methods` as one JSON document.
+
+    Args:
+        setup: the model and the training step.
+        methods: names of `optimizers`.
+        given: hyper-parameters that aren't the defaults of fine-tuning, by method ("*": of all that have them).
+        budget_bytes: of the GPU, to say what fits.
+
+    Returns:
+        setup, parameters, budget_bytes, context_bytes; `rows`, one a method; `refused`, {method: why}.
+
+    Raises:
+        ValueError: an unknown model, method or hyper-parameter; or a value that the only method refuses.
+    """
+    blueprint = Blueprint(setup)
+    jobs = [Job(setup, name, method_values(blueprint, name, given), budget_bytes) for name in methods]
+    planned = list(carry_out(jobs, blueprint))
+    if len(planned) == 1 and planned[0].refused:
+        raise ValueError(planned[0].refused)
+    return {
+        "setup": asdict(setup),
+        "parameters": parameters(blueprint),
+        "budget_bytes": budget_bytes,
+        "context_bytes": CUDA_CONTEXT_BYTES,
+        "rows": [row(one, blueprint) for one in planned if one.plan],
+        "refused": {one.job.method: one.refused for one in planned if one.refused},
+    }
+
+
+def method_values(blueprint: Blueprint, method: str, given: Given) -> dict[str, Any]:
+    """All hyper-parameters of `method`, as for fine-tuning: a new head is always trained, embeddings only if asked."""
+    return hyperparameters(method, given, learning_rate=None, seed=0, from_scratch=False, head=blueprint.head)
+
+
+def carry_out(jobs: Sequence[Job], blueprint: Blueprint) -> Iterator[Planned]:
+    """The jobs' plans in their order, made on all cores that this process may use."""
+    blueprint.build_once()  # loads the model's code, for all processes that are forked from here
+    gc.collect()
+    gc.freeze()  # what was imported is no garbage: the meter collects before each step
+    workers = min(len(jobs), _cores())
+    if workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
+        yield from map(_carry_out, jobs)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+        yield from pool.map(_carry_out, jobs)
+
+
+def _carry_out(job: Job) -> Planned:
+    blueprint = Blueprint(job.setup)
+    try:
+        made = plan_method(blueprint, job.method, job.values)
+        limits = find_limits(made, blueprint, job.values, job.budget_bytes) if job.budget_bytes else None
+    except ValueError as error:
+        return Planned(job, None, refused=str(error))
+    return Planned(job, made, limits)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if "sched_getaffinity" in vars(os) else os.cpu_count() or 1
+
+
+def row(planned: Planned, blueprint: Blueprint) -> dict[str, Any]:
+    """A row of the JSON: the plan's own, the formula beside it, and what the budget says."""
+    made, job = planned.plan, planned.job
+    assert made is not None
+    paper = formula(job.method, facts(blueprint, parameters(blueprint)), job.values)
+    budget, total = job.budget_bytes, made.row["estimated_total_bytes"]
+    return {
+        **made.row,
+        "hyperparameters": job.values,
+        "fits": None if budget is None else total <= budget,
+        "left_bytes": None if budget is None else budget - total,
+        "limits": asdict(planned.limits) if planned.limits else None,
+        "formula": paper[0] if paper else None,
+        "formula_bytes": paper[1] if paper else None,
+        "simulated_depths": list(made.depths),
+        "modules": made.modules,
+    }

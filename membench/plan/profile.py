@@ -1,0 +1,135 @@
+"""A trace as moments that have the same name in every depth, so that what is there then can be extended."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..allocator import estimate_reserved_bytes
+from ..trace import OPTIMIZER, PARTS, Trace
+from .simulate import Simulation, layer_pattern
+
+ENDS = 2  # layers at each end of the model whose moments have names of their own
+
+Selected = tuple[int, int]
+
+
+class Key(NamedTuple):
+    """The name of a moment: an allocation that is the k-th of its place, in a step on a selection."""
+
+    selection: Selected  # its rank by name among those that were trained, and which visit
+    step: int
+    phase: str
+    place: str  # a module; layers are numbered from the first (+0, +1) or from the last (-0, -1)
+    number: int  # of the optimizer's own: its size
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is there right after an allocation.
+
+    Attributes:
+        sizes: bytes of everything, and of each of the `PARTS`.
+        position: of the event in the trace.
+    """
+
+    sizes: tuple[int, ...]
+    position: int
+
+
+@dataclass
+class Profile:
+    """The moments of a simulation, in their order; what lies between the ends of the model is left out.
+
+    `surplus_bytes` is what the allocator would reserve beyond the peak: rounding, and gaps that nothing fitted into.
+    """
+
+    moments: dict[Key, Moment]
+    surplus_bytes: int
+
+    @property
+    def peak(self) -> Key:
+        """The first of the moments with the most bytes."""
+        return max(self.moments, key=lambda key: self.moments[key].sizes[0])
+
+    def maximum(self, part: int) -> int:
+        """Bytes of everything (0) or of one of the `PARTS` (from 1), at their own maximum."""
+        return max(moment.sizes[part] for moment in self.moments.values())
+
+
+def profile(simulation: Simulation, *, complete: bool) -> Profile:
+    """The moments of a simulation.
+
+    Args:
+        simulation: of one depth.
+        complete: name the moments of all layers, numbered from the first, since no other depth is needed.
+    """
+    trace = simulation.trace
+    name_places = _places(simulation, complete)
+    moments: dict[Key, Moment] = {}
+    counts: Counter[tuple[Selected, int, str, str]] = Counter()
+    for event, selection, step, sizes in _walk(trace, _ranks(simulation)):
+        index = trace.events[event]
+        module, phase = trace.modules[index], trace.phases[index]
+        for place in name_places(module):
+            at = (selection, step, phase, place)
+            counts[at] += 1
+            key = Key(*at, trace.sizes[index] if module == OPTIMIZER else counts[at])
+            if key not in moments or sizes[0] > moments[key].sizes[0]:
+                moments[key] = Moment(sizes, event)
+    ordered = dict(sorted(moments.items(), key=lambda item: item[1].position))
+    highest = max(moment.sizes[0] for moment in moments.values())
+    return Profile(ordered, estimate_reserved_bytes(trace) - highest)
+
+
+def _walk(trace: Trace, ranks: dict[str | None, int]) -> Iterator[tuple[int, Selected, int, tuple[int, ...]]]:
+    """Each allocation: its event's position, the selection and step that it falls into, and the bytes after it."""
+    sizes = [0] * (1 + len(PARTS))
+    starts = dict(trace.selections)
+    selection, step, phase = (0, 0), 0, ""
+    visits: Counter[int] = Counter()
+    for position, event in enumerate(trace.events):
+        if position in starts:
+            rank = ranks[starts[position]]
+            selection, step = (rank, visits[rank]), 0
+            visits[rank] += 1
+        index = ~event if event < 0 else event
+        sign = -1 if event < 0 else 1
+        sizes[0] += sign * trace.sizes[index]
+        sizes[1 + trace.parts[index]] += sign * trace.sizes[index]
+        if event < 0:
+            continue
+        step += trace.phases[index] == "forward" != phase
+        phase = trace.phases[index] or phase
+        yield position, selection, step, tuple(sizes)
+
+
+def _places(simulation: Simulation, complete: bool) -> Callable[[str], list[str]]:
+    """The names of a module in every depth: two where a layer is near both ends, none where it is near neither."""
+    pattern, depth = layer_pattern(simulation.layers), simulation.depth
+    known: dict[str, list[str]] = {}
+
+    def places(module: str) -> list[str]:
+        if module not in known:
+            match = pattern.search(module)
+            if match is None:
+                known[module] = [module]
+            else:
+                number = int(match[2])
+                names = [f"+{number}"] if complete or number < ENDS else []
+                names += [f"-{depth - 1 - number}"] if not complete and depth - 1 - number < ENDS else []
+                known[module] = [f"{match[1]}.{name}{module[match.end() :]}" for name in names]
+        return known[module]
+
+    return places
+
+
+def _ranks(simulation: Simulation) -> dict[str | None, int]:
+    """The place of each trained selection among all, by name and number; that of the others is 0."""
+    known = sorted(simulation.trained, key=lambda name: [part.zfill(9) for part in re.findall(r"\d+|\D+", name or "")])
+    return {name: rank for rank, name in enumerate(known)} | {
+        name: 0 for _, name in simulation.trace.selections if name not in simulation.trained
+    }

@@ -1,0 +1,61 @@
+"""What is to be planned: a model, the shape of its batches, and how it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+Batch = dict[str, Tensor]
+Loss = Callable[[nn.Module, Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model and a training step on it, without the method.
+
+    Attributes:
+        model: a built-in configuration (NAME or config:NAME), a folder or file with a config.json, or an id of the hub.
+        batch_size: sequences a step.
+        sequence_length: tokens each.
+        dtype: of the weights.
+        checkpointing: recompute each layer in the backward pass (not re-entrant).
+        attention: implementation, as transformers calls it: "sdpa" or "eager".
+        loss: a key of `LOSSES`.
+        trust_remote_code: run code that comes with a model of the hub.
+    """
+
+    model: str
+    batch_size: int = 1
+    sequence_length: int = 512
+    dtype: str = "bfloat16"
+    checkpointing: bool = False
+    attention: str = "sdpa"
+    loss: str = "model"
+    trust_remote_code: bool = False
+
+
+def model_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """The loss as the model of transformers computes it today."""
+    return model(**batch).loss
+
+
+def shifted_copy_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """The causal loss of transformers up to 4.44 (2024): one more fp32 copy of the logits, shifted by one token."""
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    logits = model(**inputs).logits.float()  # (batch, tokens, vocabulary)
+    shifted = logits[..., :-1, :].contiguous()
+    labels = batch["labels"][..., 1:].contiguous()
+    return nn.functional.cross_entropy(shifted.view(-1, shifted.shape[-1]), labels.view(-1))
+
+
+LOSSES: dict[str, Loss] = {"model": model_loss, "shifted-copy": shifted_copy_loss}
+
+
+def make_batch(setup: Setup, classes: int | None) -> Batch:
+    """A micro-batch: token ids and a mask (batch, tokens), and labels, of tokens or (with classes) of sequences."""
+    tokens = torch.zeros(setup.batch_size, setup.sequence_length, dtype=torch.long)
+    labels = torch.zeros_like(tokens) if classes is None else torch.zeros(setup.batch_size, dtype=torch.long)
+    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}

@@ -1,0 +1,97 @@
+"""One method on one model of one depth: training steps on fake tensors, metered."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import optimizers
+from optimizers import MemoryEfficientOptimizer
+from optimizers.blocks import find_layers
+
+from ..components import classify
+from ..cycle import train_selection
+from ..memory import MemoryMeter
+from ..trace import Trace
+from .blueprint import Blueprint
+from .setup import LOSSES, make_batch
+
+
+@dataclass
+class Simulation:
+    """What the meter saw.
+
+    Attributes:
+        depth: layers of the model.
+        trace: all allocations.
+        layers: names of the lists of layers.
+        component: of each module, by name.
+        trained: weights that were trained, by selection.
+        leaves_state: does a switch leave state behind for what is no longer trained?
+    """
+
+    depth: int
+    trace: Trace
+    layers: list[str]
+    component: dict[str, str]
+    trained: dict[str | None, int] = field(default_factory=dict)
+    leaves_state: bool = False
+
+
+def simulate(
+    blueprint: Blueprint, method: str, values: Mapping[str, Any], depth: int, *, whole_cycle: bool = False
+) -> Simulation:
+    """Trains on the worst selection; on the ends of a cycle of blocks, where memory falls or rises from layer to layer.
+
+    Args:
+        blueprint: of the model.
+        method: a name of `optimizers`.
+        values: its hyper-parameters.
+        depth: layers of the model.
+        whole_cycle: go through all blocks; else leave out those between the first layer and the last.
+    """
+    with FakeTensorMode():
+        model = blueprint.build(depth)
+        optimizer = optimizers.create(method, model, **values)
+        layers = sorted({name.rpartition(".")[0] for name in find_layers(model)})
+        turns = _worst_turns(optimizer)
+        meter = MemoryMeter(model, optimizer)
+        simulation = Simulation(depth, meter.trace, layers, classify(model))
+        classes = None if blueprint.is_causal else 2
+        with meter:
+            for turn in range(turns):
+                if turn:
+                    optimizer.advance()
+                    simulation.leaves_state |= any(not p.requires_grad for p in optimizer.state)
+                if whole_cycle or _is_an_end(optimizer.selection, layers, depth):
+                    simulation.trained[optimizer.selection] = sum(p.numel() for p in optimizer.trainable)
+                    loss = LOSSES[blueprint.setup.loss]
+                    train_selection(meter, loss, lambda step: [make_batch(blueprint.setup, classes)], turn)
+    return simulation
+
+
+def _worst_turns(optimizer: MemoryEfficientOptimizer) -> int:
+    """Selects the worst case where the method knows it; else how many selections to go through."""
+    method = type(optimizer)
+    if method.worst_case is not MemoryEfficientOptimizer.worst_case:
+        optimizer.worst_case()
+        return 1
+    if optimizer.cycle_length == 1 and method.advance is not MemoryEfficientOptimizer.advance:
+        return 2  # what a renewal takes comes on top of the state that there is by then
+    return optimizer.cycle_length
+
+
+def _is_an_end(selection: str | None, layers: list[str], depth: int) -> bool:
+    """Does a selection hold the first layer or the last, or no layer by name?"""
+    indices = {int(match[2]) for match in layer_pattern(layers).finditer(selection or "")}
+    return not indices or 0 in indices or depth - 1 in indices
+
+
+def layer_pattern(layers: list[str]) -> re.Pattern[str]:
+    """Finds layers in a text: group 1 is the list's name, group 2 the layer's number."""
+    names = "|".join(map(re.escape, layers)) or "(?!)"
+    return re.compile(rf"(?<![\w.])({names})\.(\d+)(?![\w])")
