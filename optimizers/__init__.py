@@ -9,6 +9,7 @@ from .galore import GaLore
 from .hft import HFT
 from .lisa import LISA
 from .lomo import LOMO
+from .lora import LoRA
 from .registry import available, create, get, register, resolve
 from .sgd import SGD
 
@@ -22,6 +23,7 @@ __all__ = [
     "BAdam",
     "BlockLLM",
     "GaLore",
+    "LoRA",
     "MemoryEfficientOptimizer",
     "available",
     "create",

@@ -78,7 +78,9 @@ class GaLore(MemoryEfficientOptimizer):
             raise ValueError(f"scale must be a finite number above 0, not {scale}")
         self.rank, self.update_every, self.scale = rank, update_every, scale
         self.projection, self.svd, self.seed = projection, svd, seed
-        self._number = {p: number for number, p in enumerate(layer_matrices(model))}  # those that are projected
+        self._number: dict[Tensor, int] = {
+            p: number for number, p in enumerate(layer_matrices(model))
+        }  # those that are projected
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(model, defaults, in_backward=in_backward)
 

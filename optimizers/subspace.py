@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 OVERSAMPLING = 16  # random directions beyond the rank, at least: what the iteration converges by
-ITERATIONS = 4  # multiplications by A A^T; each squares the ratio by which a larger singular value wins
+ITERATIONS = 6  # multiplications by A A^T; each squares the ratio by which a larger singular value wins
 
 Vectors = tuple[Tensor | None, Tensor | None]
 
@@ -53,17 +53,26 @@ def randomized_vectors(matrix: Tensor, rank: int, left: bool, right: bool, key: 
 
 def _leading_left(a: Tensor, rank: int, key: tuple[int, ...]) -> Tensor:
     """The leading left singular vectors of `a` (short, long): a Tensor (short, rank) with orthonormal columns."""
-    width = min(rank + max(OVERSAMPLING, rank // 4), a.shape[0])
-    if width < a.shape[0]:
-        basis = _random(a.shape[0], width, key).to(a.device)
-        for _ in range(ITERATIONS):
-            basis = torch.linalg.qr(a @ (a.t() @ basis)).Q
-        inner = basis.t() @ a  # (width, long)
-    else:
-        basis, inner = None, a
-    gram = (inner @ inner.t()).nan_to_num(0.0, 0.0, 0.0)  # LAPACK would raise: a diverged run must stay one
-    rotation = torch.linalg.eigh(gram).eigenvectors[:, -rank:].flip(1)  # eigenvalues come in rising order
-    return rotation if basis is None else basis @ rotation
+    short = a.shape[0]
+    width = min(rank + max(OVERSAMPLING, rank // 4), short)
+    # A A^T costs as much as this many columns times A and A^T: then it pays to form it once
+    gram = a @ a.t() if short <= 2 * (ITERATIONS + 1) * width else None
+    if width == short:
+        return _leading_eigenvectors(gram, rank)
+    basis = _random(short, width, key).to(a.device)
+    for _ in range(ITERATIONS):
+        basis = torch.linalg.qr(_times_gram(a, gram, basis)).Q
+    return basis @ _leading_eigenvectors(basis.t() @ _times_gram(a, gram, basis), rank)
+
+
+def _times_gram(a: Tensor, gram: Tensor | None, basis: Tensor) -> Tensor:
+    """A A^T times `basis`."""
+    return a @ (a.t() @ basis) if gram is None else gram @ basis
+
+
+def _leading_eigenvectors(symmetric: Tensor, rank: int) -> Tensor:
+    symmetric = symmetric.nan_to_num(0.0, 0.0, 0.0)  # LAPACK would raise: a diverged run must stay one
+    return torch.linalg.eigh(symmetric).eigenvectors[:, -rank:].flip(1)  # eigenvalues come in rising order
 
 
 def _random(rows: int, columns: int, key: tuple[int, ...]) -> Tensor:

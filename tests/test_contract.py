@@ -18,6 +18,11 @@ VARIANTS = {
     "lomo-clip-norm": ("lomo", {"clip_norm": 1.0}),
     "lomo-clip-value": ("lomo", {"clip_value": 0.01, "lr": 1.0}),
     "hft-one-round": ("hft", {"switch_every": None}),
+    "galore-full-exact": ("galore", {"projection": "full", "svd": "exact"}),
+    "galore-other-side": ("galore", {"projection": "reverse_std", "rank": 100}),
+    "lora-dora": ("lora", {"variant": "dora"}),
+    "lora-pissa": ("lora", {"variant": "pissa"}),
+    "lora-plus": ("lora", {"variant": "lora+", "lr": 2e-3}),
     "sgd-momentum": ("sgd", {"momentum": 0.9, "lr": 0.03}),
 }
 SUBJECTS = {name: (name, {}) for name in optimizers.available()} | VARIANTS

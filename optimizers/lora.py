@@ -1,0 +1,136 @@
+"""LoRA (Hu et al., ICLR 2022, arXiv 2106.09685) and its relatives, built through `peft`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .adapters import ALL_LINEAR, find_targets, inject
+from .arithmetic import adamw_update
+from .base import MemoryEfficientOptimizer, check_choice, check_count, check_hyperparameters
+from .blocks import matching
+from .registry import register
+
+# what each variant asks of peft
+VARIANTS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "pissa": {"init_lora_weights": "pissa_niter_4"},
+    "lora+": {},
+}
+
+
+@register("lora")
+class LoRA(MemoryEfficientOptimizer):
+    """LoRA: a frozen weight W (m, n) plus s B A, where AdamW trains B (m, r) and A (r, n), and s = alpha / r.
+
+    `variant="rslora"` has s = alpha / sqrt(r) (Kalajdzievski, arXiv 2312.03732). "dora" also trains the length of each
+    row of W + s B A (Liu et al., arXiv 2402.09353). "pissa" starts A and B at the leading singular vectors of W and
+    takes them out of W, at construction (Meng et al., arXiv 2404.02948). "lora+" trains B at `lora_plus_ratio` times
+    the rate (Hayou et al., arXiv 2402.12354).
+
+    The adapters are put into the model that is given. They change its parameters' names and add to its `state_dict`, so
+    build it anew in the same way before loading; `finish()` merges them and restores the names.
+
+    Trains the adapters, and `always_train`. Keeps 8 bytes a weight of these (12 with an fp32 master); the adapters
+    themselves, in the dtype of W, are r (m + n) weights more. Weights that are no linear module (a tensor that holds
+    the matrices of several experts) can't be adapted.
+
+    Args:
+        model: the model to train.
+        lr: learning rate.
+        weight_decay: decoupled; for tensors of two or more dimensions, so for A and B.
+        betas, eps: of Adam.
+        rank: r.
+        alpha: None is 4 r.
+        dropout: on the adapters' input.
+        targets: name patterns of the linear modules to adapt ("q_proj", "layers.3.*"), as a tuple or separated by
+            commas; "all-linear" is all in the model's layers, so neither embeddings nor head. Frozen ones and those of
+            `always_train` are left out.
+        variant: "lora", "rslora", "dora", "pissa" or "lora+".
+        lora_plus_ratio: of "lora+": the rate of B over that of A.
+        always_train: name patterns of parameters that are trained as they are.
+        master_weights: fp32 moments and masters, if the model is of low precision.
+        fp32_gradients: fp32 gradients for low-precision weights.
+        seed: of the adapters' first values.
+
+    Raises:
+        ValueError: a value is out of its range, a pattern matches nothing, or the model already has adapters.
+    """
+
+    summary = "AdamW on low-rank additions to frozen weights"
+    paper = "Hu et al., ICLR 2022, arXiv 2106.09685"
+    trains = "r (m + n) new weights for each linear module (m, n) of the layers"
+    keeps = "8 B a new weight (12 B with an fp32 master), and the new weights"
+    excludes = "weights outside of linear modules (fused experts)"
+    example = {"lr": 1e-2, "rank": 4}
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 2e-4,
+        weight_decay: float = 0.01,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        rank: int = 8,
+        alpha: float | None = None,
+        dropout: float = 0.0,
+        targets: str | tuple[str, ...] = ALL_LINEAR,
+        variant: str = "lora",
+        lora_plus_ratio: float = 16.0,
+        always_train: tuple[str, ...] = (),
+        master_weights: bool = True,
+        fp32_gradients: bool = False,
+        seed: int = 0,
+    ):
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        check_hyperparameters(defaults)  # all checks come before the model is changed
+        check_count("rank", rank)
+        check_choice("variant", variant, tuple(VARIANTS))
+        alpha = 4.0 * rank if alpha is None else alpha
+        for name, value in (("alpha", alpha), ("lora_plus_ratio", lora_plus_ratio)):
+            if not 0.0 < value < float("inf"):
+                raise ValueError(f"{name} must be a finite number above 0, not {value}")
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
+        self.variant, self.lora_plus_ratio, self.master_weights = variant, lora_plus_ratio, master_weights
+        always = matching(model, always_train)
+        names = find_targets(model, targets, always)
+        before = {p: p.requires_grad for p in model.parameters()}
+        settings = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, **VARIANTS[variant]}
+        self._adapters = inject(model, names, settings, seed)
+        for p in always:
+            p.requires_grad_(True)
+        super().__init__(model, defaults, fp32_gradients=fp32_gradients)
+        self._requires_grad = before
+
+    def group_parameters(self, model: nn.Module, defaults: dict[str, Any]) -> list[dict[str, Any]]:
+        """As for every method; with "lora+" a third group, of all B, at its own rate."""
+        groups = super().group_parameters(model, defaults)
+        if self.variant != "lora+":
+            return groups
+        matrices, *others = groups
+        of_b = [(name, p) for name, p in matrices["params"] if ".lora_B." in name]
+        rest = [(name, p) for name, p in matrices["params"] if ".lora_B." not in name]
+        return [{"params": rest}, *others, {"params": of_b, "lr": defaults["lr"] * self.lora_plus_ratio}]
+
+    def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+        adamw_update([self.state[p] for p in params], params, grads, group, self.master_weights)
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"variant": self.variant}
+
+    def load_extra_state(self, extra: dict[str, Any]) -> None:
+        if extra["variant"] != self.variant:
+            raise ValueError(f"this state is of variant={extra['variant']!r}, not {self.variant!r}")
+
+    @torch.no_grad()
+    def finish(self) -> nn.Module:
+        """End the training: merge the adapters into the weights and give back the model as it was built."""
+        model = super().finish()
+        self._adapters.merge_and_unload()
+        return model
