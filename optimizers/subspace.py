@@ -55,10 +55,10 @@ def _leading_left(a: Tensor, rank: int, key: tuple[int, ...]) -> Tensor:
     """The leading left singular vectors of `a` (short, long): a Tensor (short, rank) with orthonormal columns."""
     short = a.shape[0]
     width = min(rank + max(OVERSAMPLING, rank // 4), short)
-    # A A^T costs as much as this many columns times A and A^T: then it pays to form it once
-    gram = a @ a.t() if short <= 2 * (ITERATIONS + 1) * width else None
     if width == short:
-        return _leading_eigenvectors(gram, rank)
+        return _leading_eigenvectors(a @ a.t(), rank)
+    # where it costs less than all the products with A and A^T, A A^T is formed once
+    gram = a @ a.t() if short <= 2 * (ITERATIONS + 1) * width else None
     basis = _random(short, width, key).to(a.device)
     for _ in range(ITERATIONS):
         basis = torch.linalg.qr(_times_gram(a, gram, basis)).Q
