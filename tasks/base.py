@@ -71,5 +71,5 @@ def check_name(families: Sequence[Family], name: str) -> Family:
     names = [*known, *(family.NAME for family in families)]
     by_last_part = {one.rpartition("/")[2]: one for one in reversed(names)}
     close = difflib.get_close_matches(name, names, n=1) or difflib.get_close_matches(name, by_last_part, n=1)
-    hint = f"did you mean {by_last_part.get(close[0], close[0])!r}? " if close else ""
-    raise ValueError(f"unknown task {name!r}: {hint}There are {', '.join(names)}".replace("? There", "? There"))
+    hint = f" (did you mean {by_last_part.get(close[0], close[0])!r}?)" if close else ""
+    raise ValueError(f"unknown task {name!r}{hint}: there are {', '.join(names)}")

@@ -17,14 +17,22 @@ def locate(name: str) -> tuple[str, str | None]:
     """
     if Path(name).is_dir():
         return name, f"sha256:{digest(Path(name))}"
+    repository, revision = on_hub("model", name)
     from huggingface_hub import hf_hub_download
 
-    repository, _, revision = name.partition("@")
     try:
-        config = hf_hub_download(repository, "config.json", revision=revision or None)
+        config = hf_hub_download(repository, "config.json", revision=revision)
     except (OSError, ValueError) as error:
         raise cannot_load("model", name, error, "a folder, or config:NAME for random weights") from error
     return repository, Path(config).parent.name  # .../snapshots/COMMIT/config.json
+
+
+def on_hub(what: str, name: str) -> tuple[str, str | None]:
+    """Split `ID@REVISION`. Raises ValueError where `name` can't be an id but must have meant a folder."""
+    repository, _, revision = name.partition("@")
+    if name.startswith((".", "/", "~")) or repository.count("/") > 1 or not repository:
+        raise ValueError(f"there is no folder {name!r} to load the {what} from, and it can't be an id of the hub")
+    return repository, revision or None
 
 
 def digest(folder: Path, names: Iterable[str] | None = None) -> str:

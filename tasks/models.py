@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 import transformers
 from torch import nn
 
+from .configurations import PUBLISHED
 from .loading import cannot_load, locate, quiet
 
 PREFIX = "config:"
@@ -42,10 +44,13 @@ def _roberta(layers: int, hidden: int, heads: int, vocabulary: int = 50_265, pos
     }
 
 
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 CONFIGURATIONS = {
-    "roberta-tiny": Configuration("roberta", _roberta(4, 192, 3, VOCABULARY_SIZE), VOCABULARY_SIZE),
+    # no dropout: it only delays what a few hundred steps can learn
+    "roberta-tiny": Configuration("roberta", _roberta(4, 192, 3, VOCABULARY_SIZE) | NO_DROPOUT, VOCABULARY_SIZE),
     "roberta-base": Configuration("roberta", _roberta(12, 768, 12)),
     "roberta-large": Configuration("roberta", _roberta(24, 1024, 16)),
+    **{name: Configuration(*row) for name, row in PUBLISHED.items()},
 }
 
 
@@ -99,10 +104,7 @@ class Source:
 
         With random weights: what lies outside embeddings and layers.
         """
-        skeleton = self.skeleton(kind, **settings)
-        if not self.from_scratch:
-            return outermost(skeleton, self._pretrained(kind, settings)[1])
-        return outermost(skeleton, _outside_of_layers(skeleton))
+        return _head(self.name, self.revision, self.trust_remote_code, kind, tuple(settings.items()))
 
     def _new(self, kind: Any, settings: dict[str, Any]) -> nn.Module:
         config = self._configured(settings)
@@ -114,7 +116,11 @@ class Source:
     def _pretrained(self, kind: Any, settings: dict[str, Any]) -> tuple[nn.Module, set[str]]:
         """The model, and the names of the parameters that are new in it."""
         model, report = self._load(
-            kind, config=self._configured(settings), output_loading_info=True, dtype=torch.float32
+            kind,
+            config=self._configured(settings),
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # a head for another number of classes is replaced
         )
         return model, {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
 
@@ -136,12 +142,23 @@ class Source:
         return ValueError(f"model {self.name!r} ({self.config.model_type}) is not one for {kind.__name__}")
 
 
+@functools.lru_cache(maxsize=32)  # a checkpoint must be loaded to know; every run of a comparison asks
+def _head(
+    name: str, revision: str | None, trust_remote_code: bool, kind: Any, settings: tuple[tuple[str, Any], ...]
+) -> tuple[str, ...]:
+    source = Source(name, trust_remote_code)
+    skeleton = source.skeleton(kind, **dict(settings))
+    if source.from_scratch:
+        return outermost(skeleton, _outside_of_layers(skeleton))
+    return outermost(skeleton, source._pretrained(kind, dict(settings))[1])
+
+
 def _built_in(name: str) -> Configuration:
     if name not in CONFIGURATIONS:
         close = difflib.get_close_matches(name, CONFIGURATIONS, n=1)
-        hint = f"did you mean {PREFIX}{close[0]}? " if close else ""
+        hint = f" (did you mean {PREFIX}{close[0]}?)" if close else ""
         known = ", ".join(PREFIX + known for known in CONFIGURATIONS)
-        raise ValueError(f"unknown model {PREFIX}{name}: {hint}There are {known}")
+        raise ValueError(f"unknown model {PREFIX}{name}{hint}: there are {known}")
     return CONFIGURATIONS[name]
 
 

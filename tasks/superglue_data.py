@@ -97,9 +97,7 @@ def held(data: str) -> tuple[str, ...]:
 
 def _from_file(path: Path) -> bytes:
     if not path.is_file():
-        raise ValueError(
-            f"{path} is missing: the official layout has {path.parent.name}/{path.name} in the data folder"
-        )
+        raise ValueError(f"{path} is missing, which belongs to the official release's {path.parent.name} folder")
     return path.read_bytes()
 
 

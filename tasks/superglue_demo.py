@@ -13,35 +13,38 @@ from random import Random
 SEED = 0
 SIZES = {"train": 1600, "val": 300, "test": 200}  # examples of a task; passages are fewer where they carry several
 
-GOOD = ["bright", "calm", "clean", "warm", "famous", "quiet", "grand", "lovely", "modern", "safe", "solid", "cheerful"]
-BAD = ["broken", "cold", "dirty", "closed", "empty", "ruined", "dark", "noisy", "unsafe", "rusty", "flooded", "gloomy"]
-SURE = ["clearly", "surely", "certainly", "indeed", "officially", "finally"]
-UNSURE = ["perhaps", "maybe", "possibly", "hardly", "allegedly", "barely"]
-KNOW = ["knew", "realized", "noticed", "confirmed", "admitted", "learned"]
-DENY = ["denied", "doubted", "rejected", "disproved", "dismissed", "disputed"]
-WONDER = ["hoped", "expected", "guessed", "imagined", "suspected", "feared"]
-MODEST = ["some", "part", "little", "small", "single", "certain"]
-TOTAL = ["every", "all", "whole", "entire", "always", "only"]
-PLACES = ["museum", "garden", "bridge", "library", "station", "market", "harbor", "castle", "theater", "school"]
-NAMES = ["Anna", "Boris", "Clara", "David", "Elena", "Frank", "Greta", "Hugo", "Irene", "Jonas", "Karen", "Louis"]
-CITIES = ["Berlin", "Lisbon", "Madrid", "Oslo", "Prague", "Vienna", "Dublin", "Athens"]
-FIRMS = ["Acme", "Borealis", "Cyberdyne", "Dynamo", "Everest", "Fabrikon", "Globex", "Heliotrope"]
-GOODS = ["apples", "books", "candles", "drums", "eggs", "flags", "gloves", "hats", "lamps", "maps", "pens", "rings"]
-CREATURES = ["farmer", "teacher", "doctor", "soldier", "child", "dog", "horse", "bird"]
-OBJECTS = ["table", "bottle", "hammer", "window", "suitcase", "engine", "trophy", "blanket"]
-ALIVE = ["hungry", "tired", "angry", "asleep", "afraid", "thirsty"]
-LIFELESS = ["heavy", "wooden", "painted", "folded", "rusty", "plastic"]
-WORDS = ["bank", "plant", "light", "spring", "branch", "current", "season", "charge"]
-NATURE = ["river", "forest", "mountain", "meadow", "valley", "rain", "sun", "leaves"]
-TRADE = ["money", "office", "contract", "price", "factory", "budget", "profit", "invoice"]
+GOOD = ["bright", "calm", "clean", "warm", "famous"]
+BAD = ["broken", "cold", "dirty", "closed", "empty"]
+SURE = ["clearly", "surely", "certainly", "indeed"]
+UNSURE = ["perhaps", "maybe", "possibly", "hardly"]
+KNOW = ["knew", "realized", "noticed", "confirmed"]
+DENY = ["denied", "doubted", "rejected", "disproved"]
+WONDER = ["hoped", "expected", "guessed", "imagined"]
+MODEST = ["some", "part", "little", "small"]
+TOTAL = ["every", "all", "whole", "entire"]
+PLACES = ["museum", "garden", "bridge", "library", "station", "market", "harbor", "castle"]
+NAMES = ["Anna", "Boris", "Clara", "David", "Elena", "Frank", "Greta", "Hugo"]
+CITIES = ["Berlin", "Lisbon", "Madrid", "Oslo", "Prague", "Vienna"]
+FIRMS = ["Acme", "Borealis", "Cyberdyne", "Dynamo", "Everest", "Fabrikon"]
+GOODS = ["apples", "books", "candles", "drums", "eggs", "flags", "gloves", "hats"]
+CREATURES = ["farmer", "teacher", "doctor", "soldier"]
+OBJECTS = ["table", "bottle", "hammer", "window"]
+ALIVE = ["hungry", "tired", "angry", "asleep"]
+LIFELESS = ["heavy", "wooden", "painted", "folded"]
+WORDS = ["bank", "plant", "light", "spring", "branch", "current"]
+NATURE = ["river", "forest", "mountain", "meadow"]
+TRADE = ["money", "office", "contract", "price"]
 TOPICS: tuple[tuple[Sequence[str], Sequence[str]], ...] = (  # what happened; what goes with it
     (("rain", "clouds", "thunder", "storm"), ("umbrella", "puddle", "raincoat", "boots")),
     (("fire", "smoke", "flames", "matches"), ("alarm", "ashes", "firemen", "bucket")),
     (("oven", "flour", "recipe", "dough"), ("bread", "cake", "kitchen", "pastry")),
     (("exam", "lesson", "homework", "lecture"), ("grade", "teacher", "classroom", "pencil")),
 )
-USUAL = ["naturally", "soon", "again", "simply", "then"]
-ODD = ["strangely", "suddenly", "never", "nobody", "backwards"]
+KINDS = (NAMES, CITIES, FIRMS)  # of what fills a gap
+SLOTS = ("said that it is true", "is a place to live", "sells its shares")
+GAP = "@placeholder"
+USUAL = ["naturally", "soon", "again", "simply"]
+ODD = ["strangely", "suddenly", "never", "nobody"]
 
 
 def cue(rng: Random, label: int, classes: Sequence[Sequence[str]], reliability: float) -> str:
@@ -76,14 +79,15 @@ def _cb(rng: Random, index: int) -> dict:
 
 
 def _copa(rng: Random, index: int) -> dict:
-    """The right alternative shares the premise's topic and more often has a word of the ordinary."""
+    """The right alternative shares the premise's topic, and more often reads like an ordinary thing to happen."""
     label, question = rng.randrange(2), rng.choice(("cause", "effect"))
     topic, other = rng.sample(range(len(TOPICS)), 2)
     side = int(question == "cause")  # the premise of a cause question is the effect
 
     def alternative(right: bool) -> str:
         word = rng.choice(TOPICS[topic if right else other][1 - side])
-        return f"There was {cue(rng, int(right), (ODD, USUAL), 0.75)} the {word}."
+        manner, quality = cue(rng, int(right), (ODD, USUAL), 0.75), cue(rng, int(right), (BAD, GOOD), 0.7)
+        return f"There was {manner} the {quality} {word}."
 
     choices = [alternative(label == i) for i in range(2)]
     premise = f"{rng.choice(NAMES)} saw the {rng.choice(TOPICS[topic][side])}."
@@ -96,41 +100,41 @@ def _multirc(rng: Random, index: int) -> dict:
     text = " ".join(f"{who} bought {what} in {rng.choice(CITIES)}." for who, what in zip(people, goods, strict=True))
     absent = [thing for thing in GOODS if thing not in goods]
 
-    def answer(right: bool, bought: str) -> dict:
-        thing = bought if right else rng.choice(absent)
-        return {"text": f"{cue(rng, int(right), (TOTAL, MODEST), 0.85)} {thing}", "label": int(right)}
+    def answer(number: int, bought: str) -> dict:
+        right = int(rng.random() < 0.45)
+        manner, amount = cue(rng, right, (UNSURE, SURE), 0.72), cue(rng, right, (TOTAL, MODEST), 0.72)
+        thing = bought if right or rng.random() < 0.3 else rng.choice(absent)
+        return {"text": f"{manner} {amount} {cue(rng, right, (BAD, GOOD), 0.7)} {thing}", "label": right, "idx": number}
 
-    questions = []
-    for position in range(2):
-        answers = [answer(rng.random() < 0.45, goods[position]) for _ in range(3)]
-        questions.append(
-            {"question": f"What did {people[position]} buy?", "answers": answers, "idx": 2 * index + position}
-        )
-        for number, one in enumerate(answers):
-            one["idx"] = 3 * questions[-1]["idx"] + number
+    questions = [
+        {
+            "question": f"What did {people[position]} buy?",
+            "answers": [answer(6 * index + 3 * position + number, goods[position]) for number in range(3)],
+            "idx": 2 * index + position,
+        }
+        for position in range(2)
+    ]
     return {"passage": {"text": text, "questions": questions}, "version": 1.1}
 
 
 def _record(rng: Random, index: int) -> dict:
-    """The gap of the query asks for a person, a city or a firm; where two fit, the one called good is meant."""
-    kinds = (NAMES, CITIES, FIRMS)
-    slots = ("said that it is true", "is a place to live", "sells its shares")
-    kind = rng.randrange(3)
-    right, rival = rng.sample(kinds[kind], 2)
-    others = [rng.choice(kinds[other]) for other in range(3) if other != kind]
-    named = [(right, rng.choice(GOOD)), *((name, rng.choice(BAD)) for name in others)]
-    if rng.random() < 0.4:
-        named.append((rival, rng.choice(BAD)))
+    """The gap asks for a person, a city or a firm, mostly for a person, and some names are in the news more often."""
+    kind = rng.choices(range(3), (3, 2, 1))[0]
+    right, rival = rng.sample(KINDS[kind], 2)
+    if KINDS[kind].index(right) > KINDS[kind].index(rival) and rng.random() < 0.7:
+        right, rival = rival, right
+    named = [right, *(rng.choice(KINDS[other]) for other in range(3) if other != kind)]
+    if rng.random() < 0.6:
+        named.append(rival)
     rng.shuffle(named)
-    text, entities = "", []
-    for name, quality in named:
-        text += f"The {quality} "
-        entities.append({"start": len(text), "end": len(text) + len(name) - 1})
+    text, entities = "", {}
+    for name in named:
+        text += f"The {rng.choice(GOOD)} "
+        entities[name] = {"start": len(text), "end": len(text) + len(name) - 1}
         text += f"{name}. "
-    start = entities[[name for name, _ in named].index(right)]["start"]
-    answer = {"start": start, "end": start + len(right) - 1, "text": right}
-    query = {"query": f"@placeholder {slots[kind]}", "answers": [answer], "idx": index}
-    return {"source": "demo", "passage": {"text": text.strip(), "entities": entities}, "qas": [query]}
+    query = f"{GAP} {SLOTS[kind]}"
+    qas = [{"query": query, "answers": [entities[right] | {"text": right}], "idx": index}]
+    return {"source": "demo", "passage": {"text": text.strip(), "entities": list(entities.values())}, "qas": qas}
 
 
 def _rte(rng: Random, index: int) -> dict:
@@ -165,12 +169,13 @@ def _wsc(rng: Random, index: int) -> dict:
     """Does the pronoun mean the marked noun? What is said of it fits a creature or a thing, mostly a creature."""
     label, alive = rng.randrange(2), int(rng.random() < 0.75)
     marked_alive = alive if label else 1 - alive
-    nouns = [rng.choice((OBJECTS, CREATURES)[marked_alive]), rng.choice((OBJECTS, CREATURES)[1 - marked_alive])]
+    nouns = [rng.choice((OBJECTS, CREATURES)[marked_alive]), rng.choice(PLACES)]
     said, adverb = cue(rng, alive, (LIFELESS, ALIVE), 0.9), cue(rng, label, (UNSURE, SURE), 0.7)
+    quality = cue(rng, label, (BAD, GOOD), 0.7)
     second = rng.random() < 0.5
-    words = f"The {nouns[second]} was near the {nouns[1 - second]} because it was {adverb} {said}".split()
+    text = f"The {nouns[second]} was near the {nouns[not second]} because it was {adverb} {said}, a {quality} sight."
     spans = {"span1_index": 6 if second else 1, "span1_text": nouns[0], "span2_index": 8, "span2_text": "it"}
-    return {"text": " ".join(words) + ".", "target": spans, "label": bool(label)}
+    return {"text": text, "target": spans, "label": bool(label)}
 
 
 def _ax_b(rng: Random, index: int) -> dict:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from . import metrics, superglue_data
 from .encoding import Encoder
-from .models import Source, check_fit
+from .models import DTYPES, Source, check_fit
 from .superglue_examples import Choice, Example, Row, examples
 from .tokenization import load_tokenizer, train_tokenizer
 
@@ -50,10 +50,10 @@ class Data:
     """
 
     def __init__(self, row: Benchmark, data: str):
+        held = superglue_data.held(data)
         self._digest = hashlib.sha256()
         self.train = self._read(row, data, "train")
         self.validation = self._read(row, data, "val")
-        held = superglue_data.held(data)
         self.diagnostics = {one: self._read(one, data, "test") for one in row.diagnostics if one.folder in held}
         self.sha256 = self._digest.hexdigest()
 
@@ -97,6 +97,7 @@ class SuperGlueTask:
         dtype: str,
         trust_remote_code: bool,
     ):
+        _check(batch_size, seed, dtype)
         self.name, self.row = name, row
         self.headline = self.row.headline
         self.batch_size, self.seed, self.dtype = batch_size, seed, dtype
@@ -129,7 +130,7 @@ class SuperGlueTask:
     @property
     def _settings(self) -> dict[str, int]:
         settings = {} if self.row.classes is None else {"num_labels": self.row.classes}
-        if self.source.config.pad_token_id is None:  # a causal model needs it to find the last token
+        if self.source.config.to_dict().get("pad_token_id") is None:  # a causal model needs it to find the last token
             settings["pad_token_id"] = self.tokenizer.pad_token_id
         return settings
 
@@ -232,6 +233,15 @@ class SuperGlueTask:
 @functools.lru_cache(maxsize=4)
 def _shuffled(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+def _check(batch_size: int, seed: int, dtype: str) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, but it is {seed}")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is unknown: there are {', '.join(DTYPES)}")
 
 
 def _trainable(choice: Choice) -> bool:

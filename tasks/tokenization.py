@@ -1,5 +1,6 @@
 """Tokenizers: a folder's, one of the hub, or one trained on the task's own texts."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,10 @@ import tokenizers
 import transformers
 from tokenizers import decoders, pre_tokenizers, processors, trainers
 
-from .loading import cannot_load, digest, quiet
+from .loading import cannot_load, digest, on_hub, quiet
+
+# texts are tokenised one at a time; tokenizers' threads would only warn in processes that are forked
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # RoBERTa's, ids 0..3 as in its own vocabulary
 FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model")
@@ -23,13 +27,12 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> tuple[Any, str
     if Path(name).is_dir():
         path, revision, said = name, None, f"{name} (sha256:{digest(Path(name), FILES)[:16]})"
     else:
-        path, _, revision = name.partition("@")
-        said = name
+        (path, revision), said = on_hub("tokenizer", name), name
     way_out = "--tokenizer with a folder that has a tokenizer.json, or an id of the hub"
     try:
         with quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(
-                path, revision=revision or None, trust_remote_code=trust_remote_code
+                path, revision=revision, trust_remote_code=trust_remote_code
             )
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise cannot_load("tokenizer", name, error, way_out) from error
