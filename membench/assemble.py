@@ -26,6 +26,15 @@ _UNKNOWN: dict[str, Any] = {
 def assemble(run: Run, outcome: Outcome) -> dict[str, Any]:
     """The record of a run; what couldn't be measured is null."""
     measured = outcome.value or {"status": outcome.status, "error": outcome.error}
+    made = _assemble(run, measured)
+    try:
+        record.check(made, run.run_id)
+    except ValueError as error:  # a task or a method of the user's own gave what no record can hold
+        return _assemble(run, {"status": "failed", "error": str(error)})
+    return made
+
+
+def _assemble(run: Run, measured: dict[str, Any]) -> dict[str, Any]:
     measured = {**_UNKNOWN, "hyperparameters": run.hyperparameters, **measured}
     measured["memory"] = _complete(measured["memory"], "memory")
     measured["time"] = _complete(measured["time"], "time")

@@ -12,7 +12,7 @@ from .errors import UserError
 from .folder import Folder
 from .processes import Outcome
 from .profiles import NOTES
-from .progress import Display, create_display
+from .progress import Display, create_display, waiting
 from .run import Run
 from .settings import Settings
 
@@ -28,8 +28,9 @@ def compare(settings: Settings) -> int:
         UserError: a setting can't work, or the output folder is in use.
     """
     try:
-        processes.start_server()
-        runs = _prepare(settings)
+        with waiting("importing torch and transformers, checking the settings", quiet=settings.quiet):
+            processes.start_server()
+            runs = _prepare(settings)
     except KeyboardInterrupt:
         print("\nInterrupted before the first run.")
         return INTERRUPTED
@@ -68,7 +69,7 @@ def _make(run: Run, folder: Folder, checkpoint_every: int, display: Display) -> 
         folder.checkpoint(run.run_id),
         checkpoint_every,
         log=folder.log(run.run_id),
-        on_message=lambda message: display.step(*message),
+        on_message=lambda message: display.stage(message) if isinstance(message, str) else display.step(*message),
         spawn=run.device.startswith("cuda"),
     )
     record = assemble(run, outcome)

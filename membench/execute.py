@@ -18,49 +18,70 @@ from .errors import explain
 from .loop import Diverged, Loop, loss_function, micro_batches
 from .run import Run
 
-Report = Callable[[int, float], None]
 
+def execute(
+    run: Run,
+    checkpoint_path: Path,
+    checkpoint_every: int,
+    report: Callable[[int, float], None] = lambda step, loss: None,
+    stage: Callable[[str], None] = lambda name: None,
+) -> dict[str, Any]:
+    """The measured part of the record, with what was measured before anything went wrong.
 
-def execute(run: Run, checkpoint_path: Path, checkpoint_every: int, report: Report) -> dict[str, Any]:
-    """The measured part of the record, with what was measured before anything went wrong."""
+    Args:
+        run: what to do.
+        checkpoint_path: to continue from, and to write every `checkpoint_every` steps (0: never).
+        report: called with (step, loss) after each step.
+        stage: called with the name of what follows the training.
+    """
     torch.set_num_threads(run.threads)
     measured: dict[str, Any] = {"status": "ok", "error": None}
     try:
-        _execute(run, checkpoint_path, checkpoint_every, report, measured)
+        task = create_task(run, run.task, run.seed, run.training)
+        measured |= {"headline": task.headline, "higher_is_better": task.higher_is_better}
+        try:
+            loop = _train(run, task, measured, report=report, path=checkpoint_path, every=checkpoint_every)
+            stage("evaluating")
+            _evaluate(run, task, loop, measured)
+            del loop
+        except Diverged as error:
+            measured["status"], measured["error"] = "diverged", str(error)
+        stage("metering memory")
+        measured["memory"] |= _meter(run, task)
     except Exception as error:
         traceback.print_exc()
         measured["status"], measured["error"] = _status(error), explain(error)
     return measured
 
 
-def _execute(run: Run, path: Path, every: int, report: Report, measured: dict[str, Any]) -> None:
-    task, device = create_task(run, run.task, run.seed, run.training), torch.device(run.device)
-    measured |= {"headline": task.headline, "higher_is_better": task.higher_is_better}
-    try:
-        _train(run, task, device, path, every, report, measured)
-    except Diverged as error:
-        measured["status"], measured["error"] = "diverged", str(error)
-    measured["memory"] |= _meter(run, task, device)
-
-
 def _train(
-    run: Run, task: tasks.Task, device: torch.device, path: Path, every: int, report: Report, measured: dict[str, Any]
-) -> None:
+    run: Run,
+    task: tasks.Task,
+    measured: dict[str, Any],
+    *,
+    report: Callable[[int, float], None],
+    path: Path,
+    every: int,
+) -> Loop:
     model = build_model(run, task)
     measured["parameters"] = sum(p.numel() for p in model.parameters())
     measured["hyperparameters"] = method_values(run, model)
     optimizer = build_optimizer(run, model)
     measured["trainable_parameters"] = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    device = torch.device(run.device)
     loop = Loop(model, optimizer, task, run.training, seed=run.seed, device=device)
     try:
         loop.run(report=report, checkpoint_path=path, checkpoint_every=every)
     finally:
         measured |= {"history": loop.progress.history, "time": _times(loop), "memory": _process_memory(device)}
-    measured["block_coverage"] = optimizer.block_coverage
-    model = optimizer.finish()
-    measured["metrics"] = loop.evaluate(model)
+        measured["block_coverage"] = optimizer.block_coverage
+    return loop
+
+
+def _evaluate(run: Run, task: tasks.Task, loop: Loop, measured: dict[str, Any]) -> None:
+    model = loop.optimizer.finish()
+    measured["metrics"] = loop.progress.history[-1]["metrics"] = loop.evaluate(model)
     measured["time"] = _times(loop)
-    loop.progress.history[-1]["metrics"] = measured["metrics"]
     measured["trained_fraction"] = trained_fraction(build_model(run, task), model)
 
 
@@ -91,9 +112,9 @@ def trained_fraction(before: nn.Module, after: nn.Module) -> float:
     return changed / sum(p.numel() for p in before.parameters())
 
 
-def _meter(run: Run, task: tasks.Task, device: torch.device) -> dict[str, Any]:
+def _meter(run: Run, task: tasks.Task) -> dict[str, Any]:
     """Exact bytes of training steps over a full cycle of blocks, on a copy that is thrown away."""
-    model = build_model(run, task)
+    model, device = build_model(run, task), torch.device(run.device)
     report = meter_cycle(
         model,
         build_optimizer(run, model),

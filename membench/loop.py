@@ -212,11 +212,18 @@ class Loop:
         return {**entry, "loss": loss, "learning_rate": rate, "metrics": None}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """The task's metrics; the time that takes is counted apart."""
+        """The task's metrics; the time that takes is counted apart.
+
+        Raises:
+            Diverged: a metric isn't finite.
+        """
         clock = Clock(self.device)
         with clock.phase("forward"):
             metrics = self.task.evaluate(model)
         self.progress.evaluation_seconds += clock.end_step()
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise Diverged(f"{name} is {value} after step {self.progress.step}")
         return metrics
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""What a user sees while runs are made: a bar on a terminal, and always one line a run."""
+"""What a user sees while runs are made: bars on a terminal, and always one line a run."""
 
+import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from .run import Run
 
@@ -16,13 +18,20 @@ class Display(Protocol):
     def __exit__(self, *exception: object) -> None: ...
     def begin(self, run: Run) -> None: ...
     def step(self, step: int, loss: float) -> None: ...
+    def stage(self, name: str) -> None: ...
     def end(self, record: dict[str, Any], seconds: float) -> None: ...
 
 
 def create_display(runs: Sequence[Run], total: int, *, quiet: bool) -> Display:
-    """A bar if somebody is looking, else lines. `runs` are those still to make, of `total`."""
+    """Bars if somebody is looking, else lines. `runs` are those still to make, of `total`."""
     console = Console(stderr=True)
-    return Lines(len(runs), total) if quiet or not console.is_terminal else Bar(console, runs, total)
+    return Lines(len(runs), total) if quiet or not console.is_terminal else Bars(console, runs, total)
+
+
+def waiting(text: str, *, quiet: bool) -> AbstractContextManager[Any]:
+    """Shows on a terminal what is being waited for."""
+    console = Console(stderr=True)
+    return nullcontext() if quiet or not console.is_terminal else console.status(text)
 
 
 class Lines:
@@ -43,29 +52,28 @@ class Lines:
     def step(self, step: int, loss: float) -> None:
         pass
 
+    def stage(self, name: str) -> None:
+        pass
+
     def end(self, record: dict[str, Any], seconds: float) -> None:
         print(f"[{self._number}/{self._total}] {summarize(record)}, {seconds:.0f} s", flush=True)
 
 
-class Bar:
-    """Two bars: the current run with its loss and the time left, and all runs together."""
+class Bars:
+    """Two bars, each with the time left: the current run with its loss, and all runs together."""
 
     def __init__(self, console: Console, runs: Sequence[Run], total: int):
         self._lines = Lines(len(runs), total)
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[loss]}"),
-            TimeRemainingColumn(),
-            console=console,
-            speed_estimate_period=3600,
-        )
-        self._all = self._progress.add_task("all runs, in steps", total=sum(map(_steps, runs)), loss="")
-        self._current = self._progress.add_task("starting", total=None, loss="")
-        self._done = self._finished_steps = 0
+        columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()]
+        columns += [TextColumn("{task.fields[left]}"), TextColumn("{task.fields[note]}")]
+        self._progress = Progress(*columns, console=console)
+        self._all = self._progress.add_task("all runs", total=sum(map(_steps, runs)), left="", note="")
+        self._run = self._progress.add_task("", total=None, left="", note="", visible=False)
+        self._before = self._run_steps = 0  # steps of finished runs; of this one
+        self._start = self._run_start = time.monotonic()
+        self._first_step = 0
 
-    def __enter__(self) -> "Bar":
+    def __enter__(self) -> "Bars":
         self._progress.start()
         return self
 
@@ -74,21 +82,39 @@ class Bar:
 
     def begin(self, run: Run) -> None:
         self._lines.begin(run)
-        self._progress.remove_task(self._current)
+        self._run_steps, self._first_step = _steps(run), 0
         title = f"{run.task} {run.method} seed {run.seed}"
-        self._current = self._progress.add_task(title, total=_steps(run), loss="")
-        self._finished_steps, self._done = self._finished_steps + self._done, 0
-        self._run_steps = _steps(run)
+        self._progress.reset(
+            self._run, total=self._run_steps, description=title, visible=True, left="", note="starting"
+        )
 
     def step(self, step: int, loss: float) -> None:
-        self._progress.update(self._current, completed=step, loss=f"loss {loss:.3f}")
-        self._progress.update(self._all, completed=self._finished_steps + step)
+        if not self._first_step:
+            self._first_step, self._run_start = step, time.monotonic()
+        left = _time_left(self._run_start, step - self._first_step, self._run_steps - step)
+        self._progress.update(self._run, completed=step, left=left, note=f"loss {loss:.3f}")
+        self._show_all(self._before + step)
+
+    def stage(self, name: str) -> None:
+        self._progress.update(self._run, left="", note=name)
 
     def end(self, record: dict[str, Any], seconds: float) -> None:
-        self._done = self._run_steps
-        self._progress.update(self._all, completed=self._finished_steps + self._done)
-        self._progress.update(self._current, completed=self._done)
+        self._before += self._run_steps
+        self._show_all(self._before)
         self._lines.end(record, seconds)
+
+    def _show_all(self, done: int) -> None:
+        total = self._progress.tasks[0].total or 0
+        self._progress.update(self._all, completed=done, left=_time_left(self._start, done, int(total) - done))
+
+
+def _time_left(start: float, done: int, to_do: int) -> str:
+    """From the time that all of it took so far, with what lies between the steps."""
+    if not done or not to_do:
+        return ""
+    minutes, seconds = divmod(round((time.monotonic() - start) / done * to_do), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02} left"
 
 
 def _steps(run: Run) -> int:
@@ -100,5 +126,5 @@ def summarize(record: dict[str, Any]) -> str:
     name = f"{record['task']} {record['method']} seed {record['seed']}"
     if record["status"] != "ok":
         return f"{name}: {record['status'].replace('_', ' ')}: {record['error']}"
-    peak = record["memory"]["peak_allocated_bytes"] / 1e6
-    return f"{name}: ok, {record['headline']} {record['metrics'][record['headline']]:.3f}, peak {peak:.1f} MB"
+    peak = record["memory"]["peak_allocated_bytes"] / 2**20
+    return f"{name}: ok, {record['headline']} {record['metrics'][record['headline']]:.3f}, peak {peak:,.1f} MiB"

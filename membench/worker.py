@@ -29,7 +29,7 @@ def prepare(settings: Settings, send: Send) -> list[Run]:
 
 
 def execute(run: Run, checkpoint_path: Path, checkpoint_every: int, send: Send) -> dict[str, Any]:
-    """See `execute.execute`; sends (step, loss) now and then."""
+    """See `execute.execute`; sends (step, loss) now and then, and the names of later stages."""
     from . import execute
 
     last = 0.0
@@ -40,7 +40,7 @@ def execute(run: Run, checkpoint_path: Path, checkpoint_every: int, send: Send) 
             last = time.monotonic()
             send("message", (step, loss))
 
-    return execute.execute(run, checkpoint_path, checkpoint_every, report)
+    return execute.execute(run, checkpoint_path, checkpoint_every, report, lambda name: send("message", name))
 
 
 def serve(function: Callable[..., Any], arguments: tuple[Any, ...], sender: connection.Connection, log: Path) -> None:

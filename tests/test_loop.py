@@ -177,6 +177,13 @@ def test_weights_that_are_not_finite_after_the_last_step_are_a_divergence():
         run.run()
 
 
+def test_a_score_that_is_not_finite_is_a_divergence():
+    run = loop(steps=1)
+    run.task.evaluate = lambda model: {"error": float("nan")}
+    with pytest.raises(Diverged, match="error is nan after step 0"):
+        run.evaluate(run.model)
+
+
 def test_autocast_computes_in_bfloat16_and_keeps_the_weights():
     task, seen = ToyTask(), []
     task.loss = lambda model, batch: seen.append(model(batch["x"]).dtype) or ToyTask.loss(task, model, batch)

@@ -237,6 +237,11 @@ def test_a_record_of_a_run_that_died_is_a_valid_record(tmp_path):
     partial = assemble.assemble(run, Outcome("ok", value={"status": "failed", "error": "e", "memory": {"peak": 1}}))
     record.check(partial, "here")
     assert partial["memory"]["peak_allocated_bytes"] is None
+    broken = assemble.assemble(
+        run, Outcome("ok", value={"status": "ok", "error": None, "metrics": {"a": float("nan")}})
+    )
+    record.check(broken, "here")
+    assert broken["status"] == "failed" and "nan" in broken["error"]
 
 
 PARENT = """
