@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from .models import Size
 from .paired import Ratio, interleave, ratio_of
 from .races import Race
-from .side import largest_difference
+from .side import Side, largest_difference, step_on_the_same_gradients
 
 METERED_STEPS = 2  # the second one has the state of the first
 
@@ -49,6 +49,8 @@ def run(method: str, race: Race, size: Size, steps: int, warm_up: int) -> Result
     """Time the race, compare the weights that it ends with, then meter both sides anew."""
     ours, theirs = race.sides(size)
     our_seconds, their_seconds = interleave(ours.step, theirs.step, steps, warm_up)
+    if race.same_gradients:
+        ours, theirs = _on_the_same_gradients(race, size, warm_up + steps)
     difference = largest_difference(ours.model, theirs.model)
     del ours, theirs
     our_peak, their_peak = peaks(race, size)
@@ -61,6 +63,13 @@ def run(method: str, race: Race, size: Size, steps: int, warm_up: int) -> Result
         their_peak,
         difference,
     )
+
+
+def _on_the_same_gradients(race: Race, size: Size, steps: int) -> tuple[Side, Side]:
+    ours, theirs = race.sides(size)
+    for number in range(steps):
+        step_on_the_same_gradients(ours, theirs, number)
+    return ours, theirs
 
 
 def peaks(race: Race, size: Size) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -47,15 +47,6 @@ def build(size: Size) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return LlamaForCausalLM(config).train()
-
-
-def beyond_rank(size: Size) -> Size:
-    """With so many tokens that gradients have a rank above GaLore's.
-
-    Otherwise its subspaces have directions in which there is nothing but rounding noise, and Adam makes full steps of
-    that: two runs that round differently then part, whoever made them.
-    """
-    return replace(size, tokens=max(size.tokens, 2 * size.rank // size.batch))
 
 
 def batch(size: Size, step: int) -> dict[str, Tensor]:

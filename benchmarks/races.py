@@ -13,7 +13,7 @@ from optimizers import HFT, LISA, LOMO, SGD, AdaLomo, AdamW, BAdam, BlockLLM, Ga
 from optimizers.blocks import split_into_blocks
 
 from . import peers
-from .models import Size, beyond_rank, build
+from .models import Size, build
 from .side import Side, with_timed_hooks
 
 NEVER = 10**9  # steps: no switch during a race
@@ -34,7 +34,7 @@ class Race:
         same_weights: the largest difference of weights that may be between the two after the race; None: the two do
             not do the same.
         update_limit: of the ratio of update times; None for a comparison that isn't between equals.
-        resize: what becomes of the size that is asked for.
+        same_gradients: compare the weights in steps of their own, in which both get the gradients of ours.
         fake: meter the memory on fake tensors: the peer would take minutes to compute.
         notes: what was worked around, and what must be known to read the numbers.
     """
@@ -45,7 +45,7 @@ class Race:
     theirs: Callable[[nn.Module, Size, Any], Pair]
     same_weights: float | None = 0.0
     update_limit: float | None = 1.0
-    resize: Callable[[Size], Size] = lambda size: size
+    same_gradients: bool = False
     fake: bool = False
     notes: tuple[str, ...] = ()
 
@@ -56,7 +56,6 @@ class Race:
 
     def sides(self, size: Size) -> tuple[Side, Side]:
         """Ours and theirs, ready to start from the same weights."""
-        size = self.resize(size)
         model = build(size)
         ours = Side(model, self.ours(model, size), size)
         return ours, Side(*self.theirs(build(size), size, ours.optimizer), size)
@@ -136,13 +135,14 @@ RACES: dict[str, Race] = {
         ours=_galore,
         theirs=_their_galore,
         same_weights=1e-5,
-        resize=beyond_rank,
+        same_gradients=True,
         fake=True,
         notes=(
             "its first step would take a full SVD of each matrix, minutes: it is given the subspaces that ours "
             "chooses; the refresh is timed apart",
             "it adds eps before the bias correction and ours after it: eps is 1e-12 on both sides",
-            "gradients have a higher rank than its subspaces, by more tokens: the rest would be rounding noise",
+            "weights are compared in steps in which both get the same gradients: with so small an eps Adam makes full "
+            "steps of the rounding noise of a gradient that is zero but for it",
             "memory is metered on fake tensors, with its own SVDs",
             "bitsandbytes, which only its 8-bit optimizer uses, is replaced by an empty module where it is missing",
         ),

@@ -71,3 +71,17 @@ def largest_difference(ours: nn.Module, theirs: nn.Module) -> float:
     """The largest difference between any two weights of the two models, taken in the order of their parameters."""
     pairs = zip(ours.parameters(), theirs.parameters(), strict=True)
     return max((p.detach() - q.detach()).abs().max().item() for p, q in pairs)
+
+
+def step_on_the_same_gradients(ours: Side, theirs: Side, number: int) -> None:
+    """One step on each side, both with the gradients of ours.
+
+    The loss is scaled up: Adam doesn't see that, but then the smallest gradient is far above eps, which peers add at
+    another place than ours.
+    """
+    ours.optimizer.backward(2.0**20 * loss(ours.model, batch(ours.size, number)))
+    for p, q in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
+        q.grad = None if p.grad is None else p.grad.clone()
+    for side in (ours, theirs):
+        side.optimizer.step()
+        side.optimizer.zero_grad()
