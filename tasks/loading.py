@@ -8,15 +8,17 @@ from pathlib import Path
 
 from transformers.utils import logging
 
+FOLDER = "sha256:"  # how the revision of a folder begins, which is a digest of its files
 
-def locate(name: str) -> tuple[str, str | None]:
+
+def locate(name: str) -> tuple[str, str]:
     """A folder with a digest of its files, or an id of the hub with the commit that its revision stands for.
 
     Raises:
         ValueError: neither a folder nor reachable on the hub.
     """
     if Path(name).is_dir():
-        return name, f"sha256:{digest(Path(name))}"
+        return name, f"{FOLDER}{digest(Path(name))}"
     repository, revision = on_hub("model", name)
     from huggingface_hub import hf_hub_download
 

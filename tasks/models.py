@@ -12,7 +12,7 @@ import transformers
 from torch import nn
 
 from .configurations import PUBLISHED
-from .loading import cannot_load, locate, quiet
+from .loading import FOLDER, cannot_load, locate, quiet
 
 PREFIX = "config:"
 VOCABULARY_SIZE = 1024  # of roberta-tiny and of the tokenizer that is trained for it
@@ -69,13 +69,18 @@ class Source:
         self.name = name
         self.from_scratch = name.startswith(PREFIX)
         self.trust_remote_code = trust_remote_code
-        self.revision: str | None = None
         if self.from_scratch:
+            self.revision: str | None = None
             self.configuration = _built_in(name.removeprefix(PREFIX))
             self.config = self.configuration.build()
         else:
             self.path, self.revision = locate(name)
             self.config = self._load(transformers.AutoConfig)
+
+    @property
+    def own_tokenizer(self) -> str:
+        """The name of the tokenizer that comes with a folder or with a revision of a model of the hub."""
+        return self.path if self.revision.startswith(FOLDER) else f"{self.path}@{self.revision}"
 
     def build(self, kind: Any, seed: int, dtype: str, **settings: Any) -> nn.Module:
         """A new model on the CPU. What is random in it is a function of `seed`; the global generator stays as it is.
@@ -139,7 +144,10 @@ class Source:
             raise cannot_load("model", self.name, error, "config:NAME for random weights") from error
 
     def _unsuitable(self, kind: Any) -> ValueError:
-        return ValueError(f"model {self.name!r} ({self.config.model_type}) is not one for {kind.__name__}")
+        return ValueError(
+            f"model {self.name!r} ({self.config.model_type}) can't be built with {kind.__name__}, as this task needs: "
+            "give an encoder such as RoBERTa or BERT"
+        )
 
 
 @functools.lru_cache(maxsize=32)  # a checkpoint must be loaded to know; every run of a comparison asks

@@ -141,7 +141,7 @@ class SuperGlueTask:
 
     def _tokenizer(self, name: str | None) -> tuple[Any, str]:
         if name is None and not self.from_scratch:
-            name = self.source.name
+            name = self.source.own_tokenizer
         if name is not None:
             return load_tokenizer(name, self.source.trust_remote_code)
         size = self.source.configuration.own_vocabulary
