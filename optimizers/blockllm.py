@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any
 
@@ -141,10 +142,13 @@ class BlockLLM(MemoryEfficientOptimizer):
                 self._update_entries(p, g, group)
 
     def _update_entries(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
-        index = self.state[p]["index"].long()  # (k,) positions in the flattened tensor
-        entries = p.take(index)
-        adamw_update([self.state[p]], [entries], [g.take(index)], group, self.master_weights)
-        p.put_(index, entries)
+        index = self.state[p]["index"]  # (k,) positions in the flattened tensor
+        # twice as fast as `take` and `put_`, and a selection needs no index of 8 bytes an entry
+        entries = p.reshape(-1).index_select(0, index)
+        entries_of_g = g.reshape(-1).index_select(0, index)
+        adamw_update([self.state[p]], [entries], [entries_of_g], group, self.master_weights)
+        del entries_of_g
+        put_entries(p, index.long(), entries)
 
     def after_step(self) -> None:
         loss = self._loss.item() if has_values(self._loss) else 0.0
@@ -215,13 +219,29 @@ class BlockLLM(MemoryEfficientOptimizer):
         sizes = [p.numel() for p in params]
         budget = min(self.rule.budget, sum(sizes))
         magnitudes = torch.cat([p.grad.abs().flatten() for p in params])
-        kept = magnitudes.topk(budget, sorted=False).indices.sort().values
-        ends = list(accumulate(sizes))
-        if has_values(kept):
-            reached = torch.searchsorted(kept, torch.tensor([0, *ends], device=kept.device))
-            counts = reached.diff().tolist()
-        else:  # how the budget is shared out doesn't change the bytes
-            counts = [max(0, min(size, budget - (end - size))) for size, end in zip(sizes, ends, strict=True)]
-        for p, end, positions in zip(params, ends, kept.split(counts), strict=True):
+        largest = magnitudes.topk(budget, sorted=False).indices
+        del magnitudes
+        for p, positions in zip(params, split_positions(largest, sizes), strict=True):
             if len(positions):
-                self.state[p]["index"] = (positions - (end - p.numel())).to(torch.int32)
+                self.state[p]["index"] = positions.to(torch.int32)
+
+
+def put_entries(p: Tensor, index: Tensor, entries: Tensor) -> None:
+    """Write `entries` (k,) to the positions `index` (k,), int64 and each its own, of the flattened `p`."""
+    if p.is_contiguous():
+        p.view(-1).scatter_(0, index, entries)
+    else:
+        p.put_(index, entries)
+
+
+def split_positions(positions: Tensor, sizes: list[int]) -> Iterator[Tensor]:
+    """Positions (k,) in tensors laid end to end -> for each of them the positions in it, in rising order."""
+    total = sum(sizes)
+    if has_values(positions):
+        chosen = torch.zeros(total, dtype=torch.bool, device=positions.device).index_fill_(0, positions, True)
+        for part in chosen.split(sizes):
+            yield part.nonzero().flatten()
+    else:  # how they are shared out doesn't change the bytes
+        count = len(positions)
+        for end, size in zip(accumulate(sizes), sizes, strict=True):
+            yield positions.new_empty(max(0, min(size, count - (end - size))))
