@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import connection, forkserver
+from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ def start_server() -> None:
         # numpy's pool of threads would start at its import
         "OPENBLAS_NUM_THREADS": "1",
     }
+    resource_tracker.ensure_running()  # it unblocks signals
     with _environment(environment), _blocked(signal.SIGINT):
         forkserver.ensure_running()
 

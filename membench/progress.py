@@ -1,5 +1,6 @@
 """What a user sees while runs are made: bars on a terminal, and always one line a run."""
 
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -66,7 +67,8 @@ class Bars:
         self._lines = Lines(len(runs), total)
         columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()]
         columns += [TextColumn("{task.fields[left]}"), TextColumn("{task.fields[note]}")]
-        self._progress = Progress(*columns, console=console)
+        # a line a run goes above the bars, unless stdout is a file
+        self._progress = Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty())
         self._all = self._progress.add_task("all runs", total=sum(map(_steps, runs)), left="", note="")
         self._run = self._progress.add_task("", total=None, left="", note="", visible=False)
         self._before = self._run_steps = 0  # steps of finished runs; of this one

@@ -1,5 +1,7 @@
 """The command line: quick to answer, clear in its refusals, honest in its exit codes."""
 
+import io
+import itertools
 import json
 import os
 import re
@@ -10,10 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from membench import processes
+from membench import processes, progress
 from membench.cli import main
 from membench.paths import put_current_folder_last
+from membench.run import Run, Training
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--steps", "2", "--batch-size", "2", "--sequence-length", "16", "--threads", "1", "--quiet"]
@@ -216,6 +220,27 @@ def test_the_version_is_that_of_the_package(capsys):
     from membench import __version__
 
     assert call(capsys, "--version")[:2] == (0, f"membench {__version__}\n")
+
+
+def test_a_terminal_sees_the_loss_and_the_time_left_of_run_and_comparison(capsys, monkeypatch):
+    clock = itertools.count(0.0, 0.5)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    runs = [Run(str(n), "t", "m", "x", n, {}, Training(40, 2, 8), None, "cpu", 1, False, {}) for n in range(2)]
+    screen = io.StringIO()
+    with progress.Bars(Console(file=screen, force_terminal=True, width=150), runs, 3) as bars:
+        bars.begin(runs[0])
+        bars.step(1, 0.9)
+        bars.step(21, 0.5)
+        bars.stage("evaluating")
+        bars.end({"task": "t", "method": "m", "seed": 0, "status": "failed", "error": "why"}, 12.0)
+    assert "t m seed 0" in screen.getvalue() and "evaluating" in screen.getvalue()
+    assert capsys.readouterr().out == "[2/3] t m seed 0: failed: why, 12 s\n"
+
+
+def test_the_time_left_counts_everything_that_was_needed_so_far(monkeypatch):
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 1000.0)
+    assert progress._time_left(start=900.0, done=10, to_do=400) == "1:06:40 left"
+    assert progress._time_left(start=900.0, done=0, to_do=400) == progress._time_left(900.0, 10, 0) == ""
 
 
 REAL = ["--model", "config:roberta-tiny", "--steps", "2", "--batch-size", "2", "--sequence-length", "32"]
