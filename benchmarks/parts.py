@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from optimizers.subspace import randomized_vectors
 
 from . import peers
 from .models import Size, build
-from .paired import Seconds, interleave, paired_ratio, ratio_of
+from .paired import Seconds, interleave, ratio_of
 from .side import Side, largest_difference, step_on_the_same_gradients, with_timed_hooks
 
 
@@ -72,7 +73,7 @@ def galore_exact(size: Size, steps: int = 20) -> Part:
     Both get the same gradients: the sign of a singular vector is arbitrary, so that of two gradients that differ in
     their last bits one may flip the moments that are kept over a change, and the other not.
     """
-    settings = {"lr": 1e-3, "eps": 1e-12}
+    settings: dict[str, Any] = {"lr": 1e-3, "eps": 1e-12}
     model, other = build(size), build(size)
     every = steps * 2 // 5
     optimizer = GaLore(model, rank=size.rank, update_every=every, svd="exact", **settings)
@@ -102,7 +103,7 @@ def lomo_updates(count: int = 500, steps: int = 20) -> Part:
     model, other = Tensors(count), Tensors(count)
     ours, theirs = with_timed_hooks(LOMO)(model, lr=1e-2), peers.lomo(other, 1e-2)
 
-    def backward(tensors: Tensors, optimizer: LOMO | peers.LomoPeer) -> Seconds:
+    def backward(tensors: Tensors, optimizer: Any) -> Seconds:
         before = optimizer.hook_seconds
         optimizer.backward(tensors())
         optimizer.step()
@@ -115,7 +116,7 @@ def lomo_updates(count: int = 500, steps: int = 20) -> Part:
     )
 
 
-def badam_backward(size: Size, checkpointing: bool, rounds: int = 2) -> Part:
+def badam_backward(size: Size, checkpointing: bool, rounds: int = 3) -> Part:
     """Seconds of BAdam's backward pass, averaged over a cycle of its blocks, over AdamW's.
 
     At most (D + 1) / 2D of the layers' share, plus the head's, through which every backward pass runs.
@@ -130,7 +131,7 @@ def badam_backward(size: Size, checkpointing: bool, rounds: int = 2) -> Part:
     ratios = []
     for _ in range(depth):
         pairs = interleave(badam.step, adamw.step, rounds, 1)
-        ratios.append(paired_ratio(*([sample["backward"] for sample in side] for side in pairs)).median)
+        ratios.append(ratio_of(*pairs, "backward").median)
         badam.optimizer.advance()
     ratio = statistics.mean(ratios)
     share = head_share(model)
@@ -147,7 +148,7 @@ def head_share(model: nn.Module) -> float:
 
 
 def parts(size: Size, small: Size) -> dict[str, Callable[[], Part]]:
-    """Those whose package is installed, by the method that they belong to and a letter.
+    """Those whose package is installed, by the method that they belong to and what it is.
 
     Args:
         size: the model of the races.

@@ -46,10 +46,18 @@ def train_same(model: nn.Module, ours: nn.Module) -> list[nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
+class Peer(StockOptimizer):
+    """Somebody else's optimizer, with what it has beyond torch's interface."""
+
+    optimizer: Any
+    step: Any
+    zero_grad: Any
+
+
 # ---- badam
 
 
-class BlockPeer(StockOptimizer):
+class BlockPeer(Peer):
     """`badam.BlockOptimizer`: what it keeps is behind the low-precision parameter that the model has."""
 
     @property
@@ -118,7 +126,7 @@ def _empty_bitsandbytes() -> dict[str, types.ModuleType]:
     return stubs
 
 
-class GalorePeer(StockOptimizer):
+class GalorePeer(Peer):
     """`galore_torch.GaLoreAdamW`, whose subspaces may be those that ours chooses.
 
     Its own takes a full SVD of each matrix in the first step: minutes for a model of 100M parameters. With
@@ -170,7 +178,7 @@ def galore(
 # ---- lomo-optim
 
 
-class LomoPeer(StockOptimizer):
+class LomoPeer(Peer):
     """`lomo_optim.Lomo` and `AdaLomo`: `step()` raises there, so the step is `fused_backward`, which wants the rate."""
 
     in_backward = True

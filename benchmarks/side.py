@@ -53,7 +53,7 @@ class Side:
         return meter.report()["peak_allocated_bytes"]
 
 
-def with_timed_hooks(base: type[MemoryEfficientOptimizer]) -> type[MemoryEfficientOptimizer]:
+def with_timed_hooks(base: type[MemoryEfficientOptimizer]) -> Any:
     """`base` that adds up the time spent in its hooks as `hook_seconds`."""
 
     class Timed(base):  # type: ignore[valid-type, misc]
