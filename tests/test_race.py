@@ -214,7 +214,7 @@ def test_the_command_prints_a_row_and_the_notes_of_each_race_and_writes_the_numb
 def test_a_race_that_is_lost_is_named_and_the_command_fails(monkeypatch, capsys):
     slow = result(update=Ratio(1.5, 1.4, 1.6), peer="peer")
     monkeypatch.setattr(race, "run", lambda *args: slow)
-    assert race.main(["adamw", "--model", "tiny"]) == 1
+    assert race.main(["adamw", "--model", "tiny", "--threads", "1"]) == 1
     printed = capsys.readouterr().out
     assert "LOST" in printed
     assert "update time 1.500 [1.400, 1.600] above 1.0" in printed
@@ -227,7 +227,7 @@ def test_a_peer_that_is_not_installed_is_skipped_and_said_so(monkeypatch, capsys
     monkeypatch.setattr(races, "find_spec", missing)
     monkeypatch.setattr(parts, "find_spec", missing)
     monkeypatch.setattr(parts, "badam_backward", lambda *args, **kwargs: parts.Part("b", 0.4, 0.5, "0.4"))
-    assert race.main(["badam", "lomo", "--model", "tiny"]) == 0
+    assert race.main(["badam", "lomo", "--model", "tiny", "--threads", "1"]) == 0
     printed = capsys.readouterr().out
     assert "badam: skipped, badam 1.4 is not installed" in printed
     assert "lomo: skipped" in printed
