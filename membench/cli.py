@@ -10,6 +10,7 @@ import typer
 from . import __version__
 from .errors import UserError
 from .paths import put_current_folder_last
+from .plan_command import plan
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -123,6 +124,9 @@ def report(
         print(tables.render(record.load_folder(folder), format.value))
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+app.command()(plan)
 
 
 @app.command("list")

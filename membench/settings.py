@@ -63,7 +63,7 @@ def resolve(given: Mapping[str, Any], assignments: list[str], config: str | None
     Raises:
         UserError: an unknown key, a value of the wrong type or out of range, an unreadable file.
     """
-    command_line = {**given, "hyperparameters": _parse_assignments(assignments)}
+    command_line = {**given, "hyperparameters": parse_assignments(assignments)}
     file = _typed(_read_config(config), config) if config else {}
     profile = command_line.get("profile", file.get("profile", "demo"))
     if profile not in PROFILES:
@@ -102,7 +102,7 @@ def _name(key: str, where: str | None = None) -> str:
     return f"{where}: {key}" if where else "--" + key.replace("_", "-")
 
 
-def _parse_assignments(assignments: list[str]) -> dict[str, dict[str, Any]]:
+def parse_assignments(assignments: list[str]) -> dict[str, dict[str, Any]]:
     """`badam.switch_every=50` for one method; `weight_decay=0` for all that have it."""
     methods: dict[str, dict[str, Any]] = {}
     for text in assignments:

@@ -16,7 +16,7 @@ from transformers.models.auto import modeling_auto
 
 from tasks.models import CONFIGURATIONS, DTYPES, PREFIX, Source, longest_sequence
 
-from .setup import Setup
+from .setup import Batch, Setup, make_batch
 
 CONFIG_FILE = "config.json"
 
@@ -78,13 +78,19 @@ class Blueprint:
         if self.setup.checkpointing:
             if not model.supports_gradient_checkpointing:
                 raise ValueError(f"--checkpointing: {type(model).__name__} doesn't support gradient checkpointing")
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         return model.train()
 
-    def build_once(self) -> None:
-        """A tiny build that loads the model's code."""
+    @cached_property
+    def attention(self) -> str:
+        """The implementation of attention that transformers takes."""
         with torch.device("meta"):
-            self.build(1)
+            config: Any = self.build(1).config
+            return str(config._attn_implementation)
+
+    def batch(self, device: str | None = None) -> Batch:
+        """A micro-batch of the set-up, on `device`."""
+        return make_batch(self.setup, None if self.is_causal else 2, device)
 
     def config(self, depth: int) -> Any:
         """The configuration with `depth` layers, and what it lists by layer cut to match."""

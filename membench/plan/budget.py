@@ -13,7 +13,7 @@ from tasks.models import CONFIGURATIONS, DTYPES, PREFIX
 
 from ..allocator import CUDA_CONTEXT_BYTES
 from .blueprint import Blueprint
-from .extend import extend_profiles
+from .extend import weights
 from .method import Plan, profile_like
 from .profile import Profile
 from .setup import Setup
@@ -42,11 +42,19 @@ def find_limits(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], bud
     A batch is on a line and a sequence on a parabola (the attention mask), so a few sizes are simulated and the rest
     follows. Models are planned, from the size that the plan at hand suggests.
     """
+    model = _largest_model(plan, blueprint, values, budget_bytes)
+    if lasting_bytes(plan.profile) + CUDA_CONTEXT_BYTES > budget_bytes:
+        return Limits(0, 0, model)
     return Limits(
         _largest_batch(plan, blueprint, values, budget_bytes),
         _longest_sequence(plan, blueprint, values, budget_bytes),
-        _largest_model(plan, blueprint, values, budget_bytes),
+        model,
     )
+
+
+def lasting_bytes(profile: Profile) -> int:
+    """What weights, gradients and optimizer state need whatever the batch is."""
+    return max(sum(moment.sizes[1:4]) for moment in profile.moments.values())
 
 
 def total_bytes(profile: Profile) -> int:
@@ -60,13 +68,9 @@ def _largest_batch(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], 
     profiles = {size: plan.profile}
     for batch in {start, 2 * start} - {size}:
         profiles[batch] = profile_like(plan, blueprint.with_setup(batch_size=batch), values)
-    points = (start, 2 * start)
-
-    def fits(batch: int) -> bool:
-        known = profiles.get(batch) or extend_profiles(points, [profiles[x] for x in points], batch)
-        return total_bytes(known) <= budget
-
-    return largest(fits, _MOST)
+    curve = total_curve({batch: profiles[batch] for batch in (start, 2 * start)})
+    known = {batch: total_bytes(one) for batch, one in profiles.items()}
+    return largest(lambda batch: known.get(batch, curve(batch)) <= budget, _MOST)
 
 
 def _longest_sequence(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int) -> int:
@@ -74,13 +78,22 @@ def _longest_sequence(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any
     profiles = {length: plan.profile}
     for longer in (2 * length, 3 * length):
         profiles[longer] = profile_like(plan, blueprint.with_setup(sequence_length=longer), values)
-    points = tuple(profiles)
+    curve = total_curve(profiles)
+    return largest(lambda tokens: curve(tokens) <= budget, blueprint.longest_sequence)
 
-    def fits(tokens: int) -> bool:
-        known = profiles.get(tokens) or extend_profiles(points, list(profiles.values()), tokens)
-        return total_bytes(known) <= budget
 
-    return largest(fits, blueprint.longest_sequence)
+def total_curve(profiles: Mapping[int, Profile]) -> Callable[[int], int]:
+    """`total_bytes` as a function, from profiles at some points: each moment on a polynomial, the surplus on a line."""
+    points, known = tuple(profiles), list(profiles.values())
+    shared = [key for key in known[0].moments if all(key in one.moments for one in known)]
+    rows = {tuple([one.moments[key].sizes[0] for one in known]) for key in shared}
+    surplus = (known[0].surplus_bytes, known[-1].surplus_bytes)
+
+    def total(at: int) -> int:
+        weight, line = weights(points, at), weights((points[0], points[-1]), at)
+        return max(map(weight.apply, rows)) + max(0, line.apply(surplus)) + CUDA_CONTEXT_BYTES
+
+    return total
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:
@@ -141,26 +154,3 @@ def parameters(blueprint: Blueprint) -> int:
     with torch.device("meta"):
         one, more = (sum(p.numel() for p in blueprint.build(depth).parameters()) for depth in (1, 1 + blueprint.period))
     return one + (more - one) * (blueprint.depth - 1) // blueprint.period
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes of "24GiB", "24 GB", "80000MB" or a plain number.
-
-    Raises:
-        ValueError: it is none of these.
-    """
-    units = {"": 1, "B": 1, **{f"{s}iB": 1 << 10 * (i + 1) for i, s in enumerate("KMGT")}}
-    units |= {f"{s}B": 1000 ** (i + 1) for i, s in enumerate("KMGT")}
-    stripped = text.strip()
-    number = stripped.rstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz ")
-    unit = stripped[len(number) :].strip()
-    known = {name.lower(): size for name, size in units.items()}
-    try:
-        value = float(number) * known[unit.lower()]
-    except (ValueError, KeyError):
-        raise ValueError(
-            f"a budget of {text!r} can't be read: give a number and a unit, such as 24GiB, 24GB or 80000MiB"
-        ) from None
-    if not 0 < value < float("inf"):
-        raise ValueError(f"a budget must be more than nothing and finite, not {text}")
-    return int(value)

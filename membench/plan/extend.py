@@ -40,20 +40,21 @@ def round_ratio(numerator: int, denominator: int) -> int:
 
 
 def extend_profiles(xs: Sequence[int], profiles: Sequence[Profile], at: int) -> Profile:
-    """The profile at `at`, of the moments that all of `profiles` have."""
-    weight, line = weights(xs, at), weights((xs[0], xs[-1]), at)
+    """The profile at `at`, of the moments that all of `profiles` have.
+
+    What the allocator reserves beyond the peak follows no rule in the depth; the largest of all stands for it.
+    """
+    weight = weights(xs, at)
     moments = {}
     for key in profiles[-1].moments:
         if all(key in one.moments for one in profiles):
             rows = zip(*(one.moments[key].sizes for one in profiles), strict=True)
             moments[key] = Moment(tuple([weight.apply(values) for values in rows]), profiles[-1].moments[key].position)
-    return Profile(moments, max(0, line.apply([profiles[0].surplus_bytes, profiles[-1].surplus_bytes])))
+    return Profile(moments, max(one.surplus_bytes for one in profiles))
 
 
 def extend_depth(depths: Sequence[int], profiles: Sequence[Profile], at: int) -> Profile:
     """The profile at depth `at` from three others, all of whose moments that matter lie on lines.
-
-    What the allocator reserves beyond the peak follows no rule in the depth; the largest of the three stands for it.
 
     Raises:
         NotAlikeError: one that doesn't decides a maximum of a part or of the whole, or might at depth `at`.

@@ -87,12 +87,17 @@ def _combine(method: str, simulations: Sequence[Simulation], depth: int) -> Plan
         "estimated_total_bytes": reserved + CUDA_CONTEXT_BYTES,
         "peak_phase": whole.peak.phase,
         "peak_module": _largest_module(pairs, depth),
-        "peak_selection": None if None in selections else extend_text(depths, selections, depth),
+        "peak_selection": _named(depths, selections, depth),
         "trained_weights": extend_number(depths, trained, depth),
         "components": components,
     }
     leaves_state = any(one.leaves_state for one in simulations)
     return Plan(method, depths, row, components, _nested(modules), whole, leaves_state)
+
+
+def _named(depths: Sequence[int], selections: Sequence[str | None], depth: int) -> str | None:
+    texts = [selection for selection in selections if selection is not None]
+    return extend_text(depths, texts, depth) if texts else None
 
 
 def _selection(simulation: Simulation, position: int) -> str | None:

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..allocator import CUDA_CONTEXT_BYTES
@@ -57,8 +57,9 @@ def plan(setup: Setup, methods: Sequence[str], given: Given, *, budget_bytes: in
         ValueError: an unknown model, method or hyper-parameter; or a value that the only method refuses.
     """
     blueprint = Blueprint(setup)
+    setup = replace(setup, attention=blueprint.attention)  # has also loaded the model's code, before processes fork
     jobs = [Job(setup, name, method_values(blueprint, name, given), budget_bytes) for name in methods]
-    planned = list(carry_out(jobs, blueprint))
+    planned = list(carry_out(jobs))
     if len(planned) == 1 and planned[0].refused:
         raise ValueError(planned[0].refused)
     return {
@@ -76,9 +77,8 @@ def method_values(blueprint: Blueprint, method: str, given: Given) -> dict[str, 
     return hyperparameters(method, given, learning_rate=None, seed=0, from_scratch=False, head=blueprint.head)
 
 
-def carry_out(jobs: Sequence[Job], blueprint: Blueprint) -> Iterator[Planned]:
+def carry_out(jobs: Sequence[Job]) -> Iterator[Planned]:
     """The jobs' plans in their order, made on all cores that this process may use."""
-    blueprint.build_once()  # loads the model's code, for all processes that are forked from here
     gc.collect()
     gc.freeze()  # what was imported is no garbage: the meter collects before each step
     workers = min(len(jobs), _cores())

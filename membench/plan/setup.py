@@ -22,7 +22,7 @@ class Setup:
         sequence_length: tokens each.
         dtype: of the weights.
         checkpointing: recompute each layer in the backward pass (not re-entrant).
-        attention: implementation, as transformers calls it: "sdpa" or "eager".
+        attention: implementation, as transformers calls it: "sdpa", "eager"; None: its choice for the model.
         loss: a key of `LOSSES`.
         trust_remote_code: run code that comes with a model of the hub.
     """
@@ -32,7 +32,7 @@ class Setup:
     sequence_length: int = 512
     dtype: str = "bfloat16"
     checkpointing: bool = False
-    attention: str = "sdpa"
+    attention: str | None = None
     loss: str = "model"
     trust_remote_code: bool = False
 
@@ -54,8 +54,11 @@ def shifted_copy_loss(model: nn.Module, batch: Batch) -> Tensor:
 LOSSES: dict[str, Loss] = {"model": model_loss, "shifted-copy": shifted_copy_loss}
 
 
-def make_batch(setup: Setup, classes: int | None) -> Batch:
+def make_batch(setup: Setup, classes: int | None, device: str | None = None) -> Batch:
     """A micro-batch: token ids and a mask (batch, tokens), and labels, of tokens or (with classes) of sequences."""
-    tokens = torch.zeros(setup.batch_size, setup.sequence_length, dtype=torch.long)
-    labels = torch.zeros_like(tokens) if classes is None else torch.zeros(setup.batch_size, dtype=torch.long)
-    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
+    tokens = torch.zeros(setup.batch_size, setup.sequence_length, dtype=torch.long, device=device)
+    mask = torch.ones_like(tokens)
+    if device is not None and setup.sequence_length > 1:
+        mask[0, -1] = 0  # transformers leaves a mask of ones out, unless it can't see the values
+    labels = tokens.clone() if classes is None else torch.zeros(setup.batch_size, dtype=torch.long, device=device)
+    return {"input_ids": tokens, "attention_mask": mask, "labels": labels}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch._subclasses.fake_tensor import FakeTensorMode
+import torch
+from torch import nn
 
 import optimizers
 from optimizers import MemoryEfficientOptimizer
@@ -18,7 +20,8 @@ from ..cycle import train_selection
 from ..memory import MemoryMeter
 from ..trace import Trace
 from .blueprint import Blueprint
-from .setup import LOSSES, make_batch
+from .quick import QuickFakeTensorMode
+from .setup import LOSSES
 
 
 @dataclass
@@ -43,7 +46,13 @@ class Simulation:
 
 
 def simulate(
-    blueprint: Blueprint, method: str, values: Mapping[str, Any], depth: int, *, whole_cycle: bool = False
+    blueprint: Blueprint,
+    method: str,
+    values: Mapping[str, Any],
+    depth: int,
+    *,
+    whole_cycle: bool = False,
+    device: str | None = None,
 ) -> Simulation:
     """Trains on the worst selection; on the ends of a cycle of blocks, where memory falls or rises from layer to layer.
 
@@ -53,25 +62,28 @@ def simulate(
         values: its hyper-parameters.
         depth: layers of the model.
         whole_cycle: go through all blocks; else leave out those between the first layer and the last.
+        device: train a real model with random weights there, instead of one of fake tensors.
     """
-    with FakeTensorMode():
-        model = blueprint.build(depth)
+    with QuickFakeTensorMode() if device is None else nullcontext():
+        with nullcontext() if device is None else torch.device(device):
+            model = blueprint.build(depth)
         optimizer = optimizers.create(method, model, **values)
-        layers = sorted({name.rpartition(".")[0] for name in find_layers(model)})
         turns = _worst_turns(optimizer)
         meter = MemoryMeter(model, optimizer)
-        simulation = Simulation(depth, meter.trace, layers, classify(model))
-        classes = None if blueprint.is_causal else 2
+        simulation = Simulation(depth, meter.trace, _lists_of_layers(model), classify(model))
         with meter:
             for turn in range(turns):
                 if turn:
                     optimizer.advance()
                     simulation.leaves_state |= any(not p.requires_grad for p in optimizer.state)
-                if whole_cycle or _is_an_end(optimizer.selection, layers, depth):
+                if whole_cycle or _is_an_end(optimizer.selection, simulation.layers, depth):
                     simulation.trained[optimizer.selection] = sum(p.numel() for p in optimizer.trainable)
-                    loss = LOSSES[blueprint.setup.loss]
-                    train_selection(meter, loss, lambda step: [make_batch(blueprint.setup, classes)], turn)
+                    train_selection(meter, LOSSES[blueprint.setup.loss], lambda step: [blueprint.batch(device)], turn)
     return simulation
+
+
+def _lists_of_layers(model: nn.Module) -> list[str]:
+    return sorted({name.rpartition(".")[0] for name in find_layers(model)})
 
 
 def _worst_turns(optimizer: MemoryEfficientOptimizer) -> int:

@@ -1,0 +1,78 @@
+"""Fake tensors with a shorter way to what torch's cache of them knows: most of a plan's time is spent on its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, _CacheKeyState, _DispatchCacheValidEntry
+
+_DEVICE = torch.ops.prim.device.default
+_VIEW, _UNSAFE_VIEW = torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default  # one below autograd
+
+
+class _UnknownError(Exception):
+    """An argument that the short key doesn't describe."""
+
+
+class QuickFakeTensorMode(FakeTensorMode):
+    """Does what `FakeTensorMode` does; where that has cached an operation's result, it is found by a shorter key.
+
+    The key holds what a result can depend on where no sizes are symbolic: of tensors shape, strides, dtype, device,
+    offset and the flags; of anything else type and value. All other operations take torch's own way.
+    """
+
+    _known: ClassVar[dict[tuple[Any, ...], _DispatchCacheValidEntry]] = {}  # of all modes, as torch's own cache
+
+    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].fake_device
+        if func is _UNSAFE_VIEW:
+            func = _VIEW
+        return super().dispatch(func, types, args, kwargs or {})
+
+    def _cached_dispatch_impl(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        key: list[Any] = [func, torch.get_default_dtype()]
+        try:
+            self._describe(key, args)
+            self._describe(key, kwargs)
+        except _UnknownError:
+            return super()._cached_dispatch_impl(func, types, args, kwargs)
+        entry = self._known.get(tuple(key))
+        if entry is not None:
+            return self._output_from_cache_entry(None, entry, None, func, args)  # type: ignore[arg-type]
+        output = super()._cached_dispatch_impl(func, types, args, kwargs)
+        if output is not NotImplemented:
+            self._remember(tuple(key), func, args, kwargs)
+        return output
+
+    def _remember(self, key: tuple[Any, ...], func: Any, args: Any, kwargs: Any) -> None:
+        try:
+            entry = FakeTensorMode.cache.get(self._cache_key(_CacheKeyState(self.shape_env), func, args, kwargs))
+        except Exception:
+            return
+        if isinstance(entry, _DispatchCacheValidEntry):
+            self._known[key] = entry
+
+    def _describe(self, key: list[Any], values: Any) -> None:
+        if isinstance(values, Mapping):
+            key.append(tuple(values))
+            values = values.values()
+        for value in values:
+            kind = type(value)
+            if isinstance(value, FakeTensor):
+                if value.fake_mode is not self or value.constant is not None or value.layout is not torch.strided:
+                    raise _UnknownError
+                key += (value.shape, value.stride(), value.dtype, value.fake_device, value.storage_offset())
+                key += (value.requires_grad, value.is_conj(), value.is_neg())
+            elif kind in _PLAIN:
+                key += (kind, value)
+            elif isinstance(value, Sequence):
+                key += (kind, len(value))
+                self._describe(key, value)
+            else:
+                raise _UnknownError
+
+
+_PLAIN = {int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size}

@@ -1,0 +1,22 @@
+"""Sizes as users write them."""
+
+import re
+
+_UNITS = {"": 1, "b": 1}
+_UNITS |= {f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)}
+_UNITS |= {f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)}
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of "24GiB", "24 GB", "80000MB" or a plain number.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text, re.IGNORECASE)
+    if match is None or match[2].lower() not in _UNITS:
+        raise ValueError(f"{text}: give a number and a unit, such as 24GiB (2^30 bytes each) or 24GB (10^9)")
+    size = int(float(match[1]) * _UNITS[match[2].lower()])
+    if not size:
+        raise ValueError(f"{text} is nothing: give more than 0 bytes")
+    return size

@@ -1,0 +1,71 @@
+"""Real steps beside a plan: what torch's allocator, or the meter on a CPU, saw of the very same training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from reports import formats
+from reports.plans import gib
+from reports.text import NOTHING, Table
+
+from ..breakdown import find_peaks
+from .blueprint import Blueprint
+from .planner import Given, method_values
+from .setup import Setup
+from .simulate import simulate
+
+_NO_GPU = "--verify runs real steps on a GPU, and there is none here: nothing was measured."
+_NOTE = "planned, allocated and reserved at their peaks, GiB; of weights that are random, on the same selection."
+
+
+def report(
+    setup: Setup, methods: Sequence[str], given: Given, document: Mapping[str, Any], device: str | None = None
+) -> str:
+    """A table of planned, allocated and reserved bytes; without a GPU, a sentence that says so.
+
+    Args:
+        setup: what was planned.
+        methods: in the order of the plan.
+        given: their hyper-parameters.
+        document: the plan.
+        device: "cpu" to try this without a GPU: the meter then stands for the allocator.
+    """
+    if device is None and not torch.cuda.is_available():
+        return _NO_GPU
+    blueprint, device = Blueprint(setup), device or "cuda"
+    rows = {row["method"]: row for row in document["rows"]}
+    cells = [
+        [name, *_planned(rows[name]), *measured(blueprint, name, method_values(blueprint, name, given), device)]
+        for name in methods
+        if name in rows
+    ]
+    headers = ["method", "planned", "planned reserved", "allocated", "reserved"]
+    return formats.plain([([], [Table(f"Real steps on {device}", headers, cells, {"method"}, [_NOTE])], [])]).strip()
+
+
+def _planned(row: Mapping[str, Any]) -> list[str]:
+    return [gib(row["peak_allocated_bytes"]), gib(row["peak_reserved_bytes"])]
+
+
+def measured(blueprint: Blueprint, method: str, values: Mapping[str, Any], device: str) -> list[str]:
+    """Allocated and reserved at the peak, as text."""
+    try:
+        return [NOTHING if size is None else gib(size) for size in measure(blueprint, method, values, device)]
+    except torch.OutOfMemoryError:
+        return ["out of memory", NOTHING]
+
+
+def measure(blueprint: Blueprint, method: str, values: Mapping[str, Any], device: str) -> tuple[int, int | None]:
+    """Bytes allocated and reserved at the peak of real steps; on a CPU what the meter saw, and None."""
+    on_gpu = torch.device(device).type == "cuda"
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    simulation = simulate(blueprint, method, values, blueprint.depth, device=device)
+    if on_gpu:
+        return torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+    peaks, _ = find_peaks(simulation.trace)
+    return max(peak for peak, _ in peaks), None

@@ -1,0 +1,180 @@
+"""A plan (`membench plan`) as text: what each method needs, what fits, and why."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from reports import formats
+from reports.record import PARTS
+from reports.statistics import round_parts
+from reports.text import NOTHING, Table
+
+GIB = 1 << 30
+FORMATS = ("table", "json", "markdown")
+
+Row = dict[str, Any]
+Column = tuple[str, Callable[[Row], str]]
+
+_PARTS = "parts: what there is at the moment of the peak; they add up to it."
+_RESERVED = (
+    "reserved: an estimate of what PyTorch's allocator holds, from a model of it; total: with {context} GiB for "
+)
+_RESERVED += "the process's own CUDA context."
+_FORMULA = "formula: the method's paper's, for M weights, D layers, width m and rank r; it leaves out activations and "
+_FORMULA += "temporaries."
+_INSIDE = "What a kernel allocates and frees inside one operation (SVD, QR, cuBLAS) isn't counted."
+_MODELS = "largest model: of the built-in ones, with this batch and sequence."
+
+
+def render(document: dict[str, Any], format: str) -> str:
+    """A plan's document in one of the `FORMATS`."""
+    if format == "json":
+        rows = [{key: value for key, value in row.items() if key != "modules"} for row in document["rows"]]
+        return json.dumps({**document, "rows": rows}, indent=1, allow_nan=False)
+    tables = [_memory(document), _where(document), *([_limits(document)] if document["budget_bytes"] else [])]
+    section = (heading(document), tables, _remarks(document))
+    return formats.markdown([section]) if format == "markdown" else formats.plain([section])
+
+
+def heading(document: dict[str, Any]) -> list[str]:
+    """What was planned, in a line."""
+    setup = document["setup"]
+    words = [
+        f"{setup['model']}, {document['parameters'] / 1e9:.3g} billion weights in {setup['dtype']}",
+        f"{setup['batch_size']} x {setup['sequence_length']} tokens",
+        "gradient checkpointing" if setup["checkpointing"] else "no checkpointing",
+        f"{setup['attention']} attention",
+    ]
+    words += [f"budget {gib(document['budget_bytes'])} GiB"] if document["budget_bytes"] else []
+    return [", ".join(words)]
+
+
+def gib(size: float) -> str:
+    """Bytes in GiB, with two decimals."""
+    return f"{size / GIB:,.2f}"
+
+
+def _memory(document: dict[str, Any]) -> Table:
+    columns: list[Column] = [
+        ("method", lambda row: row["method"]),
+        ("peak", lambda row: _parts(row)[0]),
+        *((_SHORT[part], _part(1 + number)) for number, part in enumerate(PARTS)),
+        ("reserved", lambda row: gib(row["peak_reserved_bytes"])),
+        ("total", lambda row: gib(row["estimated_total_bytes"])),
+    ]
+    if document["budget_bytes"]:
+        columns.append(("fits", _fits))
+    context = gib(document["context_bytes"])
+    notes = [_PARTS, _RESERVED.format(context=context)]
+    return _table("Memory at the peak, GiB", document["rows"], columns, {"method", "fits"}, notes)
+
+
+_SHORT = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer_state": "states",
+    "activations": "activations",
+    "temporaries": "temporary",
+}
+
+
+def _part(number: int) -> Callable[[Row], str]:
+    return lambda row: _parts(row)[number]
+
+
+def _parts(row: Row) -> list[str]:
+    """The peak and its parts, rounded so that they add up."""
+    sizes = [row["at_peak"][f"{part}_bytes"] * 100 for part in PARTS]
+    hundredths = round_parts(sizes, GIB)
+    return [f"{value / 100:,.2f}" for value in (sum(hundredths), *hundredths)]
+
+
+def _fits(row: Row) -> str:
+    return f"yes, {gib(row['left_bytes'])} left" if row["fits"] else f"no, {gib(-row['left_bytes'])} missing"
+
+
+def _where(document: dict[str, Any]) -> Table:
+    columns: list[Column] = [
+        ("method", lambda row: row["method"]),
+        ("peak in", lambda row: row["peak_phase"]),
+        ("most of it in", lambda row: row["peak_module"] or "(model)"),
+        ("training", lambda row: row["peak_selection"] or "all that it trains"),
+        ("million weights", lambda row: f"{row['trained_weights'] / 1e6:,.1f}"),
+        ("formula", lambda row: row["formula"] or NOTHING),
+        ("GiB", lambda row: NOTHING if row["formula_bytes"] is None else gib(row["formula_bytes"])),
+    ]
+    left = {"method", "peak in", "most of it in", "training", "formula"}
+    return _table("Where the peak is, and what is trained then", document["rows"], columns, left, [_FORMULA])
+
+
+def _limits(document: dict[str, Any]) -> Table:
+    batch, tokens = document["setup"]["batch_size"], document["setup"]["sequence_length"]
+    columns: list[Column] = [
+        ("method", lambda row: row["method"]),
+        (f"largest batch of {tokens} tokens", lambda row: _or_none(row["limits"]["batch"])),
+        (f"longest sequence at batch {batch}", lambda row: _or_none(row["limits"]["sequence"])),
+        ("largest model", lambda row: row["limits"]["model"] or "none"),
+    ]
+    title = f"What fits into {gib(document['budget_bytes'])} GiB"
+    return _table(title, document["rows"], columns, {"method", "largest model"}, [_MODELS])
+
+
+def _or_none(count: int) -> str:
+    return f"{count:,}" if count else "none"
+
+
+def _table(title: str, rows: list[Row], columns: list[Column], left: set[str], notes: list[str]) -> Table:
+    cells = [[show(row) for _, show in columns] for row in rows]
+    return Table(title, [name for name, _ in columns], cells, left, notes)
+
+
+def _remarks(document: dict[str, Any]) -> list[str]:
+    refused = [f"{method} can't be planned: {why}" for method, why in document["refused"].items()]
+    return [*verdict(document), *refused, _INSIDE]
+
+
+def verdict(document: dict[str, Any]) -> list[str]:
+    """If nothing fits: how much is missing, and whether the weights alone are too large."""
+    rows, budget = document["rows"], document["budget_bytes"]
+    if not budget or not rows or any(row["fits"] for row in rows):
+        return []
+    nearest = min(rows, key=lambda row: row["estimated_total_bytes"])
+    sentence = (
+        f"Nothing fits into {gib(budget)} GiB: {nearest['method']} comes nearest, with "
+        f"{gib(nearest['estimated_total_bytes'])} GiB; {gib(-nearest['left_bytes'])} GiB are missing."
+    )
+    weights = nearest["at_peak"]["weights_bytes"]
+    if weights + document["context_bytes"] > budget:
+        sentence += f" The weights alone take {gib(weights)} GiB in {document['setup']['dtype']}."
+    return [sentence]
+
+
+def why(document: dict[str, Any], method: str) -> str:
+    """A method's peak as a tree: components, and the modules in them, by what each holds."""
+    row = next(row for row in document["rows"] if row["method"] == method)
+    peak = row["peak_allocated_bytes"]
+    lines = [
+        *heading(document),
+        "",
+        f"{method}: {gib(peak)} GiB at the peak, in the {row['peak_phase']} phase" + _when(row),
+    ]
+    lines.append(f"{'':42}{'GiB':>8} {'share':>6}   of which")
+    tree = {name: parts for name, parts in row["components"].items() if sum(parts.values())}
+    for component in sorted(tree, key=lambda name: -sum(tree[name].values())):
+        lines.append(_branch(component, tree[component], peak))
+        modules = row["modules"].get(component, {})
+        for module in sorted(modules, key=lambda name: -sum(modules[name].values())):
+            if sum(modules[module].values()) >= peak / 1000:
+                lines.append(_branch(f"    {module or '(model)'}", modules[module], peak))
+    return "\n".join([*lines, "", "Modules that hold less than a thousandth are left out; * stands for all layers."])
+
+
+def _when(row: Row) -> str:
+    return f", training {row['peak_selection']}" if row["peak_selection"] else ""
+
+
+def _branch(name: str, parts: dict[str, int], peak: int) -> str:
+    size = sum(parts.values())
+    held = sorted(((parts[f"{part}_bytes"], _SHORT[part]) for part in PARTS), reverse=True)
+    words = ", ".join(f"{word} {gib(part)}" for part, word in held if part >= peak / 10_000)
+    return f"{name:42}{gib(size):>8} {size / peak:>6.1%}   {words}".rstrip()
