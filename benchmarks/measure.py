@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .models import Size
-from .paired import Ratio, interleave, ratio_of
+from .paired import Ratio, Seconds, interleave, ratio_of
 from .races import Race
-from .side import Side, largest_difference, step_on_the_same_gradients
+from .side import largest_difference, step_on_the_same_gradients
 
 METERED_STEPS = 2  # the second one has the state of the first
 
@@ -47,12 +47,9 @@ class Result:
 
 def run(method: str, race: Race, size: Size, steps: int, warm_up: int) -> Result:
     """Time the race, compare the weights that it ends with, then meter both sides anew."""
-    ours, theirs = race.sides(size)
-    our_seconds, their_seconds = interleave(ours.step, theirs.step, steps, warm_up)
+    our_seconds, their_seconds, difference = _timed(race, size, steps, warm_up)
     if race.same_gradients:
-        ours, theirs = _on_the_same_gradients(race, size, warm_up + steps)
-    difference = largest_difference(ours.model, theirs.model)
-    del ours, theirs
+        difference = _difference_on_the_same_gradients(race, size, warm_up + steps)
     our_peak, their_peak = peaks(race, size)
     return Result(
         method,
@@ -65,11 +62,19 @@ def run(method: str, race: Race, size: Size, steps: int, warm_up: int) -> Result
     )
 
 
-def _on_the_same_gradients(race: Race, size: Size, steps: int) -> tuple[Side, Side]:
+def _timed(race: Race, size: Size, steps: int, warm_up: int) -> tuple[list[Seconds], list[Seconds], float]:
+    """The seconds of both sides, and the largest difference of their weights at the end."""
+    gc.collect()
+    ours, theirs = race.sides(size)
+    return *interleave(ours.step, theirs.step, steps, warm_up), largest_difference(ours.model, theirs.model)
+
+
+def _difference_on_the_same_gradients(race: Race, size: Size, steps: int) -> float:
+    gc.collect()
     ours, theirs = race.sides(size)
     for number in range(steps):
         step_on_the_same_gradients(ours, theirs, number)
-    return ours, theirs
+    return largest_difference(ours.model, theirs.model)
 
 
 def peaks(race: Race, size: Size) -> tuple[int, int]:
