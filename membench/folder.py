@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,10 @@ class Folder:
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
-            yield
+            try:
+                yield
+            finally:
+                self._remove_empty_folders()
 
     def finished(self, run_id: str, *, retry: bool = False) -> dict[str, Any] | None:
         """The record of a run that needn't be made again; with `retry`, only one that is ok.
@@ -68,6 +71,11 @@ class Folder:
             self.checkpoint(made["run_id"]).unlink(missing_ok=True)
         if made["status"] == "ok":
             self.log(made["run_id"]).unlink(missing_ok=True)
+
+    def _remove_empty_folders(self) -> None:
+        for path in (self.checkpoint("").parent, self.log("").parent):
+            with suppress(OSError):  # it isn't empty, or isn't there
+                path.rmdir()
 
     def checkpoint(self, run_id: str) -> Path:
         return self.path / "checkpoints" / f"{run_id}.pt"

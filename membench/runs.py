@@ -33,7 +33,7 @@ def prepare(settings: Settings) -> list[Run]:
     """
     try:
         return _prepare(settings)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
 
 
@@ -48,7 +48,7 @@ def _prepare(settings: Settings) -> list[Run]:
         task = create_task(settings, name, 0, _training(settings, steps=1, weights="?"))
         training = _training(settings, _steps(settings, task), "random" if task.from_scratch else "pretrained")
         described = {**surroundings, **task.provenance}
-        for seed in settings.seeds:
+        for seed in dict.fromkeys(settings.seeds):
             runs += [_run(settings, task, m, seed, training, device, threads, described) for m in methods]
     _check_constructors(runs[: len(methods)])
     return runs

@@ -216,6 +216,32 @@ def test_a_finished_comparison_is_ok_and_makes_nothing_twice(tmp_path, capsys):
     assert "4 of 4 runs are already in" in capsys.readouterr().out
 
 
+def test_every_option_of_the_training_reaches_the_run(tmp_path):
+    options = {"dtype": "bfloat16", "checkpointing": True, "gradient_accumulation_steps": 2, "max_grad_norm": 0.5}
+    options |= {"evaluate_every": 3, "schedule": "cosine", "warmup_fraction": 0.5, "learning_rate": 1e-3}
+    settings = resolve({**TINY, **options, "out": str(tmp_path), "optimizers": "blockllm"}, ["blockllm.sparsity=0.5"])
+    assert compare(settings) == 0
+    run, reference = made(tmp_path)["blockllm"], made(tmp_path)["adamw"]
+    training = {name: options[name] for name in ("dtype", "gradient_accumulation_steps", "max_grad_norm", "schedule")}
+    training |= {"steps": 4, "batch_size": 2, "gradient_checkpointing": True, "evaluate_every": 3, "weights": "random"}
+    assert training.items() <= run["training"].items()
+    assert [entry["metrics"] is not None for entry in run["history"]] == [False, False, True, True]
+    assert run["history"][-1]["metrics"] == run["metrics"]
+    assert [entry["learning_rate"] for entry in run["history"]] == pytest.approx([5e-4, 1e-3, 1e-3, 5e-4])
+    assert run["hyperparameters"]["sparsity"] == 0.5
+    assert reference["memory"]["maximum"]["weights_bytes"] == pytest.approx(2 * reference["parameters"], rel=0.01)
+
+
+def test_a_method_of_low_memory_needs_less_than_the_reference_and_its_parts_add_up(tmp_path):
+    settings = resolve({**TINY, "out": str(tmp_path), "optimizers": "badam,blockllm"}, [])
+    assert compare(settings) == 0
+    peaks = {name: run["memory"]["peak_allocated_bytes"] for name, run in made(tmp_path).items()}
+    assert max(peaks["badam"], peaks["blockllm"]) < 0.6 * peaks["adamw"]
+    for run in made(tmp_path).values():
+        assert sum(run["memory"]["at_peak"].values()) == run["memory"]["peak_allocated_bytes"]
+        assert run["memory"]["process_peak_bytes"] > run["memory"]["peak_allocated_bytes"]
+
+
 def test_two_comparisons_do_not_write_to_one_folder(tmp_path):
     with Folder(tmp_path).locked(), pytest.raises(UserError, match=f"process {os.getpid()} is writing there"):
         compare(resolve({**TINY, "out": str(tmp_path)}, []))
