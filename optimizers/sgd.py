@@ -23,6 +23,7 @@ class SGD(MemoryEfficientOptimizer):
         weight_decay: added to the gradient (torch's SGD), for tensors of two or more dimensions.
         momentum: 0 for none.
         in_backward: update inside the backward pass, so that one gradient lives at a time.
+        master_weights: fp32 masters of low-precision weights (LOMO's Table 1 compares with this).
 
     Raises:
         ValueError: a value is out of its range.
@@ -31,7 +32,7 @@ class SGD(MemoryEfficientOptimizer):
     summary = "stochastic gradient descent, on all parameters"
     paper = "Robbins & Monro, 1951"
     trains = "everything"
-    keeps = "nothing (with momentum: the size of the weights)"
+    keeps = "nothing (with momentum: the size of the weights; with fp32 masters: 4 B a weight)"
     excludes = "in_backward: accumulation, loop clipping, fp16 scaling"
     example = {"lr": 0.1}
 
@@ -43,11 +44,13 @@ class SGD(MemoryEfficientOptimizer):
         *,
         momentum: float = 0.0,
         in_backward: bool = False,
+        master_weights: bool = False,
     ):
         if not 0.0 <= momentum < 1.0:
             raise ValueError(f"momentum must be at least 0 and below 1, not {momentum}")
+        self.master_weights = master_weights
         defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
         super().__init__(model, defaults, in_backward=in_backward)
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
-        sgd_update([self.state[p] for p in params], params, grads, group, master_weights=False)
+        sgd_update([self.state[p] for p in params], params, grads, group, self.master_weights)
