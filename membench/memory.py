@@ -30,7 +30,7 @@ class MemoryMeter(TorchDispatchMode):
     becomes of it, from its birth on:
 
     - weights: parameters and buffers of the model;
-    - gradients: what autograd accumulates into `.grad`, whoever frees it and when;
+    - gradients: what autograd accumulates into a parameter's `.grad`, whoever frees it and when;
     - optimizer state: tensors in `optimizer.state`, fp32 masters among them;
     - activations: made in the forward phase, or when a checkpointed segment is computed again, and still there at its
       end: autograd keeps it for the backward pass. The inputs of a step (`hold`) count too;
@@ -134,7 +134,7 @@ class MemoryMeter(TorchDispatchMode):
 
     def _is_gradient(self, result: Any, node: Any) -> bool:
         """Is it what autograd accumulates: the first of the parameter's shape, before hooks on the parameter run?"""
-        if not isinstance(node, AccumulateGrad):
+        if not isinstance(node, AccumulateGrad) or not self._modules.owns(node.variable):
             self._leaf = None
             return False
         if node is self._leaf or not isinstance(result, Tensor) or result.shape != node.variable.shape:

@@ -46,6 +46,10 @@ class ModuleTracker:
         """The module that a parameter belongs to; of a tied one, the first."""
         return self._owners.get(id(p), ROOT)
 
+    def owns(self, leaf: Tensor) -> bool:
+        """Is it a parameter of the model, and not an input that was made to require gradients?"""
+        return id(leaf) in self._owners
+
     def inside(self) -> bool:
         """Is a module's forward at work?"""
         return bool(self._stack)
