@@ -143,7 +143,7 @@ def verdict(document: dict[str, Any]) -> list[str]:
         f"Nothing fits into {gib(budget)} GiB: {nearest['method']} comes nearest, with "
         f"{gib(nearest['estimated_total_bytes'])} GiB; {gib(-nearest['left_bytes'])} GiB are missing."
     )
-    weights = nearest["at_peak"]["weights_bytes"]
+    weights = min(row["at_peak"]["weights_bytes"] for row in rows)
     if weights + document["context_bytes"] > budget:
         sentence += f" The weights alone take {gib(weights)} GiB in {document['setup']['dtype']}."
     return [sentence]

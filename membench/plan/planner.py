@@ -7,7 +7,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..allocator import CUDA_CONTEXT_BYTES
@@ -57,13 +57,13 @@ def plan(setup: Setup, methods: Sequence[str], given: Given, *, budget_bytes: in
         ValueError: an unknown model, method or hyper-parameter; or a value that the only method refuses.
     """
     blueprint = Blueprint(setup)
-    setup = replace(setup, attention=blueprint.attention)  # has also loaded the model's code, before processes fork
+    attention = blueprint.attention  # has also loaded the model's code, before processes fork
     jobs = [Job(setup, name, method_values(blueprint, name, given), budget_bytes) for name in methods]
     planned = list(carry_out(jobs))
     if len(planned) == 1 and planned[0].refused:
         raise ValueError(planned[0].refused)
     return {
-        "setup": asdict(setup),
+        "setup": {**asdict(setup), "attention": attention},
         "parameters": parameters(blueprint),
         "budget_bytes": budget_bytes,
         "context_bytes": CUDA_CONTEXT_BYTES,
