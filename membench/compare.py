@@ -11,7 +11,7 @@ from .assemble import assemble
 from .errors import UserError
 from .folder import Folder
 from .processes import Outcome
-from .profiles import NOTES
+from .profiles import note
 from .progress import Display, create_display, waiting
 from .run import Run
 from .settings import Settings
@@ -93,7 +93,7 @@ def _conclude(settings: Settings, records: Sequence[Record], folder: Folder) -> 
     from reports import tables
 
     print("\n" + tables.render(list(records)))
-    print("\n" + NOTES[settings.profile])
+    print("\n" + note(settings.profile, settings.model, settings.data))
     bad = [record for record in records if record["status"] != "ok"]
     for record in bad:
         if folder.log(record["run_id"]).exists():

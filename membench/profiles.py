@@ -11,7 +11,12 @@ PROFILES: dict[str, dict[str, Any]] = {
         "data": "demo",
         "steps": 120,
         "batch_size": 16,
-        "sequence_length": 64,
+        "sequence_length": 32,  # holds every text of the demo
+        # a few hundred steps must visit all blocks, and see the loss stall more than once
+        "hyperparameters": {
+            "badam": {"switch_every": 10},
+            "blockllm": {"sparsity": 0.7, "patience": 20},
+        },
     },
     # RoBERTa-large on SuperGLUE as in BAdam, Table 11 (Luo, Yu & Li, 2024, arXiv 2404.02827).
     "paper": {
@@ -29,8 +34,16 @@ PROFILES: dict[str, dict[str, Any]] = {
     },
 }
 
-NOTES = {
-    "demo": "profile demo: a tiny model with random weights on made-up data, offline. It shows how everything is "
-    "measured; it is not a result about the methods at scale (see --profile paper).",
-    "paper": "profile paper: RoBERTa-large on SuperGLUE with the hyper-parameters of BAdam's Table 11.",
+_NOTES = {
+    "demo": "a tiny model with random weights on made-up data, offline. It shows how everything is measured; "
+    "it is not a result about the methods at scale (see --profile paper).",
+    "paper": "RoBERTa-large on SuperGLUE, with the hyper-parameters of BAdam's Table 11.",
 }
+
+
+def note(profile: str, model: str, data: str) -> str:
+    """What the tables of a comparison are about, in a sentence."""
+    own = PROFILES[profile]
+    if (model, data) == (own["model"], own["data"]):
+        return f"profile {profile}: {_NOTES[profile]}"
+    return f"profile {profile} on another model or other data: what wasn't given (steps, sizes) is the profile's."

@@ -7,7 +7,7 @@ import pytest
 
 from membench.defaults import hyperparameters
 from membench.errors import UserError
-from membench.profiles import PROFILES
+from membench.profiles import PROFILES, note
 from membench.settings import resolve
 from membench.values import convert, parse
 
@@ -31,6 +31,12 @@ def test_the_profile_can_come_from_the_file(tmp_path):
     settings = resolve({}, [], config(tmp_path, 'profile = "paper"'))
     assert (settings.batch_size, settings.epochs, settings.data) == (16, 32.0, "hub")
     assert settings.hyperparameters["badam"] == {"lr": 1e-5, "weight_decay": 0.01, "switch_every": 100}
+
+
+def test_what_is_not_a_result_at_scale_says_so():
+    demo = PROFILES["demo"]
+    assert "not a result about the methods at scale" in note("demo", demo["model"], demo["data"])
+    assert "made-up" not in note("demo", demo["model"], "folder")
 
 
 def test_steps_replace_the_epochs_of_a_lower_layer():
