@@ -17,7 +17,7 @@ LEARNING_RATES = {
     "adamw": (2e-5, 1e-3),
     "sgd": (1e-2, 1e-1),
     "badam": (2e-5, 1e-3),
-    "blockllm": (3e-5, 1e-3),
+    "blockllm": (3e-5, 2e-3),
     "lisa": (2e-5, 1e-3),
     "galore": (1e-4, 1e-2),
     "lora": (2e-4, 1e-2),
