@@ -67,7 +67,7 @@ def extend_depth(depths: Sequence[int], profiles: Sequence[Profile], at: int) ->
     result = Profile({key: extended[key] for key in extended if key in regular}, max(p.surplus_bytes for p in profiles))
     for part in range(len(next(iter(profiles[0].moments.values())).sizes)):
         others = [_maximum(one, part, without=regular) for one in profiles]
-        if _steepest(depths, others, at) > result.maximum(part):
+        if _onwards(depths, others, at) > result.maximum(part):
             raise NotAlikeError("a maximum is at a moment whose sizes lie on no line")
     return result
 
@@ -76,10 +76,10 @@ def _maximum(profile: Profile, part: int, *, without: set[Key]) -> int:
     return max((moment.sizes[part] for key, moment in profile.moments.items() if key not in without), default=0)
 
 
-def _steepest(xs: Sequence[int], values: Sequence[int], at: int) -> float:
-    """How far values that lie on no line may go: along the steepest of their slopes."""
-    slopes = [(values[i + 1] - values[i]) / (xs[i + 1] - xs[i]) for i in range(len(xs) - 1)]
-    return values[-1] + max(0.0, *slopes) * (at - xs[-1])
+def _onwards(xs: Sequence[int], values: Sequence[int], at: int) -> float:
+    """How far values that lie on no line may go: on from the last two, which alone are free of both ends' influence."""
+    slope = max(0.0, (values[-1] - values[-2]) / (xs[-1] - xs[-2]))
+    return values[-1] + slope * (at - xs[-1])
 
 
 def extend_tables(depths: Sequence[int], tables: Sequence[Mapping[str, Mapping[str, int]]], at: int) -> Table:

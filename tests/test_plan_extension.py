@@ -1,0 +1,119 @@
+"""A plan from a few depths is, to the byte, what the full depth takes."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+from plan_models import MODELS, blueprint
+
+import optimizers
+from membench.breakdown import summarize
+from membench.plan import method as planning
+from membench.plan.blueprint import Blueprint
+from membench.plan.extend import NotAlikeError, extend_number, extend_text, weights
+from membench.plan.method import plan_method, simulated_depths
+from membench.plan.planner import method_values
+from membench.plan.simulate import simulate
+
+DEPTH = 7
+UNALIKE = {"hft", "blockllm"}  # a draw of parts, or a budget in weights: no two depths choose alike
+WHOLE = [name for name in optimizers.available() if name not in UNALIKE]
+
+
+def full_depth(b: Blueprint, method: str, values: dict[str, Any]) -> planning.Plan:
+    """The plan of the whole cycle of blocks at the model's own depth."""
+    return planning._combine(method, [simulate(b, method, values, b.depth, whole_cycle=True)], b.depth)
+
+
+QUICK = [("llama", "badam", True), ("llama", "lisa", False), ("llama", "lora", True), ("llama", "galore", False)]
+QUICK += [("gemma", "sgd", True), ("roberta", "badam", False), ("gpt2", "lomo", True)]
+ALL = [(name, method, checkpointing) for name in MODELS for method in WHOLE for checkpointing in (False, True)]
+CASES = [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in ALL]
+
+
+@pytest.mark.parametrize(("name", "method", "checkpointing"), CASES)
+def test_a_plan_extended_from_a_few_depths_is_that_of_the_full_depth(name, method, checkpointing, tmp_path):
+    b = blueprint(tmp_path, name, 10 if name == "gemma" else DEPTH, checkpointing=checkpointing)
+    values = method_values(b, method, {})
+    plan, full = plan_method(b, method, values), full_depth(b, method, values)
+    assert len(plan.depths) == 3 and full.depths == (b.depth,)
+    estimated = {"peak_reserved_bytes", "estimated_total_bytes"}
+    assert {k: v for k, v in plan.row.items() if k not in estimated} == {
+        k: v for k, v in full.row.items() if k not in estimated
+    }
+    assert plan.modules == full.modules
+
+
+@pytest.mark.parametrize("method", sorted(UNALIKE))
+def test_where_depths_are_not_alike_the_full_depth_is_simulated(method, tmp_path):
+    b = blueprint(tmp_path, "llama", DEPTH)
+    values = method_values(b, method, {})
+    plan = plan_method(b, method, values)
+    assert plan.depths == (DEPTH,)
+    assert plan.row == full_depth(b, method, values).row
+
+
+@pytest.mark.parametrize("method", ["adamw", "badam", "blockllm"])
+def test_a_plan_of_the_full_depth_is_the_meters_own_report(method, tmp_path):
+    b = blueprint(tmp_path, "llama", 3)
+    values = method_values(b, method, {})
+    plan = plan_method(b, method, values)
+    simulation = simulate(b, method, values, 3, whole_cycle=True)
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        report = summarize(simulation.trace, b.build(3))
+    for key in ("peak_allocated_bytes", "at_peak", "maximum", "peak_phase", "peak_selection", "peak_module"):
+        assert plan.row[key] == report[key]
+    assert plan.row["peak_reserved_bytes"] == report["estimated_reserved_bytes"]
+
+
+def test_a_cycle_that_leaves_state_behind_is_gone_through_in_full(tmp_path, monkeypatch):
+    from optimizers.badam import BAdam
+
+    class Hoarder(BAdam):
+        """BAdam that never drops the moments of the block that it leaves."""
+
+        def advance(self) -> None:
+            kept = dict(self.state)
+            super().advance()
+            self.state.update(kept)
+
+    monkeypatch.setitem(optimizers.registry._METHODS, "hoarder", Hoarder)
+    b = blueprint(tmp_path, "llama", 6)
+    plan = plan_method(b, "hoarder", {})
+    layers = sum(p.numel() for p in b.source.skeleton(b.kind).model.layers.parameters())
+    assert plan.leaves_state
+    assert plan.row["maximum"]["optimizer_state_bytes"] >= 8 * layers
+
+
+def test_simulated_depths_end_on_a_layer_of_the_same_kind():
+    assert simulated_depths(32, 1) == (3, 4, 5)
+    assert simulated_depths(26, 2) == (4, 6, 8)
+    assert simulated_depths(27, 2) == (3, 5, 7)
+    assert simulated_depths(4, 1) == (4,)
+
+
+def test_extension_is_exact_in_whole_numbers_and_refuses_what_lies_on_no_line():
+    assert extend_number((3, 4, 5), (10, 12, 14), 32) == 68
+    assert weights((1, 2, 3), 10).apply([1, 4, 9]) == 100
+    with pytest.raises(NotAlikeError):
+        extend_number((3, 4, 5), (10, 12, 15), 32)
+    assert extend_text((3, 4), ("layers.0, layers.2", "layers.0, layers.3"), 32) == "layers.0, layers.31"
+    with pytest.raises(NotAlikeError, match="differ in more than their numbers"):
+        extend_text((3, 4), ("layers.0", "head"), 32)
+
+
+def test_the_short_way_through_the_cache_changes_nothing(tmp_path, monkeypatch):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from membench.plan import simulate as module
+
+    b = blueprint(tmp_path, "llama", 3, checkpointing=True, dtype="bfloat16")
+    for method in ("galore", "lora"):
+        values = method_values(b, method, {})
+        quick = simulate(b, method, values, 3).trace
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "QuickFakeTensorMode", FakeTensorMode)
+            plain = simulate(b, method, values, 3).trace
+        assert dataclasses.asdict(quick) == dataclasses.asdict(plain)
