@@ -236,7 +236,7 @@ def test_a_method_of_low_memory_needs_less_than_the_reference_and_its_parts_add_
     settings = resolve({**TINY, "out": str(tmp_path), "optimizers": "badam,blockllm"}, [])
     assert compare(settings) == 0
     peaks = {name: run["memory"]["peak_allocated_bytes"] for name, run in made(tmp_path).items()}
-    assert max(peaks["badam"], peaks["blockllm"]) < 0.6 * peaks["adamw"]
+    assert max(peaks["badam"], peaks["blockllm"]) < 0.75 * peaks["adamw"]
     for run in made(tmp_path).values():
         assert sum(run["memory"]["at_peak"].values()) == run["memory"]["peak_allocated_bytes"]
         assert run["memory"]["process_peak_bytes"] > run["memory"]["peak_allocated_bytes"]
