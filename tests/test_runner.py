@@ -317,7 +317,9 @@ def test_an_interrupt_keeps_what_is_finished_and_ends_with_130(tmp_path):
     command = [sys.executable, "-m", "membench", "compare", "--optimizers", "sgd", "--out", str(tmp_path), "--task"]
     command += ["superglue/cb", "--steps", "300", "--batch-size", "2", "--sequence-length", "16", "--threads", "1"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
+    # a suite that runs in the background of a script has interrupts ignored, and its children inherit that
+    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes, **heed)
     end = time.monotonic() + 120
     while not list(tmp_path.glob("*--adamw--*.json")):
         assert time.monotonic() < end and process.poll() is None
