@@ -1,0 +1,100 @@
+"""What fits into a budget: searches end at the last that fits, and curves pass through what a plan of its own takes."""
+
+import pytest
+from plan_models import blueprint
+
+from membench.allocator import CUDA_CONTEXT_BYTES
+from membench.plan import budget
+from membench.plan.blueprint import Blueprint
+from membench.plan.budget import built_in_models, find_limits, largest, parameters, total_bytes, total_curve, walk
+from membench.plan.method import plan_method, profile_like
+from membench.plan.planner import method_values
+from membench.plan.profile import Profile
+from membench.plan.setup import Setup
+from membench.plan.units import parse_bytes
+
+DEPTH = 7
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 3, 7, 8, 9, 1000])
+def test_the_search_ends_at_the_last_that_fits(limit):
+    assert largest(lambda x: x <= limit, 500) == min(limit, 500)
+
+
+@pytest.mark.parametrize("fitting", range(6))
+def test_the_walk_finds_the_largest_from_any_start(fitting):
+    expected = "abcde"[fitting - 1] if fitting else None
+    for start in range(6):
+        assert walk("abcde", start, lambda name: "abcde".index(name) < fitting) == expected
+
+
+def exact(profile: Profile) -> Profile:
+    """Without what the allocator adds, which follows no rule."""
+    return Profile(profile.moments, 0)
+
+
+@pytest.mark.parametrize(("name", "method"), [("llama", "badam"), ("roberta", "lora"), ("llama", "blockllm")])
+def test_the_peak_lies_on_the_line_of_the_batch_to_the_byte(name, method, tmp_path):
+    b = blueprint(tmp_path, name, DEPTH, checkpointing=name == "llama")
+    values = method_values(b, method, {})
+    plan = plan_method(b, method, values)
+    double = profile_like(plan, b.with_setup(batch_size=6), values)
+    curve = total_curve({3: exact(plan.profile), 6: exact(double)})
+    seen = plan_method(b.with_setup(batch_size=11), method, values)
+    assert curve(11) - CUDA_CONTEXT_BYTES == seen.row["peak_allocated_bytes"]
+
+
+@pytest.mark.parametrize(("attention", "method"), [("eager", "sgd"), ("sdpa", "lisa")])
+def test_the_peak_lies_on_the_parabola_of_the_sequence_to_the_byte(attention, method, tmp_path):
+    b = blueprint(tmp_path, "llama", DEPTH, attention=attention)
+    values = method_values(b, method, {})
+    plan = plan_method(b, method, values)
+    points = {24: exact(plan.profile)}
+    for tokens in (48, 72):
+        points[tokens] = exact(profile_like(plan, b.with_setup(sequence_length=tokens), values))
+    seen = plan_method(b.with_setup(sequence_length=301), method, values)
+    assert total_curve(points)(301) - CUDA_CONTEXT_BYTES == seen.row["peak_allocated_bytes"]
+
+
+def test_limits_are_the_last_that_fit_and_never_beyond_the_models_positions(tmp_path, monkeypatch):
+    monkeypatch.setattr(budget, "built_in_models", lambda causal: {"llama-60m": 58_000_000})
+    b = blueprint(tmp_path, "llama", DEPTH)
+    values = method_values(b, "sgd", {})
+    plan = plan_method(b, "sgd", values)
+    size = total_bytes(plan.profile) + 60 * 2**20
+    limits = find_limits(plan, b, values, size)
+    assert limits.model is None  # its weights alone are more than is left
+    assert limits.batch > 3 and 24 < limits.sequence <= b.longest_sequence
+    for setup in (b.with_setup(batch_size=limits.batch), b.with_setup(sequence_length=limits.sequence)):
+        assert plan_method(setup, "sgd", values).row["estimated_total_bytes"] == pytest.approx(size, rel=0.1)
+    roomy = find_limits(plan, b, values, 10 * size)
+    assert roomy.sequence == b.longest_sequence == 512 and roomy.model == "llama-60m"
+
+
+def test_nothing_fits_where_the_weights_alone_are_too_large(tmp_path):
+    b = blueprint(tmp_path, "llama", DEPTH)
+    values = method_values(b, "adamw", {})
+    limits = find_limits(plan_method(b, "adamw", values), b, values, CUDA_CONTEXT_BYTES + 1000)
+    assert (limits.batch, limits.sequence, limits.model) == (0, 0, None)
+
+
+def test_parameters_are_counted_without_building_the_model():
+    assert parameters(Blueprint(Setup("llama2-70b"))) == 68_976_648_192
+    assert parameters(Blueprint(Setup("gemma2-9b"))) == 9_241_705_984
+    names = built_in_models(True)
+    assert list(names.values()) == sorted(names.values())
+    assert "roberta-base" not in names and list(names)[-1] == "llama3-70b"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("24GiB", 24 * 2**30), ("24GB", 24 * 10**9), ("1.5 gib", 3 * 2**29), ("80000MB", 8 * 10**10), ("123", 123)],
+)
+def test_sizes_are_read(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["24GX", "GiB", "-1GB", "0GB", "1e3GB", "24 GiB of it"])
+def test_what_is_no_size_is_refused_with_its_text(text):
+    with pytest.raises(ValueError, match=text):
+        parse_bytes(text)
