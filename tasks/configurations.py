@@ -39,16 +39,16 @@ def _rotary(theta: float, factor: float | None = None) -> dict[str, Any]:
 
 
 def _llama3(*shape: int, positions: int = 131_072, factor: float | None = 8.0, **more: Any) -> dict[str, Any]:
-    return _llama(*shape, vocabulary=128_256, positions=positions, **_rotary(5e5, factor), **more)
+    return _llama(*shape, vocabulary=128_256, positions=positions, **more) | _rotary(5e5, factor)
 
 
 def _qwen2(*shape: int, vocabulary: int = 151_936, positions: int = 131_072, tied: bool = True) -> dict[str, Any]:
-    return _llama(*shape, vocabulary=vocabulary, positions=positions, eps=1e-6, tied=tied, **_rotary(1e6))
+    return _llama(*shape, vocabulary=vocabulary, positions=positions, eps=1e-6, tied=tied) | _rotary(1e6)
 
 
 def _gemma2(*shape: int) -> dict[str, Any]:
-    more = {"head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 4096}
-    return _llama(*shape, vocabulary=256_000, positions=8192, eps=1e-6, tied=True, **more)
+    own = {"head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 4096}
+    return _llama(*shape, vocabulary=256_000, positions=8192, eps=1e-6, tied=True) | own
 
 
 def _galore(*shape: int) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Blueprint:
     def __init__(self, setup: Setup):
         self.setup = setup
         self.source = Source(source_name(setup.model), setup.trust_remote_code)
-        self.depth = int(self.source.config.num_hidden_layers)
+        self.depth = self._layers()
         self.period = _period(self._per_layer())
 
     def with_setup(self, **changes: Any) -> Blueprint:
@@ -70,11 +70,7 @@ class Blueprint:
             ValueError: gradient checkpointing is asked of a model that hasn't got it.
         """
         with _default_dtype(DTYPES[self.setup.dtype]):
-            model = self.kind.from_config(
-                self.config(depth),
-                attn_implementation=self.setup.attention,
-                trust_remote_code=self.setup.trust_remote_code,
-            )
+            model = self._new(depth)
         if self.setup.checkpointing:
             if not model.supports_gradient_checkpointing:
                 raise ValueError(f"--checkpointing: {type(model).__name__} doesn't support gradient checkpointing")
@@ -87,6 +83,17 @@ class Blueprint:
         with torch.device("meta"):
             config: Any = self.build(1).config
             return str(config._attn_implementation)
+
+    def _new(self, depth: int) -> Any:
+        try:
+            return self.kind.from_config(
+                self.config(depth),
+                attn_implementation=self.setup.attention,
+                trust_remote_code=self.setup.trust_remote_code,
+            )
+        except ValueError as error:
+            reason = str(error).strip().splitlines()[0].partition(". ")[0]
+            raise ValueError(f"model {self.setup.model!r} can't be built: {reason}") from error
 
     def batch(self, device: str | None = None) -> Batch:
         """A micro-batch of the set-up, on `device`."""
@@ -101,6 +108,15 @@ class Blueprint:
             setattr(config, name, values[:depth])
         config.use_cache = False
         return config
+
+    def _layers(self) -> int:
+        try:
+            return int(self.source.config.num_hidden_layers)
+        except AttributeError:
+            kind = self.source.config.model_type
+            raise ValueError(
+                f"model {self.setup.model!r} ({kind}) doesn't say its number of layers: only models of text are planned"
+            ) from None
 
     def _per_layer(self) -> dict[str, list[Any]]:
         """What the configuration lists by layer, such as the types of attention."""

@@ -6,7 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, _CacheKeyState, _DispatchCacheValidEntry
+from torch._subclasses.fake_tensor import (
+    FakeTensor,
+    FakeTensorMode,
+    _BypassDispatchCache,
+    _CacheKeyState,
+    _DispatchCacheValidEntry,
+)
 
 _DEVICE = torch.ops.prim.device.default
 _VIEW, _UNSAFE_VIEW = torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default  # one below autograd
@@ -50,7 +56,7 @@ class QuickFakeTensorMode(FakeTensorMode):
     def _remember(self, key: tuple[Any, ...], func: Any, args: Any, kwargs: Any) -> None:
         try:
             entry = FakeTensorMode.cache.get(self._cache_key(_CacheKeyState(self.shape_env), func, args, kwargs))
-        except Exception:
+        except _BypassDispatchCache:
             return
         if isinstance(entry, _DispatchCacheValidEntry):
             self._known[key] = entry

@@ -1,0 +1,200 @@
+"""`membench plan`: what it prints, its JSON, and its refusals in one sentence."""
+
+import json
+import re
+import sys
+
+import plan_models
+import pytest
+from typer.testing import CliRunner
+
+import optimizers
+from membench.breakdown import find_peaks
+from membench.cli import app, main
+from membench.plan import verify
+from membench.plan.blueprint import Blueprint
+from membench.plan.formulas import facts, formula
+from membench.plan.planner import method_values, plan
+from membench.plan.setup import Setup
+from membench.plan.simulate import simulate
+from reports import plans
+
+PARTS = {"weights_bytes", "gradients_bytes", "optimizer_state_bytes", "activations_bytes", "temporaries_bytes"}
+
+
+def tiny(tmp_path, name="llama", **given):
+    return Setup(plan_models.folder(tmp_path, name, 4, **given), 2, 16)
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, ["plan", *arguments], catch_exceptions=False)
+    return result.output
+
+
+def refused(capsys, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["membench", "plan", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_json_has_a_row_a_method_with_the_promised_keys(tmp_path):
+    setup = tiny(tmp_path)
+    size = ["--batch-size", "2", "--sequence-length", "16"]
+    document = json.loads(
+        run("--model", setup.model, *size, "--optimizers", "badam,lomo", "--format", "json", "--budget", "1GiB")
+    )
+    assert [row["method"] for row in document["rows"]] == ["badam", "lomo"]
+    for row in document["rows"]:
+        assert row["peak_allocated_bytes"] == sum(row["at_peak"].values())
+        assert set(row["at_peak"]) == set(row["maximum"]) == PARTS
+        assert row["estimated_total_bytes"] == row["peak_reserved_bytes"] + document["context_bytes"]
+        assert row["peak_reserved_bytes"] >= row["peak_allocated_bytes"]
+        assert row["fits"] is True and row["left_bytes"] == 600 * 2**20 - row["estimated_total_bytes"]
+        assert row["peak_phase"] in {"forward", "backward", "update", "switch"}
+
+
+def test_a_config_json_names_a_model_as_its_folder_does(tmp_path):
+    setup = tiny(tmp_path)
+    from_file = Setup(f"{setup.model}/config.json", 2, 16)
+    assert plan(from_file, ["sgd"], {})["rows"] == plan(setup, ["sgd"], {})["rows"]
+
+
+def test_all_registered_methods_are_planned(tmp_path):
+    document = plan(tiny(tmp_path), optimizers.available(), {})
+    assert [row["method"] for row in document["rows"]] == optimizers.available()
+    assert not document["refused"]
+
+
+def test_a_users_own_method_is_planned_without_further_code(tmp_path, monkeypatch):
+    (tmp_path / "half.py").write_text(
+        "from optimizers import MemoryEfficientOptimizer\n"
+        "class SignDescent(MemoryEfficientOptimizer):\n"
+        "    def __init__(self, model, lr=1e-3):\n"
+        "        super().__init__(model, {'lr': lr, 'weight_decay': 0.0})\n"
+        "    def update(self, params, grads, group):\n"
+        "        for p, g in zip(params, grads):\n"
+        "            p.add_(g.sign(), alpha=-group['lr'])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    document = plan(tiny(tmp_path), ["half:SignDescent", "sgd"], {})
+    own, sgd = document["rows"]
+    assert own["maximum"]["optimizer_state_bytes"] == 0
+    assert own["maximum"]["gradients_bytes"] == sgd["maximum"]["gradients_bytes"]
+
+
+def test_hyper_parameters_reach_the_method(tmp_path):
+    text = run("--model", tiny(tmp_path).model, "--optimizers", "lora", "--format", "json", "--set", "lora.rank=2")
+    small = json.loads(text)["rows"][0]
+    large = plan(Setup(tiny(tmp_path).model, 1, 512), ["lora"], {"lora": {"rank": 4}})["rows"][0]
+    assert large["trained_weights"] == 2 * small["trained_weights"]
+
+
+def test_a_new_classifier_is_always_trained(tmp_path):
+    rows = {row["method"]: row for row in plan(tiny(tmp_path, "roberta"), ["badam", "lora"], {})["rows"]}
+    for row in rows.values():
+        assert row["hyperparameters"]["always_train"] == ("classifier",)
+        assert row["components"]["head"]["optimizer_state_bytes"]
+
+
+def test_why_is_a_tree_that_adds_up_to_the_peak(tmp_path):
+    setup = tiny(tmp_path)
+    document = plan(setup, ["lisa"], {})
+    row = document["rows"][0]
+    for part in PARTS:
+        assert sum(parts[part] for parts in row["components"].values()) == row["at_peak"][part]
+        for component, modules in row["modules"].items():
+            assert sum(parts[part] for parts in modules.values()) == row["components"][component][part]
+    text = plans.why(document, "lisa")
+    assert "model.layers.*.mlp.down_proj" in text and "lm_head" in text
+    assert "training model.layers" in text
+
+
+def test_lisas_states_are_mostly_those_of_embeddings_and_head(tmp_path):
+    """At 8B, 70.7 % of what LISA trains."""
+    row = plan(Setup("llama3-8b", checkpointing=True), ["lisa"], {})["rows"][0]
+    states = {name: parts["optimizer_state_bytes"] for name, parts in row["components"].items()}
+    assert (states["embeddings"] + states["head"]) / sum(states.values()) == pytest.approx(0.707, abs=0.001)
+
+
+def test_lomo_holds_about_one_gradient_and_galore_works_on_copies(tmp_path):
+    document = plan(Setup("llama3-8b", 1, 64, checkpointing=True), ["lomo", "galore", "sgd"], {})
+    lomo, galore, sgd = document["rows"]
+    assert lomo["maximum"]["gradients_bytes"] == 2 * 128_256 * 4096
+    matrix_in_fp32 = 4 * 4096 * 14_336
+    assert sgd["maximum"]["gradients_bytes"] == 2 * document["parameters"]
+    assert galore["peak_phase"] == "update" and galore["maximum"]["temporaries_bytes"] >= matrix_in_fp32
+
+
+def test_badams_first_block_peaks_3_4_times_as_high_as_its_last_and_the_plan_names_it():
+    setup = Setup("roberta-large", 8, 256, "float32")
+    blueprint = Blueprint(setup)
+    trace = simulate(blueprint, "badam", method_values(blueprint, "badam", {}), blueprint.depth).trace
+    peaks = [peak for peak, _ in find_peaks(trace)[0]]
+    by_name = {name: peak for (_, name), peak in zip(trace.selections, peaks, strict=True)}
+    first, last = by_name["roberta.encoder.layer.0"], by_name["roberta.encoder.layer.23"]
+    assert first / last == pytest.approx(3.4, abs=0.3)
+    row = plan(setup, ["badam"], {})["rows"][0]
+    assert row["peak_selection"] == "roberta.encoder.layer.0" and row["peak_allocated_bytes"] == first
+
+
+def test_formulas_are_those_of_the_papers():
+    m, blueprint = 6_738_415_616, Blueprint(Setup("llama2-7b"))
+    known = facts(blueprint, m)
+    expected = {"adamw": 18 * m, "lomo": 2 * m * 33 / 32, "badam": 2.5 * m, "lora": 2 * m + 36 * 8 * m / 4096}
+    for method, size in expected.items():
+        assert formula(method, known, {"rank": 8})[1] == round(size)
+    assert formula("sgd", known, {}) is None
+    states = 0.164e9 + 2 * 58_073_600  # GaLore's 60M: what its formula gives, and the weights
+    assert formula("galore", facts(Blueprint(Setup("llama-60m")), 58_073_600), {"rank": 128})[1] == pytest.approx(
+        states, rel=0.01
+    )
+
+
+def test_a_budget_that_nothing_fits_says_what_is_missing(tmp_path):
+    text = run("--model", "llama3-8b", "--optimizers", "lomo,lora", "--checkpointing", "--budget", "12GiB")
+    said = re.sub(r"\s+", " ", text)
+    assert "Nothing fits into 12.00 GiB: lora comes nearest, with 1" in said and "GiB are missing" in said
+    assert "The weights alone take 14.96 GiB in bfloat16" in said
+
+
+def test_markdown_is_a_table(tmp_path):
+    text = run("--model", tiny(tmp_path).model, "--optimizers", "sgd", "--format", "markdown")
+    assert "| sgd " in text and "### Memory at the peak, GiB" in text
+
+
+REFUSALS = [
+    (["--model", "llama3-8b", "--budget", "24GX"], "--budget 24GX: give a number and a unit, such as 24GiB"),
+    (["--model", "llama3-8b", "--format", "xml"], "--format xml"),
+    (["--model", "llama3-8b", "--dtype", "int4"], "--dtype int4"),
+    (["--model", "llama3-8b", "--batch-size", "0"], "--batch-size must be at least 1, not 0"),
+    (["--model", "llama3-8b", "--optimizers", "bdam"], "unknown method 'bdam'. Did you mean 'badam'?"),
+    (["--model", "llama3-8b", "--set", "badam.lr"], "write METHOD.KEY=VALUE"),
+    (["--model", "config:lama3-8b"], "did you mean config:llama3-8b?"),
+    (["--against", "badam-table-3x"], "there is no published table 'badam-table-3x'. Did you mean"),
+    (["--against", "hft-sft"], "can't be planned"),
+    ([], "give --model"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), REFUSALS)
+def test_mistakes_are_refused_in_one_sentence(arguments, sentence, capsys, monkeypatch):
+    error = refused(capsys, monkeypatch, *arguments)
+    assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
+
+
+def test_without_a_gpu_verify_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(verify.torch.cuda, "is_available", lambda: False)
+    text = run("--model", tiny(tmp_path).model, "--optimizers", "sgd", "--verify")
+    assert text.strip().endswith("--verify runs real steps on a GPU, and there is none here: nothing was measured.")
+
+
+def test_verify_prints_planned_beside_measured(tmp_path):
+    setup, methods = tiny(tmp_path, vocab_size=20_000, hidden_size=256), ["sgd", "badam"]
+    document = plan(setup, methods, {})
+    lines = verify.report(setup, methods, {}, document, device="cpu").splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.split()[:1] in (["sgd"], ["badam"])}
+    for name in methods:
+        planned, _, allocated, reserved = rows[name]
+        assert planned == allocated and reserved == "-"
