@@ -41,10 +41,8 @@ def refused(capsys, monkeypatch, *arguments):
 
 def test_json_has_a_row_a_method_with_the_promised_keys(tmp_path):
     setup = tiny(tmp_path)
-    size = ["--batch-size", "2", "--sequence-length", "16"]
-    document = json.loads(
-        run("--model", setup.model, *size, "--optimizers", "badam,lomo", "--format", "json", "--budget", "1GiB")
-    )
+    size = ["--batch-size", "2", "--sequence-length", "16", "--budget", "600MiB"]
+    document = json.loads(run("--model", setup.model, *size, "--optimizers", "badam,lomo", "--format", "json"))
     assert [row["method"] for row in document["rows"]] == ["badam", "lomo"]
     for row in document["rows"]:
         assert row["peak_allocated_bytes"] == sum(row["at_peak"].values())

@@ -14,6 +14,7 @@ import transformers
 from torch import nn
 from transformers.models.auto import modeling_auto
 
+from tasks.loading import quiet
 from tasks.models import CONFIGURATIONS, DTYPES, PREFIX, Source, longest_sequence
 
 from .setup import Batch, Setup, make_batch
@@ -69,7 +70,7 @@ class Blueprint:
         Raises:
             ValueError: gradient checkpointing is asked of a model that hasn't got it.
         """
-        with _default_dtype(DTYPES[self.setup.dtype]):
+        with _default_dtype(DTYPES[self.setup.dtype]), quiet():
             model = self._new(depth)
         if self.setup.checkpointing:
             if not model.supports_gradient_checkpointing:
