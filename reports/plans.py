@@ -1,7 +1,7 @@
 """A plan (`membench plan`) as text: what each method needs, what fits, and why."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from reports import formats
@@ -153,28 +153,36 @@ def why(document: dict[str, Any], method: str) -> str:
     """A method's peak as a tree: components, and the modules in them, by what each holds."""
     row = next(row for row in document["rows"] if row["method"] == method)
     peak = row["peak_allocated_bytes"]
+    branches = list(_branches(row, peak))
+    width = max(len(name) for name, _ in branches) + 2
+    training = f", training {row['peak_selection']}" if row["peak_selection"] else ""
     lines = [
         *heading(document),
         "",
-        f"{method}: {gib(peak)} GiB at the peak, in the {row['peak_phase']} phase" + _when(row),
+        f"{method}: {gib(peak)} GiB at the peak, in the {row['peak_phase']} phase{training}",
+        f"{'':{width}}{'GiB':>8} {'share':>6}   of which",
+        *(f"{name:{width}}{_shares(parts, peak)}" for name, parts in branches),
+        "",
+        "Modules that hold less than a thousandth are left out; * stands for all layers.",
     ]
-    lines.append(f"{'':42}{'GiB':>8} {'share':>6}   of which")
-    tree = {name: parts for name, parts in row["components"].items() if sum(parts.values())}
-    for component in sorted(tree, key=lambda name: -sum(tree[name].values())):
-        lines.append(_branch(component, tree[component], peak))
-        modules = row["modules"].get(component, {})
-        for module in sorted(modules, key=lambda name: -sum(modules[name].values())):
-            if sum(modules[module].values()) >= peak / 1000:
-                lines.append(_branch(f"    {module or '(model)'}", modules[module], peak))
-    return "\n".join([*lines, "", "Modules that hold less than a thousandth are left out; * stands for all layers."])
+    return "\n".join(lines)
 
 
-def _when(row: Row) -> str:
-    return f", training {row['peak_selection']}" if row["peak_selection"] else ""
+def _branches(row: Row, peak: int) -> Iterator[tuple[str, dict[str, int]]]:
+    """Components and, indented, their modules, the largest first."""
+    for component, parts in _by_size(row["components"], 1):
+        yield component, parts
+        for module, held in _by_size(row["modules"].get(component, {}), peak / 1000):
+            yield f"    {module or '(model)'}", held
 
 
-def _branch(name: str, parts: dict[str, int], peak: int) -> str:
+def _by_size(table: dict[str, dict[str, int]], least: float) -> list[tuple[str, dict[str, int]]]:
+    held = [(name, parts) for name, parts in table.items() if sum(parts.values()) >= least]
+    return sorted(held, key=lambda item: -sum(item[1].values()))
+
+
+def _shares(parts: dict[str, int], peak: int) -> str:
     size = sum(parts.values())
     held = sorted(((parts[f"{part}_bytes"], _SHORT[part]) for part in PARTS), reverse=True)
     words = ", ".join(f"{word} {gib(part)}" for part, word in held if part >= peak / 10_000)
-    return f"{name:42}{gib(size):>8} {size / peak:>6.1%}   {words}".rstrip()
+    return f"{gib(size):>8} {size / peak:>6.1%}   {words}".rstrip()
