@@ -23,6 +23,8 @@ _RESERVED += "the process's own CUDA context."
 _FORMULA = "formula: the method's paper's, for M weights, D layers, width m and rank r; it leaves out activations and "
 _FORMULA += "temporaries."
 _INSIDE = "What a kernel allocates and frees inside one operation (SVD, QR, cuBLAS) isn't counted."
+_DROPOUT = "attention has dropout: planned as a CPU computes it, which keeps the attention weights of every head; the "
+_DROPOUT += "fused kernels of a GPU keep none, and need less."
 _MODELS = "largest model: of the built-in ones, with this batch and sequence."
 
 
@@ -130,7 +132,8 @@ def _table(title: str, rows: list[Row], columns: list[Column], left: set[str], n
 
 def _remarks(document: dict[str, Any]) -> list[str]:
     refused = [f"{method} can't be planned: {why}" for method, why in document["refused"].items()]
-    return [*verdict(document), *refused, _INSIDE]
+    dropout = [_DROPOUT] if document["attention_dropout"] and document["setup"]["attention"] == "sdpa" else []
+    return [*verdict(document), *refused, *dropout, _INSIDE]
 
 
 def verdict(document: dict[str, Any]) -> list[str]:

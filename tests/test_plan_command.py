@@ -157,6 +157,11 @@ def test_a_budget_that_nothing_fits_says_what_is_missing(tmp_path):
     assert "The weights alone take 14.96 GiB in bfloat16" in said
 
 
+def test_it_says_where_a_gpu_would_need_less(tmp_path):
+    said = {name: run("--model", tiny(tmp_path, name).model, "--optimizers", "sgd") for name in ("gpt2", "llama")}
+    assert "attention has dropout" in said["gpt2"] and "attention has dropout" not in said["llama"]
+
+
 def test_markdown_is_a_table(tmp_path):
     text = run("--model", tiny(tmp_path).model, "--optimizers", "sgd", "--format", "markdown")
     assert "| sgd " in text and "### Memory at the peak, GiB" in text

@@ -20,6 +20,7 @@ from tasks.models import CONFIGURATIONS, DTYPES, PREFIX, Source, longest_sequenc
 from .setup import Batch, Setup, make_batch
 
 CONFIG_FILE = "config.json"
+ATTENTION_DROPOUT = ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop")  # as models call it
 
 
 class Blueprint:
@@ -38,6 +39,12 @@ class Blueprint:
     def with_setup(self, **changes: Any) -> Blueprint:
         """The blueprint of a set-up with some changes."""
         return Blueprint(replace(self.setup, **changes))
+
+    @property
+    def attention_dropout(self) -> float:
+        """Share of the attention weights that are dropped in training."""
+        values = self.source.config.to_dict()
+        return max((float(values.get(name) or 0.0) for name in ATTENTION_DROPOUT), default=0.0)
 
     @property
     def longest_sequence(self) -> int:
