@@ -51,7 +51,7 @@ def plan(setup: Setup, methods: Sequence[str], given: Given, *, budget_bytes: in
         budget_bytes: of the GPU, to say what fits.
 
     Returns:
-        setup, parameters, attention_dropout, budget_bytes, context_bytes; `rows`, one a method; `refused`, {method: why}.
+        setup, parameters, attention_dropout, budget_bytes, context_bytes, rows (one a method), refused {method: why}.
 
     Raises:
         ValueError: an unknown model, method or hyper-parameter; or a value that the only method refuses.
