@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -138,6 +139,8 @@ def source_name(model: str) -> str:
     if model in CONFIGURATIONS:
         return PREFIX + model
     path = Path(model)
+    if "/" not in model and not path.exists() and difflib.get_close_matches(model, CONFIGURATIONS, cutoff=0.85):
+        return PREFIX + model  # misspelt: refused with the right name, without asking the hub for it
     return str(path.parent) if path.name == CONFIG_FILE and path.is_file() else model
 
 
