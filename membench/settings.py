@@ -77,12 +77,15 @@ def resolve(given: Mapping[str, Any], assignments: list[str], config: str | None
 
 
 def _overlay(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` wins; hyper-parameters one by one; steps and epochs replace each other."""
+    """`above` wins; hyper-parameters one by one, and what it says of all methods over what `below` says of one; steps
+    and epochs replace each other."""
     if "steps" in above and "epochs" in above:
         raise UserError("give either steps or epochs, not both")
     if "steps" in above or "epochs" in above:
         below = {key: value for key, value in below.items() if key not in ("steps", "epochs")}
     upper, lower = above.get("hyperparameters", {}), below.get("hyperparameters", {})
+    general = {*upper.get(ALL_METHODS, {}), *({"lr"} if above.get("learning_rate") is not None else ())}
+    lower = {name: {key: values[key] for key in values if key not in general} for name, values in lower.items()}
     methods = {name: {**lower.get(name, {}), **upper.get(name, {})} for name in [*lower, *upper]}
     return {**below, **above, "hyperparameters": methods}
 

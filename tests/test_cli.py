@@ -128,11 +128,12 @@ def test_a_malformed_line_of_the_data_is_named(capsys, tmp_path):
 def test_a_dry_run_shows_every_run_with_its_values_and_makes_none(capsys, tmp_path):
     out = tmp_path / "out"
     arguments = ["--task", "superglue/rte,superglue/cb", "--optimizers", "badam", "--seeds", "0,1", "--out", str(out)]
-    code, stdout, _ = call(capsys, "compare", *arguments, "--set", "badam.switch_every=7", "--dry-run")
+    values = ["--set", "badam.switch_every=7", "--learning-rate", "0.0123"]
+    code, stdout, _ = call(capsys, "compare", *arguments, *values, "--dry-run")
     assert code == 0
     runs = re.findall(r"^(superglue/\w+)  (\w+)  seed (\d)", stdout, re.MULTILINE)
     assert runs == [(t, m, s) for t in ("superglue/rte", "superglue/cb") for s in "01" for m in ("adamw", "badam")]
-    assert "switch_every=7" in stdout and "lr=0.001" in stdout
+    assert stdout.count("switch_every=7,") == 4 and stdout.count("lr=0.0123,") == len(runs)
     assert not out.exists()
 
 

@@ -49,7 +49,7 @@ def test_steps_replace_the_epochs_of_a_lower_layer():
 def test_hyperparameters_are_merged_one_by_one(tmp_path):
     file = config(tmp_path, "[badam]\nswitch_every = 20\nlr = 2e-5\n")
     settings = resolve({"profile": "paper"}, ["badam.lr=3e-5", "weight_decay=0"], file)
-    assert settings.hyperparameters["badam"] == {"lr": 3e-5, "weight_decay": 0.01, "switch_every": 20}
+    assert settings.hyperparameters["badam"] == {"lr": 3e-5, "switch_every": 20}  # no decay: the command line's word
     assert settings.hyperparameters["*"] == {"weight_decay": 0}
 
 
@@ -213,3 +213,13 @@ def test_hyperparameters_must_exist_and_have_the_right_type():
     with pytest.raises(UserError, match="badam.switch_every must be a whole number, not 'often'"):
         values("badam", {"badam": {"switch_every": "often"}})
     assert "switch_every" not in values("adamw", {"*": {"switch_every": 3}})
+
+
+@pytest.mark.parametrize("profile", ["demo", "paper"])
+def test_what_is_said_of_all_methods_replaces_what_a_profile_says_of_one(profile):
+    given = {"profile": profile, "learning_rate": 3e-4}
+    settings = resolve(given, ["weight_decay=0.5", "badam.lr=7e-4"])
+    for method in ("adamw", "blockllm"):
+        assert not {"lr", "weight_decay"} & set(settings.hyperparameters.get(method, {}))
+    assert settings.hyperparameters["badam"]["lr"] == 7e-4
+    assert settings.hyperparameters["*"] == {"weight_decay": 0.5} and settings.learning_rate == 3e-4
