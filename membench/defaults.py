@@ -14,9 +14,9 @@ from .values import annotations, convert
 
 # method: (fine-tuning pretrained weights, training from random weights); any other method uses its own default
 LEARNING_RATES = {
-    "adamw": (2e-5, 1e-3),
+    "adamw": (2e-5, 5e-4),
     "sgd": (1e-2, 1e-1),
-    "badam": (2e-5, 1e-3),
+    "badam": (2e-5, 2e-3),
     "blockllm": (3e-5, 2e-3),
     "lisa": (2e-5, 1e-3),
     "galore": (1e-4, 1e-2),
