@@ -25,7 +25,7 @@ def find_targets(model: nn.Module, targets: str | tuple[str, ...], leave_out: Co
     """Names of the linear modules that match one of `targets` and hold nothing frozen and nothing of `leave_out`.
 
     Raises:
-        ValueError: a pattern matches no linear module, or none is left.
+        ValueError: a pattern matches no linear module, or one whose weight is another module's too; or none is left.
     """
     linear = linear_modules(model)
     patterns = [part.strip() for part in targets.split(",")] if isinstance(targets, str) else targets
@@ -39,7 +39,18 @@ def find_targets(model: nn.Module, targets: str | tuple[str, ...], leave_out: Co
     names = [n for n in chosen if linear[n].weight.requires_grad and not left_out & set(linear[n].parameters())]
     if not names:
         raise ValueError(f"targets {', '.join(patterns)}: all of these modules are frozen or always trained")
+    _check_not_tied(model, names)
     return names
+
+
+def _check_not_tied(model: nn.Module, names: Collection[str]) -> None:
+    owner = {p: path for path, module in model.named_modules() for p in module.parameters(recurse=False)}
+    first = {p: name.rpartition(".")[0] for name, p in model.named_parameters()}
+    for name in names:
+        weight: Any = model.get_submodule(name).weight
+        if owner[weight] != first[weight]:
+            other = first[weight] if owner[weight] == name else owner[weight]
+            raise ValueError(f"targets: {name!r} is tied to {other!r}, so an adapter merged into it would change both")
 
 
 def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
