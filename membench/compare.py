@@ -93,7 +93,7 @@ def _conclude(settings: Settings, records: Sequence[Record], folder: Folder) -> 
     from reports import tables
 
     print("\n" + tables.render(list(records)))
-    print("\n" + note(settings.profile, settings.model, settings.data))
+    print("\n" + note(settings.task, settings.profile, settings.model, settings.data))
     bad = [record for record in records if record["status"] != "ok"]
     for record in bad:
         if folder.log(record["run_id"]).exists():

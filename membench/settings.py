@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import UserError
-from .profiles import PROFILES
+from .profiles import choose
 from .values import annotations, convert, parse, suggestion
 
 ALL_METHODS = "*"  # the key of hyper-parameters that go to every method which has them
@@ -21,7 +21,7 @@ class Settings:
 
     optimizers: tuple[str, ...] = ("badam", "blockllm")
     task: tuple[str, ...] = ("superglue",)
-    profile: Literal["demo", "paper"] = "demo"
+    profile: str = "demo"
     model: str = ""
     tokenizer: str | None = None
     data: str = "demo"
@@ -63,13 +63,12 @@ def resolve(given: Mapping[str, Any], assignments: list[str], config: str | None
     Raises:
         UserError: an unknown key, a value of the wrong type or out of range, an unreadable file.
     """
-    command_line = {**given, "hyperparameters": parse_assignments(assignments)}
+    command_line = _typed({**given, "hyperparameters": parse_assignments(assignments)})
     file = _typed(_read_config(config), config) if config else {}
-    profile = command_line.get("profile", file.get("profile", "demo"))
-    if profile not in PROFILES:
-        raise UserError(f"--profile {profile}: there is no such profile. {suggestion(profile, PROFILES)}")
+    above = {**file, **command_line}
+    profile = choose(above.get("task", Settings.task), above.get("profile", Settings.profile))
     merged: dict[str, Any] = {}
-    for layer in (PROFILES[profile], file, _typed(command_line)):
+    for layer in (profile.values, profile.of_model.get(above.get("model", ""), {}), file, command_line):
         merged = _overlay(merged, layer)
     settings = Settings(**merged)
     _check(settings)

@@ -35,12 +35,15 @@ class Task(Protocol):
 
 
 class Family(Protocol):
-    """Tasks that share a source of data and a way to score, in one module of this package."""
+    """Tasks that share a source of data and a way to score, in one module of this package.
+
+    A family that is a single task has one name, "": its task is called like the family.
+    """
 
     NAME: str  # "superglue"
 
     def names(self) -> tuple[str, ...]:
-        """Its tasks, without the family's name: ("boolq", "cb", ...)."""
+        """Its tasks, without the family's name: ("boolq", "cb", ...); ("",) if it is one itself."""
 
     def held(self, data: str) -> tuple[str, ...]:
         """Those of `names` that a source of data has. Raises ValueError for an unknown source."""
@@ -50,15 +53,19 @@ class Family(Protocol):
 
 
 def available(families: Sequence[Family]) -> list[str]:
-    """All tasks: ["superglue/boolq", ...]."""
-    return [f"{family.NAME}/{name}" for family in families for name in family.names()]
+    """All tasks: ["superglue/boolq", ..., "c4"]."""
+    return [_full_name(family, name) for family in families for name in family.names()]
+
+
+def _full_name(family: Family, name: str) -> str:
+    return f"{family.NAME}/{name}" if name else family.NAME
 
 
 def expand(families: Sequence[Family], pattern: str, data: str) -> list[str]:
     """The tasks that a family's or a task's name stands for."""
     by_name = {family.NAME: family for family in families}
     if pattern in by_name:
-        return [f"{pattern}/{name}" for name in by_name[pattern].held(data)]
+        return [_full_name(by_name[pattern], name) for name in by_name[pattern].held(data)]
     check_name(families, pattern)
     return [pattern]
 
@@ -68,7 +75,7 @@ def check_name(families: Sequence[Family], name: str) -> Family:
     known = available(families)
     if name in known:
         return next(family for family in families if name.partition("/")[0] == family.NAME)
-    names = [*known, *(family.NAME for family in families)]
+    names = list(dict.fromkeys([*known, *(family.NAME for family in families)]))
     by_last_part = {one.rpartition("/")[2]: one for one in reversed(names)}
     close = difflib.get_close_matches(name, names, n=1) or difflib.get_close_matches(name, by_last_part, n=1)
     hint = f" (did you mean {by_last_part.get(close[0], close[0])!r}?)" if close else ""

@@ -7,7 +7,7 @@ import pytest
 
 from membench.defaults import hyperparameters
 from membench.errors import UserError
-from membench.profiles import PROFILES, note
+from membench.profiles import SUPERGLUE, note
 from membench.settings import resolve
 from membench.values import convert, parse
 
@@ -23,7 +23,7 @@ def test_the_command_line_wins_over_the_file_over_the_profile_over_the_defaults(
     settings = resolve({"batch_size": 5}, [], file)
     assert settings.batch_size == 5
     assert (settings.steps, settings.data) == (7, "folder")
-    assert settings.sequence_length == PROFILES["demo"]["sequence_length"]
+    assert settings.sequence_length == SUPERGLUE["demo"].values["sequence_length"]
     assert settings.checkpoint_every == 500
 
 
@@ -34,9 +34,15 @@ def test_the_profile_can_come_from_the_file(tmp_path):
 
 
 def test_what_is_not_a_result_at_scale_says_so():
-    demo = PROFILES["demo"]
-    assert "not a result about the methods at scale" in note("demo", demo["model"], demo["data"])
-    assert "made-up" not in note("demo", demo["model"], "folder")
+    demo = SUPERGLUE["demo"].values
+    assert "not a result about the methods at scale" in note(["superglue"], "demo", demo["model"], demo["data"])
+    assert "made-up" not in note(["superglue"], "demo", demo["model"], "folder")
+
+
+def test_a_comparison_is_of_one_family_of_tasks():
+    with pytest.raises(UserError, match="superglue and other are different kinds of work"):
+        resolve({"task": "superglue/rte,other"}, [])
+    assert resolve({"task": "mine/one,mine/two"}, []).steps == SUPERGLUE["demo"].values["steps"]
 
 
 def test_steps_replace_the_epochs_of_a_lower_layer():
