@@ -1,4 +1,4 @@
-"""Profiles: settings that belong together, for each family of tasks. Whatever a user gives replaces a profile's value."""
+"""Profiles: settings that belong together, a set for each family of tasks. What a user gives replaces their values."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
