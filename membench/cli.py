@@ -117,13 +117,20 @@ def report(
     folder: Annotated[Path, typer.Argument(help="Folder of records.")],
     format: Annotated[Format, typer.Option("--format", help="What to write.")] = Format.plain,
 ) -> None:
-    """Print the tables of a folder of records again."""
+    """Print the tables of a folder of records again.
+
+    A file that is no record is named on stderr, and the exit code is 1; the others are reported.
+    """
     from reports import record, tables
 
     try:
-        print(tables.render(record.load_folder(folder), format.value))
+        found = record.read(folder)
+        for problem in found.problems:
+            print(problem, file=sys.stderr)
+        print(tables.render(found.records, format.value))
     except ValueError as error:
         raise UserError(str(error)) from error
+    raise typer.Exit(1 if found.problems else 0)
 
 
 app.command()(plan)

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,60 +108,89 @@ _WORDS = {int: "an integer", float: "a number", str: "a text", bool: "true or fa
 
 def check(record: Record, where: str) -> None:
     """Raise a ValueError of one sentence, starting with `where`, if `record` isn't what the schema says."""
-    if not _is(record, dict):
+    if not isinstance(record, dict):
         raise ValueError(f"{where}: a record is a JSON object, not {_show(record)}.")
     version = record.get("schema")
     if version != VERSION:
         raise ValueError(f"{where}: schema version {_show(version)} is unknown, this membench reads version {VERSION}.")
-    _check_finite(record, "", where)
-    for field in SCHEMA:
-        for path, value in _find(record, re.findall(r"[\w*]+|\[\]", field.path), ""):
-            _check_field(field, path, value, record.get("status") == "ok", where)
+    _check_finite(record, where)
+    _check_below(record, _TREE, (), record.get("status") == "ok", where)
     _check_sense(record, where)
 
 
-def _find(value: Any, keys: list[str], path: str) -> Iterator[tuple[str, Any]]:
-    """All the values at a path, each with its place in words. What lies below a null is not looked for."""
-    if not keys:
-        yield path, value
-    elif value is None or value is _MISSING:
-        return
-    elif keys[0] == "[]":
-        for index, item in enumerate(value):
-            yield from _find(item, keys[1:], f"{path}[{index}]")
-    else:
-        for key in value if keys[0] == "*" else (keys[0],):
-            yield from _find(value.get(key, _MISSING), keys[1:], f"{path}.{key}" if path else key)
+class _Node(NamedTuple):
+    """What the schema says of a place, and of the places below it by key; `[]` is every item, `*` every value."""
+
+    field: Field
+    accepted: frozenset[type]
+    below: dict[str, "_Node"]
 
 
-def _check_field(field: Field, path: str, value: Any, ok: bool, where: str) -> None:
+def _tree() -> dict[str, _Node]:
+    """The schema by keys, made once: a record's history alone has hundreds of values to check."""
+    root: dict[str, _Node] = {}
+    for field in SCHEMA:
+        *parents, last = re.findall(r"[\w*]+|\[\]", field.path)
+        place = root
+        for key in parents:
+            place = place[key].below
+        accepted = field.types + ((int,) if float in field.types else ())  # 1 is as good a number as 1.0
+        place[last] = _Node(field, frozenset(accepted), {})
+    return root
+
+
+_TREE = _tree()
+
+
+def _check_below(value: Any, nodes: dict[str, _Node], path: tuple[Any, ...], ok: bool, where: str) -> None:
+    for key, node in nodes.items():
+        if key in ("[]", "*"):
+            for name, item in enumerate(value) if key == "[]" else value.items():
+                _check_value(item, node, (*path, name), ok, where)
+        else:
+            _check_value(value.get(key, _MISSING), node, (*path, key), ok, where)
+
+
+def _check_value(value: Any, node: _Node, path: tuple[Any, ...], ok: bool, where: str) -> None:
+    if type(value) not in node.accepted:  # true isn't a number: its type is bool
+        _refuse_unless_null(node.field, path, value, ok, where)
+    if node.below and value is not None and value is not _MISSING:  # what lies below a null is not looked for
+        _check_below(value, node.below, path, ok, where)
+
+
+def _refuse_unless_null(field: Field, path: tuple[Any, ...], value: Any, ok: bool, where: str) -> None:
     if value is _MISSING and field.null != OPTIONAL:
-        raise ValueError(f"{where}: field {path!r} ({field.comment}) is missing.")
+        raise ValueError(f"{where}: field {_place(path)!r} ({field.comment}) is missing.")
     if value is _MISSING or (value is None and field.null in (ALWAYS, OPTIONAL)):
         return
     if value is None and field.null == UNLESS_OK:
         if ok:
-            raise ValueError(f"{where}: {path!r} is null, which it may only be in a run that isn't ok.")
+            raise ValueError(f"{where}: {_place(path)!r} is null, which it may only be in a run that isn't ok.")
         return
-    if not any(_is(value, kind) for kind in field.types):
-        wanted = " or ".join(_WORDS[kind] for kind in field.types)
-        raise ValueError(f"{where}: {path!r} must be {wanted}, not {_show(value)}.")
+    wanted = " or ".join(_WORDS[kind] for kind in field.types)
+    raise ValueError(f"{where}: {_place(path)!r} must be {wanted}, not {_show(value)}.")
 
 
-def _is(value: Any, kind: type) -> bool:
-    """JSON's types: true isn't a number, and 1 is as good a number as 1.0."""
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
+def _place(path: tuple[Any, ...]) -> str:
+    """`history[3].loss`"""
+    words = [f"[{key}]" if isinstance(key, int) else f".{key}" for key in path]
+    return "".join(words).removeprefix(".")
 
 
-def _check_finite(value: Any, path: str, where: str) -> None:
+def _check_finite(record: Record, where: str) -> None:
     """NaN and infinity aren't JSON, wherever they are: an unknown value is null."""
+    try:
+        json.dumps(record, allow_nan=False)
+    except (TypeError, ValueError):  # only then is it worth the walk to where it is
+        _name_what_is_not_finite(record, "", where)
+
+
+def _name_what_is_not_finite(value: Any, path: str, where: str) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{where}: {path!r} is {value}, which JSON can't hold; an unknown value is null.")
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
     for key, item in items:
-        _check_finite(item, f"{path}.{key}" if path else str(key), where)
+        _name_what_is_not_finite(item, f"{path}.{key}" if path else str(key), where)
 
 
 def _check_sense(record: Record, where: str) -> None:
@@ -247,28 +275,77 @@ def load(path: Path | str) -> Record:
     Raises:
         ValueError: it can't be read, isn't JSON or isn't what the schema says; one sentence that names the file.
     """
+    content = _parse(path)
+    check(content, str(path))
+    return content
+
+
+def _parse(path: Path | str) -> Any:
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: can't be read: {error.strerror}.") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: malformed JSON, line {error.lineno} column {error.colno}: {error.msg}.") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file in UTF-8.") from error
-    check(record, str(path))
-    return record
+    except RecursionError as error:
+        raise ValueError(f"{path}: malformed JSON: nested too deeply.") from error
+
+
+class Found(NamedTuple):
+    """What a folder or a file holds: records by task, model, method and seed, and a sentence on each thing that is none."""
+
+    records: list[Record]
+    problems: list[str]
+
+
+def read(place: Path | str) -> Found:
+    """Read a folder's records (its *.json, hidden ones left out), or a file that holds one record or a list of them.
+
+    What is no record doesn't keep the others from being read.
+
+    Raises:
+        ValueError: there is no such folder or file.
+    """
+    whole = Path(place)
+    if not whole.exists():
+        raise ValueError(f"{place}: no such file or folder of records.")
+    found = Found([], [])
+    for path in [whole] if whole.is_file() else _files(whole):
+        _add(path, found, listed=path == whole)
+    return Found(sorted(found.records, key=_order), found.problems)
+
+
+def _add(path: Path, found: Found, *, listed: bool) -> None:
+    """Add a file's record to what was `found`, or what is wrong with it; a `listed` one may hold several."""
+    try:
+        content = _parse(path)
+    except ValueError as error:
+        found.problems.append(str(error))
+        return
+    several = listed and isinstance(content, list)
+    for number, item in enumerate(content if several else [content], 1):
+        try:
+            check(item, f"{path}, record {number}" if several else str(path))
+            found.records.append(item)
+        except ValueError as error:
+            found.problems.append(str(error))
+
+
+def _files(folder: Path | str) -> list[Path]:
+    return sorted(path for path in Path(folder).glob("*.json") if not path.name.startswith("."))
 
 
 def load_folder(folder: Path | str) -> list[Record]:
-    """Read every record of a folder (its *.json, hidden ones left out), in the order of task, model, method, seed.
+    """Read every record of a folder, in the order of task, model, method, seed.
 
     Raises:
         ValueError: there is no such folder, or one of its files is no record.
     """
     if not Path(folder).is_dir():
         raise ValueError(f"{folder}: no such folder of records.")
-    files = sorted(path for path in Path(folder).glob("*.json") if not path.name.startswith("."))
-    return sorted(map(load, files), key=_order)
+    return sorted(map(load, _files(folder)), key=_order)
 
 
 def _order(record: Record) -> tuple[Any, ...]:

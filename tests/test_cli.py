@@ -206,6 +206,14 @@ def test_a_report_on_what_is_no_folder_of_records_is_refused(capsys, tmp_path):
     assert code == 2 and "run.json" in stderr
 
 
+def test_a_report_names_what_is_no_record_reports_the_others_and_fails(capsys, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "copy")
+    (tmp_path / "copy" / "cut.json").write_text(next(finished.glob("*badam*.json")).read_text()[:900])
+    code, stdout, stderr = call(capsys, "report", str(tmp_path / "copy"))
+    assert code == 1 and "cut.json: malformed JSON" in stderr
+    assert stdout == call(capsys, "report", str(finished))[1]
+
+
 def test_lists_say_what_there_is(capsys):
     _, methods, _ = call(capsys, "list", "methods")
     assert re.search(r"^badam: .+\n    paper: +Luo.+\n    trains: .+\n    keeps: .+", methods, re.MULTILINE)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import time
 
 import pytest
 from reports_factory import make_failure, make_record
@@ -192,3 +193,40 @@ def test_the_schema_is_json_in_what_it_allows():
     assert len({field.path for field in record.SCHEMA}) == len(record.SCHEMA)
     assert all(field.comment for field in record.SCHEMA)
     assert json.loads(json.dumps(make_record())) == make_record()
+
+
+def test_a_file_that_is_no_record_keeps_none_of_the_others_from_being_read(tmp_path):
+    whole = record.write(make_record(), tmp_path)
+    (tmp_path / "cut.json").write_text(whole.read_text()[:500])
+    (tmp_path / "empty.json").write_text("")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "next.json").write_text(json.dumps(make_record(schema=2)))
+    found = record.read(tmp_path)
+    assert found.records == [make_record()]
+    named = {problem.partition(".json")[0].rpartition("/")[2]: problem for problem in found.problems}
+    assert set(named) == {"cut", "empty", "deep", "next"}
+    assert "schema version 2 is unknown" in named["next"] and all("\n" not in problem for problem in named.values())
+
+
+def test_a_file_may_hold_one_record_or_a_list_of_them(tmp_path):
+    one, other = make_record(seed=1), make_record(seed=0)
+    path = tmp_path / "runs.json"
+    path.write_text(json.dumps(one))
+    assert record.read(path) == ([one], [])
+    path.write_text(json.dumps([one, other, {"schema": 1}]))
+    found = record.read(path)
+    assert found.records == [other, one]  # in order
+    assert found.problems == [
+        f"{path}, record 3: field 'run_id' (<task>--<method>--<model>--s<seed>--<hash>, also the "
+        "file's name) is missing."
+    ]
+
+
+def test_two_thousand_records_are_read_in_seconds(tmp_path):
+    line = {"step": 1, "tokens": 900, "seconds": 0.02, "loss": 0.7, "learning_rate": 1e-4, "metrics": None}
+    text = json.dumps(make_record(history=[line] * 120))
+    for number in range(2000):
+        (tmp_path / f"{number}.json").write_text(text)
+    start = time.process_time()
+    assert len(record.read(tmp_path).records) == 2000
+    assert time.process_time() - start < 3  # 0.9 on a machine that does nothing else
