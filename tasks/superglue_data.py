@@ -5,37 +5,20 @@
 lines of JSON, so what follows - checking a line, making examples of it - exists once, in `superglue_examples.py`.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import superglue_demo
+from .rows import Lines, lines_of
 
 HUB_ID = "aps/super_glue"
 HUB_REVISION = "3de24cf8022e94f4ee4b9d55a6f539891524d646"
 HUB_SPLITS = {"train": "train", "val": "validation", "test": "test"}
 DIAGNOSTICS = ("AX-b", "AX-g")  # one file, named like the folder; evaluation only
 FOLDERS = ("BoolQ", "CB", "COPA", "MultiRC", "ReCoRD", "RTE", "WiC", "WSC", *DIAGNOSTICS)
-
-
-class Line(NamedTuple):
-    """One line of JSON, and where it stands."""
-
-    where: str  # "RTE/train.jsonl, line 3"
-    text: str
-
-
-@dataclass(frozen=True)
-class Lines:
-    """All lines of one file."""
-
-    where: str
-    lines: list[Line]
-    sha256: str  # of the file's bytes
 
 
 def file_name(folder: str, split: str) -> str:
@@ -62,20 +45,7 @@ def read(data: str, folder: str, split: str) -> Lines:
     else:
         path = Path(data) / name
         where, content = str(path), _from_file(path)
-    try:
-        text = content.decode()
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise ValueError(f"{where}, line {line}: not UTF-8 text ({error.reason})") from error
-    lines = [Line(f"{where}, line {number}", line) for number, line in enumerate(_split(text), start=1)]
-    if not lines:
-        raise ValueError(f"{where}: the file is empty, but it must have at least one example")
-    return Lines(where, lines, hashlib.sha256(content).hexdigest())
-
-
-def _split(text: str) -> list[str]:
-    # not str.splitlines(): that also splits at U+2028 and others, which JSON strings may contain
-    return text.removesuffix("\n").split("\n") if text else []
+    return lines_of(where, content)
 
 
 def held(data: str) -> tuple[str, ...]:

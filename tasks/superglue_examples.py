@@ -1,12 +1,10 @@
 """From a line of SuperGLUE's official files to the examples in it. A wrong line is an error that names the place."""
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from .superglue_data import Line, Lines
+from .rows import Lines, Row, parse, short
 
 GAP = "@placeholder"  # ReCoRD's own mark for what is to be filled in
 ENTAILED = ("entailment", "not_entailment")
@@ -40,67 +38,6 @@ class Choice:
     def wrong(self) -> tuple[int, ...]:
         """Indices of the candidates that are not right."""
         return tuple(index for index in range(len(self.candidates)) if index not in self.right)
-
-
-class Row:
-    """A JSON object whose fields are checked when they are read.
-
-    Raises (all readers):
-        ValueError: the field is missing or isn't what it must be; the message has the place.
-    """
-
-    def __init__(self, where: str, value: Any):
-        if not isinstance(value, dict):
-            raise ValueError(f"{where}: expected a JSON object, got {_short(value)}")
-        self.where, self.value = where, value
-
-    def _read(self, name: str, kind: type, words: str) -> Any:
-        if name not in self.value:
-            raise ValueError(
-                f"{self.where}: the field {name!r} is missing; there are {', '.join(self.value) or 'none'}"
-            )
-        value = self.value[name]
-        # a bool is an int in Python, but not in JSON
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise ValueError(f"{self.where}: {name!r} must be {words}, got {_short(value)}")
-        return value
-
-    def text(self, name: str) -> str:
-        return self._read(name, str, "a text")
-
-    def integer(self, name: str) -> int:
-        return self._read(name, int, "a whole number")
-
-    def row(self, name: str) -> "Row":
-        return Row(f"{self.where}, {name}", self._read(name, dict, "an object"))
-
-    def rows(self, name: str) -> list["Row"]:
-        values = self._read(name, list, "a list")
-        if not values:
-            raise ValueError(f"{self.where}: {name!r} is an empty list")
-        return [Row(f"{self.where}, {name}[{index}]", value) for index, value in enumerate(values)]
-
-    def label(self, *values: bool | int | str, name: str = "label") -> int:
-        """The index of the field's value in `values`."""
-        value = self._read(name, object, "")
-        for index, known in enumerate(values):
-            if value == known and type(value) is type(known):
-                return index
-        known = ", ".join(json.dumps(value) for value in values)
-        raise ValueError(f"{self.where}: {name!r} must be one of {known}, got {_short(value)}")
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def parse(line: Line) -> Row:
-    """Parse one line of a jsonl file. Raises ValueError with file and line when it isn't a JSON object."""
-    try:
-        return Row(line.where, json.loads(line.text))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{line.where}: not valid JSON at character {error.pos + 1} ({error.msg})") from error
 
 
 def examples(lines: Lines, make: Callable[[Row], Iterator[Example | Choice]]) -> list[Example | Choice]:
@@ -153,7 +90,7 @@ def record(row: Row) -> Iterator[Choice]:
     for query in row.rows("qas"):
         template = query.text("query")
         if GAP not in template:
-            raise ValueError(f"{query.where}: the query has no {GAP}: {_short(template)}")
+            raise ValueError(f"{query.where}: the query has no {GAP}: {short(template)}")
         answers = tuple(sorted({answer.text("text") for answer in query.rows("answers")}))
         right = tuple(index for index, candidate in enumerate(candidates) if candidate in answers)
         yield Choice(_without_highlights(text), template, candidates, right, answers)

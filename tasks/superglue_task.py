@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from . import metrics, superglue_data
 from .encoding import Encoder
 from .models import DTYPES, Source, check_fit
-from .superglue_examples import Choice, Example, Row, examples
+from .rows import Row
+from .superglue_examples import Choice, Example, examples
 from .tokenization import load_tokenizer, train_tokenizer
 
 TRAINING_CHOICES = 2  # of a multiple choice in training: one right candidate, the others wrong ones

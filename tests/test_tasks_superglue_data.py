@@ -7,7 +7,8 @@ import pytest
 
 import tasks
 from tasks import superglue, superglue_data
-from tasks.superglue_examples import Line, Row, examples, parse, wsc
+from tasks.rows import Line, Row, parse
+from tasks.superglue_examples import examples, wsc
 
 HUB_FEATURES = {  # of aps/super_glue, from the card of the pinned revision
     "boolq": [("question", "string"), ("passage", "string"), ("idx", "int32"), ("label", ["False", "True"])],
