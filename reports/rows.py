@@ -18,7 +18,7 @@ def memory(setup: Setup) -> list[Row]:
 
 def _memory_row(setup: Setup, label: str) -> Row:
     runs = setup.finished(label)
-    row = {"method": label, **_counts(setup, label)}
+    row = {"method": label, **counts(setup, label)}
     if not runs:
         return row
     key = max(sorted(runs), key=lambda key: peak_bytes(runs[key]))
@@ -50,7 +50,7 @@ def _even(rows: list[Row]) -> list[Row]:
 
 def _throughput_row(setup: Setup, label: str) -> Row:
     runs = setup.finished(label)
-    row = {"method": label, **_counts(setup, label)}
+    row = {"method": label, **counts(setup, label)}
     if not runs:
         return row
     times = [run["time"] for run in runs.values()]
@@ -61,22 +61,22 @@ def _throughput_row(setup: Setup, label: str) -> Row:
     return {
         **row,
         "tokens_per_second": tokens / seconds if seconds else None,
-        "tokens_per_second_ratio": paired_ratio(_rates(runs), _rates(reference)),
+        "tokens_per_second_ratio": paired_ratio(rates(runs), rates(reference)),
         **{phase: statistics.fmean(time[phase] for time in times) for phase in phases},
     }
 
 
-def _rates(runs: dict[Key, Record]) -> dict[tuple[Key, str | None], float]:
+def rates(runs: dict[Key, Record]) -> dict[tuple[Key, str | None], float]:
     """Speeds compare only on one machine, so it is a part of the key."""
     return {(key, machine(run)): run["time"]["tokens_per_second"] for key, run in runs.items()}
 
 
-def _counts(setup: Setup, label: str, tasks: list[str] | None = None) -> Row:
+def counts(setup: Setup, label: str, tasks: list[str] | None = None) -> Row:
     """How many runs of a row (on these tasks) ended how; not_run are those that other rows have."""
     among = tasks or setup.tasks
     statuses = [run["status"] for (task, _), run in setup.rows[label].items() if task in among]
-    counts = {f"runs_{status}": statuses.count(status) for status in STATUSES}
-    return {**counts, "runs_not_run": len(among) * len(setup.seeds) - len(statuses)}
+    ended = {f"runs_{status}": statuses.count(status) for status in STATUSES}
+    return {**ended, "runs_not_run": len(among) * len(setup.seeds) - len(statuses)}
 
 
 def quality(setup: Setup) -> list[Row]:
@@ -93,7 +93,7 @@ def quality(setup: Setup) -> list[Row]:
         ranked = tied_with_best({label: s for label, s in scores.items() if s}, higher_is_better=higher)
         what = {"task": task, "tasks": 1, "metric": metric, "higher_is_better": higher}
         rows += [
-            {"method": label, **what, **_sample(scores[label], label in ranked), **_counts(setup, label, [task])}
+            {"method": label, **what, **_sample(scores[label], label in ranked), **counts(setup, label, [task])}
             for label in setup.rows
         ]
     if len(setup.tasks) > 1 and all(_headline(setup, task)[1] for task in setup.tasks):
@@ -123,7 +123,7 @@ def _averages(setup: Setup) -> list[Row]:
     ranked = tied_with_best(complete)
     what = {"task": AVERAGE, "metric": AVERAGE, "higher_is_better": True}
     return [
-        {"method": label, **what, "tasks": tasks, **_sample(scores, label in ranked), **_counts(setup, label)}
+        {"method": label, **what, "tasks": tasks, **_sample(scores, label in ranked), **counts(setup, label)}
         for label, (scores, tasks) in averages.items()
     ]
 
@@ -162,7 +162,7 @@ def _summary_row(setup: Setup, label: str, peak: Row, speed: Row, score: Row) ->
         "score_metric": score.get("metric"),
         "score_tasks": score.get("tasks"),
         "trained_fraction": statistics.fmean(fractions) if fractions else None,
-        **_counts(setup, label),
+        **counts(setup, label),
     }
 
 

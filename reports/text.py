@@ -62,10 +62,10 @@ def _bytes(name: str) -> Callable[[Row], str]:
 
 def _or_why(show: Callable[[Row], str]) -> Callable[[Row], str]:
     """A figure, or in its place why it isn't there."""
-    return lambda row: show(row) if row["runs_ok"] else _ended(row)
+    return lambda row: show(row) if row["runs_ok"] else ended(row)
 
 
-def _ended(row: Row) -> str:
+def ended(row: Row) -> str:
     bad = [status for status in ("out_of_memory", "diverged", "failed") if row[f"runs_{status}"]]
     return " / ".join(status.replace("_", " ") for status in bad) or "not run"
 
@@ -196,7 +196,7 @@ def _metrics(rows: list[Row]) -> str:
 def _score(row: Row, setup: Setup, *, tight: bool = False) -> str:
     """`0.812 ± 0.013 (3)*`, of a single run without a deviation; tight: `.812±.013*`, with n only where it is less."""
     if row.get("mean") is None:
-        return NOTHING if row["runs_ok"] else _ended(row)
+        return NOTHING if row["runs_ok"] else ended(row)
     digits, n = decimals(row["mean"]), row["n"]
     numbers = [f"{value:.{digits}f}" for value in (row["mean"], row["standard_deviation"]) if value is not None]
     if tight:
