@@ -22,11 +22,13 @@ def task_names() -> str:
 
 
 def models() -> str:
-    """The built-in configurations, and what else --model takes."""
+    """The built-in configurations, the packaged models, and what else --model takes."""
     from tasks import models as built_in
+    from tasks import packaged
 
-    names = [f"config:{name}" for name in built_in.CONFIGURATIONS]
-    return "\n".join([*names, "", "or an id of the hub, or a folder with config.json and weights"])
+    lines = ["random weights:", *(f"  config:{name}" for name in built_in.CONFIGURATIONS)]
+    lines += ["pretrained, from a Python package:", *(f"  {name}" for name in packaged.PACKAGED)]
+    return "\n".join([*lines, "or an id of the hub (ID or ID@REVISION), or a folder with config.json and weights"])
 
 
 def methods_table() -> str:

@@ -1,4 +1,4 @@
-"""Models: an id of the hub, a folder, or a built-in configuration with random weights."""
+"""Models: an id of the hub, a folder, a packaged one, or a built-in configuration with random weights."""
 
 import contextlib
 import difflib
@@ -11,11 +11,13 @@ import torch
 import transformers
 from torch import nn
 
-from .configurations import PUBLISHED
+from . import packaged
+from .configurations import PUBLISHED, llama
 from .loading import FOLDER, cannot_load, locate, quiet
 
 PREFIX = "config:"
 VOCABULARY_SIZE = 1024  # of roberta-tiny and of the tokenizer that is trained for it
+LANGUAGE_VOCABULARY_SIZE = 2048  # of llama-tiny
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -44,10 +46,12 @@ def _roberta(layers: int, hidden: int, heads: int, vocabulary: int = 50_265, pos
     }
 
 
+TINY_LLAMA = llama(192, 512, 4, 3, vocabulary=LANGUAGE_VOCABULARY_SIZE, positions=2048)
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 CONFIGURATIONS = {
     # no dropout: it only delays what a few hundred steps can learn
     "roberta-tiny": Configuration("roberta", _roberta(4, 192, 3, VOCABULARY_SIZE) | NO_DROPOUT, VOCABULARY_SIZE),
+    "llama-tiny": Configuration("llama", TINY_LLAMA, LANGUAGE_VOCABULARY_SIZE),
     "roberta-base": Configuration("roberta", _roberta(12, 768, 12)),
     "roberta-large": Configuration("roberta", _roberta(24, 1024, 16)),
     **{name: Configuration(*row) for name, row in PUBLISHED.items()},
@@ -58,7 +62,7 @@ class Source:
     """Where a model's configuration and weights come from.
 
     Args:
-        name: `config:NAME`, an id of the hub (`ID` or `ID@REVISION`), or a folder.
+        name: `config:NAME`, a key of `packaged.PACKAGED`, an id of the hub (`ID` or `ID@REVISION`), or a folder.
         trust_remote_code: run code that comes with a model.
 
     Raises:
@@ -74,12 +78,14 @@ class Source:
             self.configuration = _built_in(name.removeprefix(PREFIX))
             self.config = self.configuration.build()
         else:
-            self.path, self.revision = locate(name)
+            self.path, self.revision = packaged.locate(name) if name in packaged.PACKAGED else locate(name)
             self.config = self._load(transformers.AutoConfig)
 
     @property
     def own_tokenizer(self) -> str:
-        """The name of the tokenizer that comes with a folder or with a revision of a model of the hub."""
+        """The name of the tokenizer that comes with a packaged model, a folder or a revision of a model of the hub."""
+        if self.name in packaged.PACKAGED:
+            return self.name
         return self.path if self.revision.startswith(FOLDER) else f"{self.path}@{self.revision}"
 
     def build(self, kind: Any, seed: int, dtype: str, **settings: Any) -> nn.Module:
@@ -91,7 +97,7 @@ class Source:
             dtype: a key of `DTYPES`.
             settings: of the configuration, e.g. `num_labels`.
         """
-        with _own_generator(seed):
+        with own_generator(seed):
             model = self._new(kind, settings) if self.from_scratch else self._pretrained(kind, settings)[0]
         return model.to(DTYPES[dtype])
 
@@ -144,9 +150,11 @@ class Source:
             raise cannot_load("model", self.name, error, "config:NAME for random weights") from error
 
     def _unsuitable(self, kind: Any) -> ValueError:
+        causal = kind is transformers.AutoModelForCausalLM
+        examples = "a causal language model such as Llama or GPT-2" if causal else "an encoder such as RoBERTa or BERT"
         return ValueError(
             f"model {self.name!r} ({self.config.model_type}) can't be built with {kind.__name__}, as this task needs: "
-            "give an encoder such as RoBERTa or BERT"
+            f"give {examples}"
         )
 
 
@@ -171,7 +179,8 @@ def _built_in(name: str) -> Configuration:
 
 
 @contextlib.contextmanager
-def _own_generator(seed: int) -> Iterator[None]:
+def own_generator(seed: int) -> Iterator[None]:
+    """Random numbers from `seed` inside, and the global generator as it was afterwards."""
     # not torch.manual_seed(): that also seeds every GPU, which nothing would put back
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -230,6 +239,11 @@ def check_fit(name: str, model: nn.Module, *, tokenizer: Any, sequence_length: i
             f"the tokenizer has {len(tokenizer):,} entries and {name} only {entries:,} embeddings: "
             "give --tokenizer the one that belongs to the model, or leave it out"
         )
+    check_positions(name, model, sequence_length)
+
+
+def check_positions(name: str, model: nn.Module, sequence_length: int) -> None:
+    """Raises ValueError where a sequence is longer than the positions that a model has learned."""
     longest = longest_sequence(model)
     if longest is not None and sequence_length > longest:
         raise ValueError(f"sequence_length {sequence_length} is too long for {name}, which has {longest} positions")

