@@ -3,7 +3,7 @@
 from typing import Any
 
 
-def _llama(
+def llama(
     hidden: int,
     feed_forward: int,
     layers: int,
@@ -39,29 +39,29 @@ def _rotary(theta: float, factor: float | None = None) -> dict[str, Any]:
 
 
 def _llama3(*shape: int, positions: int = 131_072, factor: float | None = 8.0, **more: Any) -> dict[str, Any]:
-    return _llama(*shape, vocabulary=128_256, positions=positions, **more) | _rotary(5e5, factor)
+    return llama(*shape, vocabulary=128_256, positions=positions, **more) | _rotary(5e5, factor)
 
 
 def _qwen2(*shape: int, vocabulary: int = 151_936, positions: int = 131_072, tied: bool = True) -> dict[str, Any]:
-    return _llama(*shape, vocabulary=vocabulary, positions=positions, eps=1e-6, tied=tied) | _rotary(1e6)
+    return llama(*shape, vocabulary=vocabulary, positions=positions, eps=1e-6, tied=tied) | _rotary(1e6)
 
 
 def _gemma2(*shape: int) -> dict[str, Any]:
     own = {"head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 4096}
-    return _llama(*shape, vocabulary=256_000, positions=8192, eps=1e-6, tied=True) | own
+    return llama(*shape, vocabulary=256_000, positions=8192, eps=1e-6, tied=True) | own
 
 
 def _galore(*shape: int) -> dict[str, Any]:
     """The LLaMA sizes that GaLore pretrains (Zhao et al., 2024, arXiv 2403.03507, Table 5)."""
-    return _llama(*shape, positions=2048, eps=1e-6)
+    return llama(*shape, positions=2048, eps=1e-6)
 
 
 # name: (model type of transformers, what differs from its defaults)
 PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {}),  # transformers' defaults are GPT-2 small
-    "llama2-7b": ("llama", _llama(4096, 11_008, 32, 32)),
-    "llama2-13b": ("llama", _llama(5120, 13_824, 40, 40)),
-    "llama2-70b": ("llama", _llama(8192, 28_672, 80, 64, 8)),
+    "llama2-7b": ("llama", llama(4096, 11_008, 32, 32)),
+    "llama2-13b": ("llama", llama(5120, 13_824, 40, 40)),
+    "llama2-70b": ("llama", llama(8192, 28_672, 80, 64, 8)),
     "llama3-8b": ("llama", _llama3(4096, 14_336, 32, 32, 8, positions=8192, factor=None)),
     "llama3-70b": ("llama", _llama3(8192, 28_672, 80, 64, 8, positions=8192, factor=None)),
     "llama3.1-8b": ("llama", _llama3(4096, 14_336, 32, 32, 8)),
@@ -74,8 +74,8 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2.5-7b": ("qwen2", _qwen2(3584, 18_944, 28, 28, 4, vocabulary=152_064, tied=False)),
     "gemma2-2b": ("gemma2", _gemma2(2304, 9216, 26, 8, 4)),
     "gemma2-9b": ("gemma2", _gemma2(3584, 14_336, 42, 16, 8)),
-    "mistral-7b": ("mistral", _llama(4096, 14_336, 32, 32, 8, positions=32_768, sliding_window=4096)),
-    "tinyllama": ("llama", _llama(2048, 5632, 22, 32, 4, positions=2048)),
+    "mistral-7b": ("mistral", llama(4096, 14_336, 32, 32, 8, positions=32_768, sliding_window=4096)),
+    "tinyllama": ("llama", llama(2048, 5632, 22, 32, 4, positions=2048)),
     "llama-60m": ("llama", _galore(512, 1376, 8, 8)),
     "llama-130m": ("llama", _galore(768, 2048, 12, 12)),
     "llama-350m": ("llama", _galore(1024, 2736, 24, 16)),

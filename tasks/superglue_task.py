@@ -12,8 +12,9 @@ import transformers
 from torch import Tensor, nn
 
 from . import metrics, superglue_data
+from .checks import check_given
 from .encoding import Encoder
-from .models import DTYPES, Source, check_fit
+from .models import Source, check_fit
 from .rows import Row
 from .superglue_examples import Choice, Example, examples
 from .tokenization import load_tokenizer, train_tokenizer
@@ -98,7 +99,7 @@ class SuperGlueTask:
         dtype: str,
         trust_remote_code: bool,
     ):
-        _check(batch_size, seed, dtype)
+        check_given(batch_size=batch_size, seed=seed, dtype=dtype)
         self.name, self.row = name, row
         self.headline = self.row.headline
         self.batch_size, self.seed, self.dtype = batch_size, seed, dtype
@@ -234,15 +235,6 @@ class SuperGlueTask:
 @functools.lru_cache(maxsize=4)
 def _shuffled(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count)
-
-
-def _check(batch_size: int, seed: int, dtype: str) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, but it is {seed}")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is unknown: there are {', '.join(DTYPES)}")
 
 
 def _trainable(choice: Choice) -> bool:
