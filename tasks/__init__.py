@@ -7,14 +7,15 @@
 `available`, `expand` and `create` are all that others need.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from . import base, superglue
-from .base import Family, Task
+from . import base, c4, superglue
+from .base import Family, HasReader, Task
 
-__all__ = ["FAMILIES", "Family", "Task", "available", "create", "expand"]
+__all__ = ["FAMILIES", "Family", "HasReader", "Task", "available", "create", "expand"]
 
-FAMILIES: tuple[Family, ...] = (superglue,)
+FAMILIES: tuple[Family, ...] = (superglue, c4)
 
 
 def available() -> list[str]:
@@ -42,6 +43,7 @@ def create(
     seed: int = 0,
     dtype: str = "float32",
     trust_remote_code: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> Task:
     """Build a task.
 
@@ -55,6 +57,7 @@ def create(
         seed: of the random weights and of the batches.
         dtype: of the weights, "float32", "bfloat16" or "float16".
         trust_remote_code: run code that comes with a model of the hub.
+        options: what only this family knows, such as {"packing": True} of instruction tuning.
 
     Raises:
         ValueError: an argument is wrong, data or tokenizer is missing, or a line of the data is malformed.
@@ -69,4 +72,5 @@ def create(
         "dtype": dtype,
         "trust_remote_code": trust_remote_code,
     }
-    return base.check_name(FAMILIES, name).create(name.partition("/")[2], **given)
+    family = base.check_name(FAMILIES, name)
+    return family.create(name.partition("/")[2], **given, **base.options(family, options or {}))

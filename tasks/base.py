@@ -1,8 +1,9 @@
 """What a task is, and the families of tasks by name."""
 
 import difflib
-from collections.abc import Sequence
-from typing import Any, Protocol
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -34,6 +35,20 @@ class Task(Protocol):
         """All metrics on the validation set, on the model's own device; `headline` is one of the keys."""
 
 
+@runtime_checkable
+class HasReader(Protocol):
+    """A task whose data stream by, so that continuing must not read everything again.
+
+    Its `batch` stays a function of (seed, step); the state only spares the way to a step.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the reader stands: plain data, part of a checkpoint."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue there."""
+
+
 class Family(Protocol):
     """Tasks that share a source of data and a way to score, in one module of this package.
 
@@ -49,7 +64,7 @@ class Family(Protocol):
         """Those of `names` that a source of data has. Raises ValueError for an unknown source."""
 
     def create(self, name: str, **given: Any) -> Task:
-        """Build one of its tasks."""
+        """Build one of its tasks. Further keywords with a default are options of the family: packing=False."""
 
 
 def available(families: Sequence[Family]) -> list[str]:
@@ -80,3 +95,20 @@ def check_name(families: Sequence[Family], name: str) -> Family:
     close = difflib.get_close_matches(name, names, n=1) or difflib.get_close_matches(name, by_last_part, n=1)
     hint = f" (did you mean {by_last_part.get(close[0], close[0])!r}?)" if close else ""
     raise ValueError(f"unknown task {name!r}{hint}: there are {', '.join(names)}")
+
+
+def options(family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a family: those `given` over its defaults.
+
+    Raises:
+        ValueError: it has no such option, or the value isn't of the default's type.
+    """
+    parameters = inspect.signature(family.create).parameters.values()
+    known = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    for name, value in given.items():
+        if name not in known:
+            raise ValueError(f"{family.NAME} has no option {name!r}: there are {', '.join(known) or 'none'}")
+        if type(value) is not type(known[name]):
+            wanted = "true or false" if isinstance(known[name], bool) else "a whole number"
+            raise ValueError(f"{family.NAME}: the option {name} must be {wanted}, not {value!r}")
+    return {**known, **given}

@@ -1,0 +1,215 @@
+"""Pretraining of causal language models on text, by the protocol of C4 (Raffel et al., 2020, arXiv 1910.10683).
+
+`demo` is the documentation in Python's standard library, a file or folder holds documents of one's own, and `hub`
+streams `allenai/c4`. The score is the perplexity on held-out documents. With a pretrained model this is continual
+pretraining.
+"""
+
+import functools
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import language
+from .checks import check_given
+from .corpus import SUFFIXES, Corpus, Documents, cut, hash_of
+from .files import find
+from .language import LanguageModel
+from .stream import BLOCK, Reader, Stream, text_of
+
+NAME = "c4"
+HUB_ID = "allenai/c4"
+HUB_CONFIG = "en"
+HUB_REVISION = "1588ec454efa1a09f29cd18ddd04fe05fc8653a2"
+
+
+def names() -> tuple[str, ...]:
+    """It is one task."""
+    return ("",)
+
+
+def held(data: str) -> tuple[str, ...]:
+    """Its task, from any source. Raises ValueError for an unknown one."""
+    if data not in ("demo", "hub"):
+        find(data, SUFFIXES, "'demo' nor 'hub'")
+    return names()
+
+
+def create(name: str, *, validation_tokens: int = 16_384, **given: Any) -> "Pretraining":
+    """Build it; see `tasks.create`.
+
+    Args:
+        name: "".
+        validation_tokens: of held-out documents, that the score is taken on, at most.
+        given: as of `tasks.create`.
+    """
+    return Pretraining(validation_tokens=validation_tokens, **given)
+
+
+class Pretraining:
+    """Documents joined with end-of-text tokens and packed into full sequences. See `tasks.Task` for what it offers."""
+
+    name, headline, higher_is_better = NAME, "perplexity", False
+
+    def __init__(
+        self,
+        *,
+        validation_tokens: int,
+        model: str,
+        tokenizer: str | None,
+        data: str,
+        batch_size: int,
+        sequence_length: int,
+        seed: int,
+        dtype: str,
+        trust_remote_code: bool,
+    ):
+        check_given(batch_size=batch_size, seed=seed, dtype=dtype)
+        if sequence_length < 2:
+            raise ValueError(f"sequence_length {sequence_length} is too short: a token is predicted from those before")
+        self.batch_size = batch_size
+        source: Local | Hub = Hub() if data == "hub" else Local(data)
+        self.language = LanguageModel(
+            model=model,
+            tokenizer=tokenizer,
+            seed=seed,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            sequence_length=sequence_length,
+            texts=source.training,
+            data_sha256=source.digest,
+        )
+        self.from_scratch = self.language.from_scratch
+        self.data: Corpus | Stream
+        self.data, self.validation = source.split(self.language, sequence_length, seed, validation_tokens)
+        self.provenance = {
+            "data": data,
+            "data_revision": source.revision,
+            "data_sha256": source.sha256,
+            **self.language.provenance,
+            "notes": "; ".join([*self.language.notes, *source.notes]) or None,
+        }
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of transformers."""
+        return self.language.tokenizer
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """See `tasks.Task.head`."""
+        return self.language.head
+
+    @property
+    def train_size(self) -> int:
+        """Sequences an epoch. Raises ValueError for a stream, of which nobody knows the end."""
+        if isinstance(self.data, Stream):
+            raise ValueError("streamed data have no known number of sequences: give --steps in place of --epochs")
+        return self.data.train_size
+
+    def build_model(self) -> nn.Module:
+        """A new model on the CPU, the same for the same model and seed."""
+        return self.language.build_model()
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """`input_ids`, `attention_mask` (all ones) and `labels` (the same ids), each (batch, sequence) int64."""
+        first = step * self.batch_size
+        rows = [self.data.sequence(index) for index in range(first, first + self.batch_size)]
+        return _batch(np.stack(rows))
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """Mean cross entropy of a sequence's tokens but the first, a scalar."""
+        return language.loss(model, batch)
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """`loss`, `perplexity` and `token_accuracy` on the held-out sequences, each token counting the same."""
+        rows = max(1, language.EVALUATION_TOKENS // self.validation.shape[1])
+        batches = (_batch(self.validation[start : start + rows]) for start in range(0, len(self.validation), rows))
+        return language.score(model, batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where a stream stands; nothing for data that are all here."""
+        return self.data.state_dict() if isinstance(self.data, Stream) else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue there."""
+        if isinstance(self.data, Stream):
+            self.data.load_state_dict(state)
+
+
+def _batch(rows: np.ndarray) -> dict[str, Tensor]:
+    ids = torch.from_numpy(rows)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
+
+
+class Local:
+    """The demo's documents, or those of a file or folder: all of them are tokenised before the training."""
+
+    revision = None
+
+    def __init__(self, data: str):
+        self.documents = Documents(data)
+        self.sha256: str | None = self.documents.sha256
+        self.digest = self.documents.sha256
+        self.notes: list[str] = []
+
+    def training(self) -> Iterator[str]:
+        return self.documents.training()
+
+    def split(self, language: LanguageModel, length: int, seed: int, tokens: int) -> tuple[Corpus, np.ndarray]:
+        """Training sequences, and at most `tokens` tokens for validation as (sequences, length)."""
+        corpus = Corpus(
+            self.documents, language.tokens, language.fingerprint, end=language.end, length=length, seed=seed
+        )
+        self.notes = corpus.notes
+        return corpus, corpus.validation(tokens)
+
+
+class Hub:
+    """`allenai/c4`, streamed. The first of its validation documents are held out; the training skips any like them."""
+
+    revision, sha256 = HUB_REVISION, None
+    digest = f"{HUB_ID} {HUB_CONFIG} {HUB_REVISION}"
+    notes: tuple[str, ...] = ()
+
+    def training(self) -> Iterator[str]:
+        return map(text_of, open_hub("train"))
+
+    def split(self, language: LanguageModel, length: int, seed: int, tokens: int) -> tuple[Stream, np.ndarray]:
+        """See `Local.split`."""
+        validation, held_out = _first(map(text_of, open_hub("validation")), language, max(tokens, length))
+        stream = Stream(
+            functools.partial(open_hub, "train"),
+            language.tokens,
+            skip=lambda text: hash_of(text) in held_out,
+            end=language.end,
+            length=length,
+            seed=seed,
+        )
+        return stream, cut(validation, length)
+
+
+def _first(documents: Iterator[str], language: LanguageModel, tokens: int) -> tuple[np.ndarray, set[bytes]]:
+    """The first `tokens` tokens, and the hashes of the documents that were read for them."""
+    ids: list[int] = []
+    hashes: set[bytes] = set()
+    while len(ids) < tokens and (some := list(islice(documents, BLOCK))):
+        hashes |= set(map(hash_of, some))
+        for one in language.tokens(some):
+            ids += [*one, language.end]
+    return np.array(ids[:tokens]), hashes
+
+
+def open_hub(split: str) -> Reader:
+    """A split of `allenai/c4`, from its beginning. Raises ValueError where the hub can't be reached."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(HUB_ID, HUB_CONFIG, split=split, revision=HUB_REVISION, streaming=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"can't stream {HUB_ID} from the hub: {reason}; --data also takes a file or folder") from error

@@ -1,0 +1,154 @@
+"""Documents, tokenised, joined with an end-of-text token and cut into sequences of one length.
+
+A `Corpus` has all of its documents: sequence number i is a function of (seed, i). A `Stream` reads them as they come.
+Which documents are held out for validation is decided by a hash of each, so equal ones are on the same side.
+"""
+
+import functools
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from . import cache, files, library
+
+HELD_OUT = 20  # one of so many documents is held out
+SUFFIXES = (*files.JSON, ".txt")
+SHORTEST = 2000  # characters of a .txt file's documents; only the last may be shorter
+BATCH = 1024  # documents that are tokenised together
+
+Tokenise = Callable[[Sequence[str]], list[list[int]]]
+
+
+def is_held_out(text: str) -> bool:
+    """Is the document one of the validation set?"""
+    return int.from_bytes(hash_of(text)[:8]) % HELD_OUT == 0
+
+
+def hash_of(text: str) -> bytes:
+    """Names a document."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()
+
+
+class Documents:
+    """All documents of the demo, or of a file or folder.
+
+    Args:
+        data: "demo", a file or a folder: `.jsonl` (also `.json`, packed with gzip) with a field `text`, or `.txt`,
+            which is cut at empty lines into documents of 2,000 characters or more.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+
+    def __init__(self, data: str):
+        self._paths = [] if data == "demo" else files.find(data, SUFFIXES, "'demo' nor 'hub'")
+        self.sha256 = files.sha256(self._paths) if self._paths else hash_of("\0".join(library.documents())).hex()
+
+    def __iter__(self) -> Iterator[str]:
+        """Raises ValueError at the first line that is wrong, or that has no `text`."""
+        if not self._paths:
+            yield from library.documents()
+        for path in self._paths:
+            yield from _pieces(path) if path.suffix == ".txt" else (row.text("text") for row in files.rows(path))
+
+    def training(self) -> Iterator[str]:
+        """Those that aren't held out."""
+        return (text for text in self if not is_held_out(text))
+
+
+def _pieces(path: Path) -> Iterator[str]:
+    piece = ""
+    for paragraph in re.split(r"(?<=\n)[ \t]*\r?\n", files.text(path)):
+        piece += paragraph + "\n"
+        if len(piece) >= SHORTEST:
+            yield piece
+            piece = ""
+    if piece.strip():
+        yield piece
+
+
+class Corpus:
+    """Sequences of all the documents, in an order of its own in every epoch.
+
+    Args:
+        documents: to read, unless the cache has their tokens.
+        tokenise: texts to ids.
+        fingerprint: names what `tokenise` does.
+        end: the end-of-text token.
+        length: tokens of a sequence.
+        seed: of the order.
+
+    Raises:
+        ValueError: either side of the split has less than one sequence; or as `Documents`.
+    """
+
+    def __init__(self, documents: Documents, tokenise: Tokenise, fingerprint: str, *, end: int, length: int, seed: int):
+        self.length, self.seed = length, seed
+        key = cache.digest("corpus, 1", documents.sha256, fingerprint, str(end), str(HELD_OUT), str(SHORTEST))
+        made = cache.arrays(key, 4, lambda: _tokenise(documents, tokenise, end))
+        self.tokens, self.starts, self.validation_tokens, (self.empty,) = made
+        self.train_size = len(self.tokens) // length  # sequences an epoch
+        for side, tokens in (("training", self.tokens), ("validation", self.validation_tokens)):
+            if len(tokens) < length:
+                raise ValueError(
+                    f"the {side} documents have {len(tokens):,} tokens, less than one sequence of {length}: give more "
+                    f"documents (one of {HELD_OUT} is held out for validation; empty lines part those of a .txt file) "
+                    "or a shorter --sequence-length"
+                )
+
+    @property
+    def notes(self) -> list[str]:
+        return [f"{self.empty:,} empty documents left out"] if self.empty else []
+
+    def sequence(self, index: int) -> np.ndarray:
+        """Sequence number `index` of endless epochs, (length,) int64."""
+        epoch, place = divmod(index, self.train_size)
+        order, ends = _order(self, epoch)
+        start, stop = place * self.length, (place + 1) * self.length
+        parts = []
+        for number in range(int(np.searchsorted(ends, start, "right")), int(np.searchsorted(ends, stop, "left")) + 1):
+            document = order[number]
+            first = int(self.starts[document])
+            begin = ends[number] - (self.starts[document + 1] - first)  # of the document in the epoch
+            parts.append(self.tokens[first + max(0, start - begin) : first + min(ends[number], stop) - begin])
+        return np.concatenate(parts).astype(np.int64)
+
+    def validation(self, tokens: int) -> np.ndarray:
+        """Held-out sequences, at most `tokens` tokens and at least one: (sequences, length) int64."""
+        return cut(self.validation_tokens[: max(tokens, self.length)], self.length)
+
+
+@functools.lru_cache(maxsize=2)
+def _order(corpus: Corpus, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """An epoch's documents, and where each ends among its tokens."""
+    order = np.random.default_rng((corpus.seed, epoch)).permutation(len(corpus.starts) - 1)
+    return order, np.cumsum(np.diff(corpus.starts)[order])
+
+
+def cut(tokens: np.ndarray, length: int) -> np.ndarray:
+    """Tokens one after the other as (sequences, length) int64; what is left at the end is dropped."""
+    count = len(tokens) // length
+    return np.asarray(tokens[: count * length], dtype=np.int64).reshape(count, length)
+
+
+def _tokenise(documents: Iterable[str], tokenise: Tokenise, end: int) -> cache.Arrays:
+    """Ids of the training documents, where each begins, ids of the held-out ones, the number of empty ones."""
+    sides: dict[bool, list[np.ndarray]] = {False: [], True: []}
+    empty, texts = 0, iter(documents)
+    while some := list(islice(texts, BATCH)):
+        full = [text for text in some if text.strip()]
+        empty += len(some) - len(full)
+        for text, ids in zip(full, tokenise(full), strict=True):
+            sides[is_held_out(text)].append(np.array([*ids, end], dtype=np.int32))
+    starts = np.cumsum([0, *map(len, sides[False])])
+    nothing = np.zeros(0, dtype=np.int32)
+    return (
+        np.concatenate([nothing, *sides[False]]),
+        starts,
+        np.concatenate([nothing, *sides[True]]),
+        np.array([empty]),
+    )

@@ -1,0 +1,238 @@
+"""Causal language models: what pretraining and instruction tuning share - model, tokenizer, loss and scores."""
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+from tokenizers import decoders, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers.models.auto import modeling_auto
+
+from . import cache
+from .loading import quiet
+from .models import DTYPES, Source, check_positions, own_generator
+from .tokenization import load_tokenizer
+
+Batch = dict[str, Tensor]
+
+KIND = transformers.AutoModelForCausalLM
+END_OF_TEXT = "<|endoftext|>"
+IGNORED = -100  # the label of a token that the loss leaves out: torch's own ignore_index
+EVALUATION_TOKENS = 2048  # of a batch: with 32,000 entries, 0.26 GB of fp32 logits
+
+TRAINING_TEXTS = 20_000  # that a tokenizer is trained on, at most
+
+
+class LanguageModel:
+    """A causal language model, and the tokenizer for it.
+
+    Args:
+        model: see `tasks.create`.
+        tokenizer: see `tasks.create`.
+        seed: of what is random in the weights.
+        dtype: of the weights.
+        trust_remote_code: run code that comes with the model.
+        sequence_length: tokens of a sequence.
+        texts: what to train a tokenizer on, if the model is a built-in one that has none.
+        data_sha256: names `texts`.
+
+    Raises:
+        ValueError: the model isn't a causal one, the tokenizer is missing or has no end-of-text token, or a sequence
+            is longer than the model's positions.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        tokenizer: str | None,
+        seed: int,
+        dtype: str,
+        trust_remote_code: bool,
+        sequence_length: int,
+        texts: Callable[[], Iterable[str]],
+        data_sha256: str,
+    ):
+        self.source = Source(model, trust_remote_code)
+        self.seed, self.dtype = seed, dtype
+        _check_causal(self.source)
+        self.tokenizer, self._tokenizer_said = self._tokenizer(tokenizer, texts, data_sha256)
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError(f"the tokenizer of {model} has no end-of-text token (eos_token), which separates texts")
+        skeleton: Any = self.source.skeleton(KIND)
+        self.entries: int = skeleton.get_input_embeddings().num_embeddings
+        check_positions(model, skeleton, sequence_length)
+        self.attention: str = skeleton.config._attn_implementation
+
+    @property
+    def end(self) -> int:
+        """The end-of-text token."""
+        return self.tokenizer.eos_token_id
+
+    @property
+    def from_scratch(self) -> bool:
+        return self.source.from_scratch
+
+    @functools.cached_property
+    def head(self) -> tuple[str, ...]:
+        """See `tasks.Task.head`."""
+        return self.source.head(KIND)
+
+    @property
+    def grows(self) -> bool:
+        """Has the tokenizer ids that the model has no embedding for?"""
+        return len(self.tokenizer) > self.entries
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the results must know."""
+        if not self.grows:
+            return []
+        return [f"the embedding grew from {self.entries:,} to {len(self.tokenizer):,} entries, as the tokenizer has"]
+
+    @property
+    def provenance(self) -> dict[str, str | None]:
+        """The model's part of `tasks.Task.provenance`."""
+        return {
+            "model_revision": self.source.revision,
+            "tokenizer": self._tokenizer_said,
+            "attention": self.attention,
+        }
+
+    def build_model(self) -> nn.Module:
+        """A new model on the CPU, the same for the same model and seed."""
+        if not self.grows:
+            return self.source.build(KIND, self.seed, self.dtype)
+        if self.from_scratch:
+            return self.source.build(KIND, self.seed, self.dtype, vocab_size=len(self.tokenizer))
+        model: Any = self.source.build(KIND, self.seed, "float32")
+        with own_generator(self.seed), quiet():
+            model.resize_token_embeddings(len(self.tokenizer))
+        return model.to(DTYPES[self.dtype])
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the tokenizer by all that it does."""
+        return cache.digest(self.tokenizer.backend_tokenizer.to_str())
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Each text's ids, without special tokens; names of special tokens in a text are plain text."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,  # it would warn of every text that is longer than the model's context
+        )
+        return encoded["input_ids"]
+
+    def _tokenizer(self, name: str | None, texts: Callable[[], Iterable[str]], sha256: str) -> tuple[Any, str]:
+        if name is None and not self.from_scratch:
+            name = self.source.own_tokenizer
+        if name is not None:
+            return load_tokenizer(name, self.source.trust_remote_code)
+        size = self.source.configuration.own_vocabulary
+        if size is None:
+            raise ValueError(
+                f"{self.source.name} has no tokenizer of its own: give --tokenizer with a folder or an id of the hub "
+                "(GaLore's LLaMA models have google-t5/t5-base), or use config:llama-tiny"
+            )
+        return train_tokenizer(texts, size, sha256), f"byte-level BPE trained on the task's data, {size:,} entries"
+
+
+def train_tokenizer(texts: Callable[[], Iterable[str]], size: int, data_sha256: str) -> Any:
+    """GPT-2's kind of tokenizer, a byte-level BPE with one special token: the same one for the same texts."""
+    key = cache.digest("byte-level BPE, 1", str(size), data_sha256, tokenizers.__version__)
+    bpe = tokenizers.Tokenizer.from_str(cache.text(key, lambda: _train(texts(), size)))
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
+    )
+
+
+def _train(texts: Iterable[str], size: int) -> str:
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        min_frequency=2,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator((text for text, _ in zip(texts, range(TRAINING_TEXTS), strict=False)), trainer)
+    return bpe.to_str()
+
+
+def _check_causal(source: Source) -> None:
+    """An encoder can be built with a head that predicts tokens, but it would see the token to predict."""
+    kind = source.config.model_type
+    if kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not source.config.to_dict().get("is_decoder"):
+        raise ValueError(
+            f"model {source.name!r} ({kind}) is an encoder, which sees the tokens that it should predict: "
+            "give a causal language model such as Llama or GPT-2"
+        )
+
+
+# ---- loss and scores
+
+
+def inputs(batch: Batch, dtype: torch.dtype) -> Batch:
+    """A batch as models take it: of packed texts, a mask in place of the positions that tell them apart.
+
+    Texts are packed where the batch has `position_ids`, which begin again at 0 with each text. The mask then is (batch,
+    1, tokens, tokens): 0 where a token may attend - to its own text, up to itself - and `dtype`'s minimum elsewhere.
+    """
+    if "position_ids" not in batch:
+        return batch
+    text = (batch["position_ids"] == 0).cumsum(1)  # number of a token's text, (batch, tokens)
+    own = text[:, :, None] == text[:, None, :]
+    allowed = own.tril()[:, None]
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
+    return {**batch, "attention_mask": mask}
+
+
+def loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Mean cross entropy of the tokens that have a label, a scalar: the model's own loss.
+
+    Args:
+        model: a causal language model of transformers.
+        batch: `input_ids`, `attention_mask`, `labels` (batch, tokens), with `position_ids` where texts are packed.
+    """
+    return model(**inputs(batch, _dtype(model)), use_cache=False).loss
+
+
+@torch.no_grad()
+def score(model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+    """`loss` and `token_accuracy` over all tokens that have a label, each token counting the same, and `perplexity`.
+
+    Runs on the model's device, in evaluation mode.
+    """
+    device, training = next(model.parameters()).device, model.training
+    model.eval()
+    total, right, count = 0.0, 0, 0
+    try:
+        for batch in batches:
+            moved = {key: value.to(device) for key, value in batch.items()}
+            labels = moved.pop("labels")[:, 1:]
+            logits = model(**inputs(moved, _dtype(model)), use_cache=False).logits[:, :-1]
+            counted = labels != IGNORED
+            logits, labels = logits[counted].float(), labels[counted]
+            total += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
+            right += int((logits.argmax(1) == labels).sum())
+            count += len(labels)
+    finally:
+        model.train(training)
+    mean = total / count
+    return {"loss": mean, "perplexity": math.exp(mean) if mean < 700 else math.inf, "token_accuracy": right / count}
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next(model.parameters()).dtype
