@@ -85,6 +85,9 @@ def compare(
         str | None, _option("--config", help="TOML file: these options as keys, and a table for each method.")
     ] = None,
     out: Annotated[str | None, _option("--out", help="Folder of the records; ./runs by default.")] = None,
+    save: Annotated[
+        str | None, _option("--save", help="Folder for the trained models, as transformers saves them.")
+    ] = None,
     reference: Annotated[bool | None, _option("--reference/--no-reference", help="Add adamw (the default).")] = None,
     checkpoint_every: Annotated[
         int | None, _option("--checkpoint-every", help="Steps between checkpoints, 500 by default; 0 for none.")

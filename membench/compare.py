@@ -14,6 +14,7 @@ from .processes import Outcome
 from .profiles import note
 from .progress import Display, create_display, waiting
 from .run import Run
+from .saving import Models
 from .settings import Settings
 
 Record = dict[str, Any]
@@ -43,15 +44,13 @@ def compare(settings: Settings) -> int:
 
 
 def _compare(settings: Settings, runs: Sequence[Run], folder: Folder) -> int:
-    found = {run.run_id: folder.finished(run.run_id, retry=settings.retry) for run in runs}
-    records: dict[str, Record] = {run_id: record for run_id, record in found.items() if record is not None}
+    models = Models(Path(settings.save)) if settings.save else None
+    records = _found(settings, runs, folder, models)
     missing = [run for run in runs if run.run_id not in records]
-    if records:
-        print(f"{len(records)} of {len(runs)} runs are already in {folder.path}", flush=True)
     try:
         with create_display(missing, len(runs), quiet=settings.quiet) as display:
             for run in missing:
-                records[run.run_id] = _make(run, folder, settings.checkpoint_every, display)
+                records[run.run_id] = _make(run, folder, models, settings.checkpoint_every, display)
     except KeyboardInterrupt:
         print(f"\nInterrupted: {len(records)} of {len(runs)} runs are finished and kept in {folder.path}.")
         print("The same command makes the others.")
@@ -59,8 +58,22 @@ def _compare(settings: Settings, runs: Sequence[Run], folder: Folder) -> int:
     return _conclude(settings, [records[run.run_id] for run in runs], folder)
 
 
-def _make(run: Run, folder: Folder, checkpoint_every: int, display: Display) -> Record:
-    """One run, in a process of its own, and its record on the disk."""
+def _found(settings: Settings, runs: Sequence[Run], folder: Folder, models: Models | None) -> dict[str, Record]:
+    """The records of the runs that needn't be made; a run whose model is wanted and isn't there is made again."""
+    found = {run.run_id: folder.finished(run.run_id, retry=settings.retry) for run in runs}
+    records = {run_id: record for run_id, record in found.items() if record is not None}
+    if records:
+        print(f"{len(records)} of {len(runs)} runs are already in {folder.path}", flush=True)
+    if models is None:
+        return records
+    unsaved = [run_id for run_id in records if records[run_id]["status"] == "ok" and not models.has(run_id)]
+    if unsaved:
+        print(f"{len(unsaved)} of these have no model in {models.path} and are made again to save it", flush=True)
+    return {run_id: record for run_id, record in records.items() if run_id not in unsaved}
+
+
+def _make(run: Run, folder: Folder, models: Models | None, checkpoint_every: int, display: Display) -> Record:
+    """One run, in a process of its own, and its record (and model) on the disk."""
     display.begin(run)
     start = time.monotonic()
     outcome = processes.call(
@@ -68,11 +81,14 @@ def _make(run: Run, folder: Folder, checkpoint_every: int, display: Display) -> 
         run,
         folder.checkpoint(run.run_id),
         checkpoint_every,
+        models.begin(run.run_id) if models else None,
         log=folder.log(run.run_id),
         on_message=lambda message: display.stage(message) if isinstance(message, str) else display.step(*message),
         spawn=run.device.startswith("cuda"),
     )
     record = assemble(run, outcome)
+    if models:
+        models.end(record)
     folder.write(record)
     display.end(record, time.monotonic() - start)
     return record

@@ -5,12 +5,14 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 import tasks
+from tasks.loading import quiet
 
 from .build import build_model, build_optimizer, create_task, method_values
 from .cycle import meter_cycle
@@ -19,12 +21,20 @@ from .loop import Diverged, Loop, loss_function, micro_batches
 from .run import Run
 
 
+@runtime_checkable
+class HasTokenizer(Protocol):
+    """A task of texts: its tokenizer, of transformers, is saved with the model."""
+
+    tokenizer: Any
+
+
 def execute(
     run: Run,
     checkpoint_path: Path,
     checkpoint_every: int,
     report: Callable[[int, float], None] = lambda step, loss: None,
     stage: Callable[[str], None] = lambda name: None,
+    save_to: Path | None = None,
 ) -> dict[str, Any]:
     """The measured part of the record, with what was measured before anything went wrong.
 
@@ -33,6 +43,7 @@ def execute(
         checkpoint_path: to continue from, and to write every `checkpoint_every` steps (0: never).
         report: called with (step, loss) after each step.
         stage: called with the name of what follows the training.
+        save_to: folder for the trained model.
     """
     torch.set_num_threads(run.threads)
     measured: dict[str, Any] = {"status": "ok", "error": None}
@@ -43,6 +54,9 @@ def execute(
             loop = _train(run, task, measured, report=report, path=checkpoint_path, every=checkpoint_every)
             stage("evaluating")
             _evaluate(run, task, loop, measured)
+            if save_to is not None:
+                stage("saving")
+                save(loop.model, task, save_to)
             del loop
         except Diverged as error:
             measured["status"], measured["error"] = "diverged", str(error)
@@ -83,6 +97,15 @@ def _evaluate(run: Run, task: tasks.Task, loop: Loop, measured: dict[str, Any]) 
     measured["metrics"] = loop.progress.history[-1]["metrics"] = loop.evaluate(model)
     measured["time"] = _times(loop)
     measured["trained_fraction"] = trained_fraction(build_model(run, task), model)
+
+
+def save(model: nn.Module, task: tasks.Task, folder: Path) -> None:
+    """Write a finished model as transformers saves it, its tokenizer with it if the task has one."""
+    assert isinstance(model, PreTrainedModel)  # checked before anything ran
+    with quiet():
+        model.save_pretrained(folder)
+        if isinstance(task, HasTokenizer):
+            task.tokenizer.save_pretrained(folder)
 
 
 def _times(loop: Loop) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 import optimizers
 import tasks
@@ -50,7 +51,7 @@ def _prepare(settings: Settings) -> list[Run]:
         described = {**surroundings, **task.provenance}
         for seed in dict.fromkeys(settings.seeds):
             runs += [_run(settings, task, m, seed, training, device, threads, described) for m in methods]
-    _check_constructors(runs[: len(methods)])
+    _check_constructors(runs[: len(methods)], save=settings.save is not None)
     return runs
 
 
@@ -162,12 +163,14 @@ def _identity(provenance: Mapping[str, Any], source: str) -> list[str | None]:
     return [source, provenance["data_revision"]]
 
 
-def _check_constructors(runs: Iterable[Run]) -> None:
+def _check_constructors(runs: Iterable[Run], *, save: bool) -> None:
     """Builds every method on one model. What fails in any other way than by a refusal is a result of its run."""
     task = model = None
     for run in runs:
         task = task or create_task(run, run.task, run.seed, run.training)
         model = model or build_model(run, task)
+        if save and not isinstance(model, PreTrainedModel):
+            raise UserError(f"--save: {type(model).__name__} is no model of transformers, which knows how to save it")
         try:
             optimizer = build_optimizer(run, model)
             check_combination(optimizer, run.training.gradient_accumulation_steps, run.training.max_grad_norm)

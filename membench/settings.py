@@ -45,6 +45,7 @@ class Settings:
     threads: int | None = None
     trust_remote_code: bool = False
     out: str = "runs"
+    save: str | None = None
     retry: bool = False
     quiet: bool = False
     dry_run: bool = False
@@ -153,15 +154,17 @@ def _check(settings: Settings) -> None:
             f"--batch-size {settings.batch_size} (examples an update) can't be split into "
             f"{settings.gradient_accumulation_steps} equal micro-batches: choose a multiple"
         )
-    _check_out(Path(settings.out))
+    for key in ("out", "save"):
+        if values[key] is not None:
+            _check_folder(_name(key), Path(values[key]))
 
 
-def _check_out(out: Path) -> None:
+def _check_folder(option: str, folder: Path) -> None:
     """A folder, or a path on which one can be made."""
-    for path in (out, *out.absolute().parents):
+    for path in (folder, *folder.absolute().parents):
         if path.exists() or path.is_symlink():
             if not path.is_dir():
-                raise UserError(f"--out {out}: {path} is a file, not a folder: choose another path")
+                raise UserError(f"{option} {folder}: {path} is a file, not a folder: choose another path")
             if not os.access(path, os.W_OK | os.X_OK):
-                raise UserError(f"--out {out}: no permission to write to {path}: choose another path")
+                raise UserError(f"{option} {folder}: no permission to write to {path}: choose another path")
             return

@@ -28,7 +28,7 @@ def prepare(settings: Settings, send: Send) -> list[Run]:
     return runs.prepare(settings)
 
 
-def execute(run: Run, checkpoint_path: Path, checkpoint_every: int, send: Send) -> dict[str, Any]:
+def execute(run: Run, checkpoint_path: Path, checkpoint_every: int, save_to: Path | None, send: Send) -> dict[str, Any]:
     """See `execute.execute`; sends (step, loss) now and then, and the names of later stages."""
     from . import execute
 
@@ -40,7 +40,7 @@ def execute(run: Run, checkpoint_path: Path, checkpoint_every: int, send: Send) 
             last = time.monotonic()
             send("message", (step, loss))
 
-    return execute.execute(run, checkpoint_path, checkpoint_every, report, lambda name: send("message", name))
+    return execute.execute(run, checkpoint_path, checkpoint_every, report, lambda name: send("message", name), save_to)
 
 
 def serve(function: Callable[..., Any], arguments: tuple[Any, ...], sender: connection.Connection, log: Path) -> None:

@@ -1,0 +1,113 @@
+"""--save: what was trained is an ordinary model of transformers, with its record beside it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import optimizers
+import tasks
+from membench import processes
+from membench.compare import compare
+from membench.errors import UserError
+from membench.execute import save
+from membench.saving import Models
+from membench.settings import resolve
+from reports import record
+
+TINY = {"steps": 6, "batch_size": 4, "sequence_length": 24, "threads": 1, "quiet": True, "task": "superglue/cb"}
+TINY |= {"optimizers": "lora", "reference": False}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server():
+    processes.start_server()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A comparison whose models are saved: its settings, and its only record."""
+    folder = tmp_path_factory.mktemp("saved")
+    settings = resolve({**TINY, "out": str(folder / "runs"), "save": str(folder / "models")}, ["lora.lr=0.01"])
+    assert compare(settings) == 0
+    return settings, record.load_folder(settings.out)[0]
+
+
+def cb():
+    return tasks.create("superglue/cb", model="config:roberta-tiny", batch_size=4, sequence_length=24)
+
+
+def load(folder: Path):
+    return transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+def test_a_saved_model_gives_the_same_logits_as_the_finished_one(tmp_path):
+    task = cb()
+    model, batch = task.build_model(), task.batch(0)
+    optimizer = optimizers.create("lora", model, lr=1e-2, always_train=task.head)
+    for step in range(3):
+        optimizer.backward(task.loss(model, task.batch(step)))
+        optimizer.step()
+        optimizer.zero_grad()
+    finished = optimizer.finish().eval()
+    save(finished, task, tmp_path / "model")
+    again = load(tmp_path / "model").eval()
+    assert torch.equal(again(**batch).logits, finished(**batch).logits)
+    assert {name for name, _ in again.named_parameters()} == {name for name, _ in task.build_model().named_parameters()}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    example = task.train[0]
+    assert tokenizer(example.first, example.second).input_ids == task.tokenizer(example.first, example.second).input_ids
+
+
+def test_a_saved_model_scores_what_its_record_says(saved):
+    settings, made = saved
+    models = Path(settings.save)
+    assert record.load_folder(models) == [made]
+    assert cb().evaluate(load(models / made["run_id"])) == made["metrics"]
+    assert {path.name for path in models.iterdir()} == {made["run_id"], f"{made['run_id']}.json"}
+
+
+def test_what_is_saved_is_not_made_twice_and_what_is_missing_is_made_again(saved, capsys):
+    settings, made = saved
+    model = Path(settings.save) / made["run_id"]
+    assert compare(settings) == 0
+    assert "1 of 1 runs are already in" in capsys.readouterr().out
+    weights = load(model).state_dict()
+    shutil.rmtree(model)
+    assert compare(settings) == 0
+    assert "1 of these have no model in" in capsys.readouterr().out
+    again = load(model).state_dict()
+    assert all(torch.equal(again[name], value) for name, value in weights.items())
+
+
+def test_a_run_without_a_result_leaves_no_model(tmp_path, capsys):
+    out = str(tmp_path / "both")
+    settings = resolve({**TINY, "optimizers": "sgd", "out": out, "save": out}, ["sgd.lr=1e30"])
+    assert compare(settings) == 1
+    kept = [path for path in Path(out).iterdir() if path.name not in (".lock", "logs")]
+    assert [path.suffix for path in kept] == [".json"]
+    capsys.readouterr()
+    assert compare(settings) == 1  # a diverged run is a result, with no model to wait for
+    assert "made again" not in capsys.readouterr().out
+
+
+def test_what_an_interrupted_run_left_is_no_model_and_in_nobodys_way(tmp_path, saved):
+    models = Models(tmp_path)
+    made = saved[1]
+    draft = models.begin(made["run_id"])
+    draft.mkdir()
+    (draft / "model.safetensors").write_bytes(b"half")
+    assert not models.has(made["run_id"])
+    assert not models.begin(made["run_id"]).exists()
+    draft.mkdir()
+    (draft / "config.json").write_text("{}")
+    models.end(made)
+    assert models.has(made["run_id"]) and not draft.exists()
+
+
+def test_a_path_that_can_not_be_a_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--save .*file is a file, not a folder"):
+        resolve({**TINY, "save": str(tmp_path / "file" / "models")}, [])
