@@ -62,9 +62,9 @@ class Documents:
 
 def _pieces(path: Path) -> Iterator[str]:
     piece = ""
-    for paragraph in re.split(r"(?<=\n)[ \t]*\r?\n", files.text(path)):
-        piece += paragraph + "\n"
-        if len(piece) >= SHORTEST:
+    for part in re.split(r"((?<=\n)[ \t]*\r?\n)", files.text(path)):  # paragraphs, and the empty lines between
+        piece += part
+        if len(piece) >= SHORTEST and not part.strip():
             yield piece
             piece = ""
     if piece.strip():
@@ -95,8 +95,8 @@ class Corpus:
         for side, tokens in (("training", self.tokens), ("validation", self.validation_tokens)):
             if len(tokens) < length:
                 raise ValueError(
-                    f"the {side} documents have {len(tokens):,} tokens, less than one sequence of {length}: give more "
-                    f"documents (one of {HELD_OUT} is held out for validation; empty lines part those of a .txt file) "
+                    f"the {side} documents have {len(tokens):,} tokens, less than one sequence of {length:,}: "
+                    f"give more documents (one of {HELD_OUT} is held out for validation; empty lines part those of a .txt file) "
                     "or a shorter --sequence-length"
                 )
 

@@ -1,7 +1,7 @@
 """Sequences from documents that are streamed, in an order that can be continued to the token.
 
-Documents are read in blocks, each shuffled by (seed, block). So a reader's state is where its block begins, as `datasets`
-says it (IterableDataset.state_dict), with the few tokens left over from the block before. No document is repeated or
+Documents are read in blocks, each shuffled by (seed, block). So a reader's state is where its block begins, as
+`datasets` has it (IterableDataset.state_dict), and the few tokens left over from the block before. No document is repeated or
 left out, as with the shuffle buffer of `datasets`, which is lost between checkpoints.
 """
 
