@@ -15,6 +15,7 @@ _UNKNOWN: dict[str, Any] = {
     "trained_fraction": None,
     "block_coverage": None,
     "metrics": None,
+    "initial_metrics": None,
     "headline": None,
     "higher_is_better": None,
     "history": [],

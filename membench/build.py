@@ -26,6 +26,7 @@ def create_task(source: Run | Settings, name: str, seed: int, training: Training
         seed=seed,
         dtype=training.dtype,
         trust_remote_code=source.trust_remote_code,
+        options=training.options,
     )
 
 

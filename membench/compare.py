@@ -47,6 +47,8 @@ def _compare(settings: Settings, runs: Sequence[Run], folder: Folder) -> int:
     models = Models(Path(settings.save)) if settings.save else None
     records = _found(settings, runs, folder, models)
     missing = [run for run in runs if run.run_id not in records]
+    for task, notes in _notes(missing):
+        print(f"{task}: {notes}", flush=True)
     try:
         with create_display(missing, len(runs), quiet=settings.quiet) as display:
             for run in missing:
@@ -70,6 +72,12 @@ def _found(settings: Settings, runs: Sequence[Run], folder: Folder, models: Mode
     if unsaved:
         print(f"{len(unsaved)} of these have no model in {models.path} and are made again to save it", flush=True)
     return {run_id: record for run_id, record in records.items() if run_id not in unsaved}
+
+
+def _notes(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """What the tasks have to say of their data (answers that are cut), each once."""
+    notes = ((run.task, run.environment.get("notes")) for run in runs)
+    return list(dict.fromkeys((task, said) for task, said in notes if said))
 
 
 def _make(run: Run, folder: Folder, models: Models | None, checkpoint_every: int, display: Display) -> Record:

@@ -87,6 +87,7 @@ def _train(
     try:
         loop.run(report=report, checkpoint_path=path, checkpoint_every=every)
     finally:
+        measured["initial_metrics"] = loop.progress.initial_metrics
         measured |= {"history": loop.progress.history, "time": _times(loop), "memory": _process_memory(device)}
         measured["block_coverage"] = optimizer.block_coverage
     return loop

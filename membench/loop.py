@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from optimizers import MemoryEfficientOptimizer
+from tasks import HasReader
 
 from . import checkpoint
 from .clock import Clock
@@ -43,6 +44,7 @@ class Progress:
     evaluation_seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)  # since the last entry of the history
+    initial_metrics: dict[str, float] | None = None  # before the first step
 
 
 class Diverged(Exception):
@@ -55,10 +57,13 @@ def training_step(
     loss_fn: Loss,
     micro_batches: Sequence[Batch],
     *,
+    shares: Sequence[float] | None = None,
     max_grad_norm: float | None = None,
     phase: Phase,
 ) -> Tensor:
     """One update from the mean loss of `micro_batches`, which are on the model's device; returns that loss, detached.
+
+    `shares` are the weights of the micro-batches in that mean, by default all the same.
 
     The loss stays a tensor because fake tensors have no values. `phase(name)` is a context manager that is entered for
     "forward" and "backward" of each micro-batch and once for "update", which includes dropping the gradients.
@@ -67,7 +72,9 @@ def training_step(
         ValueError: accumulation or clipping with a method that updates inside the backward pass.
     """
     check_combination(optimizer, len(micro_batches), max_grad_norm)
-    losses = [_backpropagate(model, optimizer, loss_fn, batch, len(micro_batches), phase) for batch in micro_batches]
+    weights = shares or [1 / len(micro_batches)] * len(micro_batches)
+    pairs = zip(micro_batches, weights, strict=True)
+    losses = [_backpropagate(model, optimizer, loss_fn, batch, weight, phase) for batch, weight in pairs]
     with phase("update"):
         if max_grad_norm is not None:
             nn.utils.clip_grad_norm_(optimizer.trainable, max_grad_norm)
@@ -77,11 +84,11 @@ def training_step(
 
 
 def _backpropagate(
-    model: nn.Module, optimizer: MemoryEfficientOptimizer, loss_fn: Loss, batch: Batch, parts: int, phase: Phase
+    model: nn.Module, optimizer: MemoryEfficientOptimizer, loss_fn: Loss, batch: Batch, weight: float, phase: Phase
 ) -> Tensor:
     with phase("forward"):
         loss = loss_fn(model, batch)
-        loss = loss / parts if parts > 1 else loss
+        loss = loss * weight if weight != 1 else loss
     with phase("backward"):
         optimizer.backward(loss)
     return loss.detach()
@@ -109,6 +116,15 @@ def micro_batches(task: Task, step: int, training: Training, device: torch.devic
     parts = training.gradient_accumulation_steps
     batches = [task.batch(step * parts + part) for part in range(parts)]
     return [{key: value.to(device) for key, value in batch.items()} for batch in batches]
+
+
+def shares(batches: Sequence[Batch]) -> list[float]:
+    """The weights of micro-batches in an update: their shares of all labels (-100 is none).
+
+    A loss is a mean over labels, of which texts have different numbers: so their mean is that of the whole batch.
+    """
+    counts = [int((batch["labels"] != -100).sum()) if "labels" in batch else 1 for batch in batches]
+    return [count / sum(counts) for count in counts]
 
 
 def loss_function(task: Task, training: Training, device: torch.device) -> Loss:
@@ -162,6 +178,8 @@ class Loop:
         """
         if checkpoint_path is not None:
             self._resume(checkpoint_path)
+        if self.training.evaluate_before and self.progress.step == 0:
+            self.progress.initial_metrics = self.evaluate(self.model)
         self.model.train()
         while self.progress.step < self.training.steps:
             report(self.progress.step + 1, self._step())
@@ -180,6 +198,7 @@ class Loop:
             self.optimizer,
             self._loss_fn,
             batches,
+            shares=shares(batches),
             max_grad_norm=training.max_grad_norm,
             phase=self.clock.phase,
         ).item()
@@ -233,6 +252,7 @@ class Loop:
             "scheduler": self.scheduler.state_dict(),
             "progress": asdict(self.progress),
             "seconds": self.clock.steps,
+            "reader": self.task.state_dict() if isinstance(self.task, HasReader) else None,
         }
 
     def _resume(self, path: Path) -> None:
@@ -244,3 +264,5 @@ class Loop:
         self.scheduler.load_state_dict(state["scheduler"])
         self.progress = Progress(**state["progress"])
         self.clock.steps = state["seconds"]
+        if isinstance(self.task, HasReader):
+            self.task.load_state_dict(state["reader"])

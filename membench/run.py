@@ -1,6 +1,6 @@
 """A run and the training that all runs of a comparison share: plain data, cheap to import."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -22,6 +22,16 @@ class Training:
     data: str = "demo"
     weights: str = "random"
     profile: str | None = None
+    final_fraction: float = 0.0  # of the learning rate, where the schedule ends
+    evaluate_before: bool = False  # also before the first step
+    options: dict[str, Any] = field(default_factory=dict)  # of the task
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes it another training: without its profile's name, and without later additions that aren't used."""
+        added = ("final_fraction", "evaluate_before", "options")
+        values = {key: value for key, value in asdict(self).items() if key not in ("profile", "data")}
+        return {key: value for key, value in values.items() if value or key not in added}
 
     @property
     def micro_batch_size(self) -> int:

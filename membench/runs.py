@@ -3,7 +3,6 @@
 import math
 import traceback
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -110,6 +109,9 @@ def _training(settings: Settings, steps: int, weights: str) -> Training:
         data=settings.data,
         weights=weights,
         profile=settings.profile,
+        final_fraction=settings.final_fraction,
+        evaluate_before=settings.evaluate_before,
+        options=dict(settings.options),
     )
 
 
@@ -133,7 +135,7 @@ def _run(
     )
     configuration = {
         "hyperparameters": values,
-        "training": {key: value for key, value in asdict(training).items() if key not in ("profile", "data")},
+        "training": training.identity,
         "data": _identity(task.provenance, training.data),
         "model_revision": task.provenance["model_revision"],
         "tokenizer": task.provenance["tokenizer"],

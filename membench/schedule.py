@@ -17,14 +17,14 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def learning_rate_factor(training: Training) -> Callable[[int], float]:
-    """Step (from 0) -> factor: a linear warm-up, then down to 0 after the last step; no step has a factor of 0."""
-    warmup = math.ceil(training.warmup_fraction * training.steps)
+    """Step (from 0) -> factor: a linear warm-up, then down to what the step after the last would have."""
+    warmup, final = math.ceil(training.warmup_fraction * training.steps), training.final_fraction
     shape = SCHEDULES[training.schedule]
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
-        return shape((step - warmup) / max(1, training.steps - warmup))
+        return final + (1 - final) * shape((step - warmup) / max(1, training.steps - warmup))
 
     return factor
 

@@ -37,9 +37,11 @@ class Settings:
     gradient_accumulation_steps: int = 1
     max_grad_norm: float | None = None
     evaluate_every: int | None = None
+    evaluate_before: bool = False
     learning_rate: float | None = None
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_fraction: float = 0.1
+    final_fraction: float = 0.0
     reference: bool = True
     checkpoint_every: int = 500
     threads: int | None = None
@@ -49,6 +51,7 @@ class Settings:
     retry: bool = False
     quiet: bool = False
     dry_run: bool = False
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     hyperparameters: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
@@ -87,7 +90,8 @@ def _overlay(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     general = {*upper.get(ALL_METHODS, {}), *({"lr"} if above.get("learning_rate") is not None else ())}
     lower = {name: {key: values[key] for key in values if key not in general} for name, values in lower.items()}
     methods = {name: {**lower.get(name, {}), **upper.get(name, {})} for name in [*lower, *upper]}
-    return {**below, **above, "hyperparameters": methods}
+    options = {**below.get("options", {}), **above.get("options", {})}
+    return {**below, **above, "hyperparameters": methods, "options": options}
 
 
 def _typed(layer: Mapping[str, Any], where: str | None = None) -> dict[str, Any]:
@@ -103,6 +107,17 @@ def _typed_value(key: str, value: Any, where: str | None) -> Any:
 
 def _name(key: str, where: str | None = None) -> str:
     return f"{where}: {key}" if where else "--" + key.replace("_", "-")
+
+
+def parse_options(assignments: list[str]) -> dict[str, Any]:
+    """`packing=true`, of the task."""
+    options: dict[str, Any] = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip().isidentifier():
+            raise UserError(f"--option {text}: write KEY=VALUE (packing=true)")
+        options[key.strip()] = parse(value)
+    return options
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, dict[str, Any]]:
@@ -125,13 +140,16 @@ def _read_config(path: str) -> dict[str, Any]:
         raise UserError(f"--config {path}: can't be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path}: not valid TOML: {error}") from error
+    options_of_task = content.pop("options", {})
     methods = {key: value for key, value in content.items() if isinstance(value, dict)}
     options = {key.replace("-", "_"): value for key, value in content.items() if key not in methods}
     for key in options:
         if key not in _TYPES or key == "hyperparameters":
             known = [name for name in _TYPES if name != "hyperparameters"]
             raise UserError(f"{path}: unknown key {key!r}. {suggestion(key, known)}")
-    return {**options, "hyperparameters": methods}
+    if not isinstance(options_of_task, dict):
+        raise UserError(f"{path}: options must be a table of the task's options, not {options_of_task!r}")
+    return {**options, "options": options_of_task, "hyperparameters": methods}
 
 
 def _check(settings: Settings) -> None:
@@ -142,8 +160,9 @@ def _check(settings: Settings) -> None:
     for key in _NOT_NEGATIVE:
         if values[key] is not None and not 0 <= values[key] < float("inf"):
             raise UserError(f"{_name(key)} must be a finite number of at least 0, not {values[key]}")
-    if not 0 <= settings.warmup_fraction < 1:
-        raise UserError(f"--warmup-fraction must be at least 0 and below 1, not {settings.warmup_fraction}")
+    for key in ("warmup_fraction", "final_fraction"):
+        if not 0 <= values[key] < 1:
+            raise UserError(f"{_name(key)} must be at least 0 and below 1, not {values[key]}")
     for key in ("optimizers", "task", "seeds"):
         if not values[key]:
             raise UserError(f"{_name(key)} names nothing")

@@ -96,8 +96,8 @@ class Corpus:
             if len(tokens) < length:
                 raise ValueError(
                     f"the {side} documents have {len(tokens):,} tokens, less than one sequence of {length:,}: "
-                    f"give more documents (one of {HELD_OUT} is held out for validation; empty lines part those of a .txt file) "
-                    "or a shorter --sequence-length"
+                    f"give more documents (one of {HELD_OUT} is held out; empty lines part those of a .txt file) or a "
+                    "shorter --sequence-length"
                 )
 
     @property

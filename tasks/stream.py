@@ -1,8 +1,8 @@
 """Sequences from documents that are streamed, in an order that can be continued to the token.
 
 Documents are read in blocks, each shuffled by (seed, block). So a reader's state is where its block begins, as
-`datasets` has it (IterableDataset.state_dict), and the few tokens left over from the block before. No document is repeated or
-left out, as with the shuffle buffer of `datasets`, which is lost between checkpoints.
+`datasets` has it (IterableDataset.state_dict), and the few tokens left over from the block before. No document is
+repeated or left out, as with the shuffle buffer of `datasets`, which is lost between checkpoints.
 """
 
 from collections import deque
