@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import metrics, superglue_data
-from .superglue_examples import ENTAILED, Choice, Example, ax_g, boolq, copa, entailment, multirc, record, wic, wsc
+from .classifier import Example
+from .superglue_examples import ENTAILED, Choice, ax_g, boolq, copa, entailment, multirc, record, wic, wsc
 from .superglue_task import Benchmark, Predictions, SuperGlueTask
 
 NAME = "superglue"

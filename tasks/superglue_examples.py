@@ -4,20 +4,11 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from .classifier import Example
 from .rows import Lines, Row, parse, short
 
 GAP = "@placeholder"  # ReCoRD's own mark for what is to be filled in
 ENTAILED = ("entailment", "not_entailment")
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A text or a pair of texts with a class."""
-
-    first: str
-    second: str  # "" for a single text
-    label: int
-    group: str = ""  # of what is scored together: MultiRC's answers to a question, AX-g's pairs
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import tasks
-from tasks import superglue_task
+from tasks import classifier, superglue_task
 
-NAMES = tasks.available()
+NAMES = tasks.expand("superglue")
 
 
 def create(name, **given):
@@ -160,7 +160,7 @@ def oracle(task, right):
     table = {}
     for example in task.data.validation:
         for index, second in enumerate(superglue_task._second_texts(example)):
-            ids = task.encoder.tokens(example.first, second)[0]
+            ids = task.classifier.encoder.tokens(example.first, second)[0]
             text = task.tokenizer.decode(ids, skip_special_tokens=True)
             if task.row.classes is None:
                 table[text] = float((index in example.right) == right)
@@ -220,9 +220,9 @@ def test_evaluation_does_not_depend_on_what_shares_a_batch(monkeypatch):
     model = task.build_model().eval()
     pairs = [(choice.first, choice.filled(0)) for choice in task.data.validation[:40]]
     with torch.no_grad():
-        together = task._logits(model, pairs)
-        monkeypatch.setattr(superglue_task, "EVALUATION_BATCH", 1)
-        alone = task._logits(model, pairs)
+        together = task.classifier.logits(model, pairs)
+        monkeypatch.setattr(classifier, "EVALUATION_BATCH", 1)
+        alone = task.classifier.logits(model, pairs)
     assert together.shape == (40, 1)
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
 

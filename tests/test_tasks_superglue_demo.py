@@ -52,7 +52,7 @@ def test_texts_fit_into_the_demos_sequences(name):
         f"superglue/{name}", model="config:roberta-tiny", batch_size=2, sequence_length=SEQUENCE_LENGTH + 16
     )
     pairs = [(e.first, second) for e in task.data.train + task.data.validation for second in _second_texts(e)]
-    assert max(task.encoder.tokens(*pair).shape[1] for pair in pairs) <= SEQUENCE_LENGTH
+    assert max(task.classifier.encoder.tokens(*pair).shape[1] for pair in pairs) <= SEQUENCE_LENGTH
 
 
 # Bags of words have a classifier of their own here, so that the evidence in the data is seen without our models:
