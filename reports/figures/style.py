@@ -1,0 +1,99 @@
+"""What all figures look like: sizes, colours that the colour-blind can tell apart, a style for each row."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import matplotlib
+
+WIDE, SMALL = 440, 400  # pixels: of a figure that stands alone, and of one in a grid of its like
+LONGEST_LABEL = 38  # letters
+
+# Figures are drawn in the colours of the light page, each of which the page knows as a CSS variable.
+INK, MUTED, LINE, PAPER = "#1f2328", "#59636e", "#d5dbe1", "#ffffff"
+BLUE, SKY, GREEN, ORANGE, VERMILION, PINK = "#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7"
+ON_DARK, ON_LIGHT = "#fffffe", "#000001"  # letters on a patch of colour
+VARIABLES = {
+    INK: "ink",
+    MUTED: "muted",
+    LINE: "line",
+    PAPER: "paper",
+    BLUE: "blue",
+    SKY: "sky",
+    GREEN: "green",
+    ORANGE: "orange",
+    VERMILION: "vermilion",
+    PINK: "pink",
+    ON_DARK: "on-dark",
+    ON_LIGHT: "on-light",
+}
+
+_HUES = (BLUE, VERMILION, GREEN, PINK, ORANGE, SKY)  # Okabe & Ito, without the yellow that white paper swallows
+_DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
+_MARKERS = "osD^vPX<>p*h"
+
+
+class RowStyle(NamedTuple):
+    """How a row (a method) is drawn: colour, dashes and marker, each of which tells it from its neighbours."""
+
+    number: int
+    colour: str
+    dashes: str | tuple[float, tuple[float, ...]]
+    marker: str
+
+
+def row_styles(labels: Iterable[str], reference: str | None = None) -> dict[str, RowStyle]:
+    """A style for each label, in the order given; the reference is drawn in ink."""
+    styles: dict[str, RowStyle] = {}
+    for label in dict.fromkeys(labels):
+        coloured = sum(style.colour != INK for style in styles.values())
+        hue = INK if label == reference else _HUES[coloured % len(_HUES)]
+        dashes = "-" if label == reference else _DASHES[coloured // len(_HUES) % len(_DASHES)]
+        styles[label] = RowStyle(len(styles), hue, dashes, _MARKERS[len(styles) % len(_MARKERS)])
+    return styles
+
+
+def look() -> AbstractContextManager[None]:
+    """The settings that figures are drawn and written under."""
+    return matplotlib.rc_context(
+        {
+            "text.parse_math": False,  # a name may hold a dollar
+            "svg.fonttype": "none",
+            "svg.hashsalt": "membench",
+            "font.size": 11,
+            "font.family": "DejaVu Sans",
+            "axes.edgecolor": LINE,
+            "axes.labelcolor": MUTED,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "axes.titlesize": 12,
+            "axes.titleweight": "bold",
+            "axes.titlecolor": INK,
+            "axes.titlelocation": "left",
+            "grid.color": LINE,
+            "grid.linewidth": 0.8,
+            "text.color": INK,
+            "xtick.color": LINE,
+            "ytick.color": LINE,
+            "xtick.labelcolor": MUTED,
+            "ytick.labelcolor": MUTED,
+            "legend.frameon": False,
+            "legend.fontsize": 10,
+            "figure.facecolor": PAPER,
+            "axes.facecolor": "none",
+        }
+    )
+
+
+def printable(text: str) -> str:
+    """A text without control signs, which XML can't hold, nor half a surrogate, which UTF-8 can't."""
+    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
+
+
+def shortened(text: str, longest: int = LONGEST_LABEL) -> str:
+    """Printable, and cut in the middle, since names differ in their ends as often as in their beginnings."""
+    text = printable(text)
+    half = (longest - 1) // 2
+    return text if len(text) <= longest else f"{text[:half]}…{text[-half:]}"
