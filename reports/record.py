@@ -4,14 +4,14 @@ A run that went wrong is a result too, so its record has the same fields. What i
 and only there may a measured field be null.
 """
 
-import contextlib
 import hashlib
 import json
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from reports import files
 
 Record = dict[str, Any]
 
@@ -64,12 +64,17 @@ SCHEMA: tuple[Field, ...] = (
     Field("training.weights", (str,), NEVER, "random | pretrained"),
     Field("training.profile", (str,), ALWAYS, "demo | paper"),
     Field("training.evaluate_every", (int,), ALWAYS, "steps; null: at the end only"),
+    Field("training.final_fraction", (float,), OPTIONAL, "of the learning rate, where the schedule ends; 0 if missing"),
+    Field("training.evaluate_before", (bool,), OPTIONAL, "also before the first step"),
+    Field("training.options", (dict,), OPTIONAL, "of the task: those that were given"),
     Field("parameters", (int,), UNLESS_OK, "of the model as built, adapters left out"),
     Field("trainable_parameters", (int,), UNLESS_OK, "what the method may ever train"),
     Field("trained_fraction", (float,), UNLESS_OK, "share of the weights that changed at least once, 0..1"),
     Field("block_coverage", (float,), ALWAYS, "share of the blocks visited; null for a method without blocks"),
     Field("metrics", (dict,), UNLESS_OK, "the task's, at the end"),
     Field("metrics.*", (float,), UNLESS_OK, "as the task's own scale has it"),
+    Field("initial_metrics", (dict,), OPTIONAL, "the task's, before the first step; null where that wasn't wanted"),
+    Field("initial_metrics.*", (float,), UNLESS_OK, "as the task's own scale has it"),
     Field("headline", (str,), UNLESS_OK, "the metric that tables rank by"),
     Field("higher_is_better", (bool,), UNLESS_OK, "whether more of the headline is better"),
     Field("history", (list,), NEVER, "in the order of the steps"),
@@ -254,19 +259,7 @@ def write(record: Record, folder: Path | str) -> Path:
     """
     path = Path(folder) / f"{record.get('run_id')}.json"
     check(record, str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(record, file, indent=1, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):  # it has become the record
-            temporary.unlink()
-    return path
+    return files.write(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
 
 
 def load(path: Path | str) -> Record:
