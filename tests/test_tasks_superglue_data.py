@@ -263,7 +263,7 @@ def test_an_unknown_folder_says_which_layout_is_expected(tmp_path):
 
 def test_a_family_expands_to_what_the_source_has(release):
     folder, _ = release
-    assert tasks.expand("superglue") == tasks.available() and len(tasks.available()) == 8
+    assert len(tasks.expand("superglue")) == 8 and set(tasks.expand("superglue")) <= set(tasks.available())
     for name in ("WSC", "CB", "AX-b"):
         for path in (folder / name).iterdir():
             path.unlink()
