@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
+from .check_command import check
 from .errors import UserError
 from .paths import put_current_folder_last
 from .plan_command import plan
@@ -48,13 +49,15 @@ def compare(
     optimizers: Annotated[
         str | None, _option("--optimizers", help="Methods, such as badam,blockllm, all, or package.module:Class.")
     ] = None,
-    task: Annotated[str | None, _option("--task", help="superglue for all its tasks, superglue/rte for one.")] = None,
+    task: Annotated[
+        str | None, _option("--task", help="superglue for all its tasks, superglue/rte for one, c4, instruct.")
+    ] = None,
     profile: Annotated[
-        str | None, _option("--profile", help="demo (the default: small, offline) or paper (RoBERTa-large).")
+        str | None, _option("--profile", help="demo (the default: small, offline) or paper (as published).")
     ] = None,
     model: Annotated[str | None, _option("--model", help="config:NAME (random weights), a hub id, a folder.")] = None,
     tokenizer: Annotated[str | None, _option("--tokenizer", help="An id of the hub or a folder.")] = None,
-    data: Annotated[str | None, _option("--data", help="demo, hub, or a folder in the official format.")] = None,
+    data: Annotated[str | None, _option("--data", help="demo, hub, or a file or folder in the task's format.")] = None,
     seeds: Annotated[str | None, _option("--seeds", help="Such as 0,1,2.")] = None,
     steps: Annotated[int | None, _option("--steps", help="Updates of each run.")] = None,
     epochs: Annotated[float | None, _option("--epochs", help="Passes over the training data.")] = None,
@@ -75,8 +78,17 @@ def compare(
     ] = None,
     schedule: Annotated[str | None, _option("--schedule", help="linear (the default), cosine or constant.")] = None,
     warmup_fraction: Annotated[float | None, _option("--warmup-fraction", help="Of the steps; 0.1 by default.")] = None,
+    final_fraction: Annotated[
+        float | None, _option("--final-fraction", help="Of the learning rate, where the schedule ends; 0 by default.")
+    ] = None,
     evaluate_every: Annotated[
         int | None, _option("--evaluate-every", help="Steps between evaluations; by default at the end only.")
+    ] = None,
+    evaluate_before: Annotated[
+        bool | None, _option("--evaluate-before/--no-evaluate-before", help="Also before the first step.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, _option("--option", metavar="KEY=VALUE", help="Of the task, such as packing=true.")
     ] = None,
     set_: Annotated[
         list[str] | None, _option("--set", metavar="METHOD.KEY=VALUE", help="Hyper-parameter; KEY=VALUE: of all.")
@@ -109,9 +121,10 @@ def compare(
     """
     given = {name: value for name, value in locals().items() if value is not None}
     from .compare import compare as make
-    from .settings import resolve
+    from .settings import parse_options, resolve
 
     assignments, config_file = given.pop("set_", []), given.pop("config", None)
+    given["options"] = parse_options(given.pop("option", []))
     raise typer.Exit(make(resolve(given, assignments, config_file)))
 
 
@@ -136,6 +149,7 @@ def report(
     raise typer.Exit(1 if found.problems else 0)
 
 
+app.command()(check)
 app.command()(plan)
 
 

@@ -122,15 +122,15 @@ def _split_by_steps(records: list[Record]) -> list[list[Record]]:
 def _setup(conditions: dict[str, Any], records: list[Record]) -> Setup:
     steps = sorted({run["training"]["steps"] for run in records if run["training"]["steps"] is not None})
     span = steps[0] if len(steps) == 1 else f"{steps[0]} to {steps[-1]}" if steps else None
-    varied = _varied(records)
+    varied = varied_hyperparameters(records)
     rows: dict[str, dict[Key, Record]] = {}
     for run in sorted(records, key=lambda run: str(run["environment"].get("created", ""))):
-        rows.setdefault(_label(run, varied[run["method"]]), {})[run["task"], run["seed"]] = run
+        rows.setdefault(row_label(run, varied[run["method"]]), {})[run["task"], run["seed"]] = run
     kept = sum(map(len, rows.values()))
     return Setup({**conditions, "steps": span}, rows, superseded=len(records) - kept)
 
 
-def _varied(records: list[Record]) -> dict[str, list[str]]:
+def varied_hyperparameters(records: list[Record]) -> dict[str, list[str]]:
     """For each method the hyper-parameters with several values on one task. Its own seed follows the run's."""
     values: dict[tuple[str, str, str], set[str]] = {}
     for run in records:
@@ -143,7 +143,7 @@ def _varied(records: list[Record]) -> dict[str, list[str]]:
     return varied
 
 
-def _label(run: Record, varied: list[str]) -> str:
+def row_label(run: Record, varied: list[str]) -> str:
     given = [f"{name}={run['hyperparameters'][name]}" for name in varied if name in run["hyperparameters"]]
     return " ".join([run["method"], ", ".join(given)]) if given else run["method"]
 

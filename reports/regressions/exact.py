@@ -1,0 +1,112 @@
+"""Checks of what is exact: how runs ended, peak memory, and what a method saves against the reference."""
+
+import json
+from collections.abc import Iterator
+
+from reports.record import PARTS, Record
+from reports.regressions import findings
+from reports.regressions.findings import Finding, mib
+from reports.regressions.pairing import Pair, Row, RowKey
+from reports.regressions.thresholds import Thresholds
+
+References = dict[str, Pair]  # the reference method's runs, by `place`
+
+
+def place(pair: Pair) -> str:
+    """What a run has in common with those that it is a ratio to."""
+    run = pair[1]
+    return json.dumps([run["task"], run["model"], run["seed"], run["training"]], sort_keys=True)
+
+
+def runs(key: RowKey, row: Row, thresholds: Thresholds) -> Iterator[Finding]:
+    """Runs that have no counterpart, can't be compared, or didn't end well."""
+    verdicts: dict[tuple[str, str], list[int]] = {}
+    for seed, verdict, reason in _each_run(row):
+        verdicts.setdefault((verdict, reason), []).append(seed)
+    for (verdict, reason), seeds in verdicts.items():
+        fatal = verdict != findings.MISSING or thresholds.missing == "fail"
+        yield Finding("runs", verdict, reason, *key, tuple(sorted(seeds)), fatal=fatal)
+
+
+def _each_run(row: Row) -> Iterator[tuple[int, str, str]]:
+    for seed, differences in row.refused.items():
+        yield seed, findings.INCOMPARABLE, "; ".join(differences)
+    for seed in row.missing:
+        yield seed, findings.MISSING, "only the baseline has it"
+    for seed, run in row.new.items():
+        ok = run["status"] == "ok"
+        yield seed, *((findings.NEW, "the baseline hasn't got it") if ok else (run["status"], f"new: {run['error']}"))
+    for seed, (old, new) in row.pairs.items():
+        yield seed, *_ended(old, new)
+
+
+def _ended(old: Record, new: Record) -> tuple[str, str]:
+    if new["status"] == "ok":
+        return (findings.FINE, "") if old["status"] == "ok" else (findings.IMPROVED, f"{_words(old)} in the baseline")
+    if new["status"] == old["status"] != "failed":  # known: running out of memory is a result
+        return findings.FINE, f"{_words(new)}, as in the baseline"
+    return new["status"], new["error"]
+
+
+def _words(run: Record) -> str:
+    return run["status"].replace("_", " ")
+
+
+def peak(run: Record) -> int:
+    """Bytes; 0 is unknown."""
+    return (run["memory"] or {}).get("peak_allocated_bytes") or 0
+
+
+def memory(key: RowKey, row: Row, thresholds: Thresholds) -> Iterator[Finding]:
+    """Peak memory of the seed in which it changed most for the worse."""
+    known = [(peak(new) / peak(old) - 1, seed) for seed, (old, new) in row.pairs.items() if peak(old) and peak(new)]
+    if not known:
+        if row.pairs and any(new["status"] == "ok" for _, new in row.pairs.values()):
+            yield Finding("memory", findings.UNKNOWN, "a peak of 0 or none is unknown", *key)
+        return
+    change, seed = max(known)
+    least, least_seed = min(known)
+    tolerance = thresholds.memory_percent / 100
+    if change <= tolerance and least < -tolerance:
+        change, seed = least, least_seed
+    old, new = row.pairs[seed]
+    verdict = _verdict(change, tolerance)
+    reason = "" if old == new or not change else _moved(old, new)
+    seeds = tuple(sorted(seed for _, seed in known))
+    yield Finding("memory", verdict, reason, *key, seeds, peak(old), peak(new), change)
+
+
+def _verdict(rise: float, tolerance: float) -> str:
+    if rise > tolerance:
+        return findings.REGRESSION
+    return findings.IMPROVED if rise < -tolerance else findings.FINE
+
+
+def _moved(old: Record, new: Record) -> str:
+    """Which parts of the peak changed, the largest change first."""
+    parts = [(_part(new, part) - _part(old, part), part.replace("_", " ")) for part in PARTS]
+    told = sorted((part for part in parts if part[0]), key=lambda part: -abs(part[0]))
+    return ", ".join(f"{name} {'+' if size > 0 else '-'}{mib(abs(size))} MiB" for size, name in told)
+
+
+def _part(run: Record, part: str) -> int:
+    return run["memory"]["at_peak"][f"{part}_bytes"] or 0
+
+
+def saving(key: RowKey, row: Row, references: References, thresholds: Thresholds) -> Iterator[Finding]:
+    """What a method saves of the reference's peak, averaged over the seeds that both have."""
+    shares = []
+    for pair in row.pairs.values():
+        reference = references.get(place(pair))
+        if reference and all(map(peak, (*pair, *reference))):
+            shares.append(tuple(1 - peak(run) / peak(other) for run, other in zip(pair, reference, strict=True)))
+    if not shares:
+        return
+    before, after = (sum(side) / len(shares) for side in zip(*shares, strict=True))
+    verdict = _verdict(before - after, thresholds.saving_points / 100)
+    reason = f"saved {before:.1%} of {thresholds.reference}'s peak, now {_now(after)}" if before != after else ""
+    yield Finding("saving", verdict, reason, *key, tuple(sorted(row.pairs)), before, after, after - before)
+
+
+def _now(share: float) -> str:
+    return f"{share:.1%}" if share > 0 else "nothing" if share == 0 else f"nothing: it needs {-share:.1%} more"

@@ -1,0 +1,64 @@
+"""What a check found: one verdict on one metric of one row, in words and figures."""
+
+from dataclasses import dataclass
+
+# verdicts, the gravest first
+INCOMPARABLE = "incomparable"
+UNREADABLE = "unreadable"
+FAILED = "failed"
+OUT_OF_MEMORY = "out_of_memory"
+DIVERGED = "diverged"
+REGRESSION = "regression"
+MISSING = "missing"
+INCONCLUSIVE = "inconclusive"
+UNKNOWN = "unknown"  # a figure isn't there, or has nothing to be compared with
+NEW = "new"
+IMPROVED = "improved"
+FINE = "fine"
+VERDICTS = (
+    *(INCOMPARABLE, UNREADABLE, FAILED, OUT_OF_MEMORY, DIVERGED, REGRESSION, MISSING),
+    *(INCONCLUSIVE, UNKNOWN, NEW, IMPROVED, FINE),
+)
+
+METRICS = ("runs", "memory", "saving", "quality", "throughput")
+
+# exit codes, of several the first
+CODES = {
+    3: (INCOMPARABLE, UNREADABLE),
+    4: (FAILED, OUT_OF_MEMORY, DIVERGED),
+    1: (REGRESSION, MISSING),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A verdict. `task`, `method` and `model` are empty where it is about several rows.
+
+    `before`, `after` and `change` are figures of the metric: memory in bytes (change: a share of `before`), saving as a
+    share of the reference's peak, quality as the task scores it (change in points, less than 0 is worse), throughput as
+    a ratio to the reference (change: a share of `before`).
+    """
+
+    metric: str
+    verdict: str
+    reason: str
+    task: str = ""
+    method: str = ""
+    model: str = ""
+    seeds: tuple[int, ...] = ()
+    before: float | None = None
+    after: float | None = None
+    change: float | None = None
+    p: float | None = None
+    fatal: bool = True  # False: a missing run that is only to be reported
+
+
+def exit_code(findings: list[Finding]) -> int:
+    """0 if nothing is wrong, else 3 (not comparable), 4 (a run failed) or 1 (a regression), the first that applies."""
+    grave = {finding.verdict for finding in findings if finding.fatal}
+    return next((code for code, verdicts in CODES.items() if grave & set(verdicts)), 0)
+
+
+def mib(size: float) -> str:
+    """Bytes in MiB, with a decimal."""
+    return f"{size / (1 << 20):,.1f}"
