@@ -160,9 +160,9 @@ def _frame(name: str, title: str, labels: list[tuple[str, str]], legend: int = 4
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     for place, (label, remark) in enumerate(labels):
         room = 56 - len(style.shortened(remark))
-        axes.text(0, place - 0.25, style.shortened(label, room), transform=axes.get_yaxis_transform(), weight="bold")
+        axes.text(0, place - 0.29, style.shortened(label, room), transform=axes.get_yaxis_transform(), weight="bold")
         right: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "color": style.MUTED}
-        axes.text(1, place - 0.25, style.shortened(remark), **right)
+        axes.text(1, place - 0.29, style.shortened(remark), **right)
     return Plot(name, title, title + ".", figure), axes
 
 

@@ -105,7 +105,8 @@ def _plot(setup: Setup, task: str, name: str, title: str, peaks: dict[str, int],
     axes.set_xlabel("MiB at the peak (less is better)")
     axes.set_ylabel(f"{metric} ({'more' if higher else 'less'} is better)")
     axes.tick_params(length=0)
-    axes.set_title(style.shortened(title), pad=8)
+    if width == style.SMALL:  # one of many
+        axes.set_title(style.shortened(title), pad=8)
     _spread(axes, points)
     staircase = _draw_front(plot, axes, best)
     for point in points:
@@ -164,17 +165,17 @@ def _name_points(
     to_pixels = axes.transData.transform
     centres = [to_pixels((point.memory, point.score)) for point in points]
     taken = [_around(x, y, 7, 7) for x, y in centres]
-    corners = [to_pixels(corner) for corner in staircase]
+    corners = [(float(x), float(y)) for x, y in map(to_pixels, staircase)]
     taken += [_between(*pair) for pair in itertools.pairwise(corners)]
     inside = axes.bbox.extents
     for point in named:
         text = style.shortened(point.label, 24)
         x, y = to_pixels((point.memory, point.score))
         half = 3.2 * len(text)
-        places = [(8 + half, 0), (-8 - half, 0), (0, 14), (0, -14)]
+        places = [(8 + half, 0), (-8 - half, 0), (0, 15), (0, -15)]
         places += [(sx * (6 + half), sy * 12) for sx in (1, -1) for sy in (1, -1)]
         places += [(sx * (6 + half), sy * 24) for sx in (1, 0, -1) for sy in (1, -1)]
-        dx, dy = min(places, key=lambda place: _cost(_around(x + place[0], y + place[1], half, 7), taken, inside))
+        dx, dy = min(places, key=lambda to: _cost(_around(x + to[0], y + to[1], half, 7), taken, inside) + abs(to[1]))
         taken.append(_around(x + dx, y + dy, half, 7))
         offset: dict[str, Any] = {"xytext": (dx, dy), "textcoords": "offset points", "ha": "center", "va": "center"}
         note = axes.annotate(text, (point.memory, point.score), fontsize=10, **offset)

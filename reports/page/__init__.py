@@ -1,0 +1,80 @@
+"""The page: one HTML file with everything in it, to be read without a network and without scripts."""
+
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from reports import differences
+from reports.figures import MOST_TASKS, Gallery, draw, svg
+from reports.figures.curves import MOST_ROWS
+from reports.figures.style import printable
+from reports.page import content
+from reports.record import Record
+from reports.setups import Setup, group, heading
+
+MOST_PLOTS = 90  # of all set-ups; beyond them there are tables only
+
+
+def render(records: list[Record], problems: Sequence[str] = ()) -> str:
+    """A page of records (checked ones, of `record.read`), and of what could not be read.
+
+    Raises:
+        ValueError: there are no records.
+    """
+    if not records:
+        raise ValueError("There are no records to make a page of.")
+    setups = group(records)
+    drawn = _to_draw(setups)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_readable, trim_blocks=True)
+    environment.filters["svg"] = lambda plot, prefix: Markup(svg.inline(plot, prefix))
+    template = environment.from_string(_file("report.html"))
+    return template.render(
+        style=Markup(_file("report.css")),
+        overview=content.overview(records, setups),
+        different=differences.between_setups(setups),
+        problems=problems,
+        sections=[_section(number, setup, number in drawn) for number, setup in enumerate(setups, 1)],
+        most_rows=MOST_ROWS,
+    )
+
+
+def _readable(value: Any) -> Any:
+    """Names and errors are anybody's text: control signs and halves of surrogates don't belong into HTML."""
+    return printable(value) if type(value) is str else value
+
+
+def _file(name: str) -> str:
+    return (resources.files(__package__) / name).read_text(encoding="utf-8")
+
+
+def _to_draw(setups: list[Setup]) -> set[int]:
+    """The numbers of the set-ups that get plots: the first, and those with most runs while there is room."""
+    drawn, left = {1}, MOST_PLOTS - _plots(setups[0])
+    by_size = sorted(enumerate(setups[1:], 2), key=lambda item: -sum(map(len, item[1].rows.values())))
+    for number, setup in by_size:
+        if _plots(setup) <= left:
+            drawn.add(number)
+            left -= _plots(setup)
+    return drawn
+
+
+def _plots(setup: Setup) -> int:
+    return 4 + 3 * min(len(setup.tasks), MOST_TASKS)
+
+
+def _section(number: int, setup: Setup, drawn: bool) -> dict[str, Any]:
+    gallery = draw(setup) if drawn else None
+    return {
+        "id": f"setup-{number}",
+        "heading": heading(setup),
+        "gallery": gallery,
+        "captions": _captions(setup, gallery) if gallery else {},
+        **content.of(setup),
+    }
+
+
+def _captions(setup: Setup, gallery: Gallery) -> dict[str, str]:
+    return content.captions(setup, gallery)

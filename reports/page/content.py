@@ -1,0 +1,277 @@
+"""What the page says of a set-up: notices, winners, tables with marks, captions."""
+
+import re
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from reports import differences, text
+from reports import winners as best
+from reports.figures import MOST_TASKS, Gallery
+from reports.figures.bars import MOST_BARS
+from reports.figures.curves import MOST_ROWS, STRETCHES, curves_of
+from reports.figures.pareto import MOST_NAMES, MOST_POINTS, left_out, spread_words
+from reports.record import Record
+from reports.rows import AVERAGE, Row
+from reports.rows import summary as summary_rows
+from reports.setups import Setup
+from reports.statistics import decimals
+from reports.text import MIB, NOTHING, Table
+
+_ENVIRONMENT = ("cpu", "device", "device_name", "threads", "platform", "python", "membench", "commit", "dirty")
+
+
+@dataclass
+class Cell:
+    """A table's cell: its text, whether that is words, and whether it is the best or tied with it."""
+
+    text: str
+    words: bool = False
+    mark: str | None = None
+
+
+@dataclass
+class View:
+    """A table as the page shows it."""
+
+    title: str
+    headers: list[Cell]
+    rows: list[list[Cell]]
+    notes: list[str]
+
+
+def overview(records: list[Record], setups: list[Setup]) -> list[tuple[str, str]]:
+    """What the page is about, as names and values."""
+    statuses = [record["status"] for record in records]
+    counts = {status.replace("_", " "): statuses.count(status) for status in dict.fromkeys(statuses)}
+    dates = sorted(
+        str(record["environment"]["created"])[:10] for record in records if record["environment"].get("created")
+    )
+    tasks = {record["task"] for record in records}
+    return [
+        ("Runs", ", ".join(f"{count} {status}" for status, count in counts.items())),
+        ("Methods", str(len({record["method"] for record in records}))),
+        ("Tasks", str(len(tasks)) if len(tasks) > 1 else next(iter(tasks))),
+        ("Set-ups", str(len(setups))),
+        *([("Made", dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}")] if dates else []),
+    ]
+
+
+def of(setup: Setup) -> dict[str, Any]:
+    """Everything but the plots."""
+    bad = text.unfinished(setup, compact=False)
+    return {
+        "notices": differences.between_rows(setup),
+        "remarks": text.remarks(setup),
+        "cards": _cards(setup),
+        "summary": _summary(setup),
+        "memory": _view(text.memory(setup, compact=False)),
+        "throughput": _view(text.throughput(setup, compact=False)),
+        "quality": _quality(setup),
+        "losses": _losses(setup),
+        "unfinished": _view(bad) if bad else None,
+        "configuration": _configuration(setup),
+        "shared": _shared(setup),
+        "environment": _environment(setup),
+    }
+
+
+def _view(table: Table) -> View:
+    headers = [Cell(header, header in table.left) for header in table.headers]
+    rows = [[Cell(cell, head.words) for cell, head in zip(row, headers, strict=True)] for row in table.cells]
+    return View(table.title, headers, rows, [note for note in table.notes if not note.startswith("*")])
+
+
+def _cards(setup: Setup) -> list[dict[str, Any]]:
+    """The winner of each column, what it reached, and who may be as good."""
+    rows = {row["method"]: row for row in summary_rows(setup)}
+    titles = {"memory": "Least memory", "speed": "Fastest", "score": f"Best {_score_name(setup)}"}
+    return [
+        {
+            "title": titles[name],
+            "who": winner.best,
+            "figure": _figure(name, rows[winner.best], setup),
+            **_doubt(name, winner, setup),
+        }
+        for name, winner in best.winners(setup).items()
+    ]
+
+
+def _score_name(setup: Setup) -> str:
+    if len(setup.tasks) > 1:
+        return f"average over {len(setup.tasks)} tasks"
+    return next((row["score_metric"] for row in summary_rows(setup) if row["score_metric"]), "score")
+
+
+def _figure(name: str, row: Row, setup: Setup) -> str:
+    if name == "score":
+        digits, deviation = decimals(row["score_mean"]), row["score_standard_deviation"]
+        spread = "" if deviation is None else f" ± {deviation:.{digits}f} ({row['score_n']} seeds)"
+        return f"{row['score_mean']:.{digits}f}{spread}"
+    value, ratio = (
+        (f"{row['peak_allocated_bytes'] / MIB:,.1f} MiB", row["peak_ratio"])
+        if name == "memory"
+        else (f"{row['tokens_per_second']:,.0f} tokens/s", row["tokens_per_second_ratio"])
+    )
+    return value if ratio is None else f"{value}, {ratio:.2f} × {setup.reference}"
+
+
+def _doubt(name: str, winner: best.Winner, setup: Setup) -> dict[str, Any]:
+    tied = f"Tied: {', '.join(winner.others)}" if winner.others else None
+    untold = name == "score" and not winner.tied and len(setup.rows) > 1
+    return {"tied": "A single seed: no telling from chance" if untold else tied}
+
+
+def _summary(setup: Setup) -> View:
+    table = text.summary(setup, compact=False)
+    view, found = _view(table), best.winners(setup)
+    columns = {"peak MiB": "memory", "tokens/s": "speed"}
+    for label, cells in zip(setup.rows, view.rows, strict=True):
+        for header, cell in zip(view.headers, cells, strict=True):
+            name = columns.get(header.text) or (
+                "score" if header.words and header.text not in ("method", "runs") else ""
+            )
+            cell.mark = found[name].mark(label) if name in found else None
+            cell.text = _unstarred(cell.text) if name == "score" else cell.text
+    view.notes += [f"Best is {best.HOW[name]}." for name in found]
+    if AVERAGE in table.headers:
+        view.notes.append(_average_words(setup))
+    return view
+
+
+def _average_words(setup: Setup) -> str:
+    return f"average: the unweighted mean of the {len(setup.tasks)} tasks' headline metrics, for each seed that has them all."
+
+
+def _unstarred(cell: str) -> str:
+    """A score without the sign that tables in plain text mark a tie with."""
+    return re.sub(r"\*(?=$| \[)", "", cell)
+
+
+def _quality(setup: Setup) -> View:
+    """Scores with the winner of each task marked; tasks or methods go down, as in the table of the terminal."""
+    view, found, labels = _view(text.quality(setup, compact=False)), best.scores(setup), list(setup.rows)
+    down = view.headers[0].text == "task"
+    first = len(view.headers) - len(labels) if down else 1
+    tasks = [*setup.tasks, AVERAGE]
+    for i, cells in enumerate(view.rows):
+        for j, cell in enumerate(cells[first:]):
+            task, label = (tasks[i], labels[j]) if down else (tasks[j], labels[i])
+            cell.text = _unstarred(cell.text)
+            cell.mark = found[task].mark(label) if task in found else None
+    view.notes += [f"Best is {best.HOW['score']}."] if found else []
+    return view
+
+
+def _losses(setup: Setup) -> View:
+    """What the curves end with, and how long they took."""
+    headers = [Cell("method", True), *(Cell(task.split("/", 1)[-1]) for task in setup.tasks)]
+    rows = [[Cell(label, True), *(Cell(_loss(setup, label, task)) for task in setup.tasks)] for label in setup.rows]
+    return View(
+        "Training loss at the end, seconds of training",
+        headers,
+        rows,
+        [f"loss: mean of the last 1/{STRETCHES} of the steps, and over seeds."],
+    )
+
+
+def _loss(setup: Setup, label: str, task: str) -> str:
+    curves = curves_of(setup, label, task)
+    if not curves:
+        return NOTHING
+    seconds = [run["time"]["train_seconds"] for (name, _), run in setup.finished(label).items() if name == task]
+    spent = statistics.fmean(seconds) if seconds else curves[0].seconds[-1]
+    ended = f", {curves[0].ended}" if curves[0].ended else ""
+    return f"{curves[0].losses[-1]:.3f}, {spent:,.1f} s{ended}"
+
+
+def _configuration(setup: Setup) -> View:
+    """Hyper-parameters that differ between rows; those that only one row has are together in the last column."""
+    table = differences.hyperparameters(setup)
+    common = [name for name, rows in table.items() if len(rows) > 1 and name in _differing(table)]
+    headers = [Cell("method", True), *(Cell(name) for name in common), Cell("of its own", True)]
+    rows = []
+    for label in setup.rows:
+        own = [f"{name}={_any(rows_[label])}" for name, rows_ in table.items() if list(rows_) == [label]]
+        shared = [Cell(_any(table[name].get(label, [NOTHING]))) for name in common]
+        rows.append([Cell(label, True), *shared, Cell(", ".join(own) or NOTHING, True)])
+    return View("Hyper-parameters that differ", headers, rows, [])
+
+
+def _differing(table: dict[str, dict[str, list[str]]]) -> set[str]:
+    return {name for name, rows in table.items() if len({tuple(values) for values in rows.values()}) > 1}
+
+
+def _any(values: list[str]) -> str:
+    return " or ".join(values)
+
+
+def _shared(setup: Setup) -> str | None:
+    """Hyper-parameters with one value wherever they occur in more than one row."""
+    table = differences.hyperparameters(setup)
+    same = [name for name, rows in table.items() if len(rows) > 1 and name not in _differing(table)]
+    words = [f"{name}={_any(next(iter(table[name].values())))}" for name in same]
+    return f"The same in all rows that have it: {', '.join(words)}." if words else None
+
+
+def _environment(setup: Setup) -> View:
+    """Everything that records say of where they were made: one value, or several with the number of runs of each."""
+    runs = [run for found in setup.rows.values() for run in found.values()]
+    values: dict[str, dict[str, int]] = {}
+    for run in runs:
+        for name, value in _flat(run["environment"]).items():
+            count = values.setdefault(name, {})
+            count[value] = count.get(value, 0) + 1
+    order = [name for name in _ENVIRONMENT if name in values]
+    order += sorted(name for name in values if name not in _ENVIRONMENT and name != "created")
+    rows = [[Cell(name.replace("_", " "), True), Cell(_counted(values[name], len(runs)), True)] for name in order]
+    return View("Environment", [Cell("what", True), Cell("value", True)], rows, [])
+
+
+def _flat(environment: dict[str, Any]) -> dict[str, str]:
+    flat = {}
+    for name, value in environment.items():
+        inner = value if isinstance(value, dict) else {name: value}
+        flat |= {key: str(item) for key, item in inner.items() if item is not None}
+    return flat
+
+
+def _counted(values: dict[str, int], runs: int, longest: int = 4) -> str:
+    if len(values) == 1 and sum(values.values()) == runs:
+        return next(iter(values))
+    shown = [f"{value} ({count} of {runs} runs)" for value, count in list(values.items())[:longest]]
+    more = len(values) - longest
+    return "; ".join(shown) + (f"; and {more} other values" if more > 0 else "")
+
+
+def captions(setup: Setup, gallery: Gallery) -> dict[str, str]:
+    """What each kind of plot shows, and what it leaves out."""
+    task = setup.tasks[0] if len(setup.tasks) == 1 else AVERAGE
+    missing = left_out(setup, task)
+    what = f"The score is {_average_words(setup)[9:-1]}. " if task == AVERAGE else ""
+    front = "The dashed line is the front: nothing here needs less memory and scores better in the mean. "
+    named = f"Of more than {MOST_NAMES} points only the front's are named. " if len(setup.rows) > MOST_NAMES else ""
+    gone = f" Without a point: {', '.join(missing[:MOST_BARS])}." if missing else ""
+    return {
+        "memory": "The parts add up to the peak." + _cap(setup, MOST_BARS),
+        "pareto": what + front + spread_words(setup) + " " + named + gone + _cap(setup, MOST_POINTS),
+        "pareto_by_task": "Here the peak is of each task's own runs. " + spread_words(setup) + _tasks(setup),
+        "step_time": "Medians of a run's steps, averaged over runs." + _cap(setup, MOST_BARS),
+        "coverage": "Weights that differ from their initial values; of methods that train in blocks, blocks they came to."
+        + _cap(setup, MOST_BARS),
+        "loss": f"Each line is a mean over seeds and over 1/{STRETCHES} of the steps; a run that isn't ok has its own, "
+        "ended by a cross. The axis ends with what finished runs reached." + _cap(setup, MOST_ROWS) + _tasks(setup),
+    }
+
+
+def _cap(setup: Setup, most: int) -> str:
+    return (
+        f" Drawn are the first {most} of {len(setup.rows)} rows; all are in the table."
+        if len(setup.rows) > most
+        else ""
+    )
+
+
+def _tasks(setup: Setup) -> str:
+    more = len(setup.tasks) > MOST_TASKS
+    return f" Drawn are the first {MOST_TASKS} of {len(setup.tasks)} tasks." if more else ""

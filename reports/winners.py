@@ -1,0 +1,107 @@
+"""Who is best in each column of the summary, and who can't be told from that."""
+
+import math
+import statistics
+from dataclasses import dataclass
+
+from scipy.stats import ttest_1samp
+
+from reports import rows as raw
+from reports.rows import Row
+from reports.setups import Setup
+from reports.statistics import SIGNIFICANCE
+
+SAME_MEMORY = 0.01  # the share by which peaks may differ and still count as the same
+
+HOW = {
+    "memory": f"less memory: peaks within {SAME_MEMORY:.0%} of the least are tied",
+    "speed": f"more tokens a second: tied if a paired t-test over task and seed doesn't tell them apart "
+    f"(p ≥ {SIGNIFICANCE})",
+    "score": f"the better mean: tied if Welch's t-test over seeds doesn't tell them apart (p ≥ {SIGNIFICANCE})",
+}
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The best row of a column and the `tied`, which include it only if there was a way to tell."""
+
+    best: str
+    tied: frozenset[str] = frozenset()
+
+    @property
+    def others(self) -> list[str]:
+        """Those tied with the best."""
+        return sorted(self.tied - {self.best})
+
+    def mark(self, label: str) -> str | None:
+        """What a row is: best, tied or neither."""
+        return "best" if label == self.best else "tied" if label in self.tied else None
+
+
+def winners(setup: Setup) -> dict[str, Winner]:
+    """Winners of memory, speed and score; a column that nothing can be said of is missing.
+
+    Memory and speed are only of rows that have every run, since tasks differ in both; speeds only of one machine.
+    """
+    rows = [row for row in raw.summary(setup) if _complete(row)]
+    columns = {"memory": _memory(rows), "speed": _speed(setup, rows), "score": _score(setup)}
+    return {name: winner for name, winner in columns.items() if winner}
+
+
+def _complete(row: Row) -> bool:
+    return row["runs_ok"] == sum(count for name, count in row.items() if name.startswith("runs_"))
+
+
+def _memory(rows: list[Row]) -> Winner | None:
+    peaks = {row["method"]: row["peak_allocated_bytes"] for row in rows}
+    if not peaks:
+        return None
+    best = min(peaks, key=lambda label: peaks[label])
+    limit = peaks[best] * (1 + SAME_MEMORY)
+    return Winner(best, frozenset(label for label, peak in peaks.items() if peak <= limit))
+
+
+def _speed(setup: Setup, rows: list[Row]) -> Winner | None:
+    if not rows or len(setup.machines) > 1:
+        return None
+    speeds = {row["method"]: row["tokens_per_second"] for row in rows if row["tokens_per_second"]}
+    if not speeds:
+        return None
+    best = max(speeds, key=lambda label: speeds[label])
+    return Winner(best, frozenset(label for label in speeds if _as_fast(setup, label, best)))
+
+
+def _as_fast(setup: Setup, label: str, best: str) -> bool:
+    """Can't be told from the best by the logarithms of the ratios of their pairs of runs, two of them at least."""
+    one, other = raw.rates(setup.finished(label)), raw.rates(setup.finished(best))
+    logs = [math.log(one[key] / other[key]) for key in one if one[key] and other.get(key)]
+    if label == best or len(logs) < 2:
+        return label == best
+    if len(set(logs)) == 1:
+        return logs[0] == 0
+    return bool(ttest_1samp(logs, 0).pvalue >= SIGNIFICANCE)
+
+
+def _score(setup: Setup) -> Winner | None:
+    task = setup.tasks[0] if len(setup.tasks) == 1 else raw.AVERAGE
+    return scores(setup).get(task)
+
+
+def scores(setup: Setup) -> dict[str, Winner]:
+    """The winner of each task, and of the average; of the average only rows that have all tasks can be."""
+    found = {}
+    by_task: dict[str, list[Row]] = {}
+    for row in raw.quality(setup):
+        complete = row["task"] != raw.AVERAGE or row["tasks"] == len(setup.tasks)
+        if row["mean"] is not None and complete:
+            by_task.setdefault(row["task"], []).append(row)
+    for task, rows in by_task.items():
+        choose = max if rows[0]["higher_is_better"] else min
+        best = choose(rows, key=lambda row: row["mean"])["method"]
+        found[task] = Winner(best, frozenset(row["method"] for row in rows if row["tied_with_best"]))
+    return found
+
+
+def seeds_of_a_row(setup: Setup) -> int:
+    """The usual number of seeds of a row."""
+    return statistics.mode(row["n"] for row in raw.quality(setup))
