@@ -2,7 +2,6 @@
 
 import sys
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +11,7 @@ from .check_command import check
 from .errors import UserError
 from .paths import put_current_folder_last
 from .plan_command import plan
+from .report_command import report
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -20,16 +20,6 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Compare memory-efficient training methods: how much memory each needs, how fast it is, how well it learns.",
 )
-
-
-class Format(StrEnum):
-    """What `membench report` writes."""
-
-    plain = "plain"
-    markdown = "markdown"
-    csv = "csv"
-    json = "json"
-    latex = "latex"
 
 
 class Listing(StrEnum):
@@ -128,29 +118,9 @@ def compare(
     raise typer.Exit(make(resolve(given, assignments, config_file)))
 
 
-@app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of records.")],
-    format: Annotated[Format, typer.Option("--format", help="What to write.")] = Format.plain,
-) -> None:
-    """Print the tables of a folder of records again.
-
-    A file that is no record is named on stderr, and the exit code is 1; the others are reported.
-    """
-    from reports import record, tables
-
-    try:
-        found = record.read(folder)
-        for problem in found.problems:
-            print(problem, file=sys.stderr)
-        print(tables.render(found.records, format.value))
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    raise typer.Exit(1 if found.problems else 0)
-
-
 app.command()(check)
 app.command()(plan)
+app.command()(report)
 
 
 @app.command("list")

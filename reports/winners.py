@@ -1,7 +1,6 @@
 """Who is best in each column of the summary, and who can't be told from that."""
 
 import math
-import statistics
 from dataclasses import dataclass
 
 from scipy.stats import ttest_1samp
@@ -14,19 +13,21 @@ from reports.statistics import SIGNIFICANCE
 SAME_MEMORY = 0.01  # the share by which peaks may differ and still count as the same
 
 HOW = {
-    "memory": f"less memory: peaks within {SAME_MEMORY:.0%} of the least are tied",
-    "speed": f"more tokens a second: tied if a paired t-test over task and seed doesn't tell them apart "
-    f"(p ≥ {SIGNIFICANCE})",
-    "score": f"the better mean: tied if Welch's t-test over seeds doesn't tell them apart (p ≥ {SIGNIFICANCE})",
+    "memory": f"peak: ★ the least, ≈ within {SAME_MEMORY:.0%} of it.",
+    "speed": "tokens/s: ★ the most, ≈ not told from it by a paired t-test over task and seed "
+    f"(p ≥ {SIGNIFICANCE}; of one pair nothing can be told).",
+    "score": "score: ★ the best mean, ≈ equal to it or not told from it by Welch's t-test over seeds "
+    f"(p ≥ {SIGNIFICANCE}; of one seed nothing can be told).",
 }
 
 
 @dataclass(frozen=True)
 class Winner:
-    """The best row of a column and the `tied`, which include it only if there was a way to tell."""
+    """The best row of a column, and those that are `tied` with it; `tested`: whether there was a way to tell."""
 
     best: str
     tied: frozenset[str] = frozenset()
+    tested: bool = True
 
     @property
     def others(self) -> list[str]:
@@ -97,11 +98,7 @@ def scores(setup: Setup) -> dict[str, Winner]:
             by_task.setdefault(row["task"], []).append(row)
     for task, rows in by_task.items():
         choose = max if rows[0]["higher_is_better"] else min
-        best = choose(rows, key=lambda row: row["mean"])["method"]
-        found[task] = Winner(best, frozenset(row["method"] for row in rows if row["tied_with_best"]))
+        best = choose(rows, key=lambda row: row["mean"])
+        tied = {row["method"] for row in rows if row["tied_with_best"] or row["mean"] == best["mean"]}
+        found[task] = Winner(best["method"], frozenset(tied), tested=best["n"] > 1)
     return found
-
-
-def seeds_of_a_row(setup: Setup) -> int:
-    """The usual number of seeds of a row."""
-    return statistics.mode(row["n"] for row in raw.quality(setup))

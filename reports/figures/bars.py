@@ -137,7 +137,7 @@ def _segment(
     figure, room = bar.figures[part], (style.WIDE - 2 * _SIDE) * length / longest
     if room > _LETTER * len(figure) + 4:
         letters = style.ON_DARK if colour == style.BLUE else style.ON_LIGHT
-        axes.text(start + length / 2, place, figure, ha="center", va="center", fontsize=9, color=letters)
+        axes.text(start + length / 2, place, figure, ha="center", va="center", fontsize=9.5, color=letters)
 
 
 def _words(part: str) -> str:
@@ -159,7 +159,7 @@ def _frame(name: str, title: str, labels: list[tuple[str, str]], legend: int = 4
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     for place, (label, remark) in enumerate(labels):
-        room = 56 - len(style.shortened(remark))
+        room = 50 - len(style.shortened(remark))
         axes.text(0, place - 0.29, style.shortened(label, room), transform=axes.get_yaxis_transform(), weight="bold")
         right: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "color": style.MUTED}
         axes.text(1, place - 0.29, style.shortened(remark), **right)

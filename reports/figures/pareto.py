@@ -96,7 +96,7 @@ def _plot(setup: Setup, task: str, name: str, title: str, peaks: dict[str, int],
     higher = scores[0]["higher_is_better"]
     best = front(points, higher_is_better=higher)
     styles = style.row_styles(setup.rows, setup.reference)
-    height = 330 if width == style.WIDE else 270
+    height = 320 if width == style.WIDE else 270
     figure = Figure(figsize=(width / 72, height / 72), dpi=72)
     figure.subplots_adjust(left=56 / width, right=1 - 12 / width, top=1 - 28 / height, bottom=44 / height)
     axes = figure.subplots()

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import matplotlib
 
-WIDE, SMALL = 440, 400  # pixels: of a figure that stands alone, and of one in a grid of its like
+WIDE, SMALL = 384, 360  # pixels: of a figure that stands alone, and of one in a grid of its like
 LONGEST_LABEL = 38  # letters
 
 # Figures are drawn in the colours of the light page, each of which the page knows as a CSS variable.

@@ -18,6 +18,7 @@ from reports.setups import Setup
 from reports.statistics import decimals
 from reports.text import MIB, NOTHING, Table
 
+LONGEST_VALUE = 20  # letters, of a hyper-parameter with a column of its own
 _ENVIRONMENT = ("cpu", "device", "device_name", "threads", "platform", "python", "membench", "commit", "dirty")
 
 
@@ -91,7 +92,7 @@ def _cards(setup: Setup) -> list[dict[str, Any]]:
             "title": titles[name],
             "who": winner.best,
             "figure": _figure(name, rows[winner.best], setup),
-            **_doubt(name, winner, setup),
+            **_doubt(winner, setup),
         }
         for name, winner in best.winners(setup).items()
     ]
@@ -116,10 +117,10 @@ def _figure(name: str, row: Row, setup: Setup) -> str:
     return value if ratio is None else f"{value}, {ratio:.2f} × {setup.reference}"
 
 
-def _doubt(name: str, winner: best.Winner, setup: Setup) -> dict[str, Any]:
-    tied = f"Tied: {', '.join(winner.others)}" if winner.others else None
-    untold = name == "score" and not winner.tied and len(setup.rows) > 1
-    return {"tied": "A single seed: no telling from chance" if untold else tied}
+def _doubt(winner: best.Winner, setup: Setup) -> dict[str, Any]:
+    tied = [f"Tied: {', '.join(winner.others)}"] if winner.others else []
+    chance = not winner.tested and len(setup.rows) > 1
+    return {"tied": ". ".join(tied + ["One seed: it may be chance"] * chance)}
 
 
 def _summary(setup: Setup) -> View:
@@ -133,14 +134,16 @@ def _summary(setup: Setup) -> View:
             )
             cell.mark = found[name].mark(label) if name in found else None
             cell.text = _unstarred(cell.text) if name == "score" else cell.text
-    view.notes += [f"Best is {best.HOW[name]}." for name in found]
+    view.notes += [best.HOW[name] for name in found]
     if AVERAGE in table.headers:
         view.notes.append(_average_words(setup))
     return view
 
 
 def _average_words(setup: Setup) -> str:
-    return f"average: the unweighted mean of the {len(setup.tasks)} tasks' headline metrics, for each seed that has them all."
+    return (
+        f"average: the unweighted mean of the headline metrics of {len(setup.tasks)} tasks, for each seed that has all."
+    )
 
 
 def _unstarred(cell: str) -> str:
@@ -159,7 +162,7 @@ def _quality(setup: Setup) -> View:
             task, label = (tasks[i], labels[j]) if down else (tasks[j], labels[i])
             cell.text = _unstarred(cell.text)
             cell.mark = found[task].mark(label) if task in found else None
-    view.notes += [f"Best is {best.HOW['score']}."] if found else []
+    view.notes += [best.HOW["score"]] if found else []
     return view
 
 
@@ -186,13 +189,15 @@ def _loss(setup: Setup, label: str, task: str) -> str:
 
 
 def _configuration(setup: Setup) -> View:
-    """Hyper-parameters that differ between rows; those that only one row has are together in the last column."""
+    """Hyper-parameters that differ between rows; long ones and those of one row only share the last column."""
     table = differences.hyperparameters(setup)
-    common = [name for name, rows in table.items() if len(rows) > 1 and name in _differing(table)]
-    headers = [Cell("method", True), *(Cell(name) for name in common), Cell("of its own", True)]
+    differing = [name for name, rows in table.items() if len(rows) > 1 and name in _differing(table)]
+    common = [name for name in differing if max(len(_any(values)) for values in table[name].values()) <= LONGEST_VALUE]
+    apart = [name for name, rows in table.items() if name not in common and (len(rows) == 1 or name in differing)]
+    headers = [Cell("method", True), *(Cell(name) for name in common), Cell("others", True)]
     rows = []
     for label in setup.rows:
-        own = [f"{name}={_any(rows_[label])}" for name, rows_ in table.items() if list(rows_) == [label]]
+        own = [f"{name}={_any(table[name][label])}" for name in apart if label in table[name]]
         shared = [Cell(_any(table[name].get(label, [NOTHING]))) for name in common]
         rows.append([Cell(label, True), *shared, Cell(", ".join(own) or NOTHING, True)])
     return View("Hyper-parameters that differ", headers, rows, [])
@@ -229,7 +234,7 @@ def _environment(setup: Setup) -> View:
 
 
 def _flat(environment: dict[str, Any]) -> dict[str, str]:
-    flat = {}
+    flat: dict[str, str] = {}
     for name, value in environment.items():
         inner = value if isinstance(value, dict) else {name: value}
         flat |= {key: str(item) for key, item in inner.items() if item is not None}
@@ -257,7 +262,7 @@ def captions(setup: Setup, gallery: Gallery) -> dict[str, str]:
         "pareto": what + front + spread_words(setup) + " " + named + gone + _cap(setup, MOST_POINTS),
         "pareto_by_task": "Here the peak is of each task's own runs. " + spread_words(setup) + _tasks(setup),
         "step_time": "Medians of a run's steps, averaged over runs." + _cap(setup, MOST_BARS),
-        "coverage": "Weights that differ from their initial values; of methods that train in blocks, blocks they came to."
+        "coverage": "Weights that differ from their initial values; of methods with blocks, the blocks they came to."
         + _cap(setup, MOST_BARS),
         "loss": f"Each line is a mean over seeds and over 1/{STRETCHES} of the steps; a run that isn't ok has its own, "
         "ended by a cross. The axis ends with what finished runs reached." + _cap(setup, MOST_ROWS) + _tasks(setup),
