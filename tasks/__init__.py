@@ -10,12 +10,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from . import base, c4, superglue
+from . import base, c4, classify, superglue
 from .base import Family, HasReader, Task
 
 __all__ = ["FAMILIES", "Family", "HasReader", "Task", "available", "create", "expand"]
 
-FAMILIES: tuple[Family, ...] = (superglue, c4)
+FAMILIES: tuple[Family, ...] = (superglue, c4, classify)
 
 
 def available() -> list[str]:

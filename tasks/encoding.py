@@ -42,6 +42,12 @@ class Encoder:
             self._known[first, second] = torch.tensor([encoded[key] for key in self.keys], dtype=torch.int32)
         return self._known[first, second]
 
+    def cuts(self, first: str, second: str) -> bool:
+        """Is the text, or the pair, longer than a sequence?"""
+        if self.tokens(first, second).shape[1] < self.sequence_length:
+            return False
+        return len(self.tokenizer(first, second or None, verbose=False)["input_ids"]) > self.sequence_length
+
     def batch(self, pairs: Sequence[tuple[str, str]], length: int | None = None) -> dict[str, Tensor]:
         """Pairs as model inputs, each (pairs, length) int64, padded on the right.
 

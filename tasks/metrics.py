@@ -45,6 +45,17 @@ class Accuracy(InMemory):
         return {"accuracy": float(accuracy_score(references, predictions))}
 
 
+class Classification(InMemory):
+    """accuracy, and macro_f1: the unweighted mean of the classes' F1."""
+
+    def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
+        accuracy = float(accuracy_score(references, predictions))
+        return {
+            "accuracy": accuracy,
+            "macro_f1": float(f1_score(references, predictions, average="macro", zero_division=0)),
+        }
+
+
 class CommitmentBank(InMemory):
     """accuracy, f1 (the unweighted mean of the classes' F1) and score (the mean of both)."""
 

@@ -60,7 +60,7 @@ class Row:
             raise ValueError(f"{where}: expected a JSON object, got {short(value)}")
         self.where, self.value = where, value
 
-    def _read(self, name: str, kind: type, words: str) -> Any:
+    def _read(self, name: str, kind: Any, words: str) -> Any:
         if name not in self.value:
             raise ValueError(
                 f"{self.where}: the field {name!r} is missing; there are {', '.join(self.value) or 'none'}"
@@ -76,6 +76,9 @@ class Row:
 
     def integer(self, name: str) -> int:
         return self._read(name, int, "a whole number")
+
+    def plain(self, name: str) -> bool | int | str:
+        return self._read(name, bool | int | str, "a text or a whole number")
 
     def row(self, name: str) -> "Row":
         return Row(f"{self.where}, {name}", self._read(name, dict, "an object"))

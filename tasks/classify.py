@@ -1,0 +1,116 @@
+"""Classification of one's own texts, or pairs of texts, into the classes that one's data name.
+
+`--data` is a file of JSON lines or a table (csv, tsv) with `text`, optionally `text2`, and `label`; or a folder with a
+train and a val file of that kind. One file alone is split by the hash of its texts. `demo` is made up.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import classify_data
+from .checks import check_given
+from .classifier import Classifier, position
+from .metrics import Classification as Metric
+
+NAME = "classify"
+TOKENIZER_EXAMPLES = 20_000  # that a tokenizer is trained on, at most
+MEASURED_EXAMPLES = 1000  # whose length is looked at, to say how many are cut
+
+
+def names() -> tuple[str, ...]:
+    """It is one task."""
+    return ("",)
+
+
+def held(data: str) -> tuple[str, ...]:
+    """Its task, from any source. Raises ValueError for an unknown one."""
+    if data != "demo":
+        classify_data.find(data)
+    return names()
+
+
+def create(name: str, **given: Any) -> "Classification":
+    """Build it; see `tasks.create`."""
+    return Classification(**given)
+
+
+class Classification:
+    """Texts with classes of one's own. See `tasks.Task` for what it offers."""
+
+    name, headline, higher_is_better = NAME, "accuracy", True
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        tokenizer: str | None,
+        data: str,
+        batch_size: int,
+        sequence_length: int,
+        seed: int,
+        dtype: str,
+        trust_remote_code: bool,
+    ):
+        check_given(batch_size=batch_size, seed=seed, dtype=dtype)
+        self.batch_size, self.seed = batch_size, seed
+        self.data = classify_data.read(data)
+        self.train_size = len(self.data.train)
+        self.classifier = Classifier(
+            len(self.data.labels),
+            lambda: (text for one in self.data.train[:TOKENIZER_EXAMPLES] for text in (one.first, one.second)),
+            model=model,
+            tokenizer=tokenizer,
+            sequence_length=sequence_length,
+            seed=seed,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+        )
+        self.from_scratch = self.classifier.from_scratch
+        self.provenance = {
+            "data": data,
+            "data_revision": None,
+            "data_sha256": self.data.sha256,
+            **self.classifier.provenance,
+            "notes": "; ".join([*self.data.notes, *self._cut()]) or None,
+        }
+
+    def _cut(self) -> list[str]:
+        measured = self.data.train[:MEASURED_EXAMPLES]
+        encoder = self.classifier.encoder
+        share = sum(encoder.cuts(one.first, one.second) for one in measured) / len(measured)
+        return [f"{share:.1%} of the texts are cut to {encoder.sequence_length} tokens"] if share else []
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of transformers."""
+        return self.classifier.tokenizer
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """See `tasks.Task.head`."""
+        return self.classifier.head
+
+    def build_model(self) -> nn.Module:
+        """A new model on the CPU, the same for the same model and seed; it knows the classes by their names."""
+        model: Any = self.classifier.build_model()
+        model.config.id2label = {number: str(label) for number, label in enumerate(self.data.labels)}
+        model.config.label2id = {label: number for number, label in model.config.id2label.items()}
+        return model
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """`input_ids`, `attention_mask` and, for models that use them, `token_type_ids` (batch, sequence) int64, and
+        `labels` (batch,) int64: of epochs that are shuffled one by one."""
+        first = step * self.batch_size
+        places = (position(self.seed, index, self.train_size) for index in range(first, first + self.batch_size))
+        return self.classifier.batch([self.data.train[place] for place in places])
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """The model's own loss, cross entropy: a scalar."""
+        return model(**batch).loss
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """`accuracy` and `macro_f1` on the validation set."""
+        references = [one.label for one in self.data.validation]
+        predictions = self.classifier.predict(model, self.data.validation)
+        return Metric().compute(predictions=predictions, references=references)
