@@ -103,7 +103,9 @@ def _said(setup: Setup, labels: list[str]) -> list[tuple[str, str]]:
 
 def _peak(row: Row, size: float, setup: Setup) -> str:
     ratio = row["peak_ratio"]
-    return f"{size:,.1f} MiB" + ("" if ratio is None else f", {ratio:.2f} × {setup.reference}")
+    return f"{size:,.1f} MiB" + (
+        "" if ratio is None else f", {ratio:.2f} × {style.shortened(setup.reference or '', 14)}"
+    )
 
 
 def _stacked(name: str, title: str, unit: str, bars: list[Bar], colours: dict[str, str]) -> Plot:

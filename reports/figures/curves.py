@@ -45,10 +45,11 @@ def panel(setup: Setup, task: str, axis: Axis, name: str, *, with_key: bool = Fa
     axes = figure.subplots()
     plot = Plot(name, f"{task}: loss against {'steps' if axis == 'step' else 'time'}", "", figure)
     styles = style.row_styles(setup.rows, setup.reference)
+    _limit(axes, [curve for found in curves.values() for curve in found])
     for label, found in curves.items():
         for number, curve in enumerate(found):
             _draw(plot, axes, label, curve, number, axis, styles[label])
-    _limit(axes, [curve for found in curves.values() for curve in found])
+    axes.set_xlim(left=0)
     axes.set_title(style.shortened(task), pad=8)
     axes.set_xlabel("step" if axis == "step" else "seconds of training")
     axes.tick_params(length=0)
@@ -120,7 +121,9 @@ def _curve(runs: list[Record]) -> Curve | None:
 
 def _draw(plot: Plot, axes: Axes, label: str, curve: Curve, number: int, axis: Axis, look: RowStyle) -> None:
     xs = curve.steps if axis == "step" else curve.seconds
-    marked = sorted({round(index * (len(xs) - 1) / (_MARKED - 1)) for index in range(_MARKED)})
+    top = axes.get_ylim()[1]
+    spread = {round(index * (len(xs) - 1) / (_MARKED - 1)) for index in range(_MARKED)}
+    marked = sorted(index for index in spread if curve.losses[index] <= top)
     gid = f"row-{look.number}-line-{number}"
     plot.hint(gid, f"{label}: loss {curve.losses[-1]:.3g} at the end" + (f", {curve.ended}" if curve.ended else ""))
     axes.plot(xs, curve.losses, color=look.colour, ls=look.dashes, lw=1.5, gid=gid)
@@ -139,7 +142,7 @@ def _draw(plot: Plot, axes: Axes, label: str, curve: Curve, number: int, axis: A
     axes.plot([xs[i] for i in marked], [curve.losses[i] for i in marked], marker=look.marker, gid=gid, **marks)
     if curve.ended:
         gid = plot.hint(f"row-{look.number}-end-{number}", f"{label}: {curve.ended}")
-        axes.plot(xs[-1:], curve.losses[-1:], "x", color=look.colour, ms=10, mew=2, gid=gid, clip_on=False)
+        axes.plot(xs[-1:], [min(curve.losses[-1], top)], "x", color=look.colour, ms=10, mew=2, gid=gid, clip_on=False)
 
 
 def _limit(axes: Axes, curves: list[Curve]) -> None:
@@ -149,7 +152,6 @@ def _limit(axes: Axes, curves: list[Curve]) -> None:
     low, high = min(losses), max(losses)
     room = 0.06 * ((high - low) or abs(high) or 1)
     axes.set_ylim(low - room, high + room)
-    axes.set_xlim(left=0)
 
 
 def _alt(title: str, curves: dict[str, list[Curve]]) -> str:

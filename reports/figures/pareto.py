@@ -98,7 +98,7 @@ def _plot(setup: Setup, task: str, name: str, title: str, peaks: dict[str, int],
     styles = style.row_styles(setup.rows, setup.reference)
     height = 320 if width == style.WIDE else 270
     figure = Figure(figsize=(width / 72, height / 72), dpi=72)
-    figure.subplots_adjust(left=56 / width, right=1 - 12 / width, top=1 - 28 / height, bottom=44 / height)
+    figure.subplots_adjust(left=62 / width, right=1 - 12 / width, top=1 - 28 / height, bottom=44 / height)
     axes = figure.subplots()
     plot = Plot(name, title, "", figure)
     metric = f"average over {len(setup.tasks)} tasks" if task == AVERAGE else style.shortened(scores[0]["metric"] or "")

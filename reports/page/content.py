@@ -11,6 +11,7 @@ from reports.figures import MOST_TASKS, Gallery
 from reports.figures.bars import MOST_BARS
 from reports.figures.curves import MOST_ROWS, STRETCHES, curves_of
 from reports.figures.pareto import MOST_NAMES, MOST_POINTS, left_out, spread_words
+from reports.figures.style import shortened
 from reports.record import Record
 from reports.rows import AVERAGE, Row
 from reports.rows import summary as summary_rows
@@ -19,6 +20,7 @@ from reports.statistics import decimals
 from reports.text import MIB, NOTHING, Table
 
 LONGEST_VALUE = 20  # letters, of a hyper-parameter with a column of its own
+LONGEST_LISTED = 60
 _ENVIRONMENT = ("cpu", "device", "device_name", "threads", "platform", "python", "membench", "commit", "dirty")
 
 
@@ -29,6 +31,7 @@ class Cell:
     text: str
     words: bool = False
     mark: str | None = None
+    whole: str | None = None  # where the text is cut
 
 
 @dataclass
@@ -135,6 +138,10 @@ def _summary(setup: Setup) -> View:
             cell.mark = found[name].mark(label) if name in found else None
             cell.text = _unstarred(cell.text) if name == "score" else cell.text
     view.notes += [best.HOW[name] for name in found]
+    if any(
+        row["runs_ok"] < sum(n for name, n in row.items() if name.startswith("runs_")) for row in summary_rows(setup)
+    ):
+        view.notes.append("A row that lacks runs is the best neither in memory nor in speed, which depend on the task.")
     if AVERAGE in table.headers:
         view.notes.append(_average_words(setup))
     return view
@@ -153,7 +160,7 @@ def _unstarred(cell: str) -> str:
 
 def _quality(setup: Setup) -> View:
     """Scores with the winner of each task marked; tasks or methods go down, as in the table of the terminal."""
-    view, found, labels = _view(text.quality(setup, compact=False)), best.scores(setup), list(setup.rows)
+    view, found, labels = _view(text.quality(setup, compact=True)), best.scores(setup), list(setup.rows)
     down = view.headers[0].text == "task"
     first = len(view.headers) - len(labels) if down else 1
     tasks = [*setup.tasks, AVERAGE]
@@ -197,10 +204,17 @@ def _configuration(setup: Setup) -> View:
     headers = [Cell("method", True), *(Cell(name) for name in common), Cell("others", True)]
     rows = []
     for label in setup.rows:
-        own = [f"{name}={_any(table[name][label])}" for name in apart if label in table[name]]
+        own = [(name, _any(table[name][label])) for name in apart if label in table[name]]
         shared = [Cell(_any(table[name].get(label, [NOTHING]))) for name in common]
-        rows.append([Cell(label, True), *shared, Cell(", ".join(own) or NOTHING, True)])
+        rows.append([Cell(label, True), *shared, _listed(own)])
     return View("Hyper-parameters that differ", headers, rows, [])
+
+
+def _listed(values: list[tuple[str, str]]) -> Cell:
+    """Names and values, of which long ones are cut."""
+    whole = ", ".join(f"{name}={value}" for name, value in values)
+    cut = ", ".join(f"{name}={shortened(value, LONGEST_LISTED)}" for name, value in values)
+    return Cell(cut or NOTHING, True, whole=None if cut == whole else whole)
 
 
 def _differing(table: dict[str, dict[str, list[str]]]) -> set[str]:
