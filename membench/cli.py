@@ -40,7 +40,8 @@ def compare(
         str | None, _option("--optimizers", help="Methods, such as badam,blockllm, all, or package.module:Class.")
     ] = None,
     task: Annotated[
-        str | None, _option("--task", help="superglue for all its tasks, superglue/rte for one, c4, instruct.")
+        str | None,
+        _option("--task", help="superglue (all of it), superglue/rte, c4, instruct, classify, package.module:Task."),
     ] = None,
     profile: Annotated[
         str | None, _option("--profile", help="demo (the default: small, offline) or paper (as published).")
@@ -128,7 +129,10 @@ def list_(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> Non
     """List methods, tasks or models."""
     from . import listing
 
-    print({"methods": listing.methods, "tasks": listing.task_names, "models": listing.models}[what.value]())
+    try:
+        print({"methods": listing.methods, "tasks": listing.task_names, "models": listing.models}[what.value]())
+    except ValueError as error:  # an installed package's task that can't be loaded
+        raise UserError(str(error)) from error
 
 
 def _print_version(wanted: bool) -> None:

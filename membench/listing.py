@@ -17,8 +17,8 @@ def _method(name: str) -> str:
 
 
 def task_names() -> str:
-    """Every task that can be trained, one a line."""
-    return "\n".join(tasks.available())
+    """Every task that can be trained, one a line, and what else --task takes."""
+    return "\n".join([*tasks.available(), "", "or package.module:Task, a task of your own"])
 
 
 def models() -> str:

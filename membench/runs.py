@@ -49,7 +49,7 @@ def _prepare(settings: Settings) -> list[Run]:
         training = _training(settings, _steps(settings, task), "random" if task.from_scratch else "pretrained")
         described = {**surroundings, **task.provenance}
         for seed in dict.fromkeys(settings.seeds):
-            runs += [_run(settings, task, m, seed, training, device, threads, described) for m in methods]
+            runs += [_run(settings, name, task, m, seed, training, device, threads, described) for m in methods]
     _check_constructors(runs[: len(methods)], save=settings.save is not None)
     return runs
 
@@ -117,6 +117,7 @@ def _training(settings: Settings, steps: int, weights: str) -> Training:
 
 def _run(
     settings: Settings,
+    name: str,
     task: tasks.Task,
     method: str,
     seed: int,
@@ -143,8 +144,8 @@ def _run(
         "threads": threads,
     }
     return Run(
-        run_id=record.run_id(task.name, method, settings.model, seed, configuration),
-        task=task.name,
+        run_id=record.run_id(name, method, settings.model, seed, configuration),
+        task=name,
         method=method,
         model=settings.model,
         seed=seed,

@@ -10,7 +10,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from . import base, c4, classify, superglue
+from . import base, c4, classify, own, superglue
 from .base import Family, HasReader, Task
 
 __all__ = ["FAMILIES", "Family", "HasReader", "Task", "available", "create", "expand"]
@@ -19,17 +19,26 @@ FAMILIES: tuple[Family, ...] = (superglue, c4, classify)
 
 
 def available() -> list[str]:
-    """The names of all tasks that can be trained: ["superglue/boolq", ...]."""
-    return base.available(FAMILIES)
+    """The names of all tasks that can be trained: ["superglue/boolq", ...], those of installed packages at the end."""
+    return base.available([*FAMILIES, *own.installed()])
+
+
+def _families(name: str) -> list[Family]:
+    """Ours, and the one of somebody else's that `name` asks for."""
+    if ":" in name:
+        return [*FAMILIES, own.at(name)]
+    return [*FAMILIES, *own.installed(name.partition("/")[0])]
 
 
 def expand(pattern: str, *, data: str = "demo") -> list[str]:
     """The tasks that `pattern` stands for: a family's name for all its tasks that `data` has, or one task's name.
 
+    `package.module:Task` is a task of the user's own.
+
     Raises:
         ValueError: no task is called so (with the nearest name), or `data` is no known source.
     """
-    return base.expand(FAMILIES, pattern, data)
+    return base.expand(_families(pattern), pattern, data)
 
 
 def create(
@@ -48,7 +57,7 @@ def create(
     """Build a task.
 
     Args:
-        name: one of `available()`.
+        name: one of `available()`, or `package.module:Task`.
         model: `config:NAME` (random weights), an id of the hub (`ID` or `ID@REVISION`), or a folder.
         tokenizer: an id of the hub or a folder; by default what belongs to the model.
         data: "demo", "hub" or a folder in the data set's official format.
@@ -72,5 +81,5 @@ def create(
         "dtype": dtype,
         "trust_remote_code": trust_remote_code,
     }
-    family = base.check_name(FAMILIES, name)
+    family = base.check_name(_families(name), name)
     return family.create(name.partition("/")[2], **given, **base.options(family, options or {}))

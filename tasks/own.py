@@ -1,0 +1,76 @@
+"""Tasks of somebody else's: `package.module:Task` by its path, or a name that an installed package gives to it."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+from typing import Any
+
+from .base import Family, Task
+
+ENTRY_POINTS = "membench.tasks"  # the group; an entry is a task's class, or a module that is a family of tasks
+MEMBERS = {*Task.__annotations__, *(name for name in vars(Task) if not name.startswith("_"))}
+
+
+@dataclass(frozen=True)
+class OwnTask:
+    """A family that is a single task, made by a class (or function) that takes the keywords of `tasks.create`."""
+
+    NAME: str
+    make: Callable[..., Any]
+
+    def names(self) -> tuple[str, ...]:
+        return ("",)
+
+    def held(self, data: str) -> tuple[str, ...]:
+        """Whether it has its data shows when it is made."""
+        return self.names()
+
+    def create(self, name: str, **given: Any) -> Task:
+        """Raises ValueError for what is no task."""
+        task = self.make(**given)
+        missing = sorted(MEMBERS - set(dir(task)))
+        if missing:
+            raise ValueError(f"task {self.NAME!r} lacks {', '.join(missing)}: tasks.Task says what a task has")
+        return task
+
+
+def at(path: str) -> Family:
+    """The task at `package.module:Task`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    module_name, _, attribute = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"task {path!r}: {error}; it must be importable from this folder or installed") from error
+    if attribute not in vars(module):
+        raise ValueError(f"task {path!r}: {module_name} has no {attribute!r}")
+    return _family(path, vars(module)[attribute])
+
+
+def installed(name: str | None = None) -> list[Family]:
+    """The families of installed packages, or the one of that name, loaded.
+
+    Raises:
+        ValueError: one can't be loaded, or is neither a task's class nor a family of that name.
+    """
+    return [_load(point) for point in entry_points(group=ENTRY_POINTS) if name in (None, point.name)]
+
+
+def _load(point: EntryPoint) -> Family:
+    try:
+        return _family(point.name, point.load())
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"task {point.name!r} of an installed package can't be loaded: {error}") from error
+
+
+def _family(name: str, found: Any) -> Family:
+    if isinstance(found, ModuleType) and vars(found).get("NAME") == name:
+        return found  # type: ignore[return-value]
+    if not callable(found):
+        raise ValueError(f"task {name!r} must be a class (or function) that makes a task, not {found!r}")
+    return OwnTask(name, found)
