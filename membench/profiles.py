@@ -61,7 +61,111 @@ SUPERGLUE = {
     ),
 }
 
-FAMILIES: dict[str, dict[str, Profile]] = {"superglue": SUPERGLUE}
+# So few steps must visit all blocks, change subspaces and see the loss stall more than once.
+_TINY_LANGUAGE: Values = {
+    "model": "config:llama-tiny",
+    "data": "demo",
+    "steps": 200,
+    "batch_size": 16,
+    "evaluate_before": True,
+    "schedule": "cosine",
+    "hyperparameters": {
+        "badam": {"switch_every": 10},
+        "blockllm": {"sparsity": 0.7, "patience": 20},
+        "galore": {"rank": 48, "update_every": 50},
+    },
+}
+_TINY_NOTE = (
+    "a tiny Llama with random weights on the documentation of Python's standard library, offline. It shows how "
+    "everything is measured; it is not a result about the methods at scale (see --profile paper)."
+)
+
+
+def _galore(steps: int, rank: int, micro_batches: int, lr: float) -> Values:
+    """A size of GaLore's Table 2; the rate of full training is to be chosen among .01, .005, .001, .0005 and .0001."""
+    low_rank = {"rank": rank, "lr": lr}
+    return {
+        "steps": steps,
+        "gradient_accumulation_steps": micro_batches,
+        "hyperparameters": {
+            "*": {"weight_decay": 0.0},
+            "adamw": {"lr": lr, "master_weights": False},
+            "galore": {"rank": rank, "lr": 1e-2, "update_every": 200, "scale": 0.25},
+            "lora": {**low_rank, "master_weights": False},
+        },
+    }
+
+
+C4 = {
+    "demo": Profile({**_TINY_LANGUAGE, "sequence_length": 64}, _TINY_NOTE),
+    # Pretraining as in GaLore, Table 2 and Appendix C (Zhao et al., 2024, arXiv 2403.03507).
+    "paper": Profile(
+        {
+            "model": "config:llama-60m",
+            "tokenizer": "google-t5/t5-base@a9723ea7f1b39c1eae772870f3b547bf6ef7e6c1",
+            "data": "hub",
+            "batch_size": 512,
+            "sequence_length": 256,
+            "dtype": "bfloat16",
+            "schedule": "cosine",
+            "warmup_fraction": 0.1,
+            "final_fraction": 0.1,
+            "options": {"validation_tokens": 10_000_000},
+            **_galore(10_000, 128, 4, 1e-3),
+        },
+        "LLaMA pretrained on C4 by GaLore's protocol (Table 2): tokens, schedule, ranks; of its five rates the "
+        "likeliest, where the paper takes the best.",
+        of_model={
+            "config:llama-60m": _galore(10_000, 128, 4, 1e-3),
+            "config:llama-130m": _galore(20_000, 256, 8, 1e-3),
+            "config:llama-350m": _galore(60_000, 256, 16, 5e-4),
+            "config:llama-1b": _galore(100_000, 512, 32, 5e-4),
+        },
+    ),
+}
+
+
+def _badam_tuning(lora_rank: int, micro_batches: int) -> Values:
+    """Of BAdam's Tables 2 and 5: 1e-6 is the rate it takes for Llama 3-8B, and one of two for Llama 2-7B."""
+    shared = {"lr": 1e-6, "weight_decay": 0.01}
+    return {
+        "gradient_accumulation_steps": micro_batches,
+        "hyperparameters": {
+            "adamw": shared,
+            "badam": {**shared, "switch_every": 100},
+            "blockllm": shared,
+            "lisa": shared,
+            "lora": {**shared, "rank": lora_rank},
+            "galore": {**shared, "rank": 256, "update_every": 256, "scale": 0.25},
+        },
+    }
+
+
+INSTRUCT = {
+    "demo": Profile({**_TINY_LANGUAGE, "sequence_length": 128}, _TINY_NOTE),
+    # Llama 3-8B on Alpaca-GPT4 as in BAdam, Section 4 and Appendix B (Luo, Yu & Li, 2024, arXiv 2404.02827).
+    "paper": Profile(
+        {
+            "model": "meta-llama/Meta-Llama-3-8B",
+            "data": "alpaca-gpt4",
+            "epochs": 3.0,
+            "batch_size": 16,
+            "sequence_length": 728,
+            "dtype": "bfloat16",
+            "checkpointing": True,
+            "schedule": "cosine",
+            "evaluate_before": True,
+            **_badam_tuning(8, 8),
+        },
+        "Llama on Alpaca-GPT4 by BAdam's protocol (Tables 2 and 5).",
+        of_model={
+            "meta-llama/Meta-Llama-3-8B": _badam_tuning(8, 8),
+            "meta-llama/Llama-2-7b-hf": _badam_tuning(100, 2),
+        },
+    ),
+}
+
+FAMILIES: dict[str, dict[str, Profile]] = {"superglue": SUPERGLUE, "c4": C4, "instruct": INSTRUCT}
 
 
 def family(tasks: Iterable[str]) -> str:
