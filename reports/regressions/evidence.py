@@ -27,12 +27,12 @@ of false alarms (`SHARES`), which by Bonferroni holds for a suite as a whole. Me
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from statistics import fmean
 from typing import TypeVar
 
+import numpy as np
 from scipy.optimize import brentq
-from scipy.special import digamma, polygamma
-from scipy.stats import binom, t
+from scipy.special import bdtrc, digamma, ndtr, polygamma, stdtr
 
 from reports.statistics import summarise
 
@@ -71,7 +71,7 @@ class Noise:
 def judge(rows: Mapping[K, Sequence[float]], margin: float, alpha: float) -> dict[K, Judgement]:
     """A verdict on each row from its differences by seed; without a change, any is worse in `alpha` of the suites."""
     noise = noises(rows)
-    means = {key: summarise(values).mean for key, values in rows.items()}
+    means = {key: fmean(values) for key, values in rows.items()}
     worse = holm({key: _p_below(means[key], len(rows[key]), noise[key]) for key in rows})
     better = holm({key: _p_below(-means[key], len(rows[key]), noise[key]) for key in rows})
     return {
@@ -104,7 +104,8 @@ def _p_below(mean: float, n: int, noise: Noise) -> float:
         return 1.0
     if noise.variance == 0:
         return 0.0 if mean < 0 else 1.0
-    return float(t.cdf(mean / math.sqrt(noise.variance / n), noise.freedom))
+    ratio = mean / math.sqrt(noise.variance / n)
+    return float(ndtr(ratio) if math.isinf(noise.freedom) else stdtr(noise.freedom, ratio))
 
 
 def holm(p: Mapping[K, float]) -> dict[K, float]:
@@ -161,9 +162,11 @@ def qn(values: Sequence[float]) -> float:
     """Qn, a standard deviation from the smaller ones of all distances between two values (Rousseeuw & Croux 1993)."""
     n = len(values)
     half = n // 2 + 1
-    distances = sorted(abs(a - b) for a, b in combinations(values, 2))
+    one, other = np.triu_indices(n, 1)
+    distances = np.abs(np.asarray(values)[one] - np.asarray(values)[other])
+    rank = half * (half - 1) // 2 - 1
     small_sample = n / (n + 1.4) if n % 2 else n / (n + 3.8)
-    return 2.2219 * small_sample * distances[half * (half - 1) // 2 - 1]
+    return 2.2219 * small_sample * float(np.partition(distances, rank)[rank])
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,7 @@ def _together(
         len(values),
         sum(value < 0 for value in values),
         sum(value > 0 for value in values),
-        summarise(values).mean,
+        fmean(values),
         worse[key, "sign"],
         worse.get((key, "mean")),
         verdict,
@@ -208,7 +211,7 @@ def _group_tests(groups: Mapping[K, Sequence[float]], sign: int) -> dict[tuple[K
     for key, values in groups.items():
         turned = [sign * value for value in values]
         below, above = sum(value < 0 for value in turned), sum(value > 0 for value in turned)
-        tests[key, "sign"] = float(binom.sf(below - 1, below + above, 0.5)) if below else 1.0
+        tests[key, "sign"] = float(bdtrc(below - 1, below + above, 0.5)) if below else 1.0
         if len(turned) >= FEWEST_TOGETHER:
             mean, deviation, n = summarise(turned)
             tests[key, "mean"] = _p_below(mean, n, Noise((deviation or 0.0) ** 2, n - 1))

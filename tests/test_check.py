@@ -1,0 +1,372 @@
+"""`membench check`, row by row: what is a regression and what isn't, with figures worked by hand."""
+
+import math
+
+import pytest
+from reports_factory import MIB, make_failure
+from scipy import stats
+from suites import check, run
+
+from reports.record import Found
+from reports.regressions import evidence, thresholds
+from reports.regressions.check import check as judge
+
+
+def verdicts(result, *metrics):
+    """Verdict by metric, of all that isn't fine."""
+    return {
+        (finding.metric, finding.method): finding.verdict
+        for finding in result.findings
+        if finding.verdict != "fine" and (not metrics or finding.metric in metrics)
+    }
+
+
+def only(result, metric, method=None):
+    (finding,) = [
+        finding
+        for finding in result.findings
+        if finding.metric == metric and finding.task and method in (None, finding.method)
+    ]
+    return finding
+
+
+def seeds(scores, **changes):
+    return [run(seed=seed, score=score, **changes) for seed, score in enumerate(scores)]
+
+
+# Memory
+
+
+@pytest.mark.parametrize(
+    ("mib", "verdict", "code"),
+    [(100, "fine", 0), (100.9, "fine", 0), (101.1, "regression", 1), (99.1, "fine", 0), (98.9, "improved", 0)],
+)
+def test_memory_beyond_one_percent_either_way_is_flagged_and_only_more_is_failed(mib, verdict, code):
+    result = check([run(peak=100)], [run(peak=mib)])
+    assert (only(result, "memory").verdict, result.code) == (verdict, code)
+
+
+def test_memory_of_the_worst_seed_decides_and_the_part_that_grew_is_named():
+    before = [run(seed=seed, peak=100) for seed in range(3)]
+    after = [run(seed=0, peak=100), run(seed=1, peak=110), run(seed=2, peak=90)]
+    finding = only(check(before, after), "memory")
+    assert (finding.verdict, finding.before, finding.after) == ("regression", 100 * MIB, 110 * MIB)
+    assert finding.change == pytest.approx(0.1) and finding.reason == "weights +10.0 MiB"
+
+
+def test_a_peak_of_0_is_unknown():
+    nothing = dict.fromkeys([f"{part}_bytes" for part in ("weights", "gradients", "optimizer_state")], 0)
+    empty = run(
+        memory__peak_allocated_bytes=0, memory__at_peak={**nothing, "activations_bytes": 0, "temporaries_bytes": 0}
+    )
+    result = check([empty], [run()])
+    assert (only(result, "memory").verdict, result.code) == ("unknown", 0)
+
+
+# Savings
+
+
+def test_a_saving_that_is_lost_is_a_regression_though_the_bytes_are_the_same():
+    before = [run(peak=100), run(method="badam", peak=91)]
+    after = [run(peak=91), run(method="badam", peak=91)]
+    result = check(before, after)
+    assert verdicts(result) == {("memory", "adamw"): "improved", ("saving", "badam"): "regression"}
+    assert only(result, "saving").reason == "saved 9.0% of adamw's peak, now nothing"
+    assert result.code == 1
+
+
+def test_without_a_reference_savings_and_speeds_are_not_judged_and_it_says_so():
+    result = check([run(method="badam", peak=91, speed=100)], [run(method="badam", peak=91, speed=1)])
+    assert result.code == 0 and not verdicts(result)
+    assert any(
+        note.startswith("No run of adamw to compare with beside 1 runs: saving and throughput") for note in result.notes
+    )
+    other = check(
+        [run(method="sgd"), run(method="badam", peak=50)],
+        [run(method="sgd"), run(method="badam", peak=50)],
+        reference="sgd",
+    )
+    assert only(other, "saving").before == 0.5
+
+
+# Throughput
+
+
+def test_speed_is_judged_as_a_ratio_to_the_reference_of_the_same_run():
+    before = [run(speed=1000), run(method="badam", speed=1600)]
+    slower_machine = [run(speed=400), run(method="badam", speed=640)]
+    assert not verdicts(check(before, slower_machine))
+    slower_method = [run(speed=1000), run(method="badam", speed=1100)]  # 1.6 -> 1.1: 31% less
+    result = check(before, slower_method)
+    assert verdicts(result) == {("throughput", "badam"): "regression"}
+    assert only(result, "throughput").change == pytest.approx(1.1 / 1.6 - 1)
+    within = [run(speed=1000), run(method="badam", speed=1300)]
+    assert not verdicts(check(before, within))
+
+
+def test_speeds_of_other_machines_are_shown_and_never_failed():
+    before = [
+        run(speed=1000, environment__device_name="A"),
+        run(method="badam", speed=1600, environment__device_name="A"),
+    ]
+    after = [
+        run(speed=1000, environment__device_name="B"),
+        run(method="badam", speed=100, environment__device_name="B"),
+    ]
+    result = check(before, after)
+    assert result.code == 0
+    assert "Speeds are from other machines (A, 2 threads -> B, 2 threads): shown, not checked." in result.notes
+
+
+def test_a_speed_of_0_is_unknown():
+    before = [run(speed=0), run(method="badam", speed=1600)]
+    assert check(before, [run(speed=1000), run(method="badam", speed=100)]).code == 0
+
+
+# Quality
+
+
+@pytest.mark.parametrize(
+    ("score", "verdict"), [(0.79, "fine"), (0.781, "fine"), (0.779, "regression"), (0.83, "improved")]
+)
+def test_with_one_seed_a_margin_of_two_points_alone_decides_and_it_says_so(score, verdict):
+    result = check([run(score=0.8)], [run(score=score)])
+    finding = only(result, "quality")
+    assert (finding.verdict, finding.reason) == (verdict, "one seed: margin of 2 points alone")
+    assert any("margin of 2 points alone" in note for note in result.notes)
+
+
+def test_where_less_is_better_more_is_a_regression_in_percent():
+    def perplexity(value):
+        return run(metrics={"perplexity": value}, headline="perplexity", higher_is_better=False)
+
+    worse, better = check([perplexity(20.0)], [perplexity(20.5)]), check([perplexity(20.0)], [perplexity(19.5)])
+    assert (only(worse, "quality").verdict, only(worse, "quality").change) == ("regression", -2.5)
+    assert only(better, "quality").verdict == "improved"
+    assert check([perplexity(20.0)], [perplexity(20.3)]).code == 0
+
+
+def test_scores_up_to_100_have_points_of_1():
+    assert only(check([run(score=80.0)], [run(score=78.5)]), "quality").change == pytest.approx(-1.5)
+    assert check([run(score=80.0)], [run(score=77.5)]).code == 1
+
+
+def test_over_seeds_a_drop_beyond_the_margin_is_a_regression_if_a_paired_test_says_so():
+    before, after = [0.80, 0.82, 0.78, 0.81, 0.79, 0.80, 0.83], [0.76, 0.79, 0.74, 0.76, 0.76, 0.76, 0.80]
+    finding = only(check(seeds(before), seeds(after)), "quality")
+    differences = [b - a for a, b in zip(before, after, strict=True)]
+    oracle = stats.ttest_1samp(differences, 0, alternative="less").pvalue  # of one row, nothing to correct
+    assert finding.verdict == "regression" and finding.p == pytest.approx(oracle)
+    assert finding.reason.startswith("paired t-test over 7 seeds")
+
+
+def test_a_drop_that_seeds_do_not_agree_on_is_inconclusive_and_not_failed():
+    result = check(seeds([0.8] * 4), seeds([0.9, 0.6, 0.85, 0.7]))
+    assert (only(result, "quality").verdict, result.code) == ("inconclusive", 0)
+
+
+def test_a_drop_within_the_margin_is_fine_however_sure():
+    before = [0.80, 0.81, 0.79, 0.80, 0.81, 0.79, 0.80, 0.80]
+    after = [score - 0.01 - 0.0001 * number for number, score in enumerate(before)]
+    assert only(check(seeds(before), seeds(after)), "quality").verdict == "fine"
+
+
+def test_two_seeds_never_hide_what_one_would_have_shown():
+    assert check(seeds([0.8, 0.8]), seeds([0.70, 0.60])).code == 1
+
+
+def test_one_row_among_others_is_judged_beyond_the_noise_between_them():
+    noise = [0.01, -0.01, 0.008, -0.012, 0.015, -0.006, 0.009, -0.011, 0.012, -0.007]
+    before = [run(task=number) for number in range(11)]
+
+    def after(drop):
+        return [run(task=number, score=0.8 + noise[number]) for number in range(10)] + [run(task=10, score=0.8 - drop)]
+
+    def verdict(result):
+        return [f.verdict for f in result.findings if f.task.endswith("t10") and f.metric == "quality"]
+
+    assert verdict(check(before, after(0.2), "quality")) == ["regression"]
+    assert verdict(check(before, after(0.025), "quality")) == ["inconclusive"]
+
+
+def test_every_row_slightly_worse_is_a_regression_though_no_single_row_is():
+    before = [run(task=task, method=f"m{method}") for task in range(7) for method in range(5)]
+    after = [
+        run(task=task, method=f"m{method}", score=0.795 + 0.0001 * task) for task in range(7) for method in range(5)
+    ]
+    result = check(before, after, "quality")
+    bad = [finding for finding in result.findings if finding.verdict == "regression"]
+    assert result.code == 1 and bad and not any(finding.task for finding in bad)
+    assert any(finding.reason.startswith("35 of 35 rows are worse") for finding in bad)
+
+
+# The statistics, against other sources
+
+
+def test_holm_is_the_textbook_example():
+    assert evidence.holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}) == pytest.approx(
+        {"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02}
+    )
+
+
+def test_qn_estimates_a_standard_deviation_and_half_of_the_values_may_be_wrong():
+    values = list(stats.norm.ppf([(i + 0.5) / 400 for i in range(400)]))
+    assert evidence.qn(values) == pytest.approx(1, rel=0.03)
+    assert evidence.qn([*values, *(value + 50 for value in values[:300])]) < 2.2
+
+
+def test_rows_alike_share_one_variance_and_a_noisy_row_keeps_its_own():
+    rng = stats.norm(scale=1)
+    alike = {number: list(rng.rvs(3, random_state=number)) for number in range(40)}
+    shared = {noise.variance for noise in evidence.noises(alike).values()}
+    assert len(shared) == 1 and shared.pop() == pytest.approx(1, rel=0.3)
+    noise = evidence.noises({**alike, "loud": [30.0, -30.0, 0.0], **{f"quiet{i}": [0.001 * i, 0, 0] for i in range(9)}})
+    assert noise["loud"].deviation > 15 and noise["quiet1"].deviation < 1
+
+
+def test_the_sign_test_is_the_binomial_tail():
+    (together,) = evidence.judge_together({"": [-1.0, -2.0, -0.5, 1.0]}, 0.05).values()
+    assert together.sign_p == pytest.approx(stats.binomtest(3, 4, alternative="greater").pvalue)
+
+
+# Rows without a partner, and those that can't be compared
+
+
+def test_new_and_missing_rows_have_verdicts_of_their_own():
+    result = check([run(), run(method="lora")], [run(), run(method="lisa")])
+    assert verdicts(result, "runs") == {("runs", "lora"): "missing", ("runs", "lisa"): "new"}
+    assert result.code == 1
+    assert check([run(), run(method="lora")], [run()], missing="report").code == 0
+    assert check([run()], [run(), run(method="lisa")]).code == 0
+
+
+@pytest.mark.parametrize("status", ["failed", "out_of_memory", "diverged"])
+def test_a_run_that_ends_badly_where_it_did_not_before_is_exit_code_4(status):
+    bad = make_failure(status, "It went wrong.", method="badam", task="superglue/t0")
+    result = check([run(), run(method="badam")], [run(), bad])
+    assert verdicts(result) == {("runs", "badam"): status} and result.code == 4
+    assert check([run()], [run(), bad]).code == 4  # new
+    assert verdicts(check([run(), bad], [run(), run(method="badam")]), "runs") == {("runs", "badam"): "improved"}
+    known = check([run(), bad], [run(), bad])
+    assert known.code == (4 if status == "failed" else 0)  # running out of memory is a result
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"training__steps": 200}, "steps: 100 -> 200"),
+        ({"training__batch_size": 8}, "batch_size: 16 -> 8"),
+        ({"training__data": "hub"}, "data: demo -> hub"),
+        ({"training__max_grad_norm": 1.0}, "max_grad_norm: null -> 1.0"),
+        ({"environment__device": "cuda"}, "device: cpu -> cuda"),
+        ({"parameters": 2_000_000}, "parameters: 1000000 -> 2000000"),
+        ({"metrics": {"f1": 0.8}, "headline": "f1"}, "headline: accuracy -> f1"),
+        ({"model": "gpt2"}, "model: config:roberta-tiny -> gpt2"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_with_the_difference_named(change, words):
+    result = check([run(), run(task=1)], [run(**change), run(task=1)])
+    (finding,) = [finding for finding in result.findings if finding.verdict == "incomparable"]
+    assert words in finding.reason and result.code == 3
+    assert any(
+        finding.task.endswith("t1") and finding.metric == "memory" for finding in result.findings
+    )  # the others are
+
+
+def test_a_count_of_0_is_no_difference():
+    assert check([run(parameters=0)], [run()]).code == 0
+
+
+def test_the_same_data_in_another_folder_compare():
+    def at(folder, digest):
+        return run(training__data=folder, environment__data_sha256=digest)
+
+    assert check([at("/a", "1234")], [at("/b", "1234")]).code == 0
+    assert check([at("/a", "1234")], [at("/a", "5678")]).code == 3
+
+
+def test_two_sides_without_a_run_in_common_do_not_compare():
+    result = check([run(task=1)], [run(task=2)])
+    assert result.code == 3
+    assert any(finding.reason == "the two have no run in common" for finding in result.findings)
+
+
+def test_of_several_exit_codes_not_comparable_comes_before_failed_before_regression():
+    regression = ([run(task=1, peak=100)], [run(task=1, peak=200)])
+    failed = ([run(task=2)], [make_failure("failed", "No.", task="superglue/t2")])
+    refused = ([run(task=3)], [run(task=3, training__steps=7)])
+    sides = [sum((pair[side] for pair in (regression, failed, refused)), []) for side in (0, 1)]
+    assert check(*sides).code == 3
+    assert check(regression[0] + failed[0], regression[1] + failed[1]).code == 4
+    assert check(*regression).code == 1
+
+
+def test_other_hyperparameters_compare_and_are_named():
+    result = check([run(hyperparameters={"lr": 0.1})], [run(hyperparameters={"lr": 0.2})])
+    assert result.code == 0 and "adamw: lr: 0.1 -> 0.2 on superglue/t0; compared all the same." in result.notes
+
+
+def test_runs_of_several_hyperparameters_or_trainings_pair_with_their_own():
+    def sweep(peaks):
+        return [run(hyperparameters={"lr": lr}, peak=peak) for lr, peak in peaks.items()]
+
+    result = check(sweep({0.1: 100, 0.2: 50}), sweep({0.2: 50, 0.1: 100, 0.3: 70}))
+    assert verdicts(result) == {("runs", "adamw lr=0.3"): "new"}
+    batches = [run(training__batch_size=size, peak=peak) for size, peak in ((8, 50), (16, 100))]
+    result = check(batches, batches[::-1])
+    assert not verdicts(result) and {key.method for key in result.rows} == {"adamw batch_size=8", "adamw batch_size=16"}
+
+
+def test_of_two_runs_of_one_configuration_the_last_one_made_counts():
+    old, new = run(peak=100, environment__created="2026-01-01"), run(peak=200, environment__created="2026-02-01")
+    assert check([run(peak=200)], [new, old]).code == 0
+
+
+def test_a_file_that_is_no_record_is_a_verdict_and_the_others_are_judged():
+    result = judge(Found([run()], []), Found([run()], ["x.json: malformed JSON."]), thresholds.load())
+    assert verdicts(result) == {("runs", ""): "unreadable"} and result.code == 3
+    assert only(result, "memory").verdict == "fine"
+
+
+def test_only_the_metrics_asked_for_are_judged():
+    result = check([run(peak=100, score=0.8)], [run(peak=100, score=0.1)], "memory", "saving")
+    assert result.code == 0 and {finding.metric for finding in result.findings} == {"runs", "memory"}
+
+
+# Thresholds
+
+
+def test_the_default_thresholds_are_the_commented_file(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(thresholds.default_text())
+    assert thresholds.load(path) == thresholds.load()
+    path.write_text("quality_points = 5\n")
+    assert thresholds.load(path).quality_points == 5 and thresholds.load(path).memory_percent == 1.0
+    assert all("#" in block for block in thresholds.default_text().split("\n\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("qualty_points = 1", "unknown key 'qualty_points'. Did you mean quality_points?"),
+        ("quality_points = 'two'", "quality_points must be a number of at least 0, not 'two'"),
+        ("memory_percent = -1", "memory_percent must be a number of at least 0, not -1"),
+        ("memory_percent = true", "memory_percent must be a number of at least 0, not True"),
+        ("false_alarms = 0.7", "false_alarms must lie between 0 and 0.5"),
+        ("throughput_percent = 100", "throughput_percent must be below 100"),
+        ("missing = 'ignore'", "missing must be one of fail, report, not 'ignore'"),
+        ("reference = 3", "reference must be a text, not 3"),
+        ("= 3", "not valid TOML"),
+    ],
+)
+def test_a_wrong_threshold_is_refused_in_one_sentence(tmp_path, text, words):
+    path = tmp_path / "limits.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"^{path}: ") as caught:
+        thresholds.load(path)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_check_says_nothing_that_is_not_finite():
+    result = check(seeds([0.8, 0.8, 0.8]), seeds([0.7, 0.7, 0.7]))
+    assert all(math.isfinite(finding.p or 0) for finding in result.findings) and result.code == 1
