@@ -165,7 +165,14 @@ INSTRUCT = {
     ),
 }
 
-FAMILIES: dict[str, dict[str, Profile]] = {"superglue": SUPERGLUE, "c4": C4, "instruct": INSTRUCT}
+CLASSIFY = {
+    "demo": Profile(
+        {**SUPERGLUE["demo"].values, "sequence_length": 128},
+        "a tiny model with random weights on made-up sentences, offline; --data takes your own, --model a real one.",
+    )
+}
+
+FAMILIES: dict[str, dict[str, Profile]] = {"superglue": SUPERGLUE, "c4": C4, "classify": CLASSIFY, "instruct": INSTRUCT}
 
 
 def family(tasks: Iterable[str]) -> str:
