@@ -1,6 +1,7 @@
 """The figures of each table, raw: one dict a row, with units in the names. This is what csv and json hold."""
 
 import statistics
+from functools import lru_cache
 from typing import Any
 
 from reports.record import PARTS, STATUSES, Record
@@ -73,12 +74,13 @@ def rates(runs: dict[Key, Record]) -> dict[tuple[Key, str | None], float]:
 
 def counts(setup: Setup, label: str, tasks: list[str] | None = None) -> Row:
     """How many runs of a row (on these tasks) ended how; not_run are those that other rows have."""
-    among = tasks or setup.tasks
-    statuses = [run["status"] for (task, _), run in setup.rows[label].items() if task in among]
+    among, runs = tasks or setup.tasks, setup.rows[label]
+    statuses = [runs[task, seed]["status"] for task in among for seed in setup.seeds if (task, seed) in runs]
     ended = {f"runs_{status}": statuses.count(status) for status in STATUSES}
     return {**ended, "runs_not_run": len(among) * len(setup.seeds) - len(statuses)}
 
 
+@lru_cache(maxsize=4)
 def quality(setup: Setup) -> list[Row]:
     """Each method's headline on each task over the seeds, then the average over the tasks.
 
@@ -102,13 +104,14 @@ def quality(setup: Setup) -> list[Row]:
 
 
 def _scores(setup: Setup, label: str, task: str) -> list[float]:
-    runs = setup.finished(label)
-    return [run["metrics"][run["headline"]] for (name, _), run in runs.items() if name == task]
+    runs = [run for seed in setup.seeds if (run := setup.rows[label].get((task, seed))) and run["status"] == "ok"]
+    return [run["metrics"][run["headline"]] for run in runs]
 
 
 def _headline(setup: Setup, task: str) -> tuple[str | None, bool]:
     """A task's metric and whether more of it is better; None and true if no run got as far as to know."""
-    runs = [run for runs in setup.rows.values() for (name, _), run in runs.items() if name == task and run["headline"]]
+    keys = [(task, seed) for seed in setup.seeds]
+    runs = [runs[key] for runs in setup.rows.values() for key in keys if key in runs and runs[key]["headline"]]
     return (runs[0]["headline"], runs[0]["higher_is_better"] is not False) if runs else (None, True)
 
 

@@ -25,7 +25,7 @@ _MACHINE = ("device", "threads")  # of the environment, where a run that crashed
 Key = tuple[str, int]  # task, seed
 
 
-@dataclass
+@dataclass(eq=False)  # hashable, so that what is made of one can be kept
 class Setup:
     """Comparable runs.
 

@@ -95,7 +95,7 @@ def _handle(label: str, look: RowStyle) -> Line2D:
 
 def curves_of(setup: Setup, label: str, task: str) -> list[Curve]:
     """The mean over a row's finished runs, and a curve for each run that isn't ok but got somewhere."""
-    runs = [run for (name, _), run in sorted(setup.rows[label].items()) if name == task]
+    runs = [run for seed in setup.seeds if (run := setup.rows[label].get((task, seed)))]
     ok = [run for run in runs if run["status"] == "ok"]
     bad = [[run] for run in runs if run["status"] != "ok"]
     return [curve for group in [ok, *bad] if (curve := _curve(group))]

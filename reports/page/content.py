@@ -143,8 +143,14 @@ def _summary(setup: Setup) -> View:
     ):
         view.notes.append("A row that lacks runs is the best neither in memory nor in speed, which depend on the task.")
     if AVERAGE in table.headers:
-        view.notes.append(_average_words(setup))
+        view.notes.append(
+            _average_words(setup) if _has_average(setup) else "No average, since less is better on some tasks."
+        )
     return view
+
+
+def _has_average(setup: Setup) -> bool:
+    return any(row["score_metric"] == AVERAGE for row in summary_rows(setup))
 
 
 def _average_words(setup: Setup) -> str:
