@@ -10,12 +10,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from . import base, c4, classify, own, superglue
+from . import base, c4, classify, instruct, own, superglue
 from .base import Family, HasReader, Task
 
 __all__ = ["FAMILIES", "Family", "HasReader", "Task", "available", "create", "expand"]
 
-FAMILIES: tuple[Family, ...] = (superglue, c4, classify)
+FAMILIES: tuple[Family, ...] = (superglue, c4, instruct, classify)
 
 
 def available() -> list[str]:

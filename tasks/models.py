@@ -17,7 +17,7 @@ from .loading import FOLDER, cannot_load, locate, quiet
 
 PREFIX = "config:"
 VOCABULARY_SIZE = 1024  # of roberta-tiny and of the tokenizer that is trained for it
-LANGUAGE_VOCABULARY_SIZE = 2048  # of llama-tiny
+LANGUAGE_VOCABULARY_SIZE = 1024  # of llama-tiny
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

@@ -1,0 +1,100 @@
+"""Tokenised examples of limited length, and batches of them: padded, or packed without attention across examples."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from . import cache
+from .language import IGNORED, Batch
+
+Encoded = tuple[np.ndarray, np.ndarray]  # tokens (n,) int32, which are answers (n,) bool
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples that fit, one after the other.
+
+    Attributes:
+        tokens, answers: of all examples, (tokens,).
+        starts: where each begins, and the end, (examples + 1,).
+        kept: each one's number among all that were given; prompts without room for an answer are left out.
+        cut: how many answers lost their end.
+    """
+
+    tokens: np.ndarray
+    answers: np.ndarray
+    starts: np.ndarray
+    kept: np.ndarray
+    cut: int
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, index: int) -> Encoded:
+        place = slice(int(self.starts[index]), int(self.starts[index + 1]))
+        return self.tokens[place], self.answers[place]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.starts)
+
+
+def fit(key: str, encode: Callable[[], Iterable[Encoded]], length: int) -> Examples:
+    """Cut examples to `length` tokens; kept in the cache under `key`, which names `encode` and `length`."""
+    arrays = cache.arrays(key, 5, lambda: _fit(encode(), length))
+    tokens, answers, starts, kept, (cut,) = arrays
+    return Examples(tokens, answers, starts, kept, int(cut))
+
+
+def _fit(encoded: Iterable[Encoded], length: int) -> cache.Arrays:
+    tokens, answers, kept, cut = [np.zeros(0, np.int32)], [np.zeros(0, bool)], [], 0
+    for number, (ids, is_answer) in enumerate(encoded):
+        if is_answer[:length].any():
+            tokens.append(ids[:length])
+            answers.append(is_answer[:length])
+            kept.append(number)
+            cut += bool(is_answer[length:].any())
+    starts = np.cumsum([0, *map(len, tokens[1:])])
+    return np.concatenate(tokens), np.concatenate(answers), starts, np.array(kept, dtype=np.int64), np.array([cut])
+
+
+def pack(lengths: Sequence[int] | np.ndarray, length: int) -> list[list[int]]:
+    """Examples' numbers in few groups of at most `length` tokens: the longest first, each where it fits best."""
+    room: list[list[list[int]]] = [[] for _ in range(length + 1)]  # groups by how many tokens they have left
+    groups: list[list[int]] = []
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        size = int(lengths[number])
+        left = next((left for left in range(size, length + 1) if room[left]), length)
+        if not room[left]:
+            groups.append([])
+            room[left].append(groups[-1])
+        group = room[left].pop()
+        group.append(number)
+        room[left - size].append(group)
+    return groups
+
+
+def collate(rows: Sequence[Sequence[Encoded]], length: int, pad: int, *, packed: bool) -> Batch:
+    """A batch with one or more examples a row, each (rows, length) int64.
+
+    `input_ids` padded on the right, `attention_mask` 0 on the padding, `labels` of answers only, and where examples are
+    `packed`, `position_ids` that begin again at 0 with each of them (and with the padding).
+    """
+    shape = (len(rows), length)
+    ids, mask = np.full(shape, pad, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    labels, positions = np.full(shape, IGNORED, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    for row, examples in enumerate(rows):
+        start = 0
+        for tokens, answers in examples:
+            place = slice(start, start + len(tokens))
+            ids[row, place], mask[row, place] = tokens, 1
+            labels[row, place] = np.where(answers, tokens, IGNORED)
+            positions[row, place] = np.arange(len(tokens))
+            start = place.stop
+        positions[row, start:] = np.arange(length - start)
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    return {
+        key: torch.from_numpy(one) for key, one in (batch | ({"position_ids": positions} if packed else {})).items()
+    }

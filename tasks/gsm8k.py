@@ -1,0 +1,66 @@
+"""GSM8K's score (Cobbe et al., 2021, arXiv 2110.14168): is the last number of a generated answer the right one?"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .loading import quiet
+
+MARK = "####"  # stands before the final number in the data set's own answers
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
+GENERATION_TOKENS = 8192  # of a batch, prompts and answers
+
+
+def final_number(text: str) -> str | None:
+    """The number after the last `####`, else the last one of all; "1,000.0" is "1000". None where there is none."""
+    marked = NUMBER.findall(text.rpartition(MARK)[2]) if MARK in text else []
+    found = marked[:1] or NUMBER.findall(text)[-1:]
+    if not found:
+        return None
+    number = found[0].replace(",", "")
+    return number.rstrip("0").rstrip(".") if "." in number else number
+
+
+def exact_match(predictions: Sequence[str], references: Sequence[str]) -> float:
+    """Share of the predictions whose final number is the reference's."""
+    pairs = zip(predictions, references, strict=True)
+    right = [final_number(one) is not None and final_number(one) == final_number(other) for one, other in pairs]
+    return sum(right) / len(right)
+
+
+@torch.no_grad()
+def generate(model: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[str]:
+    """What a model of transformers writes after each prompt, greedily, up to the end of its turn or `new_tokens`.
+
+    In batches of prompts of similar length, padded on the left, with the cache of keys and values.
+    """
+    written: dict[int, str] = {}
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    while order:
+        longest = len(prompts[order[-1]]) + new_tokens
+        some = [order.pop() for _ in range(min(len(order), max(1, GENERATION_TOKENS // longest)))]
+        texts = _generate(model, tokenizer, [prompts[number] for number in some], new_tokens)
+        written |= dict(zip(some, texts, strict=True))
+    return [written[number] for number in range(len(prompts))]
+
+
+def _generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[str]:
+    length = max(map(len, prompts))
+    device, pad = next(model.parameters()).device, tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (length - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    with quiet():
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=pad,
+        )
+    return tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)

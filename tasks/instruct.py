@@ -1,0 +1,187 @@
+"""Instruction tuning of causal language models: conversations, of which the answers are learned.
+
+`demo` asks about Python's standard library; a `.json` or `.jsonl` file (or a folder of them) holds conversations of
+one's own, in any format of `conversations.py`; short names (alpaca-gpt4, gsm8k, ...) stand for data sets of the hub.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from . import cache, conversations, gsm8k, language
+from .checks import check_given
+from .conversations import Conversation
+from .examples import Encoded, Examples, collate, fit, pack
+from .language import LanguageModel
+from .prompts import alpaca, encode
+
+NAME = "instruct"
+
+
+def names() -> tuple[str, ...]:
+    """It is one task."""
+    return ("",)
+
+
+def held(data: str) -> tuple[str, ...]:
+    """Its task, from any source. Raises ValueError for an unknown one."""
+    conversations.check_source(data)
+    return names()
+
+
+def create(
+    name: str, *, packing: bool = False, validation_examples: int = 200, answer_tokens: int = 256, **given: Any
+) -> "Tuning":
+    """Build it; see `tasks.create`.
+
+    Args:
+        name: "".
+        packing: put several examples into a sequence, none of which sees another.
+        validation_examples: held-out conversations that the score is taken on, at most.
+        answer_tokens: of a generated answer, at most (GSM8K).
+        given: as of `tasks.create`.
+    """
+    return Tuning(packing=packing, validation_examples=validation_examples, answer_tokens=answer_tokens, **given)
+
+
+class Tuning:
+    """A loss on answers only. See `tasks.Task` for what it offers."""
+
+    name = NAME
+
+    def __init__(
+        self,
+        *,
+        packing: bool,
+        validation_examples: int,
+        answer_tokens: int,
+        model: str,
+        tokenizer: str | None,
+        data: str,
+        batch_size: int,
+        sequence_length: int,
+        seed: int,
+        dtype: str,
+        trust_remote_code: bool,
+    ):
+        check_given(batch_size=batch_size, seed=seed, dtype=dtype)
+        if min(validation_examples, answer_tokens) < 1:
+            raise ValueError("the options validation_examples and answer_tokens must be at least 1")
+        self.batch_size, self.length, self.seed = batch_size, sequence_length, seed
+        self.packing, self.answer_tokens = packing, answer_tokens
+        read = conversations.read(data)
+        scored = read.held_out[:validation_examples]
+        self.language = LanguageModel(
+            model=model,
+            tokenizer=tokenizer,
+            seed=seed,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            sequence_length=sequence_length,
+            texts=lambda: ("".join(text for text, _ in alpaca(one)) for one in read.training),
+            data_sha256=f"instruct {read.sha256}",
+        )
+        self.from_scratch, self.tokenizer = self.language.from_scratch, self.language.tokenizer
+        self.train = self._fit(read, read.training, "training")
+        self.validation = self._fit(read, scored, "held-out")
+        self.references = [scored[number].answer for number in self.validation.kept]
+        self.groups = pack(self.train.lengths, sequence_length) if packing else [[n] for n in range(len(self.train))]
+        self.train_size = len(self.groups)
+        self.has_numbers = all(gsm8k.MARK in answer for answer in self.references)
+        self.headline, self.higher_is_better = ("exact_match", True) if self.has_numbers else ("perplexity", False)
+        notes = [*_notes("training", self.train, len(read.training)), *_notes("held-out", self.validation, len(scored))]
+        self.provenance = {
+            "data": data,
+            "data_revision": read.revision,
+            "data_sha256": read.sha256,
+            **self.language.provenance,
+            "notes": "; ".join([*self.language.notes, *read.notes, *notes]) or None,
+        }
+
+    def _fit(self, read: conversations.Conversations, some: list[Conversation], side: str) -> Examples:
+        template = self.tokenizer.chat_template or "Alpaca"
+        key = cache.digest(
+            "examples, 1", read.sha256, side, str(len(some)), self.language.fingerprint, template, str(self.length)
+        )
+        examples = fit(key, lambda: encode(some, self.tokenizer), self.length)
+        if not len(examples):
+            raise ValueError(
+                f"none of the {len(some):,} {side} conversations has its answer within sequence_length {self.length}"
+            )
+        return examples
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """See `tasks.Task.head`."""
+        return self.language.head
+
+    def build_model(self) -> nn.Module:
+        """A new model on the CPU, the same for the same model and seed."""
+        return self.language.build_model()
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """The training batch of a step, of epochs that are shuffled one by one; see `examples.collate`."""
+        first = step * self.batch_size
+        chosen = [self._group(index) for index in range(first, first + self.batch_size)]
+        rows = [[self.train[number] for number in group] for group in chosen]
+        return collate(rows, self.length, self.tokenizer.pad_token_id, packed=self.packing)
+
+    def _group(self, index: int) -> list[int]:
+        epoch, place = divmod(index, self.train_size)
+        return self.groups[_shuffled(self.seed, epoch, self.train_size)[place]]
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """Mean cross entropy of the answers' tokens, a scalar."""
+        return language.loss(model, batch)
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """On held-out answers, each token counting the same: `loss`, `perplexity`, `token_accuracy`.
+
+        For GSM8K also `exact_match`, the share of the generated answers that end in the right number.
+        """
+        scores = language.score(model, self._validation_batches())
+        if self.has_numbers:
+            scores["exact_match"] = self._exact_match(model)
+        return scores
+
+    def _validation_batches(self) -> Iterator[dict[str, Tensor]]:
+        """Of examples of similar length, so that there is little padding."""
+        order = np.argsort(-self.validation.lengths, kind="stable")
+        while len(order):
+            length = int(self.validation.lengths[order[0]])
+            some, order = np.split(order, [max(1, language.EVALUATION_TOKENS // length)])
+            rows = [[self.validation[number]] for number in some]
+            yield collate(rows, length, self.tokenizer.pad_token_id, packed=False)
+
+    def _exact_match(self, model: nn.Module) -> float:
+        prompts = [_prompt(self.validation[number]) for number in range(len(self.validation))]
+        training = model.training
+        model.eval()
+        try:
+            written = gsm8k.generate(model, self.tokenizer, prompts, self.answer_tokens)
+        finally:
+            model.train(training)
+        return gsm8k.exact_match(written, self.references)
+
+
+def _prompt(example: Encoded) -> list[int]:
+    """What stands before the last answer."""
+    tokens, answers = example
+    last = len(answers) - int(np.argmax(~answers[::-1]))  # where the last run of answer tokens begins
+    return tokens[:last].tolist()
+
+
+def _notes(side: str, examples: Examples, given: int) -> list[str]:
+    notes = (
+        [f"{examples.cut:,} of {given:,} {side} answers cut at their end to fit the sequence"] if examples.cut else []
+    )
+    missing = given - len(examples)
+    return [*notes, f"{missing:,} {side} conversations left out, as no answer fits"] if missing else notes
+
+
+@functools.lru_cache(maxsize=4)
+def _shuffled(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)
