@@ -1,7 +1,7 @@
 """Training loss against steps and against seconds, a panel a task."""
 
 import math
-import statistics
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from matplotlib.axes import Axes
@@ -93,6 +93,7 @@ def _handle(label: str, look: RowStyle) -> Line2D:
     return Line2D([], [], color=look.colour, ls=look.dashes, lw=1.6, label=style.shortened(label), **marker)
 
 
+@lru_cache(maxsize=1024)
 def curves_of(setup: Setup, label: str, task: str) -> list[Curve]:
     """The mean over a row's finished runs, and a curve for each run that isn't ok but got somewhere."""
     runs = [run for seed in setup.seeds if (run := setup.rows[label].get((task, seed)))]
@@ -112,7 +113,7 @@ def _curve(runs: list[Record]) -> Curve | None:
         stretches.setdefault((point["step"] - 1) // stretch, []).append(point)
     groups = [group for _, group in sorted(stretches.items())]
     steps, seconds, losses = (
-        [statistics.fmean(point[name] for point in group) for group in groups] for name in ("step", "seconds", "loss")
+        [sum(point[name] for point in group) / len(group) for group in groups] for name in ("step", "seconds", "loss")
     )
     status = runs[0]["status"]
     ended = None if status == "ok" else f"{status.replace('_', ' ')} after step {last}"

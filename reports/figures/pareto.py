@@ -111,7 +111,7 @@ def _plot(setup: Setup, task: str, name: str, title: str, peaks: dict[str, int],
     staircase = _draw_front(plot, axes, best)
     for point in points:
         _draw_point(plot, axes, point, styles[point.label])
-    _name_points(axes, points if len(points) <= MOST_NAMES else best, points, staircase, styles)
+    _name_points(axes, points if len(points) <= MOST_NAMES else best[:MOST_NAMES], points, staircase, styles)
     plot.alt = _alt(title, metric, points, best, higher)
     return plot
 

@@ -15,7 +15,7 @@ from reports.page import content
 from reports.record import Record
 from reports.setups import Setup, group, heading
 
-MOST_PLOTS = 60  # of all set-ups; beyond them there are tables only
+MOST_PLOTS = 56  # of all set-ups; beyond them there are tables only
 
 
 def render(records: list[Record], problems: Sequence[str] = ()) -> str:
