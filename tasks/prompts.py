@@ -18,26 +18,23 @@ Part = tuple[str, bool]  # text, is it an answer?
 
 
 def parts(conversation: Conversation, tokenizer: Any) -> list[Part]:
-    """The texts of a conversation one after the other; each answer ends with what ends the assistant's turn.
+    """The texts of a conversation one after the other, by the chat template if the tokenizer has one.
 
     Raises:
         ValueError: the tokenizer's chat template can't do it.
     """
-    if tokenizer.chat_template:
-        return _templated(conversation, tokenizer)
-    return alpaca(conversation, _beginning(tokenizer), tokenizer.eos_token)
+    return _templated(conversation, tokenizer) if tokenizer.chat_template else alpaca(conversation)
 
 
-def alpaca(conversation: Conversation, beginning: str = "", end: str = "") -> list[Part]:
+def alpaca(conversation: Conversation) -> list[Part]:
     """Alpaca's prompt; later turns and a system message, which it hasn't got, go on in its manner."""
     found: list[Part] = []
-    prompt, context = beginning, conversation.context
-    has_system = conversation.messages[0].role == "system"
-    if not has_system:
-        prompt += (PREAMBLE_WITH_INPUT if context else PREAMBLE) + REQUEST
+    prompt, context = "", conversation.context
+    if conversation.messages[0].role != "system":
+        prompt = (PREAMBLE_WITH_INPUT if context else PREAMBLE) + REQUEST
     for role, content in conversation.messages:
         if role == ASSISTANT:
-            found += [(f"{prompt}\n\n### Response:", False), (content + end, True)]
+            found += [(f"{prompt}\n\n### Response:", False), (content, True)]
             prompt = ""
         elif role == "system":
             prompt += content
@@ -45,12 +42,6 @@ def alpaca(conversation: Conversation, beginning: str = "", end: str = "") -> li
             prompt += f"\n\n### Instruction:\n{content}" + (f"\n\n### Input:\n{context}" if context else "")
             context = ""
     return found
-
-
-def _beginning(tokenizer: Any) -> str:
-    """The token that a text begins with, for models that were trained with one."""
-    first = tokenizer("")["input_ids"][:1]
-    return tokenizer.bos_token if first and first[0] == tokenizer.bos_token_id else ""
 
 
 def _templated(conversation: Conversation, tokenizer: Any) -> list[Part]:
@@ -90,16 +81,26 @@ def _render(tokenizer: Any, messages: list[dict[str, str]], **given: bool) -> st
 def encode(conversations: Sequence[Conversation], tokenizer: Any) -> list[tuple[np.ndarray, np.ndarray]]:
     """Of each conversation its tokens, (n,) int32, and which of them are answers, (n,) bool.
 
-    Prompts and answers are tokenised apart, as they are when an answer is generated.
+    Prompts and answers are tokenised apart, as they are when an answer is generated. Where no chat template does
+    so, an answer ends with the end-of-text token, and a text begins with the token that the model's texts do.
     """
     split = [parts(one, tokenizer) for one in conversations]
     texts = [text for one in split for text, _ in one]
     encoded = iter(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
-    return [_joined([(next(encoded), is_answer) for _, is_answer in one]) for one in split]
+    begin, end = ([], []) if tokenizer.chat_template else (_beginning(tokenizer), [tokenizer.eos_token_id])
+    return [_joined(begin, [(next(encoded), is_answer) for _, is_answer in one], end) for one in split]
 
 
-def _joined(tokens: list[tuple[list[int], bool]]) -> tuple[np.ndarray, np.ndarray]:
-    ids = np.concatenate([np.array(part, dtype=np.int32) for part, _ in tokens])
-    answers = np.concatenate([np.full(len(part), is_answer) for part, is_answer in tokens])
+def _beginning(tokenizer: Any) -> list[int]:
+    first = tokenizer("")["input_ids"][:1]
+    return first if first == [tokenizer.bos_token_id] else []
+
+
+def _joined(begin: list[int], tokens: list[tuple[list[int], bool]], end: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    ids, answers = list(begin), [False] * len(begin)
+    for part, is_answer in tokens:
+        whole = [*part, *end] if is_answer else part
+        ids += whole
+        answers += [is_answer] * len(whole)
     answers[0] = False  # nothing comes before it that it could be predicted from
-    return ids, answers
+    return np.array(ids, dtype=np.int32), np.array(answers)

@@ -1,0 +1,419 @@
+"""Instruction tuning: the loss is that of answers, whatever is in a prompt, beside it in a sequence, or cut off."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import tasks
+from tasks import conversations, gsm8k, language
+from tasks.conversations import Conversation, Message
+from tasks.examples import collate, pack
+from tasks.prompts import encode, parts
+from tasks.rows import Row
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def create(data="demo", **given):
+    given = {"model": "config:llama-tiny", "batch_size": 4, "sequence_length": 96, **given}
+    return tasks.create("instruct", data=str(data), **given)
+
+
+@pytest.fixture(scope="module")
+def demo(own_cache):
+    return create()
+
+
+@pytest.fixture(scope="module")
+def chat_tokenizer(demo):
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=demo.tokenizer.backend_tokenizer)
+    tokenizer.add_special_tokens({"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]})
+    tokenizer.pad_token, tokenizer.chat_template = tokenizer.eos_token, CHATML
+    return tokenizer
+
+
+def alpaca_rows(count, words=3):
+    return [
+        {"instruction": f"Say number {number}.", "input": "", "output": f"It is {number}. " + "Yes. " * words}
+        for number in range(count)
+    ]
+
+
+def write(folder, rows, name="data.json"):
+    lines = name.endswith(".jsonl")
+    text = "".join(json.dumps(row) + "\n" for row in rows) if lines else json.dumps(rows)
+    (folder / name).write_text(text)
+    return folder / name
+
+
+# ---- formats
+
+TURNS = (Message("user", "Hi"), Message("assistant", "Hello!"))
+HI, HELLO = ({"role": message.role, "content": message.content} for message in TURNS)
+SHARED_HI, SHARED_HELLO = {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"instruction": "Hi", "output": "Hello!"}, Conversation(TURNS)),
+        ({"instruction": "Hi", "input": "there", "output": "Hello!"}, Conversation(TURNS, "there")),
+        ({"instruction": "Hi", "input": None, "output": "Hello!", "text": "x"}, Conversation(TURNS)),
+        ({"question": "Hi", "answer": "Hello!"}, Conversation(TURNS)),
+        ({"messages": [HI, HELLO]}, Conversation(TURNS)),
+        ({"conversations": [SHARED_HI, SHARED_HELLO, SHARED_HI]}, Conversation(TURNS)),  # nothing answers the last turn
+        ({"instruction": "Hi", "output": " "}, None),
+        ({"messages": [HI]}, None),
+    ],
+)
+def test_a_format_is_recognised_by_its_fields(row, expected):
+    assert conversations.conversation(Row("here", row)) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "Hi", "completion": "Hello!"}, r"here: no known format .* has the fields prompt, completion"),
+        ({}, r"has the fields \(none\)"),
+        ({"instruction": "Hi", "output": 3}, "'output' must be a text, got 3"),
+        ({"messages": [{"role": "user"}]}, r"messages\[0\]: the field 'content' is missing"),
+        ({"messages": "Hi"}, "'messages' must be a list"),
+        ({"conversations": [{"from": "dog", "value": "x"}]}, "'from' must be one of human, user, gpt"),
+    ],
+)
+def test_a_row_without_its_fields_is_refused_with_its_place(row, message):
+    with pytest.raises(ValueError, match=message):
+        conversations.conversation(Row("here", row))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"a\.jsonl: the file is empty"),
+        (b'{"question": "a", "answer": "\xff"}', r"a\.jsonl, line 1: not UTF-8"),
+        (b'{"question": "a", "answer": "b"}\n{"question": "a", "ans', r"a\.jsonl, line 2: not valid JSON"),
+        (b'{"question": "a", "answer": "b"}\n{"question": "a"}', r"a\.jsonl, line 2: no known format"),
+        (b'{"question": "a", "answer": "b"}', r"has no (training|held-out) conversations"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_with_its_place(tmp_path, content, message):
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        create(tmp_path / "a.jsonl")
+
+
+def test_unknown_sources_are_refused_with_those_that_are_known():
+    with pytest.raises(
+        ValueError, match=r"'alpaca-gpt5' is neither 'demo' nor one of the hub's \(alpaca-gpt4, alpaca,"
+    ):
+        create("alpaca-gpt5")
+    with pytest.raises(ValueError, match=r"can't load openai/gsm8k from the hub"):
+        create("gsm8k")
+
+
+# ---- splits
+
+
+def test_the_split_is_by_conversation_and_equal_ones_are_on_one_side(tmp_path):
+    read = conversations.read(str(write(tmp_path, alpaca_rows(400) + alpaca_rows(400))))
+    assert not set(read.training) & set(read.held_out)
+    assert len(read.training) + len(read.held_out) == 800 and 10 < len(set(read.held_out)) < 40
+
+
+def test_files_named_as_tests_are_held_out_and_nothing_of_them_is_trained_on(tmp_path):
+    write(tmp_path, alpaca_rows(50), "train.jsonl")
+    write(tmp_path, alpaca_rows(7) + [{"instruction": "New.", "output": "Yes."}], "my_test.jsonl")
+    read = conversations.read(str(tmp_path))
+    assert (len(read.training), len(read.held_out)) == (43, 8)
+    assert read.notes == ["7 training conversations that are among the held-out ones left out"]
+
+
+def test_conversations_without_an_answer_are_left_out_and_counted(tmp_path):
+    rows = [*alpaca_rows(100), {"instruction": "Hi", "output": ""}]
+    task = create(write(tmp_path, rows))
+    assert task.provenance["notes"] == "1 conversations without an answer left out"
+
+
+# ---- prompts
+
+
+def test_alpacas_prompt_is_the_published_one(demo):
+    assert parts(Conversation(TURNS, "there"), demo.tokenizer) == [
+        (
+            "Below is an instruction that describes a task, paired with an input that provides further context. "
+            "Write a response that appropriately completes the request.\n\n"
+            "### Instruction:\nHi\n\n### Input:\nthere\n\n### Response:",
+            False,
+        ),
+        ("Hello!", True),
+    ]  # fmt: skip
+    more = parts(Conversation((*TURNS, Message("user", "Bye"), Message("assistant", "See you."))), demo.tokenizer)
+    assert more[0][0].startswith("Below is an instruction that describes a task. Write a response")
+    assert more[2:] == [("\n\n### Instruction:\nBye\n\n### Response:", False), ("See you.", True)]
+
+
+def test_a_chat_template_is_used_where_there_is_one_and_every_answer_is_told_apart(chat_tokenizer):
+    turns = (Message("system", "Be kind."), *TURNS, Message("user", "Bye"), Message("assistant", "See you."))
+    found = parts(Conversation(turns), chat_tokenizer)
+    dicts = [message._asdict() for message in turns]
+    assert "".join(text for text, _ in found) == chat_tokenizer.apply_chat_template(dicts, tokenize=False)
+    assert [text for text, is_answer in found if is_answer] == ["Hello!<|im_end|>\n", "See you.<|im_end|>\n"]
+    ((ids, answers),) = encode([Conversation(turns)], chat_tokenizer)
+    assert chat_tokenizer.decode(ids[answers]) == "Hello!<|im_end|>\nSee you.<|im_end|>\n"
+    (with_context,) = encode([Conversation(TURNS, "there")], chat_tokenizer)
+    assert "user\nHi\n\nthere<|im_end|>" in chat_tokenizer.decode(with_context[0])
+
+
+def test_templates_that_can_not_be_used_are_refused(chat_tokenizer, monkeypatch):
+    monkeypatch.setattr(chat_tokenizer, "chat_template", "{{ raise_exception('no system messages') }}")
+    with pytest.raises(ValueError, match="refuses user: no system messages"):
+        parts(Conversation(TURNS), chat_tokenizer)
+    monkeypatch.setattr(chat_tokenizer, "chat_template", "{{ messages | length }}" + CHATML)
+    with pytest.raises(ValueError, match="changes earlier turns when later ones come"):
+        parts(Conversation(TURNS), chat_tokenizer)
+
+
+def test_models_that_begin_with_a_token_get_it_once(shared_data):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(shared_data / "tokenizers" / "llama")
+    ((ids, answers),) = encode([Conversation(TURNS)], tokenizer)
+    assert ids[0] == tokenizer.bos_token_id and (ids == tokenizer.bos_token_id).sum() == 1
+    assert ids[-1] == tokenizer.eos_token_id and answers[-1]
+
+
+# ---- the loss
+
+
+def test_only_the_tokens_of_answers_have_labels(demo):
+    batch = demo.batch(0)
+    for row in range(4):
+        counted = batch["labels"][row] != language.IGNORED
+        assert (batch["labels"][row][counted] == batch["input_ids"][row][counted]).all()
+        text = demo.tokenizer.decode(batch["input_ids"][row][batch["attention_mask"][row] == 1])
+        assert text.endswith("### Response:" + demo.tokenizer.decode(batch["labels"][row][counted]))
+
+
+def test_the_labels_of_prompts_and_padding_contribute_nothing(demo):
+    model, batch = demo.build_model(), demo.batch(0)
+    answers = batch["labels"] != language.IGNORED
+    assert answers.any(1).all() and not answers.all()
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    before = nn.functional.cross_entropy(logits[:, :-1][answers[:, 1:]], batch["input_ids"][:, 1:][answers[:, 1:]])
+    torch.testing.assert_close(demo.loss(model, batch), before)
+    # tokens after the answer can't matter either: they are padding
+    other = {**batch, "input_ids": torch.where(batch["attention_mask"] == 0, 7, batch["input_ids"])}
+    torch.testing.assert_close(demo.loss(model, other), before)
+    # but those of the answers do
+    changed = {**batch, "labels": torch.where(answers, (batch["labels"] + 1) % 1024, batch["labels"])}
+    assert abs(demo.loss(model, changed) - before) > 1e-3
+
+
+SMALL = {"vocab_size": 1024, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+TINY = {
+    "llama": {**SMALL, "num_attention_heads": 2},
+    "gpt2": {"vocab_size": 1024, "n_embd": 32, "n_layer": 2, "n_head": 2},
+    "gpt_neox": {**SMALL, "num_attention_heads": 2},
+    "gemma2": {**SMALL, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16},
+}
+
+
+def tiny(kind, attention):
+    config = transformers.AutoConfig.for_model(kind, **TINY[kind])
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+
+
+@pytest.mark.parametrize(
+    ("kind", "attention"),
+    [(kind, attention) for kind in TINY for attention in ("sdpa", "eager") if (kind, attention) != ("gemma2", "sdpa")],
+)
+def test_the_loss_of_packed_texts_is_the_token_weighted_mean_of_each_alone(demo, kind, attention):
+    model = tiny(kind, attention)
+    rows = [[demo.train[number] for number in group] for group in ([0, 5], [7, 1], [3])]
+    batch = collate(rows, 200, demo.tokenizer.pad_token_id, packed=True)
+    total, count = 0.0, 0
+    for tokens, answers in (one for row in rows for one in row):
+        ids = torch.from_numpy(tokens.astype(np.int64))[None]
+        logits = model(input_ids=ids).logits[0, :-1]
+        counted = torch.tensor(answers[1:])
+        total += nn.functional.cross_entropy(logits[counted], ids[0, 1:][counted], reduction="sum").detach()
+        count += int(counted.sum())
+    torch.testing.assert_close(demo.loss(model, batch), total / count, atol=1e-5, rtol=1e-5)
+    # without positions and mask it is another one: texts see each other
+    seen = {key: value for key, value in batch.items() if key != "position_ids"}
+    assert abs(demo.loss(model, seen).item() - (total / count).item()) > 1e-5
+
+
+def test_in_low_precision_packed_texts_stay_apart_too(demo):
+    model = demo.build_model().to(torch.bfloat16)
+    batch = collate([[demo.train[0], demo.train[5]]], 256, 0, packed=True)
+    changed = {**batch, "input_ids": batch["input_ids"].clone()}
+    first = len(demo.train[0][0])
+    changed["input_ids"][0, : first - 1] = 9
+    logits = [
+        model(**language.inputs({k: v for k, v in one.items() if k != "labels"}, torch.bfloat16)).logits
+        for one in (batch, changed)
+    ]
+    assert torch.equal(logits[0][0, first:], logits[1][0, first:])
+
+
+# ---- packing and cutting
+
+
+def test_groups_fit_hold_every_example_once_and_are_few():
+    lengths = np.random.default_rng(0).integers(5, 100, 500)
+    groups = pack(lengths, 128)
+    assert sorted(number for group in groups for number in group) == list(range(500))
+    sizes = [lengths[group].sum() for group in groups]
+    assert max(sizes) <= 128
+    assert len(groups) <= 1.05 * lengths.sum() / 128 + 1
+
+
+def test_packing_holds_every_example_once_an_epoch_in_fewer_sequences(demo):
+    packed = create(sequence_length=192, options={"packing": True}, batch_size=8)
+    plain = create(sequence_length=192)
+    assert packed.train_size < 0.6 * plain.train_size
+    numbers = [number for index in range(packed.train_size) for number in packed._group(index)]
+    assert sorted(numbers) == list(range(len(packed.train)))
+    batch = packed.batch(0)
+    starts = (batch["position_ids"] == 0).sum()
+    assert batch["input_ids"].shape == (8, 192) and starts > 8
+    assert all(len(set(packed._group(index))) == len(packed._group(index)) for index in range(20))
+
+
+def test_an_answer_longer_than_the_sequence_is_cut_and_counted_and_a_prompt_without_room_is_left_out(tmp_path):
+    rows = alpaca_rows(300) + [{"instruction": "Long.", "output": "word " * 500}]
+    rows += [{"instruction": "word " * 500, "output": "Never seen."}]
+    task = create(write(tmp_path, rows), sequence_length=128)
+    assert task.provenance["notes"] == (
+        f"1 of {len(task.train) + 1} training answers cut at their end to fit the sequence; "
+        "1 training conversations left out, as no answer fits"
+    )
+    assert max(task.train.lengths) == 128
+    ids, answers = task.train[int(np.argmax(task.train.lengths))]
+    assert answers[-1] and "word word" in task.tokenizer.decode(ids[answers])
+    assert not any("Never" in task.tokenizer.decode(task.train[n][0]) for n in range(len(task.train)))
+    with pytest.raises(
+        ValueError, match="none of the .* training conversations has its answer within sequence_length 20"
+    ):
+        create(tmp_path / "data.json", sequence_length=20)
+
+
+def test_a_batch_is_a_function_of_seed_and_step_also_in_the_middle_of_an_epoch():
+    for options in ({}, {"packing": True}):
+        one, again = create(seed=1, options=options), create(seed=1, options=options)
+        steps = [one.batch(step) for step in range(7)]
+        later = again.batch(6)
+        assert all(torch.equal(later[key], steps[6][key]) for key in later)
+        assert not torch.equal(create(seed=2, options=options).batch(6)["input_ids"], later["input_ids"])
+    positions = [one._group(index) for index in range(2 * one.train_size)]
+    first, second = positions[: one.train_size], positions[one.train_size :]
+    assert sorted(first) == sorted(second) and first != second
+
+
+# ---- scores
+
+
+def test_the_scores_count_each_token_of_an_answer_the_same_whatever_shares_a_batch(demo, monkeypatch):
+    model = demo.build_model().eval()
+    total = right = count = 0.0
+    for number in range(len(demo.validation)):
+        tokens, answers = demo.validation[number]
+        ids = torch.from_numpy(tokens.astype(np.int64))[None]
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, :-1][torch.tensor(answers[1:])]
+        labels = ids[0, 1:][torch.tensor(answers[1:])]
+        total += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
+        right += float((logits.argmax(1) == labels).sum())
+        count += len(labels)
+    monkeypatch.setattr(language, "EVALUATION_TOKENS", 700)
+    scores = demo.evaluate(model)
+    assert set(scores) == {"loss", "perplexity", "token_accuracy"}
+    assert scores["loss"] == pytest.approx(total / count, rel=1e-5)
+    assert scores["token_accuracy"] == pytest.approx(right / count)
+    assert (demo.headline, demo.higher_is_better) == ("perplexity", False)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("6 * 7 = <<6*7=42>>42\n#### 42", "42"),
+        ("so he has $1,234.50 in 3 banks\n#### 1,234.50", "1234.5"),
+        ("The answer is 12.", "12"),
+        ("First 3, then -7.0", "-7"),
+        ("#### nothing, but 5 before", "5"),
+        ("no number", None),
+        ("#### 18 dollars, not 20", "18"),
+    ],
+)
+def test_the_final_number_is_found(text, number):
+    assert gsm8k.final_number(text) == number
+
+
+def test_exact_match_is_the_share_of_right_final_numbers():
+    references = ["#### 3", "#### 4,000", "#### 5"]
+    assert gsm8k.exact_match(["it is 3", "#### 4000.0", "none"], references) == pytest.approx(2 / 3)
+
+
+def question_rows(count):
+    return [{"question": f"What is {n} + 1?", "answer": f"{n} + 1 = {n + 1}\n#### {n + 1}"} for n in range(count)]
+
+
+def test_gsm8k_is_scored_by_generation(tmp_path, monkeypatch):
+    task = create(write(tmp_path, question_rows(200), "qa.jsonl"), options={"answer_tokens": 8})
+    assert (task.headline, task.higher_is_better) == ("exact_match", True)
+    model = task.build_model()
+    assert task.evaluate(model)["exact_match"] <= 0.2 and model.training
+    asked = {}
+
+    def right(model, tokenizer, prompts, new_tokens):
+        asked.update(zip(map(tuple, prompts), task.references, strict=True))
+        return [answer.replace("####", "so") for answer in task.references]
+
+    monkeypatch.setattr(gsm8k, "generate", right)
+    assert task.evaluate(model)["exact_match"] == 1.0
+    for prompt, answer in asked.items():
+        text = task.tokenizer.decode(list(prompt))
+        assert text.endswith("### Response:") and answer.split(" + ")[0] in text and "####" not in text
+
+
+def test_generation_in_batches_with_a_cache_is_what_one_token_after_the_other_gives(demo, monkeypatch):
+    model = demo.build_model().eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(3)  # decided enough that rounding can't change what comes next
+    prompts = [demo.validation[number][0][: 20 + 9 * number].tolist() for number in range(4)]
+    expected = []
+    for prompt in prompts:
+        ids = list(prompt)
+        with torch.no_grad():
+            while len(ids) < len(prompt) + 10 and (len(ids) == len(prompt) or ids[-1] != demo.tokenizer.eos_token_id):
+                ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        expected.append(demo.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True))
+    assert gsm8k.generate(model, demo.tokenizer, prompts, 10) == expected
+    monkeypatch.setattr(gsm8k, "GENERATION_TOKENS", 1)
+    assert gsm8k.generate(model, demo.tokenizer, prompts, 10) == expected
+    assert len(set(expected)) > 1
+
+
+# ---- real data
+
+
+@pytest.mark.parametrize("name", ["alpaca_gpt4_en_demo.json", "gsm8k_test.jsonl"])
+def test_published_files_are_read_as_they_are(shared_data, name):
+    read = conversations.read(str(shared_data / "instruct" / name))
+    assert len(read.training) + len(read.held_out) + read.without_answer in (999, 1319)
+    assert 0.03 < len(read.held_out) / len(read.training) < 0.08
