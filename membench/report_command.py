@@ -1,6 +1,8 @@
 """`membench report`: tables, a page or plots of a folder of records."""
 
+import math
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,8 +32,14 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", help="File to write to instead of printing; of plots, the folder.")
     ] = None,
+    at_memory: Annotated[
+        str | None, typer.Option("--at-memory", metavar="SIZE", help="Rank by what fits into it, such as 8GiB.")
+    ] = None,
+    to_target: Annotated[
+        str | None, typer.Option("--to-target", metavar="METRIC=VALUE", help="Rank by the time until it was reached.")
+    ] = None,
 ) -> None:
-    """Print the tables of a folder of records again, or make a page or plots of them.
+    """Print the tables of a folder of records again, make a page or plots of them, or rank methods.
 
     A file that is no record is named on stderr, and the exit code is 1; the others are reported.
     """
@@ -39,11 +47,12 @@ def report(
 
     if format is Format.plots and out is None:
         raise UserError("--format plots writes files: say where with --out FOLDER.")
+    ranking = _ranking(format, at_memory, to_target)
     try:
         found = record.read(folder)
         for problem in found.problems:
             print(problem, file=sys.stderr)
-        _write(found, format, out)
+        _write(found, format, out, ranking)
     except ValueError as error:
         raise UserError(str(error)) from error
     except OSError as error:
@@ -51,13 +60,52 @@ def report(
     raise typer.Exit(1 if found.problems else 0)
 
 
-def _write(found: Any, format: Format, out: Path | None) -> None:
+def _ranking(format: Format, at_memory: str | None, to_target: str | None) -> Callable[[Any], str] | None:
+    """What makes the text of --at-memory or --to-target from records, if one of them was given."""
+    if at_memory is None and to_target is None:
+        return None
+    if at_memory is not None and to_target is not None:
+        raise UserError("give either --at-memory or --to-target, not both")
+    if format in (Format.html, Format.plots):
+        raise UserError(f"--format {format.value} has no rankings: use plain, markdown, csv, json or latex")
+    if at_memory is not None:
+        size = _size(at_memory)
+        from reports import at_memory as within
+
+        return lambda records: within.at_memory(records, size, format.value)
+    from reports import to_target as race
+
+    metric, target = _target(to_target or "")
+    return lambda records: race.to_target(records, metric, target, format.value)
+
+
+def _size(text: str) -> int:
+    from .plan.units import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise UserError(f"--at-memory {error}") from error
+
+
+def _target(text: str) -> tuple[str, float]:
+    metric, _, value = text.partition("=")
+    try:
+        target = float(value)
+    except ValueError:
+        target = math.nan
+    if not metric.strip() or not math.isfinite(target):
+        raise UserError(f"--to-target {text}: write METRIC=VALUE, such as accuracy=0.80")
+    return metric.strip(), target
+
+
+def _write(found: Any, format: Format, out: Path | None, ranking: Callable[[Any], str] | None) -> None:
     from reports import files
 
     if format is Format.plots:
         print(f"{len(_drawing('figures').write(found.records, out))} files in {out}")
         return
-    text = _text(found, format)
+    text = ranking(found.records) if ranking else _text(found, format)
     if out is None:
         print(text)
     else:

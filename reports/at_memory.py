@@ -1,0 +1,183 @@
+"""The quality that each method reaches within a budget of memory."""
+
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from reports import rows
+from reports.rankings import Column, Ranking, Row, headline, lay_out, render
+from reports.record import Record
+from reports.setups import Setup, group, heading
+from reports.statistics import decimals, summarise, tied_with_best
+from reports.text import NOTHING, Table
+
+MIB = 1 << 20
+
+_POOLED = ("family", "model", "weights", "data")  # of a set-up: what must be the same for qualities to compare
+
+
+@dataclass(frozen=True)
+class _Contender:
+    """A method in one configuration: what it needs, and what it reaches (a value for each complete seed)."""
+
+    method: str
+    configuration: str
+    needs_bytes: int | None
+    scores: list[float]
+    tasks: int
+    ended: str
+
+    def mean(self) -> float:
+        return statistics.fmean(self.scores)
+
+
+def at_memory(records: list[Record], budget_bytes: int, format: str = "plain") -> str:
+    """Rank methods by what they reach within a budget, each in its best configuration that fits.
+
+    Whatever differs between the runs of a method but the model and the data (batch size, hyper-parameters) is a
+    configuration. What a run needs is what the GPU's allocator reserved or, without one, its peak.
+
+    Raises:
+        ValueError: there are no records.
+    """
+    if not records:
+        raise ValueError("There are no records to rank.")
+    pools: dict[tuple[Any, ...], list[Setup]] = {}
+    for setup in group(records):
+        pools.setdefault(tuple(setup.conditions[name] for name in _POOLED), []).append(setup)
+    rankings = [ranking for pool in pools.values() for ranking in _pool(pool, budget_bytes)]
+    return render(rankings, "at_memory", format)
+
+
+def _pool(setups: list[Setup], budget: int) -> list[Ranking]:
+    """One ranking by the average over tasks, or one a task where there is no average."""
+    tasks = sorted({task for setup in setups for task in setup.tasks})
+    headlines = {task: headline(setups, task) for task in tasks}
+    if len(tasks) > 1 and all(higher for _, higher in headlines.values()):
+        return [_ranking(setups, tasks, rows.AVERAGE, True, budget)]
+    return [_ranking(setups, [task], metric, higher, budget) for task, (metric, higher) in headlines.items()]
+
+
+def _ranking(setups: list[Setup], tasks: list[str], metric: str, higher: bool, budget: int) -> Ranking:
+    contenders: dict[str, list[_Contender]] = {}
+    for setup in setups:
+        for label in setup.rows:
+            contender = _contender(setup, label, tasks, setups)
+            contenders.setdefault(contender.method, []).append(contender)
+    chosen = [_choose(several, len(tasks), higher, budget) for several in contenders.values()]
+    ranked = [c for c in chosen if _fits(c, budget) and c.tasks == len(tasks)]
+    ranked.sort(key=lambda c: -c.mean() if higher else c.mean())
+    tied = tied_with_best({c.method: c.scores for c in ranked}, higher_is_better=higher)
+    others = sorted((c for c in chosen if c not in ranked), key=lambda c: c.needs_bytes or float("inf"))
+    made = [_row(c, ranked, tied, metric, budget) for c in [*ranked, *others]]
+    head = heading(setups[0])[:1] if len(setups) > 1 else heading(setups[0])
+    title = f"{_title(tasks)} within {budget / MIB:,.0f} MiB, by {metric}{'' if higher else ' (less is better)'}"
+    return Ranking(head, _table(title, made, len(tasks)), made, _notes(made, contenders))
+
+
+def _title(tasks: list[str]) -> str:
+    return tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks"
+
+
+def _contender(setup: Setup, label: str, tasks: list[str], setups: list[Setup]) -> _Contender:
+    runs = {key: run for key, run in setup.finished(label).items() if key[0] in tasks}
+    have = {task for task, _ in runs}
+    seeds = sorted({seed for _, seed in runs if all((task, seed) in runs for task in have)})
+    scores = [statistics.fmean(_score(runs[task, seed]) for task in sorted(have)) for seed in seeds]
+    method = next(iter(setup.rows[label].values()))["method"]
+    words = [label.removeprefix(method).strip(), *_differing(setup, setups)]
+    statuses = {run["status"] for run in setup.rows[label].values() if run["task"] in tasks} - {"ok"}
+    return _Contender(
+        method,
+        ", ".join(filter(None, words)),
+        max(map(_needs, runs.values()), default=None),
+        scores,
+        len(have) if scores else 0,
+        " / ".join(sorted(statuses)).replace("_", " ") or "not run on every task",
+    )
+
+
+def _score(run: Record) -> float:
+    return run["metrics"][run["headline"]]
+
+
+def _needs(run: Record) -> int:
+    return max(run["memory"]["peak_reserved_bytes"] or 0, run["memory"]["peak_allocated_bytes"])
+
+
+def _differing(setup: Setup, setups: list[Setup]) -> list[str]:
+    """What tells a set-up from the others of its pool."""
+    return [f"{n}={v}" for n, v in setup.conditions.items() if any(other.conditions[n] != v for other in setups)]
+
+
+def _fits(contender: _Contender, budget: int) -> bool:
+    return contender.needs_bytes is not None and contender.needs_bytes <= budget
+
+
+def _choose(made: list[_Contender], tasks: int, higher: bool, budget: int) -> _Contender:
+    """A method's best configuration that fits and has every task; if none does, the one that needs least."""
+    able = [contender for contender in made if _fits(contender, budget) and contender.tasks == tasks]
+    if able:
+        return (max if higher else min)(able, key=_Contender.mean)
+    return min(made, key=lambda contender: (-contender.tasks, contender.needs_bytes or float("inf")))
+
+
+def _row(made: _Contender, ranked: list[_Contender], tied: set[str], metric: str, budget: int) -> Row:
+    sample = summarise(made.scores) if made.scores else None
+    return {
+        "rank": ranked.index(made) + 1 if made in ranked else None,
+        "method": made.method,
+        "configuration": made.configuration,
+        "fits": _fits(made, budget),
+        "needs_bytes": made.needs_bytes,
+        "left_bytes": None if made.needs_bytes is None else budget - made.needs_bytes,
+        "metric": metric,
+        "mean": sample and sample.mean,
+        "standard_deviation": sample and sample.deviation,
+        "n": sample.n if sample else 0,
+        "tasks": made.tasks,
+        "tied_with_best": made in ranked and made.method in tied,
+        "remark": "" if made in ranked else _why_not(made, budget),
+    }
+
+
+def _why_not(made: _Contender, budget: int) -> str:
+    if made.needs_bytes is None:
+        return made.ended
+    if made.needs_bytes > budget:
+        return f"{(made.needs_bytes - budget) / MIB:,.1f} MiB missing"
+    return made.ended
+
+
+def _table(title: str, made: list[Row], tasks: int) -> Table:
+    columns: list[Column] = [
+        ("rank", lambda row: str(row["rank"] or NOTHING)),
+        ("method", lambda row: row["method"]),
+        ("configuration", lambda row: row["configuration"] or NOTHING),
+        ("score", lambda row: _shown(row) if row["tasks"] == tasks else NOTHING),
+        ("needs MiB", lambda row: NOTHING if row["needs_bytes"] is None else f"{row['needs_bytes'] / MIB:,.1f}"),
+        ("left MiB", lambda row: f"{row['left_bytes'] / MIB:,.1f}" if row["fits"] else NOTHING),
+        ("why not", lambda row: row["remark"] or NOTHING),
+    ]
+    return lay_out(title, made, columns, {"method", "configuration", "score", "why not"})
+
+
+def _shown(row: Row) -> str:
+    digits = decimals(row["mean"])
+    text = f"{row['mean']:.{digits}f}"
+    if row["standard_deviation"] is not None:
+        text += f" ± {row['standard_deviation']:.{digits}f} ({row['n']})"
+    return text + ("*" if row["tied_with_best"] else "")
+
+
+def _notes(made: list[Row], contenders: dict[str, list[_Contender]]) -> list[str]:
+    notes = ["needs: the hungriest run; what the GPU's allocator reserved or, without one, the peak."]
+    if any(row["tied_with_best"] for row in made):
+        notes.append("* the best, or can't be told from it (Welch's t-test over seeds, p ≥ 0.05).")
+    several = [f"{len(found)} of {method}" for method, found in contenders.items() if len(found) > 1]
+    if several:
+        notes.append(
+            f"Of several configurations ({', '.join(several)}) the best that fits; "
+            "the more there are, the more the best one owes to chance."
+        )
+    return notes

@@ -1,0 +1,142 @@
+"""Rankings at equal memory and to a target: who fits, who is best of those, who was first, and who never was."""
+
+import csv
+import io
+import json
+
+import pytest
+from reports_factory import MIB, make_failure, make_record
+from suites import run
+
+from reports import at_memory, to_target
+
+
+def within(records, mib):
+    (setup,) = json.loads(at_memory.at_memory(records, mib * MIB, "json"))["setups"]
+    return {row["method"]: row for row in setup["at_memory"]}
+
+
+def ranked(rows):
+    return [row["method"] for row in sorted(rows.values(), key=lambda row: row["rank"] or 99) if row["rank"]]
+
+
+def test_methods_rank_by_what_they_reach_among_those_that_fit():
+    runs = [run(score=0.9, peak=100), run(method="badam", score=0.7, peak=50), run(method="lora", score=0.8, peak=60)]
+    assert ranked(within(runs, 100)) == ["adamw", "lora", "badam"]
+    rows = within(runs, 60)
+    assert ranked(rows) == ["lora", "badam"]
+    assert (rows["lora"]["left_bytes"], rows["adamw"]["remark"]) == (0, "40.0 MiB missing")
+
+
+def test_a_method_counts_with_its_best_configuration_that_fits():
+    runs = [
+        run(score=0.9, peak=100, training__batch_size=16),
+        run(score=0.8, peak=60, training__batch_size=8),
+        run(score=0.7, peak=40, training__batch_size=4),
+        run(method="badam", score=0.75, peak=50, hyperparameters={"lr": 1}),
+        run(method="badam", score=0.85, peak=50, hyperparameters={"lr": 2}),
+    ]
+    rows = within(runs, 70)
+    assert (rows["adamw"]["mean"], rows["adamw"]["configuration"]) == (0.8, "batch_size=8")
+    assert (rows["badam"]["mean"], ranked(rows)) == (0.85, ["badam", "adamw"])
+    assert within(runs, 45)["adamw"]["mean"] == 0.7
+    assert "Of several configurations (3 of adamw, 2 of badam)" in at_memory.at_memory(runs, 70 * MIB)
+
+
+def test_the_hungriest_task_must_fit_and_what_the_allocator_reserved_counts():
+    runs = [run(task=1, peak=50), run(task=2, peak=80), run(1, "sgd", peak=10, memory__peak_reserved_bytes=90 * MIB)]
+    rows = within([*runs, run(2, "sgd", peak=10)], 70)
+    assert not rows["adamw"]["fits"] and not rows["sgd"]["fits"]
+    assert rows["sgd"]["needs_bytes"] == 90 * MIB
+
+
+def test_a_method_without_every_task_or_that_ran_out_of_memory_ranks_nowhere():
+    runs = [run(task=1), run(task=2), run(1, "badam"), make_failure(method="lora", task="superglue/t1")]
+    rows = within(runs, 1000)
+    assert ranked(rows) == ["adamw"]
+    assert rows["badam"]["remark"] == "not run on every task" and rows["lora"]["remark"] == "out of memory"
+
+
+def test_rows_that_seeds_cannot_tell_apart_are_tied():
+    runs = [run(seed=s, score=0.8 + 0.01 * s) for s in range(3)]
+    runs += [run(method="badam", seed=s, score=0.805 + 0.01 * s) for s in range(3)]
+    runs += [run(method="sgd", seed=s, score=0.3 + 0.01 * s) for s in range(3)]
+    rows = within(runs, 1000)
+    assert [rows[name]["tied_with_best"] for name in ("adamw", "badam", "sgd")] == [True, True, False]
+
+
+def test_where_less_is_better_the_least_ranks_first():
+    def lm(method, value):
+        return run(method=method, metrics={"perplexity": value}, headline="perplexity", higher_is_better=False)
+
+    assert ranked(within([lm("adamw", 20.0), lm("galore", 18.0)], 1000)) == ["galore", "adamw"]
+
+
+def curve(method, seed, values, seconds=1.0):
+    history = [
+        {
+            "step": 10 * i,
+            "tokens": 1000 * i,
+            "seconds": seconds * i,
+            "loss": 1.0,
+            "learning_rate": 0.1,
+            "metrics": {"accuracy": v},
+        }
+        for i, v in enumerate(values, 1)
+    ]
+    return make_record(
+        method=method, seed=seed, history=history, metrics={"accuracy": values[-1]}, training__evaluate_every=10
+    )
+
+
+def race(records, target=0.8):
+    (setup,) = json.loads(to_target.to_target(records, "accuracy", target, "json"))["setups"]
+    return {row["method"]: row for row in setup["to_target"]}
+
+
+def test_the_first_time_that_the_target_was_seen_counts_in_seconds_and_tokens():
+    runs = [curve("adamw", 0, [0.5, 0.8, 0.7], seconds=5), curve("badam", 0, [0.5, 0.7, 0.9], seconds=1)]
+    rows = race(runs)
+    assert (rows["adamw"]["seconds"], rows["adamw"]["tokens"], rows["adamw"]["step"]) == (10, 2000, 20)
+    assert (rows["badam"]["rank_by_seconds"], rows["badam"]["rank_by_tokens"]) == (1, 2)
+
+
+def test_equals_share_a_rank():
+    rows = race([curve("adamw", 0, [0.9]), curve("badam", 0, [0.9]), curve("sgd", 0, [0.1, 0.9])])
+    assert [rows[name]["rank_by_tokens"] for name in ("adamw", "badam", "sgd")] == [1, 1, 3]
+
+
+def test_a_run_that_never_reaches_it_is_shown_as_such():
+    runs = [
+        curve("adamw", 0, [0.5, 0.8]),
+        curve("adamw", 1, [0.5, 0.6]),
+        curve("badam", 0, [0.9]),
+        curve("badam", 1, [0.8]),
+    ]
+    rows = race([*runs, curve("sgd", 0, [0.1, 0.3, 0.2])])
+    assert (rows["adamw"]["reached"], rows["adamw"]["runs"], rows["badam"]["rank_by_seconds"]) == (1, 2, 1)
+    assert (rows["sgd"]["reached"], rows["sgd"]["seconds"], rows["sgd"]["best"]) == (0, None, 0.3)
+    text = to_target.to_target([*runs, curve("sgd", 0, [0.1, 0.3])], "accuracy", 0.8)
+    assert "never" in text and "1 of 2" in text and "Evaluated every 10 steps" in text
+
+
+def test_where_less_is_better_the_target_is_an_upper_bound():
+    runs = [curve("adamw", 0, [0.9, 0.5])]
+    runs[0] |= {"higher_is_better": False}
+    assert race(runs, 0.6)["adamw"]["step"] == 20
+
+
+def test_an_unknown_metric_is_refused_with_those_there_are():
+    with pytest.raises(
+        ValueError, match=r"No run has a metric 'acuracy'. Did you mean accuracy\? Available: accuracy."
+    ):
+        to_target.to_target([run()], "acuracy", 0.8)
+
+
+@pytest.mark.parametrize("format", ["plain", "markdown", "latex", "csv", "json"])
+def test_rankings_come_in_every_format(format):
+    runs = [run(), run(method="badam", peak=50)]
+    for text in (at_memory.at_memory(runs, 60 * MIB, format), to_target.to_target(runs, "accuracy", 0.5, format)):
+        assert "badam" in text
+    (row, *_) = csv.DictReader(io.StringIO(at_memory.at_memory(runs, 60 * MIB, "csv")))
+    assert (row["method"], row["needs_bytes"]) == ("badam", str(50 * MIB))
