@@ -213,7 +213,8 @@ class Loop:
         progress = self.progress
         progress.losses.append(loss)
         finite = math.isfinite(loss)
-        evaluates = bool(self.training.evaluate_every) and progress.step % self.training.evaluate_every == 0
+        evaluate_every = self.training.evaluate_every
+        evaluates = evaluate_every is not None and progress.step % evaluate_every == 0
         every = max(1, self.training.steps // _HISTORY_ENTRIES)
         if progress.step % every == 0 or progress.step == self.training.steps or evaluates or not finite:
             mean = sum(progress.losses) / len(progress.losses)

@@ -56,8 +56,16 @@ class Settings:
 
 
 _TYPES = annotations(Settings)
-_POSITIVE = ("steps", "epochs", "batch_size", "sequence_length", "gradient_accumulation_steps", "max_grad_norm")
-_POSITIVE += ("evaluate_every", "threads")
+_POSITIVE = (
+    "steps",
+    "epochs",
+    "batch_size",
+    "sequence_length",
+    "gradient_accumulation_steps",
+    "max_grad_norm",
+    "evaluate_every",
+    "threads",
+)
 _NOT_NEGATIVE = ("checkpoint_every", "learning_rate")
 
 

@@ -80,10 +80,10 @@ def _items(value: Any, annotation: Any) -> tuple:
     if len(kinds) > 1 and Ellipsis not in kinds:
         if len(kinds) != len(value):
             raise TypeError(f"{len(kinds)} values")
-        pairs = zip(value, kinds, strict=True)
     else:
-        pairs = ((item, kinds[0] if kinds else Any) for item in value)
+        kinds = (kinds[0] if kinds else Any,) * len(value)
     try:
+        pairs = zip(value, kinds, strict=True)
         return tuple(convert(item if kind is str else _parsed(item), kind) for item, kind in pairs)
     except TypeError:
         raise TypeError(describe(annotation)) from None

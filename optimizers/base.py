@@ -84,7 +84,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
             raise ValueError(f"{type(self).__name__} has nothing to train: no parameter requires gradients")
         decayed = [(name, p) for name, p in named if p.dim() >= 2]
         others = [(name, p) for name, p in named if p.dim() < 2]
-        groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
         return [group for group in groups if group["params"]]  # torch refuses an empty one beside named parameters
 
     # ---- what a method implements
@@ -177,14 +177,15 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
     def _update_all(self) -> None:
         self.before_update()
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.requires_grad and p.grad is not None]
-            if params:
-                self.update(params, [p.grad for p in params], group)
+            pairs = [(p, p.grad) for p in group["params"] if p.requires_grad and p.grad is not None]
+            if pairs:
+                self.update([p for p, _ in pairs], [grad for _, grad in pairs], group)
 
     @torch.no_grad()
     def _update_now(self, p: nn.Parameter) -> None:
         """The hook of `in_backward`: update one parameter and free its gradient."""
         self._check_not_updated(p)
+        assert p.grad is not None  # a hook that torch calls after accumulating it
         self.update([p], [p.grad], self.param_groups[self._group_of[p]])
         self._updated.add(p)
         p.grad = None

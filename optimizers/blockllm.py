@@ -151,7 +151,7 @@ class BlockLLM(MemoryEfficientOptimizer):
         put_entries(p, index.long(), entries)
 
     def after_step(self) -> None:
-        loss = self._loss.item() if has_values(self._loss) else 0.0
+        loss = self._loss.item() if self._loss is not None and has_values(self._loss) else 0.0
         self._loss = None
         if self.rule.is_time(loss):
             self.advance()
@@ -213,12 +213,14 @@ class BlockLLM(MemoryEfficientOptimizer):
 
     def _mask_entries(self) -> None:
         """Keep, over all chosen tensors together, the entries with the largest |g|: exactly as many as the budget."""
-        params = [self._pool[i] for i in self.rule.chosen if self._pool[i].grad is not None]
-        if not params:
+        chosen = [self._pool[i] for i in self.rule.chosen]
+        pairs = [(p, p.grad) for p in chosen if p.grad is not None]
+        if not pairs:
             return
+        params = [p for p, _ in pairs]
         sizes = [p.numel() for p in params]
         budget = min(self.rule.budget, sum(sizes))
-        magnitudes = torch.cat([p.grad.abs().flatten() for p in params])
+        magnitudes = torch.cat([grad.abs().flatten() for _, grad in pairs])
         largest = magnitudes.topk(budget, sorted=False).indices
         del magnitudes
         for p, positions in zip(params, split_positions(largest, sizes), strict=True):

@@ -11,6 +11,7 @@ Each check raises an AssertionError that says which promise is broken.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import io
 import json
@@ -190,13 +191,13 @@ def resumes_to_the_last_bit(subject: Subject) -> None:
             straight = build_model(dtype)
             optimizer = subject.build(straight)
             expected = train(straight, optimizer, 14)
-            model = build_model(dtype)
-            first = subject.build(model)
-            losses = train(model, first, pause)
-            model, second = _revive(subject, dtype, model, first)
-            losses += train(model, second, 14 - pause, start=pause)
+            paused = build_model(dtype)
+            first = subject.build(paused)
+            losses = train(paused, first, pause)
+            resumed, second = _revive(subject, dtype, paused, first)
+            losses += train(resumed, second, 14 - pause, start=pause)
             assert losses == expected, f"losses differ after resuming at step {pause} in {dtype}"
-            assert not changed(weights_of(straight), model), f"weights differ after resuming at {pause} in {dtype}"
+            assert not changed(weights_of(straight), resumed), f"weights differ after resuming at {pause} in {dtype}"
             _same_state(optimizer, second)
 
 
@@ -341,7 +342,7 @@ def refuses_bad_values(subject: Subject) -> None:
         elif name == "always_train":
             bad.append({name: ("no_such_part",)})
     for given in bad:
-        _refuses(lambda given=given: subject.build(build_model(), **given), f"{given}")
+        _refuses(functools.partial(subject.build, build_model(), **given), f"{given}")
 
 
 def _refuses(call: Callable[[], Any], what: str, error: type[Exception] = ValueError) -> None:

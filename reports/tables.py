@@ -5,7 +5,7 @@ conditions above them. Rows are in the same order everywhere: the reference firs
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from reports import formats, rows, text
@@ -15,7 +15,12 @@ from reports.setups import Setup, group, heading
 TABLES = ("summary", "memory", "throughput", "quality")
 FORMATS = ("plain", "markdown", "csv", "json", "latex")
 
-_ROWS = {"summary": rows.summary, "memory": rows.memory, "throughput": rows.throughput, "quality": rows.quality}
+_ROWS: dict[str, Callable[[Setup], list[dict[str, Any]]]] = {
+    "summary": rows.summary,
+    "memory": rows.memory,
+    "throughput": rows.throughput,
+    "quality": rows.quality,
+}
 _TEXTS = {"summary": text.summary, "memory": text.memory, "throughput": text.throughput, "quality": text.quality}
 _WRITERS = {"plain": formats.plain, "markdown": formats.markdown, "latex": formats.latex}
 

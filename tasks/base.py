@@ -14,9 +14,12 @@ class Task(Protocol):
     name: str  # "superglue/rte"
     headline: str  # the metric that tables rank by
     higher_is_better: bool
-    train_size: int  # examples, so that epochs can become steps
     from_scratch: bool  # random weights: then every method trains embeddings, norms and head
     provenance: dict[str, str | None]  # of data, model and tokenizer; goes into the record
+
+    @property
+    def train_size(self) -> int:
+        """Examples, so that epochs can become steps."""
 
     @property
     def head(self) -> tuple[str, ...]:
@@ -55,7 +58,9 @@ class Family(Protocol):
     A family that is a single task has one name, "": its task is called like the family.
     """
 
-    NAME: str  # "superglue"
+    @property
+    def NAME(self) -> str:
+        """Its name: "superglue"."""
 
     def names(self) -> tuple[str, ...]:
         """Its tasks, without the family's name: ("boolq", "cb", ...); ("",) if it is one itself."""

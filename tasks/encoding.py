@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Encoder:
@@ -19,7 +19,7 @@ class Encoder:
         ValueError: `sequence_length` leaves no room for text.
     """
 
-    def __init__(self, tokenizer: Any, model: nn.Module, sequence_length: int):
+    def __init__(self, tokenizer: Any, model: Any, sequence_length: int):
         special = tokenizer.num_special_tokens_to_add(pair=True)
         if sequence_length <= special + 1:
             raise ValueError(f"sequence_length {sequence_length} leaves no room for text: use at least {special + 2}")

@@ -86,7 +86,7 @@ class Source:
         """The name of the tokenizer that comes with a packaged model, a folder or a revision of a model of the hub."""
         if self.name in packaged.PACKAGED:
             return self.name
-        return self.path if self.revision.startswith(FOLDER) else f"{self.path}@{self.revision}"
+        return self.path if (self.revision or "").startswith(FOLDER) else f"{self.path}@{self.revision}"
 
     def build(self, kind: Any, seed: int, dtype: str, **settings: Any) -> nn.Module:
         """A new model on the CPU. What is random in it is a function of `seed`; the global generator stays as it is.
@@ -227,7 +227,7 @@ def longest_sequence(model: nn.Module) -> int | None:
     return None
 
 
-def check_fit(name: str, model: nn.Module, *, tokenizer: Any, sequence_length: int) -> None:
+def check_fit(name: str, model: Any, *, tokenizer: Any, sequence_length: int) -> None:
     """Check that a tokenizer's ids and a sequence's positions exist in a model (which may be on the meta device).
 
     Raises:

@@ -1,4 +1,4 @@
-"""What all tests share: one thread (the suite runs one process a core), no network, and the optional folder of real data."""
+"""What all tests share: one thread (the suite runs one process a core), no network, and the folder of real data."""
 
 import os
 from pathlib import Path
