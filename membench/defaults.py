@@ -12,19 +12,21 @@ from .errors import UserError
 from .settings import ALL_METHODS
 from .values import annotations, convert
 
-# method: (fine-tuning pretrained weights, training from random weights); any other method uses its own default
+# method: (fine-tuning pretrained weights, a classifier from random weights, a language model from random weights); any
+# other method uses its own default
 LEARNING_RATES = {
-    "adamw": (2e-5, 5e-4),
-    "sgd": (1e-2, 1e-1),
-    "badam": (2e-5, 2e-3),
-    "blockllm": (3e-5, 2e-3),
-    "lisa": (2e-5, 1e-3),
-    "galore": (1e-4, 1e-3),
-    "lora": (2e-4, 1e-3),
-    "lomo": (3e-2, 1e-1),
-    "adalomo": (5e-4, 1e-2),
-    "hft": (2e-5, 1e-3),
+    "adamw": (2e-5, 5e-4, 1e-3),
+    "sgd": (1e-2, 1e-1, 1e-1),
+    "badam": (2e-5, 2e-3, 2e-3),
+    "blockllm": (3e-5, 2e-3, 2e-3),
+    "lisa": (2e-5, 1e-3, 1e-3),
+    "galore": (1e-4, 1e-2, 4e-3),
+    "lora": (2e-4, 1e-2, 1e-3),
+    "lomo": (3e-2, 1e-1, 1e-1),
+    "adalomo": (5e-4, 1e-2, 1e-2),
+    "hft": (2e-5, 1e-3, 1e-3),
 }
+LANGUAGE = ("c4", "instruct")  # the families of tasks that train a language model
 
 
 def hyperparameters(
@@ -35,6 +37,7 @@ def hyperparameters(
     seed: int,
     from_scratch: bool,
     head: tuple[str, ...] = (),
+    family: str = "",
 ) -> dict[str, Any]:
     """Every hyper-parameter of `method`: what was given, over what suits the kind of training, over its own defaults.
 
@@ -47,7 +50,7 @@ def hyperparameters(
     known = inspect.signature(optimizers.get(method)).parameters
     chosen: dict[str, Any] = {"seed": seed, "train_embeddings": True} if from_scratch else {"seed": seed}
     if method in LEARNING_RATES:
-        chosen["lr"] = LEARNING_RATES[method][from_scratch]
+        chosen["lr"] = LEARNING_RATES[method][from_scratch * (1 + (family in LANGUAGE))]
     if learning_rate is not None:
         chosen["lr"] = learning_rate
     chosen = {key: value for key, value in {**chosen, **given.get(ALL_METHODS, {})}.items() if key in known}

@@ -65,8 +65,8 @@ SUPERGLUE = {
 _TINY_LANGUAGE: Values = {
     "model": "config:llama-tiny",
     "data": "demo",
-    "steps": 200,
-    "batch_size": 16,
+    "steps": 400,
+    "batch_size": 8,
     "evaluate_before": True,
     "schedule": "cosine",
     "hyperparameters": {

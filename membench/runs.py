@@ -17,6 +17,7 @@ from .build import build_model, build_optimizer, create_task
 from .defaults import hyperparameters
 from .errors import UserError
 from .loop import check_combination
+from .profiles import family
 from .run import Run, Training
 from .settings import ALL_METHODS, Settings
 
@@ -40,7 +41,7 @@ def prepare(settings: Settings) -> list[Run]:
 def _prepare(settings: Settings) -> list[Run]:
     methods = _methods(settings)
     _check_targets(settings, methods)
-    device, threads = _device(settings.device), settings.threads or torch.get_num_threads()
+    device, threads = find_device(settings.device), settings.threads or torch.get_num_threads()
     surroundings = environment.describe(device, threads)
     names = dict.fromkeys(name for pattern in settings.task for name in tasks.expand(pattern, data=settings.data))
     runs: list[Run] = []
@@ -72,7 +73,8 @@ def _check_targets(settings: Settings, methods: Iterable[str]) -> None:
             raise UserError(f"--set {key}: none of {', '.join(methods)} has a hyper-parameter of that name")
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of that name, or with "auto" the one that this machine has. Raises UserError if it hasn't it."""
     if name == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
@@ -133,6 +135,7 @@ def _run(
         seed=seed,
         from_scratch=task.from_scratch,
         head=task.head,
+        family=family([task.name]),
     )
     configuration = {
         "hyperparameters": values,

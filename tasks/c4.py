@@ -11,7 +11,6 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from . import language
@@ -119,7 +118,7 @@ class Pretraining:
         """`input_ids`, `attention_mask` (all ones) and `labels` (the same ids), each (batch, sequence) int64."""
         first = step * self.batch_size
         rows = [self.data.sequence(index) for index in range(first, first + self.batch_size)]
-        return _batch(np.stack(rows))
+        return language.full_batch(np.stack(rows))
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Mean cross entropy of a sequence's tokens but the first, a scalar."""
@@ -127,9 +126,7 @@ class Pretraining:
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """`loss`, `perplexity` and `token_accuracy` on the held-out sequences, each token counting the same."""
-        rows = max(1, language.EVALUATION_TOKENS // self.validation.shape[1])
-        batches = (_batch(self.validation[start : start + rows]) for start in range(0, len(self.validation), rows))
-        return language.score(model, batches)
+        return language.score(model, language.full_batches(self.validation))
 
     def state_dict(self) -> dict[str, Any]:
         """Where a stream stands; nothing for data that are all here."""
@@ -139,11 +136,6 @@ class Pretraining:
         """Continue there."""
         if isinstance(self.data, Stream):
             self.data.load_state_dict(state)
-
-
-def _batch(rows: np.ndarray) -> dict[str, Tensor]:
-    ids = torch.from_numpy(rows)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
 
 
 class Local:

@@ -2,9 +2,10 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import tokenizers
 import torch
 import transformers
@@ -207,6 +208,18 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
         batch: `input_ids`, `attention_mask`, `labels` (batch, tokens), with `position_ids` where texts are packed.
     """
     return model(**inputs(batch, _dtype(model)), use_cache=False).loss
+
+
+def full_batch(rows: np.ndarray) -> Batch:
+    """A batch of sequences without padding, (batch, tokens) int64, each of their tokens a label."""
+    ids = torch.from_numpy(rows)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
+
+
+def full_batches(rows: np.ndarray) -> Iterator[Batch]:
+    """The same of any number of sequences, in batches to score."""
+    size = max(1, EVALUATION_TOKENS // rows.shape[1])
+    return (full_batch(rows[start : start + size]) for start in range(0, len(rows), size))
 
 
 @torch.no_grad()

