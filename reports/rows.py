@@ -93,7 +93,8 @@ def quality(setup: Setup) -> list[Row]:
         scores = {label: _scores(setup, label, task) for label in setup.rows}
         metric, higher = _headline(setup, task)
         ranked = tied_with_best({label: s for label, s in scores.items() if s}, higher_is_better=higher)
-        what = {"task": task, "tasks": 1, "metric": metric, "higher_is_better": higher}
+        before = _before(setup, task)
+        what = {"task": task, "tasks": 1, "metric": metric, "higher_is_better": higher, "before_training": before}
         rows += [
             {"method": label, **what, **_sample(scores[label], label in ranked), **counts(setup, label, [task])}
             for label in setup.rows
@@ -106,6 +107,13 @@ def quality(setup: Setup) -> list[Row]:
 def _scores(setup: Setup, label: str, task: str) -> list[float]:
     runs = [run for seed in setup.seeds if (run := setup.rows[label].get((task, seed))) and run["status"] == "ok"]
     return [run["metrics"][run["headline"]] for run in runs]
+
+
+def _before(setup: Setup, task: str) -> float | None:
+    """The headline before the first step, if runs were scored then; the same for all methods, so it is their mean."""
+    runs = [run for label in setup.rows for (name, _), run in setup.finished(label).items() if name == task]
+    scores = [run["initial_metrics"][run["headline"]] for run in runs if run.get("initial_metrics")]
+    return statistics.fmean(scores) if scores else None
 
 
 def _headline(setup: Setup, task: str) -> tuple[str | None, bool]:
@@ -124,7 +132,7 @@ def _averages(setup: Setup) -> list[Row]:
     averages = {label: _average(setup, label) for label in setup.rows}
     complete = {label: scores for label, (scores, tasks) in averages.items() if tasks == len(setup.tasks)}
     ranked = tied_with_best(complete)
-    what = {"task": AVERAGE, "metric": AVERAGE, "higher_is_better": True}
+    what = {"task": AVERAGE, "metric": AVERAGE, "higher_is_better": True, "before_training": None}
     return [
         {"method": label, **what, "tasks": tasks, **_sample(scores, label in ranked), **counts(setup, label)}
         for label, (scores, tasks) in averages.items()

@@ -98,6 +98,8 @@ def _conditions(record: Record) -> dict[str, Any]:
         "data": training["data"],
         "steps": None,  # may differ from task to task, where epochs are given
         **{name: training[name] for name in _TRAINING},
+        "final_fraction": training.get("final_fraction") or 0.0,
+        "options": ", ".join(f"{name}={value}" for name, value in sorted((training.get("options") or {}).items())),
         **{name: environment.get(name) for name in _MACHINE},
     }
 
@@ -167,6 +169,8 @@ def _how(known: dict[str, Any], machines: list[str]) -> list[str]:
         "gradient checkpointing": known["gradient_checkpointing"],
         f"{known['schedule']} schedule": True,
         f"warm-up {100 * known['warmup_fraction']:g}%": known["warmup_fraction"],
+        f"down to {100 * known['final_fraction']:g}%": known["final_fraction"],
+        known["options"]: known["options"],
         f"clipped at {known['max_grad_norm']}": known["max_grad_norm"] is not None,
         f"{known['device']}{name}": known["device"] is not None,
         f"{known['threads']} threads": known["threads"] is not None,

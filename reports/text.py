@@ -161,7 +161,7 @@ def quality(setup: Setup, *, compact: bool) -> Table:
     cells = {(row["task"], row["method"]): row for row in rows}
     tasks = list(dict.fromkeys(task for task, _ in cells))
     seeds = f"mean ± std (n) over {len(setup.seeds)} seeds" if len(setup.seeds) > 1 else f"seed {setup.seeds[0]}"
-    notes = _score_notes(rows, setup)
+    notes = _before_notes(rows) + _score_notes(rows, setup)
     if len(setup.tasks) > len(setup.rows):
         headers = ["task", "metric", *setup.rows]
         labels = [[_short(task), _metric(cells[task, headers[-1]])] for task in tasks]
@@ -211,6 +211,15 @@ def _score(row: Row, setup: Setup, *, tight: bool = False) -> str:
 def _lack(row: Row, setup: Setup) -> str:
     partial = row.get("metric") == AVERAGE and row["tasks"] < len(setup.tasks)
     return f" [{row['tasks']}/{len(setup.tasks)}]" if partial else ""
+
+
+def _before_notes(rows: list[Row]) -> list[str]:
+    scores = {row["task"]: row for row in rows if row.get("before_training") is not None}
+    before = [
+        f"{_short(task)} {row['metric']} {row['before_training']:,.{decimals(row['before_training'])}f}"
+        for task, row in scores.items()
+    ]
+    return [f"Before training: {', '.join(before)}."] if before else []
 
 
 def _score_notes(rows: list[Row], setup: Setup) -> list[str]:

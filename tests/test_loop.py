@@ -9,7 +9,7 @@ from toy import Net, ToyTask
 
 import optimizers
 from membench.clock import Clock
-from membench.loop import Diverged, Loop, micro_batches, training_step
+from membench.loop import Diverged, Loop, micro_batches, shares, training_step
 from membench.run import Training
 from membench.schedule import learning_rate_factor
 
@@ -67,6 +67,35 @@ def test_accumulation_over_micro_batches_equals_the_whole_batch():
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
 
 
+class TextTask(ToyTask):
+    """Examples that have several labels each, or none (-100), and a loss that is the mean over labels."""
+
+    def build_model(self):
+        torch.manual_seed(0)
+        return nn.Linear(8, 1)  # without dropout, which is drawn by micro-batch
+
+    def batch(self, step):
+        batch = super().batch(step)
+        numbers = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        return batch | {"labels": torch.where(torch.arange(3) < numbers[:, None] % 4, 1, -100)}
+
+    def loss(self, model, batch):
+        errors = (model(batch["x"]) - batch["y"]).pow(2).expand(-1, 3)
+        return errors[batch["labels"] != -100].mean()
+
+
+def test_micro_batches_count_by_their_labels_so_that_it_does_not_matter_where_a_batch_is_split():
+    values = {"batch_size": 8, "schedule": "constant"}
+    whole = loop("sgd", task=TextTask(batch_size=8), **values)
+    parts = loop("sgd", task=TextTask(batch_size=2), gradient_accumulation_steps=4, **values)
+    whole.run(), parts.run()
+    losses = [[entry["loss"] for entry in one.progress.history] for one in (whole, parts)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    for p, q in zip(weights(whole.model), weights(parts.model), strict=True):
+        torch.testing.assert_close(p, q)
+    assert shares([TextTask(batch_size=2).batch(step) for step in range(4)]) == [1 / 12, 5 / 12, 1 / 12, 5 / 12]
+
+
 def test_clipping_limits_the_norm_of_all_gradients_together():
     task = ToyTask()
     model = task.build_model().eval()
@@ -108,6 +137,47 @@ def test_the_schedule_warms_up_linearly_and_falls_to_zero_after_the_last_step():
     assert [factor(step) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert [factor(step) for step in range(5, 20)] == pytest.approx([1 - k / 15 for k in range(15)])
     assert factor(20) == 0.0
+
+
+def test_a_schedule_can_end_above_zero_as_a_cosine_to_a_tenth_does():
+    factor = learning_rate_factor(training(steps=100, warmup_fraction=0.1, schedule="cosine", final_fraction=0.1))
+    assert factor(9) == factor(10) == 1.0
+    assert factor(55) == pytest.approx(0.1 + 0.9 * 0.5)
+    assert factor(100) == pytest.approx(0.1)
+
+
+def test_a_score_before_the_first_step_is_that_of_the_untrained_model_and_changes_nothing(tmp_path):
+    plain, scored = loop("badam"), loop("badam", evaluate_before=True)
+    plain.run(), scored.run()
+    assert scored.progress.initial_metrics == ToyTask().evaluate(ToyTask().build_model())
+    assert plain.progress.initial_metrics is None and equal(weights(plain.model), weights(scored.model))
+
+
+class StreamedTask(ToyTask):
+    """Reads forwards only, unless it is told where to go on."""
+
+    position = 0
+
+    def batch(self, step):
+        assert step == self.position, "not where the reader stands"
+        self.position += 1
+        return super().batch(step)
+
+    def state_dict(self):
+        return {"position": self.position}
+
+    def load_state_dict(self, state):
+        self.position = state["position"]
+
+
+def test_a_readers_state_is_part_of_the_checkpoint(tmp_path):
+    path = tmp_path / "run.pt"
+    whole = loop(task=StreamedTask())
+    whole.run(checkpoint_path=path, checkpoint_every=4)
+    continued = loop(task=StreamedTask())
+    continued.run(checkpoint_path=path)  # from step 4
+    assert continued.task.position == 6 and equal(weights(whole.model), weights(continued.model))
+    assert len(continued.progress.history) == 6
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "constant"])

@@ -205,6 +205,18 @@ def test_where_less_is_better_the_least_is_best_and_there_is_no_average_with_the
     assert "average" not in lines(text, "Summary")[0]
 
 
+def test_the_score_before_training_is_told_once_for_all_methods():
+    values = {"task": "c4", "headline": "perplexity", "higher_is_better": False}
+    befores = {"perplexity": 1010.0}, {"perplexity": 1020.0}, None
+    runs = [
+        make_record(method=method, seed=seed, metrics={"perplexity": 90.0}, **values) | {"initial_metrics": before}
+        for method, seed, before in zip(("adamw", "badam", "sgd"), (0, 1, 0), befores, strict=True)
+    ]
+    assert "Before training: c4 perplexity 1,015.00." in tables.render(runs)
+    assert {row["before_training"] for row in document(runs)["quality"]} == {1015.0}
+    assert "Before training" not in tables.render(runs[2:])
+
+
 def test_more_tasks_than_methods_go_down_the_page_and_many_methods_stay_within_120_columns():
     tasks = ["boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc"]
 
@@ -286,6 +298,8 @@ def test_a_long_error_is_cut_in_a_terminal_only():
         {"training__gradient_checkpointing": True},
         {"training__weights": "pretrained"},
         {"training__max_grad_norm": 1.0},
+        {"training__final_fraction": 0.1},
+        {"training__options": {"packing": True}},
         {"environment": {"device": "cuda", "threads": 2}},
         {"environment": {"device": "cpu", "threads": 1}},
         {"task": "c4/en"},

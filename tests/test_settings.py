@@ -8,7 +8,7 @@ import pytest
 from membench.defaults import hyperparameters
 from membench.errors import UserError
 from membench.profiles import SUPERGLUE, note
-from membench.settings import resolve
+from membench.settings import parse_options, resolve
 from membench.values import convert, parse
 
 
@@ -57,6 +57,26 @@ def test_hyperparameters_are_merged_one_by_one(tmp_path):
     settings = resolve({"profile": "paper"}, ["badam.lr=3e-5", "weight_decay=0"], file)
     assert settings.hyperparameters["badam"] == {"lr": 3e-5, "switch_every": 20}  # no decay: the command line's word
     assert settings.hyperparameters["*"] == {"weight_decay": 0}
+
+
+def test_the_options_of_a_task_come_from_the_command_line_over_the_file(tmp_path):
+    file = config(tmp_path, "[options]\npacking = false\nanswer_tokens = 9\n")
+    settings = resolve({"task": "instruct", "options": parse_options(["packing=true"])}, [], file)
+    assert settings.options == {"packing": True, "answer_tokens": 9}
+    with pytest.raises(UserError, match=r"--option packing: write KEY=VALUE"):
+        parse_options(["packing"])
+    with pytest.raises(UserError, match="options must be a table"):
+        resolve({}, [], config(tmp_path, "options = 3"))
+
+
+def test_a_profile_may_differ_by_model():
+    paper = resolve({"task": "c4", "profile": "paper"}, [])
+    larger = resolve({"task": "c4", "profile": "paper", "model": "config:llama-1b"}, [])
+    # GaLore, Table 2: steps and ranks by size; 512 sequences of 256 tokens, cosine to a tenth
+    assert (paper.model, paper.steps, paper.hyperparameters["galore"]["rank"]) == ("config:llama-60m", 10_000, 128)
+    assert (larger.steps, larger.hyperparameters["galore"]["rank"]) == (100_000, 512)
+    assert (larger.batch_size, larger.sequence_length, larger.final_fraction) == (512, 256, 0.1)
+    assert "GaLore's protocol" in note(["c4"], "paper", "config:llama-1b", "hub")
 
 
 def test_a_users_own_method_can_be_set():
@@ -191,6 +211,8 @@ def values(method, given=None, **settings):
 def test_a_learning_rate_comes_from_the_method_over_all_methods_over_the_table():
     assert values("badam")["lr"] == 2e-5
     assert values("badam", from_scratch=True)["lr"] == 2e-3
+    assert [values("lora", from_scratch=True, family=family)["lr"] for family in ("superglue", "c4")] == [1e-2, 1e-3]
+    assert values("adamw", family="instruct")["lr"] == values("adamw")["lr"] == 2e-5
     assert values("badam", learning_rate=3e-4)["lr"] == 3e-4
     assert values("badam", {"*": {"lr": 4e-4}}, learning_rate=3e-4)["lr"] == 4e-4
     assert values("badam", {"badam": {"lr": 5e-4}, "*": {"lr": 4e-4}})["lr"] == 5e-4
