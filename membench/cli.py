@@ -9,9 +9,11 @@ import typer
 from . import __version__
 from .check_command import check
 from .errors import UserError
+from .evaluate_command import evaluate
 from .paths import put_current_folder_last
 from .plan_command import plan
 from .report_command import report
+from .study_command import study
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -120,8 +122,10 @@ def compare(
 
 
 app.command()(check)
+app.command()(evaluate)
 app.command()(plan)
 app.command()(report)
+app.command()(study)
 
 
 @app.command("list")

@@ -31,7 +31,7 @@ def compare(settings: Settings) -> int:
     try:
         with waiting("importing torch and transformers, checking the settings", quiet=settings.quiet):
             processes.start_server()
-            runs = _prepare(settings)
+            runs = prepare(settings)
     except KeyboardInterrupt:
         print("\nInterrupted before the first run.")
         return INTERRUPTED
@@ -52,7 +52,7 @@ def _compare(settings: Settings, runs: Sequence[Run], folder: Folder) -> int:
     try:
         with create_display(missing, len(runs), quiet=settings.quiet) as display:
             for run in missing:
-                records[run.run_id] = _make(run, folder, models, settings.checkpoint_every, display)
+                records[run.run_id] = make(run, folder, models, settings.checkpoint_every, display)
     except KeyboardInterrupt:
         print(f"\nInterrupted: {len(records)} of {len(runs)} runs are finished and kept in {folder.path}.")
         print("The same command makes the others.")
@@ -80,7 +80,7 @@ def _notes(runs: Sequence[Run]) -> list[tuple[str, str]]:
     return list(dict.fromkeys((task, said) for task, said in notes if said))
 
 
-def _make(run: Run, folder: Folder, models: Models | None, checkpoint_every: int, display: Display) -> Record:
+def make(run: Run, folder: Folder, models: Models | None, checkpoint_every: int, display: Display) -> Record:
     """One run, in a process of its own, and its record (and model) on the disk."""
     display.begin(run)
     start = time.monotonic()
@@ -102,7 +102,8 @@ def _make(run: Run, folder: Folder, models: Models | None, checkpoint_every: int
     return record
 
 
-def _prepare(settings: Settings) -> list[Run]:
+def prepare(settings: Settings) -> list[Run]:
+    """See `runs.prepare`, in a process of its own: this one stays light."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         outcome: Outcome = processes.call(worker.prepare, settings, log=log)

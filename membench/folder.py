@@ -21,15 +21,16 @@ class Folder:
         self.path = path
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes out while runs are made. The lock goes with the process, however it ends.
+    def locked(self, part: str = "") -> Iterator[None]:
+        """Keep other processes out while runs (a `part` of them) are made. The lock goes with the process, however it
+        ends.
 
         Raises:
             UserError: another process is at work here, or the folder can't be made.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / ".lock").open("a+")
+            file = (self.path / f".lock{part}").open("a+")
         except OSError as error:
             raise UserError(f"--out {self.path}: {error.strerror}") from error
         with file:

@@ -69,14 +69,20 @@ _POSITIVE = (
 _NOT_NEGATIVE = ("checkpoint_every", "learning_rate")
 
 
-def resolve(given: Mapping[str, Any], assignments: list[str], config: str | None = None) -> Settings:
+def resolve(
+    given: Mapping[str, Any], assignments: list[str], config: str | None = None, content: dict[str, Any] | None = None
+) -> Settings:
     """The settings from what was `given` on the command line, its --set `assignments` and a --config file.
+
+    `content` is that of the file, where it has been read already.
 
     Raises:
         UserError: an unknown key, a value of the wrong type or out of range, an unreadable file.
     """
     command_line = _typed({**given, "hyperparameters": parse_assignments(assignments)})
-    file = _typed(_read_config(config), config) if config else {}
+    file: dict[str, Any] = {}
+    if config:
+        file = _typed(_options_of(read_toml(config, "--config ") if content is None else content, config), config)
     above = {**file, **command_line}
     profile = choose(above.get("task", Settings.task), above.get("profile", Settings.profile))
     merged: dict[str, Any] = {}
@@ -140,15 +146,20 @@ def parse_assignments(assignments: list[str]) -> dict[str, dict[str, Any]]:
     return methods
 
 
-def _read_config(path: str) -> dict[str, Any]:
-    """A TOML file: options as keys (with _ or -), a table per method for its hyper-parameters."""
+def read_toml(path: str, option: str = "") -> dict[str, Any]:
+    """The content of a TOML file; raises UserError, with the `option` that named the file, where there is none."""
     try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"--config {path}: can't be read: {error.strerror}") from error
+        raise UserError(f"{option}{path}: can't be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: not valid TOML: {error}") from error
-    options_of_task = content.pop("options", {})
+        raise UserError(f"{option}{path}: not valid TOML: {error}") from error
+
+
+def _options_of(content: dict[str, Any], path: str) -> dict[str, Any]:
+    """Of a file's content: options as keys (with _ or -), a table per method for its hyper-parameters."""
+    options_of_task = content.get("options", {})
+    content = {key: value for key, value in content.items() if key != "options"}
     methods = {key: value for key, value in content.items() if isinstance(value, dict)}
     options = {key.replace("-", "_"): value for key, value in content.items() if key not in methods}
     for key in options:

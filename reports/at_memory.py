@@ -40,13 +40,17 @@ def at_memory(records: list[Record], budget_bytes: int, format: str = "plain") -
     Raises:
         ValueError: there are no records.
     """
+    return render(rankings(records, budget_bytes), "at_memory", format)
+
+
+def rankings(records: list[Record], budget_bytes: int) -> list[Ranking]:
+    """A ranking for each model and data; see `at_memory`."""
     if not records:
         raise ValueError("There are no records to rank.")
     pools: dict[tuple[Any, ...], list[Setup]] = {}
     for setup in group(records):
         pools.setdefault(tuple(setup.conditions[name] for name in _POOLED), []).append(setup)
-    rankings = [ranking for pool in pools.values() for ranking in _pool(pool, budget_bytes)]
-    return render(rankings, "at_memory", format)
+    return [ranking for pool in pools.values() for ranking in _pool(pool, budget_bytes)]
 
 
 def _pool(setups: list[Setup], budget: int) -> list[Ranking]:

@@ -1,0 +1,158 @@
+"""`membench study`: methods x tasks x models x seeds, each method tuned on the same number of trials first.
+
+Everything is a run of a comparison in the study's folder, trials in `tuning/` beneath it: what is there isn't made
+again. All tasks get their trials and their first seed before any gets its second, so that a whole table is there early.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from .compare import INTERRUPTED, Record, make, prepare
+from .folder import Folder
+from .progress import create_display, waiting
+from .run import Run
+from .settings import Settings
+from .study_file import Study, Values
+
+
+@dataclass
+class _Cell:
+    """One task with one model: its methods' runs once their hyper-parameters are chosen."""
+
+    settings: Settings
+    task: str
+    methods: list[str]  # this shard's
+    runs: list[Run] = field(default_factory=list)
+
+
+@dataclass
+class _Workshop:
+    """Where records come from and go to."""
+
+    folder: Folder
+    tuning: Folder
+    quiet: bool
+    retry: bool
+    checkpoint_every: int
+    trials: list[Record] = field(default_factory=list)
+    finals: list[Record] = field(default_factory=list)
+
+    def carry_out(self, runs: list[Run], folder: Folder) -> list[Record]:
+        """The records of `runs`, in their order; made, where they are missing."""
+        records = {run.run_id: folder.finished(run.run_id, retry=self.retry) for run in runs}
+        missing = [run for run in runs if records[run.run_id] is None]
+        with create_display(missing, len(runs), quiet=self.quiet) as display:
+            for run in missing:
+                records[run.run_id] = make(run, folder, None, self.checkpoint_every, display)
+        return [record for record in records.values() if record is not None]
+
+
+def study(plan: Study, shard: tuple[int, int] = (1, 1)) -> int:
+    """Carry out a study, or a shard of it; returns the exit code: 0 only if every run that counts is ok.
+
+    Raises:
+        UserError: a setting can't work, or the folder is in use.
+    """
+    from . import processes
+
+    first = plan.settings[0]
+    folder = Folder(Path(first.out))
+    workshop = _Workshop(folder, Folder(folder.path / "tuning"), first.quiet, first.retry, first.checkpoint_every)
+    part = "" if shard == (1, 1) else f"-{shard[0]}-of-{shard[1]}"
+    try:
+        with waiting("importing torch and transformers, checking the settings", quiet=first.quiet):
+            processes.start_server()
+            cells = list(_cells(plan, shard))
+        if first.dry_run:
+            print(describe(plan, cells))
+            return 0
+        with folder.locked(part):
+            _carry_out(plan, cells, workshop)
+    except KeyboardInterrupt:
+        print(f"\nInterrupted: what is finished is kept in {folder.path}. The same command goes on from there.")
+        return INTERRUPTED
+    if part:
+        print(
+            f"Shard {shard[0]} of {shard[1]} is done. When all are, the same command without --shard prints the tables."
+        )
+    else:
+        print("\n" + _report(plan, workshop))
+    return 1 if any(record["status"] != "ok" for record in workshop.finals) else 0
+
+
+def _cells(plan: Study, shard: tuple[int, int]) -> Iterator[_Cell]:
+    """Cells with the methods of a shard: all runs of a method on a task with a model are in one."""
+    number = 0
+    for settings in plan.settings:
+        by_task: dict[str, list[str]] = {}
+        for run in prepare(replace(settings, seeds=(plan.tuning_seed,))):
+            by_task.setdefault(run.task, [])
+            if number % shard[1] == shard[0] - 1:
+                by_task[run.task].append(run.method)
+            number += 1
+            if plan.budget:
+                plan.trials(run.method)
+        yield from (_Cell(settings, task, methods) for task, methods in by_task.items() if methods)
+
+
+def _carry_out(plan: Study, cells: list[_Cell], workshop: _Workshop) -> None:
+    for number, seed in enumerate(plan.settings[0].seeds):
+        for cell in cells:
+            if number == 0:
+                chosen = _tune(plan, cell, workshop) if plan.budget else {}
+                cell.runs = _prepared(cell, cell.settings.seeds, chosen)
+            runs = [run for run in cell.runs if run.seed == seed]
+            print(f"{cell.task}, {cell.settings.model}: seed {seed}, {len(runs)} runs", flush=True)
+            workshop.finals += workshop.carry_out(runs, workshop.folder)
+
+
+def _tune(plan: Study, cell: _Cell, workshop: _Workshop) -> dict[str, Values]:
+    """The values that each method scores best with on the tuning seed."""
+    from reports.studies import best
+
+    count = plan.budget * len(cell.methods)
+    print(f"{cell.task}, {cell.settings.model}: tuning on seed {plan.tuning_seed}, {count} runs", flush=True)
+    trials = {method: plan.trials(method) for method in cell.methods}
+    runs = [
+        run
+        for number in range(plan.budget)
+        for run in _prepared(cell, (plan.tuning_seed,), {method: trials[method][number] for method in cell.methods})
+    ]
+    made = workshop.carry_out(runs, workshop.tuning)
+    workshop.trials += made
+    return {
+        method: trials[method][best([record for record in made if record["method"] == method])]
+        for method in cell.methods
+    }
+
+
+def _prepared(cell: _Cell, seeds: Iterable[int], chosen: dict[str, Values]) -> list[Run]:
+    """The runs of a cell with hyper-parameters by method, over what the file says of them."""
+    fixed = cell.settings.hyperparameters
+    values = {**fixed, **{method: {**fixed.get(method, {}), **given} for method, given in chosen.items()}}
+    settings = replace(cell.settings, task=(cell.task,), seeds=tuple(seeds), hyperparameters=values)
+    return [run for run in prepare(settings) if run.method in cell.methods]
+
+
+def _report(plan: Study, workshop: _Workshop) -> str:
+    from reports import studies, tables
+
+    told = studies.render(workshop.finals, workshop.trials, plan.memory_bytes)
+    return f"{tables.render(workshop.finals)}\n\n\n{told}"
+
+
+def describe(plan: Study, cells: list[_Cell]) -> str:
+    """What --dry-run prints: every job of the study, or of a shard."""
+    seeds = plan.settings[0].seeds
+    lines = []
+    for cell in cells:
+        for method in cell.methods:
+            lines.append(f"{cell.task}  {cell.settings.model}  {method}  seeds {', '.join(map(str, seeds))}")
+            lines += [f"    try {_values(trial)}" for trial in (plan.trials(method) if plan.budget else [])]
+    count = sum(len(cell.methods) for cell in cells)
+    return "\n".join([f"{count * (plan.budget + len(seeds))} runs, {count * plan.budget} of them to tune:", *lines])
+
+
+def _values(values: Values) -> str:
+    return ", ".join(f"{key}={value}" for key, value in values.items())

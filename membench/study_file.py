@@ -1,0 +1,114 @@
+"""A study's file: the options of a comparison, several models, grids to tune on, budgets of memory."""
+
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import UserError
+from .plan.units import parse_bytes
+from .settings import Settings, read_toml, resolve
+
+Values = dict[str, Any]  # of hyper-parameters
+
+_OWN = ("models", "tune", "memory")
+_OF_TUNE = ("budget", "seed")  # beside hyper-parameters
+
+
+@dataclass(frozen=True)
+class Study:
+    """What to run. `grids` has the values to try of each method; of the others under an empty name."""
+
+    settings: tuple[Settings, ...]  # one a model
+    grids: Mapping[str, Mapping[str, Sequence[Any]]]
+    budget: int  # trials of each method on each task; 0: nothing is tuned
+    tuning_seed: int  # none of the seeds that count
+    memory_bytes: tuple[int, ...]
+
+    def trials(self, method: str) -> list[Values]:
+        """The values of each of a method's trials: its whole grid, or a random part of a grid larger than the budget.
+
+        Raises:
+            UserError: the grid has fewer points than the budget, which is the same for all methods.
+        """
+        grid = self.grids.get(method, self.grids.get("", {}))
+        if not grid:
+            raise UserError(
+                f"{method} has nothing to tune: give [{method}] a tune = {{lr = [...]}}, or all methods a [tune]"
+            )
+        points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+        if len(points) < self.budget:
+            raise UserError(
+                f"{method}: its grid has {len(points)} points, but each method is tuned on {self.budget}: add values, "
+                "or lower tune's budget"
+            )
+        chosen = sorted(random.Random(method).sample(range(len(points)), self.budget))
+        return [points[index] for index in chosen]
+
+
+def load(path: str, given: Mapping[str, Any]) -> Study:
+    """Read a study; `given` are options of the command line, which replace the file's.
+
+    Raises:
+        UserError: the file can't be read, or has a key or a value that means nothing.
+    """
+    content = read_toml(path)
+    own = {key: content.pop(key) for key in _OWN if key in content}
+    tables = {name: table for name, table in content.items() if isinstance(table, dict) and name != "options"}
+    grids = {name: _grid(table.pop("tune"), path, f"{name}.tune") for name, table in tables.items() if "tune" in table}
+    tune = own.get("tune", {})
+    if not isinstance(tune, dict):
+        raise UserError(f"{path}: tune must be a table such as {{lr = [1e-4, 1e-3], budget = 2}}, not {tune!r}")
+    general = {key: value for key, value in tune.items() if key not in _OF_TUNE}
+    grids |= {"": _grid(general, path, "tune")} if general else {}
+    settings = _settings(path, content, own.get("models"), given)
+    budget = _count(path, "tune.budget", tune.get("budget", 0))
+    if bool(grids) != bool(budget):
+        raise UserError(f"{path}: tune needs both values to try and a budget, the number of trials of each method")
+    seed = _count(path, "tune.seed", tune.get("seed", 1 + max(settings[0].seeds)))
+    if budget and seed in settings[0].seeds:
+        raise UserError(f"{path}: tune.seed {seed} is one of the seeds that count: choose another")
+    return Study(settings, grids, budget, seed, _memory(path, own.get("memory", [])))
+
+
+def _settings(path: str, content: Values, models: Any, given: Mapping[str, Any]) -> tuple[Settings, ...]:
+    if models is None:
+        return (resolve(given, [], path, content),)
+    if not isinstance(models, list) or not models or not all(isinstance(name, str) for name in models):
+        raise UserError(f"{path}: models must be a list of models, not {models!r}")
+    if "model" in content:
+        raise UserError(f"{path}: give either model or models, not both")
+    return tuple(resolve({**given, "model": name}, [], path, content) for name in dict.fromkeys(models))
+
+
+def _grid(table: Any, path: str, name: str) -> dict[str, list[Any]]:
+    if not isinstance(table, dict):
+        raise UserError(f"{path}: {name} must be a table such as {{lr = [1e-4, 1e-3]}}, not {table!r}")
+    for key, values in table.items():
+        if key in _OF_TUNE and name != "tune":
+            raise UserError(f"{path}: {name}.{key}: it is the same for all methods; write it into [tune]")
+        if not isinstance(values, list) or not values:
+            raise UserError(f"{path}: {name}.{key} must be a list of values to try, not {values!r}")
+    return table
+
+
+def _count(path: str, name: str, value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise UserError(f"{path}: {name} must be a whole number of at least 0, not {value!r}")
+    return value
+
+
+def _memory(path: str, sizes: Any) -> tuple[int, ...]:
+    try:
+        return tuple(parse_bytes(str(size)) for size in (sizes if isinstance(sizes, list) else [sizes]))
+    except ValueError as error:
+        raise UserError(f"{path}: memory: {error}") from error
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`2/8` as (2, 8). Raises UserError if it isn't one of so many parts."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise UserError(f"--shard {text}: write PART/PARTS, such as 2/8")
+    return int(number), int(count)

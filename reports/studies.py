@@ -1,0 +1,174 @@
+"""What a study tells beside its tables: how much tuning mattered, and which method to use, in words off the records."""
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from reports import formats, rows
+from reports.at_memory import MIB, rankings
+from reports.rankings import Column, Ranking, Row, lay_out
+from reports.record import Record
+from reports.setups import group, row_label, varied_hyperparameters
+from reports.statistics import decimals
+from reports.text import NOTHING, Table
+
+NO_LIMIT = 1 << 62  # bytes
+
+
+def best(trials: Sequence[Record]) -> int:
+    """The index of the trial with the best headline, of equals the first; 0 if none ended well: its runs will tell."""
+    able = [index for index, trial in enumerate(trials) if trial["status"] == "ok"]
+    if not able:
+        return 0
+    sign = 1 if trials[able[0]]["higher_is_better"] else -1
+    return max(able, key=lambda index: sign * _score(trials[index]))
+
+
+def _score(run: Record) -> float:
+    return run["metrics"][run["headline"]]
+
+
+def render(finals: list[Record], trials: list[Record], budgets: Sequence[int]) -> str:
+    """How sensitive each method was to what was tuned, and a recommendation for each budget of memory (bytes)."""
+    sections: list[formats.Section] = []
+    if trials:
+        made = sensitivity(trials)
+        sections.append(([_stated_budget(trials)], [_sensitivity_table(made)], _sensitivity_notes(made)))
+    sections.append((["Recommendation"], [], recommend(finals, budgets)))
+    return formats.plain(sections)
+
+
+# Tuning
+
+
+def sensitivity(trials: Iterable[Record]) -> list[Row]:
+    """A row for each task, model and method: what was tried, what was chosen, and what the choice was worth."""
+    groups: dict[tuple[str, str, str], list[Record]] = {}
+    for trial in trials:
+        groups.setdefault((trial["task"], trial["model"], trial["method"]), []).append(trial)
+    return [_sensitivity_row(key, found) for key, found in groups.items()]
+
+
+def _sensitivity_row(key: tuple[str, str, str], trials: list[Record]) -> Row:
+    names = varied_hyperparameters(trials)[key[2]]
+    chosen = trials[best(trials)]
+    scores = [_score(trial) for trial in trials if trial["status"] == "ok"]
+    higher = chosen["higher_is_better"] is not False
+    return {
+        **dict(zip(("task", "model", "method"), key, strict=True)),
+        "trials": len(trials),
+        "ended_badly": len(trials) - len(scores),
+        "chosen": {name: chosen["hyperparameters"][name] for name in names},
+        "label": row_label(chosen, names).removeprefix(key[2]).strip(),
+        "best": (max if higher else min)(scores, default=None),
+        "median": statistics.median(scores) if scores else None,
+        "worst": (min if higher else max)(scores, default=None),
+        "at_edge": [name for name in names if _at_edge(name, chosen, trials)],
+    }
+
+
+def _at_edge(name: str, chosen: Record, trials: list[Record]) -> bool:
+    """Whether the smallest or the largest of several numbers was chosen: a better one may lie beyond."""
+    values = {json.dumps(trial["hyperparameters"][name]): trial["hyperparameters"][name] for trial in trials}.values()
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return False
+    return chosen["hyperparameters"][name] in (min(values), max(values))
+
+
+def _stated_budget(trials: list[Record]) -> str:
+    counts: dict[tuple[str, str, str], int] = {}
+    for trial in trials:
+        key = (trial["task"], trial["model"], trial["method"])
+        counts[key] = counts.get(key, 0) + 1
+    number = " or ".join(map(str, sorted(set(counts.values()))))
+    seeds = ", ".join(map(str, sorted({trial["seed"] for trial in trials})))
+    return f"Tuning: {number} trials of each method on each task, on validation data, on a seed of its own ({seeds})"
+
+
+def _sensitivity_table(made: list[Row]) -> Table:
+    def score(name: str) -> Any:
+        return lambda row: NOTHING if row[name] is None else f"{row[name]:.{decimals(row[name])}f}"
+
+    models = {row["model"] for row in made}
+    columns: list[Column] = [
+        ("task", lambda row: row["task"]),
+        ("model", lambda row: row["model"] if len(models) > 1 else NOTHING),
+        ("method", lambda row: row["method"]),
+        ("chosen", lambda row: row["label"] or NOTHING),
+        ("best", score("best")),
+        ("median", score("median")),
+        ("worst", score("worst")),
+        ("ended badly", lambda row: str(row["ended_badly"] or NOTHING)),
+        ("at the edge", lambda row: ", ".join(row["at_edge"]) or NOTHING),
+    ]
+    return lay_out("How much tuning mattered", made, columns, {"task", "model", "method", "chosen", "at the edge"})
+
+
+def _sensitivity_notes(made: list[Row]) -> list[str]:
+    notes = ["best, median, worst: of the trials' scores; where they lie close, the choice matters little."]
+    if any(row["at_edge"] for row in made):
+        notes.append("at the edge: the smallest or largest value tried was the best; a better one may lie beyond.")
+    return notes
+
+
+# The recommendation
+
+
+def recommend(finals: list[Record], budgets: Sequence[int]) -> list[str]:
+    """A paragraph for each budget and ranking: what to use, what is tied with it, what is out, and why."""
+    return [
+        _sentence(ranking, budget, finals) for budget in budgets or (NO_LIMIT,) for ranking in rankings(finals, budget)
+    ]
+
+
+def _sentence(ranking: Ranking, budget: int, finals: list[Record]) -> str:
+    able = [row for row in ranking.rows if row["rank"]]
+    limit = "Without a limit of memory" if budget == NO_LIMIT else f"For {budget / MIB:,.0f} MiB"
+    where = f"{limit} ({ranking.heading[0]})"
+    out = [f"{row['method']} ({row['remark']})" for row in ranking.rows if not row["rank"]]
+    excluded = f" Out: {', '.join(out)}." if out else ""
+    if not able:
+        return f"{where}: nothing fits.{excluded}"
+    tied = [row for row in able if row["tied_with_best"]]
+    take = min(tied, key=lambda row: row["needs_bytes"]) if tied else able[0]
+    said = f"{where}: {take['method']}, because {_because(take, tied, able)}{_speed(take, finals)}."
+    others = [f"{_named(row)}, {_mib(row)}" for row in tied if row is not take]
+    said += f" Tied: {'; '.join(others)}." if others else ""
+    behind = [_named(row) for row in able if row is not take and row not in tied]
+    return said + (f" Behind: {'; '.join(behind)}." if behind else "") + excluded
+
+
+def _because(take: Row, tied: list[Row], able: list[Row]) -> str:
+    reached = f"{_score_words(take)} {take['metric']} in {_mib(take)}"
+    if len(able) == 1:
+        return f"nothing else fits: {reached}"
+    if len(tied) > 1:
+        return f"of {len(tied)} that seeds can't tell apart it needs least memory: {reached}"
+    if take["n"] < 2:
+        return f"it scores best: {reached} (one seed: nothing can be called tied)"
+    return f"it scores best, and no other is tied with it: {reached}"
+
+
+def _named(row: Row) -> str:
+    return f"{row['method']} {_score_words(row)}"
+
+
+def _score_words(row: Row) -> str:
+    digits = decimals(row["mean"])
+    deviation = row["standard_deviation"]
+    return f"{row['mean']:.{digits}f}" + (f" ± {deviation:.{digits}f} ({row['n']})" if deviation is not None else "")
+
+
+def _mib(row: Row) -> str:
+    return f"{row['needs_bytes'] / MIB:,.1f} MiB"
+
+
+def _speed(take: Row, finals: list[Record]) -> str:
+    """Its speed against the reference's, where there is one set-up to read it off."""
+    setups = group(finals)
+    if len(setups) != 1 or not setups[0].reference or setups[0].reference == take["method"]:
+        return ""
+    found = [row for row in rows.throughput(setups[0]) if row["method"] == take["method"]]
+    ratio = found[0]["tokens_per_second_ratio"] if found else None
+    return f", at {ratio:.2f} times the speed of {setups[0].reference}" if ratio else ""
