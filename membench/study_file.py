@@ -27,7 +27,7 @@ class Study:
     memory_bytes: tuple[int, ...]
 
     def trials(self, method: str) -> list[Values]:
-        """The values of each of a method's trials: its whole grid, or a random part of a grid larger than the budget.
+        """The values of each of a method's trials: its whole grid, or a spread-out part of one larger than the budget.
 
         Raises:
             UserError: the grid has fewer points than the budget, which is the same for all methods.
@@ -43,8 +43,16 @@ class Study:
                 f"{method}: its grid has {len(points)} points, but each method is tuned on {self.budget}: add values, "
                 "or lower tune's budget"
             )
-        chosen = sorted(random.Random(method).sample(range(len(points)), self.budget))
-        return [points[index] for index in chosen]
+        return [points[index] for index in _spread(points, self.budget, random.Random(method))]
+
+
+def _spread(points: list[Values], count: int, rng: random.Random) -> list[int]:
+    """So many points at random, that together have as many of the values as any of a hundred such draws."""
+
+    def covered(draw: list[int]) -> int:
+        return len({f"{key}={value}" for index in draw for key, value in points[index].items()})
+
+    return sorted(max((rng.sample(range(len(points)), count) for _ in range(100)), key=covered))
 
 
 def load(path: str, given: Mapping[str, Any]) -> Study:
