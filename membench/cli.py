@@ -9,6 +9,7 @@ import typer
 from . import __version__
 from .check_command import check
 from .errors import UserError
+from .evaluate_command import evaluate
 from .paths import put_current_folder_last
 from .plan_command import plan
 from .report_command import report
@@ -121,6 +122,7 @@ def compare(
 
 
 app.command()(check)
+app.command()(evaluate)
 app.command()(plan)
 app.command()(report)
 app.command()(study)

@@ -1,0 +1,221 @@
+"""Saved models on public benchmarks, by EleutherAI's lm-evaluation-harness (Gao et al., 2024, zenodo.12608602)."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+from reports import record
+
+from .errors import UserError
+from .saving import CONFIG
+
+# The names that papers use, and the harness's own.
+BENCHMARKS: dict[str, tuple[str, ...]] = {
+    "mmlu": ("mmlu",),
+    "mmlu-pro": ("mmlu_pro",),
+    "agieval": ("agieval",),
+    "arc": ("arc_easy", "arc_challenge"),
+    "boolq": ("boolq",),
+    "openbookqa": ("openbookqa",),
+    "piqa": ("piqa",),
+    "siqa": ("social_iqa",),
+    "hellaswag": ("hellaswag",),
+    "winogrande": ("winogrande",),
+    "gsm8k": ("gsm8k",),
+    "math": ("hendrycks_math",),
+    "ifeval": ("ifeval",),
+    "humaneval": ("humaneval",),
+    "mbpp": ("mbpp",),
+}
+RUN_CODE = ("humaneval", "mbpp")  # how tasks begin that execute what the model wrote
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to evaluate on, and how.
+
+    Attributes:
+        tasks: keys of `BENCHMARKS`, or the harness's own names of tasks and groups.
+        device: "auto", "cpu", "cuda", "cuda:1".
+        limit: documents of each task, the first ones; None for all.
+        batch_size: sequences.
+        fewshot: examples in the prompt; None for what each task says.
+        chat_template: put the prompt into the tokenizer's chat template.
+        run_code: allow tasks that execute code which the model wrote.
+        include: a folder of one's own tasks, YAML files in the harness's format.
+    """
+
+    tasks: tuple[str, ...]
+    device: str = "auto"
+    limit: int | None = None
+    batch_size: int = 8
+    fewshot: int | None = None
+    chat_template: bool = False
+    run_code: bool = False
+    include: str | None = None
+
+
+def find_models(folder: Path) -> list[Path]:
+    """The folder itself if it is a model of transformers, else those in it.
+
+    Raises:
+        UserError: there is none.
+    """
+    if (folder / CONFIG).is_file():
+        return [folder.resolve()]
+    found = sorted(path.parent.resolve() for path in folder.glob(f"*/{CONFIG}") if not path.parent.name.startswith("."))
+    if not found:
+        raise UserError(
+            f"{folder}: neither a model of transformers (with a {CONFIG}) nor a folder of them, as --save writes it"
+        )
+    return found
+
+
+def check(models: Sequence[Path], request: Request) -> None:
+    """Refuse what can't work before anything is loaded.
+
+    Raises:
+        UserError: the harness isn't installed, a model isn't a causal one, or a task needs leave to run code.
+    """
+    if util.find_spec("lm_eval") is None:
+        raise UserError(
+            "membench evaluate needs lm-evaluation-harness, which isn't installed: pip install 'membench[eval]'"
+        )
+    if request.limit is not None and request.limit < 1:
+        raise UserError(f"--limit must be at least 1, not {request.limit}")
+    for name in request.tasks:
+        if name.startswith(RUN_CODE) and not request.run_code:
+            raise UserError(
+                f"--tasks {name}: it runs code that the model wrote, on this machine: allow it by --run-code"
+            )
+    for model in models:
+        _check_causal(model)
+
+
+def _check_causal(model: Path) -> None:
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    try:
+        architectures = AutoConfig.from_pretrained(model).architectures or []
+    except (OSError, ValueError) as error:
+        raise UserError(f"{model}: its {CONFIG} can't be read: {str(error).splitlines()[0]}") from error
+    if not set(architectures) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
+        raise UserError(
+            f"{model}: a {', '.join(architectures) or 'model of no known class'} can't be evaluated: "
+            "the benchmarks are for causal language models"
+        )
+
+
+def index(request: Request) -> Any:
+    """The harness's TaskManager: an index of all its tasks, and of the user's own. Takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=request.include)
+
+
+def evaluate(model: Path, names: Sequence[str], request: Request, manager: Any) -> dict[str, Any]:
+    """The scores of a model, as a record's `benchmarks` has them.
+
+    Args:
+        model: folder.
+        names: of the harness, see `resolve`.
+        request: how to evaluate.
+        manager: see `index`.
+
+    Raises:
+        UserError: the data of a task, or the model, can't be loaded.
+    """
+    import lm_eval
+
+    from .runs import find_device
+
+    if request.run_code:
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # asked for by the metric that does it
+    try:
+        results = lm_eval.simple_evaluate(
+            model="hf",
+            model_args={"pretrained": str(model)},
+            tasks=list(names),
+            num_fewshot=request.fewshot,
+            batch_size=request.batch_size,
+            device=str(find_device(request.device)),
+            limit=request.limit,
+            apply_chat_template=request.chat_template,
+            log_samples=False,
+            task_manager=manager,
+            confirm_run_unsafe_code=request.run_code,
+        )
+    except (OSError, ValueError, ImportError) as error:  # no network, no such data set, a package that a task needs
+        reason = str(error).strip().splitlines()
+        raise UserError(f"{model.name} on {', '.join(names)}: {reason[0] if reason else repr(error)}") from error
+    return summarize(results, names, request)
+
+
+def resolve(tasks: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The harness's names for `tasks`. Raises UserError for one that it doesn't know, with the nearest name."""
+    names = list(dict.fromkeys(name for task in tasks for name in BENCHMARKS.get(task, (task,))))
+    for name in set(names) - set(known):
+        close = difflib.get_close_matches(name, [*BENCHMARKS, *known], n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise UserError(
+            f"--tasks {name}: no such benchmark; {hint}There are {', '.join(BENCHMARKS)}, and the harness's own"
+        )
+    return names
+
+
+def summarize(results: Mapping[str, Any], names: Sequence[str], request: Request) -> dict[str, Any]:
+    """What a record keeps of the results: of the tasks asked for, and of the members of groups without a score."""
+    return {name: _entry(results, name, request) for asked in names for name in _scored(results, asked)}
+
+
+def _scored(results: Mapping[str, Any], name: str) -> list[str]:
+    if _scores(results["results"].get(name, {})):
+        return [name]
+    return [task for member in results["group_subtasks"].get(name, []) for task in _scored(results, member)]
+
+
+def _entry(results: Mapping[str, Any], name: str, request: Request) -> dict[str, Any]:
+    found = results["results"][name]
+    version = results["versions"].get(name)
+    return {
+        "scores": _scores(found),
+        "standard_errors": _scores(found, errors=True),
+        "fewshot": results["n-shot"].get(name),
+        "limit": request.limit,
+        "chat_template": request.chat_template,
+        "version": None if version is None else str(version),
+        "harness": metadata.version("lm_eval"),
+    }
+
+
+def _scores(found: Mapping[str, Any], *, errors: bool = False) -> dict[str, float]:
+    """The harness writes "METRIC,FILTER" and "METRIC_stderr,FILTER"; "none" is no filter."""
+    scores = {}
+    for key, value in found.items():
+        metric, comma, kind = key.partition(",")
+        if comma and isinstance(value, int | float) and metric.endswith("_stderr") == errors:
+            scores[metric.removesuffix("_stderr") + ("" if kind == "none" else f",{kind}")] = float(value)
+    return scores
+
+
+def add_to_record(model: Path, benchmarks: Mapping[str, Any]) -> Path | None:
+    """Put scores into the record beside a saved model; None where there is no record.
+
+    Raises:
+        UserError: there is a file of its name that is no record.
+    """
+    path = model.with_name(f"{model.name}.json")
+    if not path.exists():
+        return None
+    try:
+        made = record.load(path)
+        return record.write({**made, "benchmarks": {**(made.get("benchmarks") or {}), **benchmarks}}, path.parent)
+    except ValueError as error:
+        raise UserError(str(error)) from error

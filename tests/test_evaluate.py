@@ -1,0 +1,236 @@
+"""membench evaluate: saved models on benchmarks of lm-evaluation-harness, here on tiny tasks of our own."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import tokenizers
+import torch
+import transformers
+from reports_factory import make_record
+from tokenizers import decoders, pre_tokenizers, trainers
+
+from membench import harness
+from membench.cli import main
+from membench.errors import UserError
+from membench.harness import Request
+from reports import record
+
+needs_harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
+
+QUESTIONS = [
+    {"question": f"The number after {i} is", "choices": [f"{i + 1}", f"{i + 7}"], "label": i % 2} for i in range(12)
+]
+CHOICE = """
+task: tiny_choice
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{label}}}}"
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+metadata:
+  version: 2.5
+"""
+ANSWER = """
+task: tiny_answer
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+output_type: generate_until
+test_split: test
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{choices[label]}}}}"
+generation_kwargs:
+  max_gen_toks: 3
+  until: ["."]
+metric_list:
+  - metric: exact_match
+    aggregation: mean
+    higher_is_better: true
+filter_list:
+  - name: first-number
+    filter:
+      - function: regex
+        regex_pattern: "(\\\\d+)"
+      - function: take_first
+metadata:
+  version: 1
+"""
+GROUP = """
+group: tiny
+task: [tiny_choice, tiny_answer]
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A saved model with its record, and a folder of benchmarks."""
+    where = tmp_path_factory.mktemp("evaluate")
+    made = make_record(method="lora")
+    model = where / "models" / made["run_id"]
+    tokenizer().save_pretrained(model)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(**shape, vocab_size=300, eos_token_id=0, bos_token_id=0, initializer_range=0.5)
+    transformers.LlamaForCausalLM(config).save_pretrained(model)
+    record.write(made, where / "models")
+    benchmarks = where / "benchmarks"
+    benchmarks.mkdir()
+    data = benchmarks / "questions.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+    for name, text in (("choice", CHOICE), ("answer", ANSWER), ("group", GROUP)):
+        (benchmarks / f"{name}.yaml").write_text(text.format(data=data) if "{data}" in text else text)
+    return where
+
+
+def tokenizer():
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator([row["question"] for row in QUESTIONS], trainer)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>", pad_token="<end>")
+
+
+def model_of(folder: Path) -> Path:
+    return harness.find_models(folder / "models")[0]
+
+
+def manager(folder: Path):
+    """An index of our own tasks alone: that of all takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(folder / "benchmarks"), include_defaults=False)
+
+
+def evaluate(folder: Path, *names: str, **given):
+    request = Request(names, device="cpu", **given)
+    return harness.evaluate(model_of(folder), names, request, manager(folder))
+
+
+@torch.no_grad()
+def likelihood(model, tokenizer, question: str, answer: str) -> float:
+    """Of the answer's tokens after the question, in one pass."""
+    start = len(tokenizer(question).input_ids)
+    ids = torch.tensor([tokenizer(f"{question} {answer}").input_ids])
+    scores = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+    return float(scores[start - 1 :].sum())
+
+
+@needs_harness
+def test_a_choice_is_scored_by_the_likelihood_of_the_answers(folder):
+    path = model_of(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(path).eval()
+    words = transformers.AutoTokenizer.from_pretrained(path)
+    right = [
+        likelihood(model, words, row["question"], row["choices"][row["label"]])
+        > likelihood(model, words, row["question"], row["choices"][1 - row["label"]])
+        for row in QUESTIONS
+    ]
+    assert 0 < sum(right) < len(right)
+    entry = evaluate(folder, "tiny_choice")["tiny_choice"]
+    assert entry["scores"] == {"acc": pytest.approx(sum(right) / len(right))}
+    assert entry["standard_errors"]["acc"] > 0
+    assert (entry["fewshot"], entry["limit"], entry["version"]) == (0, None, "2.5")
+
+
+@needs_harness
+def test_a_limit_takes_the_first_documents_and_few_shots_are_counted(folder):
+    entry = evaluate(folder, "tiny_choice", limit=1)["tiny_choice"]
+    assert entry["scores"]["acc"] in (0.0, 1.0) and entry["limit"] == 1
+    assert evaluate(folder, "tiny_choice", limit=3, fewshot=2)["tiny_choice"]["fewshot"] == 2
+
+
+@needs_harness
+def test_of_a_group_without_a_score_its_members_are_kept_with_the_filter_of_their_answers(folder):
+    found = evaluate(folder, "tiny", limit=4)
+    assert set(found) == {"tiny_choice", "tiny_answer"}
+    assert list(found["tiny_answer"]["scores"]) == ["exact_match,first-number"]
+
+
+@needs_harness
+def test_the_command_adds_scores_to_the_record_which_stays_valid(folder, capsys, monkeypatch):
+    monkeypatch.setattr(harness, "index", lambda request: manager(folder))
+    path = model_of(folder)
+    before = record.load(path.with_name(f"{path.name}.json"))
+    call = ["membench", "evaluate", str(folder / "models"), "--device", "cpu", "--limit", "4", "--tasks"]
+    for tasks in ("tiny_choice", "tiny_answer"):
+        monkeypatch.setattr(sys, "argv", [*call, tasks])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        assert not exit.value.code
+    made = record.load(path.with_name(f"{path.name}.json"))
+    benchmarks = made.pop("benchmarks")
+    assert made == before and set(benchmarks) == {"tiny_choice", "tiny_answer"}
+    shown = capsys.readouterr().out
+    score = benchmarks["tiny_choice"]["scores"]["acc"]
+    assert path.name in shown and f"{score:.4f}" in shown and "exact_match,first-number" in shown
+
+
+@needs_harness
+def test_every_short_name_is_a_task_or_group_of_the_harness():
+    known = harness.index(Request(())).all_tasks
+    assert set(harness.resolve(tuple(harness.BENCHMARKS), known)) <= set(known)
+    with pytest.raises(UserError, match="--tasks hellaswagg: no such benchmark; did you mean 'hellaswag'"):
+        harness.resolve(("hellaswagg",), known)
+
+
+@needs_harness
+def test_data_that_can_not_be_loaded_are_said_in_a_sentence(folder):
+    (folder / "benchmarks" / "gone.yaml").write_text(
+        CHOICE.format(data=folder / "nowhere.jsonl").replace("tiny_choice", "gone")
+    )
+    with pytest.raises(UserError, match=r" on gone: .*nowhere\.jsonl"):
+        evaluate(folder, "gone")
+
+
+# ---- what is refused, also without the harness
+
+
+def test_without_the_harness_it_says_what_to_install(folder, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"isn't installed: pip install 'membench\[eval\]'"):
+        harness.check([model_of(folder)], Request(("gsm8k",)))
+
+
+@needs_harness
+@pytest.mark.parametrize("name", ["humaneval", "mbpp", "mbpp_plus"])
+def test_code_that_a_model_wrote_is_only_run_with_leave(folder, name):
+    with pytest.raises(UserError, match=f"--tasks {name}: it runs code that the model wrote.*--run-code"):
+        harness.check([model_of(folder)], Request((name,)))
+    harness.check([model_of(folder)], Request((name,), run_code=True))
+
+
+@needs_harness
+def test_only_causal_language_models_are_evaluated(tmp_path):
+    config = transformers.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="a BertForSequenceClassification can't be evaluated.*causal language models"):
+        harness.check([tmp_path], Request(("gsm8k",)))
+
+
+def test_a_folder_is_a_model_or_holds_models(folder, tmp_path):
+    path = model_of(folder)
+    assert harness.find_models(path) == [path] == harness.find_models(folder / "models")
+    with pytest.raises(UserError, match=r"neither a model of transformers \(with a config.json\) nor a folder of them"):
+        harness.find_models(tmp_path)
+
+
+def test_a_model_without_a_record_is_left_without_one(tmp_path):
+    assert harness.add_to_record(tmp_path / "model", {}) is None and not list(tmp_path.iterdir())
+    (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(UserError, match=r"model\.json: schema version"):
+        harness.add_to_record(tmp_path / "model", {})
