@@ -1,0 +1,79 @@
+"""What a study concludes: every word of it is read off the records."""
+
+from reports_factory import MIB, make_failure
+from suites import run
+
+from reports import studies
+
+
+def trials(method, scores, key="lr"):
+    return [
+        run(method=method, seed=9, score=score, hyperparameters={key: value})
+        if score is not None
+        else make_failure("diverged", "nan", method=method, seed=9, task="superglue/t0", hyperparameters={key: value})
+        for value, score in scores.items()
+    ]
+
+
+def seeds(method, score, peak, speed=9000):
+    return [run(method=method, seed=s, score=score + 0.01 * s, peak=peak, speed=speed) for s in range(3)]
+
+
+def test_the_best_trial_is_chosen_and_of_equals_the_first():
+    assert studies.best(trials("badam", {0.1: 0.5, 0.2: 0.8, 0.3: 0.8})) == 1
+    assert studies.best(trials("badam", {0.1: None, 0.2: 0.1})) == 1
+    assert studies.best(trials("badam", {0.1: None, 0.2: None})) == 0
+    less = [made | {"higher_is_better": False} for made in trials("badam", {0.1: 0.5, 0.2: 0.2, 0.3: 0.8})]
+    assert studies.best(less) == 1
+
+
+def test_sensitivity_has_best_median_worst_what_was_chosen_and_whether_at_the_edge():
+    made = studies.sensitivity(
+        trials("badam", {0.1: 0.5, 0.2: 0.8, 0.3: 0.7, 0.4: None}) + trials("lora", {1: 0.6, 2: 0.9})
+    )
+    badam, lora = made
+    assert (badam["best"], badam["median"], badam["worst"], badam["trials"], badam["ended_badly"]) == (
+        0.8,
+        0.7,
+        0.5,
+        4,
+        1,
+    )
+    assert badam["chosen"] == {"lr": 0.2} and badam["at_edge"] == [] and lora["at_edge"] == ["lr"]
+
+
+def test_the_recommendation_is_the_tied_method_that_needs_least():
+    finals = [
+        *seeds("adamw", 0.80, 100),
+        *seeds("badam", 0.79, 60, 18000),
+        *seeds("lora", 0.5, 40),
+        *seeds("hft", 0.9, 200),
+    ]
+    (limited,) = studies.recommend(finals, [120 * MIB])
+    assert limited.startswith("For 120 MiB (superglue/t0")
+    assert (
+        ": badam, because of 2 that seeds can't tell apart it needs least memory: 0.800 ± 0.010 (3) accuracy in 60"
+        in limited
+    )
+    assert ", at 2.00 times the speed of adamw." in limited
+    assert "Tied: adamw 0.810 ± 0.010 (3), 100.0 MiB." in limited
+    assert "Behind: lora 0.510 ± 0.010 (3)." in limited and "Out: hft (80.0 MiB missing)." in limited
+
+
+def test_one_budget_each_or_none_at_all():
+    finals = [run(score=0.9, peak=100), run(method="badam", score=0.8, peak=60)]
+    small, none, free = (*studies.recommend(finals, [70 * MIB, 10 * MIB]), *studies.recommend(finals, []))
+    assert "badam, because nothing else fits" in small and "nothing fits. Out: badam (50.0 MiB missing)" in none
+    assert free.startswith("Without a limit of memory") and "adamw, because it scores best" in free
+    assert "one seed: nothing can be called tied" in free
+
+
+def test_what_ran_out_of_memory_is_out():
+    finals = [run(), make_failure(method="lora", task="superglue/t0")]
+    assert "Out: lora (out of memory)." in studies.recommend(finals, [])[0]
+
+
+def test_the_text_states_the_budget_of_tuning():
+    text = studies.render([run()], trials("adamw", {0.1: 0.5, 0.2: 0.8}), [])
+    assert text.startswith("Tuning: 2 trials of each method on each task, on validation data, on a seed of its own (9)")
+    assert "lr=0.2" in text and "at the edge" in text and "Recommendation" in text

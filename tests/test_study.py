@@ -1,0 +1,144 @@
+"""`membench study`, for real: tuned, resumed, split into shards; the same in the end as an undisturbed one."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from reports import record
+
+ROOT = Path(__file__).resolve().parent.parent
+
+SMALL = """
+optimizers = "badam"
+task = "superglue/cb"
+seeds = [0]
+steps = 2
+batch_size = 2
+sequence_length = 16
+threads = 1
+memory = "1GiB"
+
+[tune]
+lr = [1e-3, 1e-2]
+budget = 2
+"""
+
+FULL = """
+optimizers = "badam,blockllm"
+task = "superglue/cb,superglue/copa"
+seeds = [0, 1, 2]
+steps = 6
+threads = 1
+memory = ["45MiB", "60MiB"]
+
+[tune]
+lr = [5e-4, 2e-3]
+budget = 2
+
+[badam]
+tune = {lr = [1e-3, 4e-3], switch_every = [2, 3]}
+"""
+
+
+def command(file, out, *options):
+    return [sys.executable, "-m", "membench", "study", str(file), "--out", str(out), "--quiet", *options]
+
+
+def run(file, out, *options):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command(file, out, *options), cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "study.toml").write_text(SMALL)
+    done = run(folder / "study.toml", folder / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done.stdout
+
+
+def results(folder):
+    """What a record says that is the same whenever and wherever it is made."""
+    runs = record.load_folder(folder)
+    return {made["run_id"]: (made["metrics"], made["memory"]["at_peak"], made["hyperparameters"]) for made in runs}
+
+
+def test_each_method_is_tuned_and_the_chosen_values_are_run(small):
+    folder, text = small
+    trials, finals = record.load_folder(folder / "out" / "tuning"), record.load_folder(folder / "out")
+    assert {(t["method"], t["hyperparameters"]["lr"], t["seed"]) for t in trials} == {
+        (method, rate, 1) for method in ("adamw", "badam") for rate in (1e-3, 1e-2)
+    }
+    for final in finals:
+        scores = {t["hyperparameters"]["lr"]: t["metrics"]["score"] for t in trials if t["method"] == final["method"]}
+        assert scores[final["hyperparameters"]["lr"]] == max(scores.values())
+    assert [final["method"] for final in finals] == ["adamw", "badam"]
+    assert "How much tuning mattered" in text and "For 1,024 MiB" in text
+
+
+def test_the_same_command_again_makes_nothing_and_prints_the_same(small):
+    folder, text = small
+    before = {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*.json")}
+    again = run(folder / "study.toml", folder / "out")
+    assert {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*.json")} == before
+    assert again.stdout.partition("\nsuperglue/cb - ")[2] == text.partition("\nsuperglue/cb - ")[2] != ""
+
+
+def test_shards_make_all_of_it_between_them(small, tmp_path):
+    folder, _ = small
+    for shard in ("1/2", "2/2"):
+        done = run(folder / "study.toml", tmp_path, "--shard", shard)
+        assert done.returncode == 0 and f"Shard {shard[0]} of 2 is done" in done.stdout
+    assert results(tmp_path) == results(folder / "out")
+    assert results(tmp_path / "tuning") == results(folder / "out" / "tuning")
+
+
+def test_the_jobs_are_listed_and_nothing_is_run(small, tmp_path):
+    done = run(small[0] / "study.toml", tmp_path / "none", "--dry-run", "--shard", "2/2")
+    assert done.stdout.startswith("3 runs, 2 of them to tune:\nsuperglue/cb  config:roberta-tiny  badam  seeds 0\n")
+    assert not (tmp_path / "none").exists()
+
+
+def kill_after(count, file, out):
+    """Start the study, and kill it without warning once it has so many records."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command(file, out), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        while len(list(out.rglob("*.json"))) < count and process.poll() is None:
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_a_study_killed_twice_and_resumed_ends_with_the_same_tables_as_an_undisturbed_one(tmp_path):
+    """3 methods x 2 tasks x 3 seeds, each method tuned on two trials a task: 30 runs."""
+    file = tmp_path / "study.toml"
+    file.write_text(FULL)
+    undisturbed = run(file, tmp_path / "one")
+    assert undisturbed.returncode == 0, undisturbed.stdout + undisturbed.stderr
+    kill_after(3, file, tmp_path / "two")  # while it tunes
+    kill_after(14, file, tmp_path / "two")  # while it runs seeds
+    resumed = run(file, tmp_path / "two")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert len(results(tmp_path / "one")) == 18 and len(results(tmp_path / "one" / "tuning")) == 12
+    for part in (".", "tuning"):
+        assert results(tmp_path / "two" / part) == results(tmp_path / "one" / part)
+    tables = [without_speeds(done.stdout) for done in (undisturbed, resumed)]
+    assert tables[0] == tables[1] and all(word in tables[0] for word in ("Quality", "Memory", "For 60 MiB"))
+
+
+def without_speeds(text):
+    """From the first table on, what doesn't depend on the clock."""
+    tables = text[text.index("\nsuperglue, 2 tasks") :]
+    kept = [block for block in tables.split("\n\n") if not block.startswith(("Summary", "Throughput"))]
+    return re.sub(r", at [\d.]+ times the speed of adamw", "", "\n\n".join(kept))
