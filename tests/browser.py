@@ -14,7 +14,7 @@ _FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"
 
 
 class Browser:
-    """One tab. `trouble` collects what the console, the log or an uncaught exception said; `requests` what was loaded."""
+    """One tab. `trouble` is what console, log and uncaught exceptions said, `requests` what was loaded."""
 
     def __init__(self, profile: Path):
         to_child, self._send = os.pipe()

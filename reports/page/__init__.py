@@ -8,7 +8,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from reports import differences
-from reports.figures import MOST_TASKS, Gallery, draw, svg
+from reports.figures import MOST_TASKS, draw, svg
 from reports.figures.curves import MOST_ROWS
 from reports.figures.style import printable
 from reports.page import content
@@ -71,10 +71,6 @@ def _section(number: int, setup: Setup, drawn: bool) -> dict[str, Any]:
         "id": f"setup-{number}",
         "heading": heading(setup),
         "gallery": gallery,
-        "captions": _captions(setup, gallery) if gallery else {},
+        "captions": content.captions(setup) if gallery else {},
         **content.of(setup),
     }
-
-
-def _captions(setup: Setup, gallery: Gallery) -> dict[str, str]:
-    return content.captions(setup, gallery)

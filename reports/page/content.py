@@ -7,7 +7,7 @@ from typing import Any
 
 from reports import differences, text
 from reports import winners as best
-from reports.figures import MOST_TASKS, Gallery
+from reports.figures import MOST_TASKS
 from reports.figures.bars import MOST_BARS
 from reports.figures.curves import MOST_ROWS, STRETCHES, curves_of
 from reports.figures.pareto import MOST_NAMES, MOST_POINTS, left_out, spread_words
@@ -269,7 +269,7 @@ def _counted(values: dict[str, int], runs: int, longest: int = 4) -> str:
     return "; ".join(shown) + (f"; and {more} other values" if more > 0 else "")
 
 
-def captions(setup: Setup, gallery: Gallery) -> dict[str, str]:
+def captions(setup: Setup) -> dict[str, str]:
     """What each kind of plot shows, and what it leaves out."""
     task = setup.tasks[0] if len(setup.tasks) == 1 else AVERAGE
     missing = left_out(setup, task)
