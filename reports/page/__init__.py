@@ -5,7 +5,6 @@ from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from reports import differences
 from reports.figures import MOST_TASKS, draw, svg
@@ -29,10 +28,10 @@ def render(records: list[Record], problems: Sequence[str] = ()) -> str:
     setups = group(records)
     drawn = _to_draw(setups)
     environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_readable, trim_blocks=True)
-    environment.filters["svg"] = lambda plot, prefix: Markup(svg.inline(plot, prefix))
+    environment.filters["svg"] = svg.inline
     template = environment.from_string(_file("report.html"))
     return template.render(
-        style=Markup(_file("report.css")),
+        style=_file("report.css"),
         overview=content.overview(records, setups),
         different=differences.between_setups(setups),
         problems=problems,
