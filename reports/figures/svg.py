@@ -32,8 +32,8 @@ class Plot:
 
 
 def standalone(plot: Plot) -> str:
-    """The SVG as a file of its own, in the colours of the light page."""
-    root = _tree(plot)
+    """The SVG as a file of its own, in the colours and on the paper of the light page."""
+    root = _tree(plot, PAPER)
     title, description = ElementTree.Element(f"{{{_SVG}}}title"), ElementTree.Element(f"{{{_SVG}}}desc")
     title.text, description.text = printable(plot.title), printable(plot.alt)
     root[:0] = [title, description]
@@ -70,11 +70,11 @@ def png(plot: Plot) -> bytes:
     return file.getvalue()
 
 
-def _tree(plot: Plot) -> ElementTree.Element:
+def _tree(plot: Plot, ground: str = "none") -> ElementTree.Element:
     with look():
         file = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        plot.figure.savefig(file, format="svg", facecolor="none", metadata=nothing)
+        plot.figure.savefig(file, format="svg", facecolor=ground, metadata=nothing)
     root = ElementTree.fromstring(file.getvalue())
     for metadata in root.findall(f"{{{_SVG}}}metadata"):
         root.remove(metadata)
