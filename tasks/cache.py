@@ -16,7 +16,7 @@ Arrays = tuple[np.ndarray, ...]
 
 
 def folder() -> Path:
-    """Where it is kept."""
+    """Where it is kept; may not exist yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "membench"
 
 

@@ -1,7 +1,6 @@
 """Models that come in a Python package: a real pretrained one where there is no hub."""
 
 import importlib.util
-import os
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 
+from . import cache
 from .loading import FOLDER, digest, quiet
 
 NEEDS = "gguf"  # what transformers reads the files with
@@ -45,15 +45,10 @@ def locate(name: str) -> tuple[str, str]:
     package = PACKAGED[name]
     file = _file(name, package)
     revision = digest(file.parent, [file.name])
-    folder = cache_folder() / f"{name}-{revision[:16]}"
+    folder = cache.folder() / f"{name}-{revision[:16]}"
     if not folder.is_dir():
         _convert(file, folder)
     return str(folder), f"{FOLDER}{revision}"
-
-
-def cache_folder() -> Path:
-    """Where things are kept that would take long to make again; may not exist yet."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "membench"
 
 
 def _file(name: str, package: Package) -> Path:
