@@ -72,7 +72,7 @@ def _others(runs: dict[str, list[Record]]) -> list[str]:
         for name, rows in seen.items()
         if name not in ("lr", *_IGNORED) and len({tuple(sorted(values)) for values in rows.values()}) > 1
     ]
-    return [f"So do {_list(differing)}, where rows share them: see Configuration."] if differing else []
+    return [f"Rows that share them differ in {_list(differing)}: see Configuration."] if differing else []
 
 
 def _training(runs: dict[str, list[Record]]) -> list[str]:
