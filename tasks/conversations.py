@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from . import files, instruct_demo
-from .corpus import HELD_OUT
+from .corpus import HELD_OUT, is_chosen
 from .rows import Row
 
 ASSISTANT = "assistant"
@@ -100,31 +100,32 @@ def read(data: str) -> Conversations:
     check_source(data)
     training, test, revision = _rows(data)
     made = Conversations(revision=revision)
-    digest = hashlib.sha256()
-    held_out: set[bytes] = set()
-    for rows, split in ((test, True), (training, None if test is None else False)):
-        for row in rows or ():
-            _add(made, conversation(row), split, held_out, digest)
-    made.sha256 = digest.hexdigest()
-    for side, found in (("training", made.training), ("held-out", made.held_out)):
-        if not found:
+    found, held_out = _named(training, made), _named(test or (), made)
+    if test is None:
+        # in the order of their hashes: the first of them are a sample of all
+        held_out = sorted((pair for pair in found if is_chosen(pair[0])), key=lambda pair: pair[0])
+        found = [pair for pair in found if not is_chosen(pair[0])]
+    apart = {name for name, _ in held_out}
+    made.held_out = [one for _, one in held_out]
+    made.training = [one for name, one in found if name not in apart]
+    made.repeated = len(found) - len(made.training)
+    made.sha256 = hashlib.sha256(b"".join([*(name for name, _ in found), b"|", *(n for n, _ in held_out)])).hexdigest()
+    for side, some in (("training", made.training), ("held-out", made.held_out)):
+        if not some:
             raise ValueError(f"data {data!r} has no {side} conversations: one of {HELD_OUT} is held out, give more")
     return made
 
 
-def _add(made: Conversations, one: Conversation | None, split: bool | None, held_out: set[bytes], digest: Any) -> None:
-    if one is None:
-        made.without_answer += 1
-        return
-    name = hashlib.sha256(json.dumps([one.messages, one.context]).encode()).digest()
-    digest.update(name)
-    if split or (split is None and int.from_bytes(name[:8]) % HELD_OUT == 0):
-        held_out.add(name)
-        made.held_out.append(one)
-    elif name in held_out:
-        made.repeated += 1
-    else:
-        made.training.append(one)
+def _named(rows: Iterable[Row], made: Conversations) -> list[tuple[bytes, Conversation]]:
+    """The conversations with an answer, and a hash of each; the others are counted."""
+    found = []
+    for row in rows:
+        one = conversation(row)
+        if one is None:
+            made.without_answer += 1
+        else:
+            found.append((hashlib.sha256(json.dumps([one.messages, one.context]).encode()).digest(), one))
+    return found
 
 
 def _rows(data: str) -> tuple[Iterable[Row], Iterable[Row] | None, str | None]:

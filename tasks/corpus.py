@@ -25,7 +25,12 @@ Tokenise = Callable[[Sequence[str]], list[list[int]]]
 
 def is_held_out(text: str) -> bool:
     """Is the document one of the validation set?"""
-    return int.from_bytes(hash_of(text)[:8]) % HELD_OUT == 0
+    return is_chosen(hash_of(text))
+
+
+def is_chosen(name: bytes) -> bool:
+    """Is what has this hash held out?"""
+    return int.from_bytes(name[:8]) % HELD_OUT == 0
 
 
 def hash_of(text: str) -> bytes:
@@ -88,7 +93,7 @@ class Corpus:
 
     def __init__(self, documents: Documents, tokenise: Tokenise, fingerprint: str, *, end: int, length: int, seed: int):
         self.length, self.seed = length, seed
-        key = cache.digest("corpus, 1", documents.sha256, fingerprint, str(end), str(HELD_OUT), str(SHORTEST))
+        key = cache.digest("corpus, 2", documents.sha256, fingerprint, str(end), str(HELD_OUT), str(SHORTEST))
         made = cache.arrays(key, 4, lambda: _tokenise(documents, tokenise, end))
         self.tokens, self.starts, self.validation_tokens, (self.empty,) = made
         self.train_size = len(self.tokens) // length  # sequences an epoch
@@ -136,19 +141,24 @@ def cut(tokens: np.ndarray, length: int) -> np.ndarray:
 
 
 def _tokenise(documents: Iterable[str], tokenise: Tokenise, end: int) -> cache.Arrays:
-    """Ids of the training documents, where each begins, ids of the held-out ones, the number of empty ones."""
-    sides: dict[bool, list[np.ndarray]] = {False: [], True: []}
+    """Ids of the training documents, where each begins, ids of the held-out ones, the number of empty ones.
+
+    The held-out ones are in the order of their hashes: the first of them are a sample of all.
+    """
+    training: list[np.ndarray] = []
+    held_out: list[tuple[bytes, np.ndarray]] = []
     empty, texts = 0, iter(documents)
     while some := list(islice(texts, BATCH)):
         full = [text for text in some if text.strip()]
         empty += len(some) - len(full)
         for text, ids in zip(full, tokenise(full), strict=True):
-            sides[is_held_out(text)].append(np.array([*ids, end], dtype=np.int32))
-    starts = np.cumsum([0, *map(len, sides[False])])
+            tokens = np.array([*ids, end], dtype=np.int32)
+            if is_held_out(text):
+                held_out.append((hash_of(text), tokens))
+            else:
+                training.append(tokens)
+    held_out.sort(key=lambda pair: pair[0])
+    starts = np.cumsum([0, *map(len, training)])
     nothing = np.zeros(0, dtype=np.int32)
-    return (
-        np.concatenate([nothing, *sides[False]]),
-        starts,
-        np.concatenate([nothing, *sides[True]]),
-        np.array([empty]),
-    )
+    validation = np.concatenate([nothing, *(tokens for _, tokens in held_out)])
+    return np.concatenate([nothing, *training]), starts, validation, np.array([empty])

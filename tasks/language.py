@@ -1,6 +1,7 @@
 """Causal language models: what pretraining and instruction tuning share - model, tokenizer, loss and scores."""
 
 import functools
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -118,7 +119,9 @@ class LanguageModel:
     @property
     def fingerprint(self) -> str:
         """Names the tokenizer by all that it does."""
-        return cache.digest(self.tokenizer.backend_tokenizer.to_str())
+        if self.tokenizer.is_fast:
+            return cache.digest(self.tokenizer.backend_tokenizer.to_str())
+        return cache.digest(self._tokenizer_said, json.dumps(self.tokenizer.get_vocab(), sort_keys=True))
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Each text's ids, without special tokens; names of special tokens in a text are plain text."""
