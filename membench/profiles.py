@@ -142,7 +142,7 @@ def _badam_tuning(lora_rank: int, micro_batches: int) -> Values:
 
 
 INSTRUCT = {
-    "demo": Profile({**_TINY_LANGUAGE, "sequence_length": 128}, _TINY_NOTE),
+    "demo": Profile({**_TINY_LANGUAGE, "steps": 300, "sequence_length": 128}, _TINY_NOTE),
     # Llama 3-8B on Alpaca-GPT4 as in BAdam, Section 4 and Appendix B (Luo, Yu & Li, 2024, arXiv 2404.02827).
     "paper": Profile(
         {
