@@ -396,6 +396,15 @@ def test_a_stream_that_holds_nothing_to_train_on_is_refused(shards):
         stream.text_of({"content": "x"})
 
 
+def test_c4_is_streamed_in_english_at_its_revision(monkeypatch):
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, **given: asked.append((names, given)))
+    c4.open_hub("validation")
+    assert asked == [
+        (("allenai/c4", "en"), {"split": "validation", "revision": c4.HUB_REVISION, "streaming": True}),
+    ]
+
+
 def test_the_hub_that_can_not_be_reached_is_said():
     with pytest.raises(ValueError, match=r"can't stream allenai/c4 from the hub: .*--data also takes a file or folder"):
         create("hub")

@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -123,6 +124,24 @@ def test_unknown_sources_are_refused_with_those_that_are_known():
         create("alpaca-gpt5")
     with pytest.raises(ValueError, match=r"can't load openai/gsm8k from the hub"):
         create("gsm8k")
+
+
+def test_a_short_name_loads_its_data_set_at_its_revision_with_its_own_test_split(monkeypatch):
+    asked = []
+
+    def load_dataset(name, config, split, revision):
+        asked.append((name, config, split, revision))
+        rows = [{"question": f"{split} {n}?", "answer": f"#### {n}"} for n in range(6)]
+        return datasets.Dataset.from_list(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    read = conversations.read("gsm8k")
+    known = conversations.HUB["gsm8k"]
+    assert {one[:2] + one[3:] for one in asked} == {("openai/gsm8k", "main", known.revision)} and len(
+        known.revision
+    ) == 40
+    assert {one.messages[0].content.split()[0] for one in read.training} == {"train"}
+    assert [one.answer for one in read.held_out] == [f"#### {n}" for n in range(6)] and read.revision == known.revision
 
 
 # ---- splits
