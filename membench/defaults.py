@@ -15,15 +15,15 @@ from .values import annotations, convert
 # method: (fine-tuning pretrained weights, a classifier from random weights, a language model from random weights); any
 # other method uses its own default
 LEARNING_RATES = {
-    "adamw": (2e-5, 5e-4, 1e-3),
-    "sgd": (1e-2, 1e-1, 1e-1),
-    "badam": (2e-5, 2e-3, 2e-3),
-    "blockllm": (3e-5, 2e-3, 2e-3),
+    "adamw": (2e-5, 3e-4, 1e-3),
+    "sgd": (1e-2, 3e-3, 1e-1),
+    "badam": (2e-5, 8e-4, 2e-3),
+    "blockllm": (3e-5, 7e-4, 2e-3),
     "lisa": (2e-5, 1e-3, 1e-3),
-    "galore": (1e-4, 1e-2, 4e-3),
-    "lora": (2e-4, 1e-2, 1e-3),
+    "galore": (1e-4, 1e-3, 4e-3),
+    "lora": (2e-4, 1e-3, 1e-3),
     "lomo": (3e-2, 1e-1, 1e-1),
-    "adalomo": (5e-4, 1e-2, 1e-2),
+    "adalomo": (5e-4, 3e-3, 1e-2),
     "hft": (2e-5, 1e-3, 1e-3),
 }
 LANGUAGE = ("c4", "instruct")  # the families of tasks that train a language model

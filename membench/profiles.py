@@ -37,7 +37,12 @@ SUPERGLUE = {
             "batch_size": 16,
             "sequence_length": 32,  # holds every text of the demo
             # so few steps must visit all blocks and see the loss stall more than once
-            "hyperparameters": {"badam": {"switch_every": 10}, "blockllm": {"sparsity": 0.7, "patience": 20}},
+            "hyperparameters": {
+                "badam": {"switch_every": 10},
+                "blockllm": {"sparsity": 0.7, "patience": 20},
+                "lomo": {"clip_norm": 1.0},
+                "sgd": {"momentum": 0.9},
+            },
         },
         "a tiny model with random weights on made-up data, offline. It shows how everything is measured; "
         "it is not a result about the methods at scale (see --profile paper).",
