@@ -177,6 +177,19 @@ def _summary_row(setup: Setup, label: str, peak: Row, speed: Row, score: Row) ->
     }
 
 
+def benchmarks(setup: Setup) -> list[Row]:
+    """Scores on public benchmarks after training, over the seeds; no rows where no model was evaluated."""
+    scores: dict[tuple[Any, ...], list[float]] = {}
+    for label in setup.rows:
+        for (task, _), run in setup.finished(label).items():
+            for name, entry in (run.get("benchmarks") or {}).items():
+                for metric, score in entry["scores"].items():
+                    key = (label, task, name, metric, entry["fewshot"], entry["limit"])
+                    scores.setdefault(key, []).append(score)
+    names = ("method", "task", "benchmark", "metric", "fewshot", "limit", "mean", "standard_deviation", "n")
+    return [dict(zip(names, (*key, *summarise(values)), strict=True)) for key, values in scores.items()]
+
+
 def unfinished(setup: Setup) -> list[Row]:
     """The runs that are not ok: one row for those of a method and a task that ended alike, with all of their seeds."""
     rows: dict[tuple[str, ...], Row] = {}

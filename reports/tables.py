@@ -28,8 +28,8 @@ _WRITERS = {"plain": formats.plain, "markdown": formats.markdown, "latex": forma
 def render(records: list[Record], format: str = "plain", tables: Sequence[str] = TABLES) -> str:
     """Render records (checked ones, of `record.load_folder`) as text, without a newline at the end.
 
-    plain, markdown and latex round, csv and json hold raw figures with units in their names. Runs that are not ok come
-    in a table of their own after the others, whatever `tables` says.
+    plain, markdown and latex round, csv and json hold raw figures with units in their names. Scores on benchmarks, and
+    runs that are not ok, come in tables of their own after the others, whatever `tables` says.
 
     Raises:
         ValueError: there are no records, or no such format or table.
@@ -56,8 +56,8 @@ def _choose(what: str, given: str, known: Sequence[str]) -> None:
 
 def _section(setup: Setup, tables: Sequence[str], *, compact: bool) -> formats.Section:
     shown = [_TEXTS[table](setup, compact=compact) for table in tables]
-    bad = text.unfinished(setup, compact=compact)
-    return heading(setup), [*shown, *([bad] if bad else [])], text.remarks(setup)
+    more = [text.benchmarks(setup, compact=compact), text.unfinished(setup, compact=compact)]
+    return heading(setup), [*shown, *(table for table in more if table)], text.remarks(setup)
 
 
 def _document(setup: Setup, tables: Sequence[str]) -> dict[str, Any]:
@@ -68,13 +68,14 @@ def _document(setup: Setup, tables: Sequence[str]) -> dict[str, Any]:
         "reference": setup.reference,
         "superseded_runs": setup.superseded,
         **{table: _ROWS[table](setup) for table in tables},
+        "benchmarks": rows.benchmarks(setup),
         "unfinished": rows.unfinished(setup),
     }
 
 
 def _joined(setups: list[Setup], tables: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """Each table's rows of all set-ups, with the conditions of theirs."""
-    makers = {**{table: _ROWS[table] for table in tables}, "unfinished": rows.unfinished}
+    makers = {**{table: _ROWS[table] for table in tables}, "benchmarks": rows.benchmarks, "unfinished": rows.unfinished}
     return {
         name: [{**setup.conditions, **row} for setup in setups for row in make(setup)] for name, make in makers.items()
     }

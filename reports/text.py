@@ -228,6 +228,29 @@ def _score_notes(rows: list[Row], setup: Setup) -> list[str]:
     return [_TIED] * tied + [_PARTIAL] * partial
 
 
+def benchmarks(setup: Setup, *, compact: bool) -> Table | None:
+    rows = raw.benchmarks(setup)
+    columns = [
+        ("method", _word("method")),
+        ("trained on", lambda row: _short(row["task"])),
+        ("benchmark", _word("benchmark")),
+        ("metric", _word("metric")),
+        ("score", _benchmark_score),
+        ("shots", _number("fewshot", "{}")),
+        ("documents", lambda row: "all" if row["limit"] is None else str(row["limit"])),
+    ]
+    return (
+        _table("Benchmarks after training", rows, columns, {"method", "trained on", "benchmark", "metric"}, [])
+        if rows
+        else None
+    )
+
+
+def _benchmark_score(row: Row) -> str:
+    deviation = "" if row["standard_deviation"] is None else f" ± {row['standard_deviation']:.3f} ({row['n']})"
+    return f"{row['mean']:.3f}{deviation}"
+
+
 def unfinished(setup: Setup, *, compact: bool) -> Table | None:
     rows = _alike(raw.unfinished(setup))
     columns = [

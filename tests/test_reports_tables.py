@@ -430,3 +430,20 @@ def test_what_there_is_not_is_refused_with_a_suggestion():
         tables.render([make_record()], tables=["speed"])
     with pytest.raises(ValueError, match="no records"):
         tables.render([])
+
+
+def evaluated(score, **changes):
+    entry = {"scores": {"acc": score}, "standard_errors": {}, "fewshot": 5, "limit": 100, "chat_template": False}
+    return make_record(**changes) | {"benchmarks": {"mmlu": {**entry, "version": "1", "harness": "0.4.13"}}}
+
+
+def test_scores_on_benchmarks_have_a_table_of_their_own_over_the_seeds():
+    records = [evaluated(score, seed=seed) for seed, score in enumerate((0.2, 0.3))]
+    records += [evaluated(0.5, method="lora"), make_record(method="badam")]
+    by_row = {row["method"]: row for row in document(records, "summary")["benchmarks"]}
+    assert set(by_row) == {"adamw", "lora"} and by_row["lora"]["standard_deviation"] is None
+    assert by_row["adamw"]["mean"] == pytest.approx(0.25) and by_row["adamw"]["n"] == 2
+    shown = tables.render(records, "plain")
+    table = shown[shown.index("Benchmarks after training") :]
+    assert "0.250 ± 0.071 (2)" in table and "0.500" in table and "mmlu" in table
+    assert "Benchmarks" not in tables.render([make_record()], "plain")
