@@ -111,3 +111,17 @@ def test_a_path_that_can_not_be_a_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--save .*file is a file, not a folder"):
         resolve({**TINY, "save": str(tmp_path / "file" / "models")}, [])
+
+
+def test_a_language_model_is_saved_with_its_tokenizer_and_scores_what_its_record_says(tmp_path):
+    data = tmp_path / "texts.jsonl"
+    data.write_text("".join(f'{{"text": "The number after {i} is {i + 1}, and so on."}}\n' for i in range(200)))
+    given = {**TINY, "task": "c4", "data": str(data), "sequence_length": 16, "optimizers": "badam"}
+    settings = resolve({**given, "out": str(tmp_path / "runs"), "save": str(tmp_path / "runs")}, [])
+    assert compare(settings) == 0
+    (made,) = record.load_folder(tmp_path / "runs")
+    folder = str(tmp_path / "runs" / made["run_id"])
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    # the saved folder is a model like any other: nothing but it and the data is needed to score it again
+    task = tasks.create("c4", model=folder, data=str(data), batch_size=4, sequence_length=16)
+    assert task.evaluate(model) == pytest.approx(made["metrics"], rel=1e-6)
