@@ -102,9 +102,8 @@ class Tuning:
         }
 
     def _fit(self, read: conversations.Conversations, some: list[Conversation], side: str) -> Examples:
-        template = self.tokenizer.chat_template or "Alpaca"
         key = cache.digest(
-            "examples, 2", read.sha256, side, str(len(some)), self.language.fingerprint, template, str(self.length)
+            "examples, 2", read.sha256, side, str(len(some)), self.language.fingerprint, str(self.length)
         )
         examples = fit(key, lambda: encode(some, self.tokenizer), self.length)
         if not len(examples):

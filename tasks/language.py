@@ -119,9 +119,10 @@ class LanguageModel:
     @property
     def fingerprint(self) -> str:
         """Names the tokenizer by all that it does."""
-        if self.tokenizer.is_fast:
-            return cache.digest(self.tokenizer.backend_tokenizer.to_str())
-        return cache.digest(self._tokenizer_said, json.dumps(self.tokenizer.get_vocab(), sort_keys=True))
+        fast = self.tokenizer.is_fast
+        words = self.tokenizer.backend_tokenizer.to_str() if fast else json.dumps(self.tokenizer.get_vocab())
+        special = json.dumps(self.tokenizer.special_tokens_map, sort_keys=True, default=str)
+        return cache.digest(words, special, str(self.tokenizer.chat_template))
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Each text's ids, without special tokens; names of special tokens in a text are plain text."""
