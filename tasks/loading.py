@@ -25,7 +25,7 @@ def locate(name: str) -> tuple[str, str]:
     try:
         config = hf_hub_download(repository, "config.json", revision=revision)
     except (OSError, ValueError) as error:
-        raise cannot_load("model", name, error, "a folder, or config:NAME for random weights") from error
+        raise cannot_load("model", name, error, "a folder, or a model that `membench list models` names") from error
     return repository, Path(config).parent.name  # .../snapshots/COMMIT/config.json
 
 
