@@ -16,7 +16,7 @@ from .values import annotations, convert
 # other method uses its own default
 LEARNING_RATES = {
     "adamw": (2e-5, 3e-4, 1e-3),
-    "sgd": (1e-2, 3e-3, 1e-1),
+    "sgd": (1e-2, 2e-3, 1e-1),
     "badam": (2e-5, 8e-4, 2e-3),
     "blockllm": (3e-5, 7e-4, 2e-3),
     "lisa": (2e-5, 1e-3, 1e-3),
