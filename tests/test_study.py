@@ -91,6 +91,7 @@ def test_the_same_command_again_makes_nothing_and_prints_the_same(small):
     assert again.stdout.partition("\nsuperglue/cb - ")[2] == text.partition("\nsuperglue/cb - ")[2] != ""
 
 
+@pytest.mark.slow
 def test_shards_make_all_of_it_between_them(small, tmp_path):
     folder, _ = small
     for shard in ("1/2", "2/2"):
@@ -100,6 +101,7 @@ def test_shards_make_all_of_it_between_them(small, tmp_path):
     assert results(tmp_path / "tuning") == results(folder / "out" / "tuning")
 
 
+@pytest.mark.slow
 def test_the_jobs_are_listed_and_nothing_is_run(small, tmp_path):
     done = run(small[0] / "study.toml", tmp_path / "none", "--dry-run", "--shard", "2/2")
     assert done.stdout.startswith("3 runs, 2 of them to tune:\nsuperglue/cb  config:roberta-tiny  badam  seeds 0\n")
