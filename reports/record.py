@@ -44,7 +44,7 @@ SCHEMA: tuple[Field, ...] = (
     Field("run_id", (str,), NEVER, "<task>--<method>--<model>--s<seed>--<hash>, also the file's name"),
     Field("status", (str,), NEVER, " | ".join(STATUSES)),
     Field("error", (str,), ALWAYS, "the text of what went wrong; null if and only if the status is ok"),
-    Field("task", (str,), NEVER, "superglue/rte"),
+    Field("task", (str,), NEVER, "superglue/rte, or package.module:Task"),
     Field("method", (str,), NEVER, "a name of the registry of optimizers, or package.module:Class"),
     Field("model", (str,), NEVER, "config:NAME (random weights), an id of the hub, or a folder"),
     Field("seed", (int,), NEVER, "of weights, batches and method"),
