@@ -143,4 +143,5 @@ def without_speeds(text):
     """From the first table on, what doesn't depend on the clock."""
     tables = text[text.index("\nsuperglue, 2 tasks") :]
     kept = [block for block in tables.split("\n\n") if not block.startswith(("Summary", "Throughput"))]
-    return re.sub(r", at [\d.]+ times the speed of adamw", "", "\n\n".join(kept))
+    words = " ".join("\n\n".join(kept).split())  # where lines are wrapped depends on the speeds, too
+    return re.sub(r", at [\d.]+ times the speed of adamw", "", words)
