@@ -69,9 +69,9 @@ def _sensitivity_row(key: tuple[str, str, str], trials: list[Record]) -> Row:
 
 
 def _at_edge(name: str, chosen: Record, trials: list[Record]) -> bool:
-    """Whether the smallest or the largest of several numbers was chosen: a better one may lie beyond."""
+    """Whether the smallest or the largest of three or more numbers was chosen: a better one may lie beyond."""
     values = {json.dumps(trial["hyperparameters"][name]): trial["hyperparameters"][name] for trial in trials}.values()
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+    if len(values) < 3 or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return False
     return chosen["hyperparameters"][name] in (min(values), max(values))
 

@@ -29,7 +29,7 @@ def test_the_best_trial_is_chosen_and_of_equals_the_first():
 
 def test_sensitivity_has_best_median_worst_what_was_chosen_and_whether_at_the_edge():
     made = studies.sensitivity(
-        trials("badam", {0.1: 0.5, 0.2: 0.8, 0.3: 0.7, 0.4: None}) + trials("lora", {1: 0.6, 2: 0.9})
+        trials("badam", {0.1: 0.5, 0.2: 0.8, 0.3: 0.7, 0.4: None}) + trials("lora", {1: 0.6, 2: 0.7, 3: 0.9})
     )
     badam, lora = made
     assert (badam["best"], badam["median"], badam["worst"], badam["trials"], badam["ended_badly"]) == (
@@ -74,6 +74,6 @@ def test_what_ran_out_of_memory_is_out():
 
 
 def test_the_text_states_the_budget_of_tuning():
-    text = studies.render([run()], trials("adamw", {0.1: 0.5, 0.2: 0.8}), [])
-    assert text.startswith("Tuning: 2 trials of each method on each task, on validation data, on a seed of its own (9)")
+    text = studies.render([run()], trials("adamw", {0.1: 0.5, 0.2: 0.8, 0.15: 0.1}), [])
+    assert text.startswith("Tuning: 3 trials of each method on each task, on validation data, on a seed of its own (9)")
     assert "lr=0.2" in text and "at the edge" in text and "Recommendation" in text
