@@ -298,7 +298,7 @@ def _parse(path: Path | str) -> Any:
 
 
 class Found(NamedTuple):
-    """What a folder or a file holds: records by task, model, method and seed, and a sentence on each thing that is none."""
+    """What a folder or a file holds: records by task, model, method and seed; a sentence on each thing that is none."""
 
     records: list[Record]
     problems: list[str]
