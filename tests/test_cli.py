@@ -220,7 +220,7 @@ def test_lists_say_what_there_is(capsys):
     _, tasks, _ = call(capsys, "list", "tasks")
     assert "superglue/boolq" in tasks.splitlines()
     _, models, _ = call(capsys, "list", "models")
-    assert "config:roberta-large" in models.splitlines()
+    assert "  config:roberta-large" in models.splitlines()
     code, _, stderr = call(capsys, "list", "tsks")
     assert code == 2 and "tasks" in stderr
 

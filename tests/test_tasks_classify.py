@@ -190,7 +190,7 @@ def test_the_model_knows_the_classes_by_name_and_learns_them(tmp_path):
     task = create(write(tmp_path / "my.csv", texts(300)), batch_size=16)
     model = task.build_model()
     assert model.config.id2label == dict(enumerate(LABELS)) and model.config.label2id["good"] == 2
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
     for step in range(25):
         task.loss(model, task.batch(step)).backward()
         optimizer.step()
