@@ -238,9 +238,8 @@ def put_entries(p: Tensor, index: Tensor, entries: Tensor) -> None:
 
 def split_positions(positions: Tensor, sizes: list[int]) -> Iterator[Tensor]:
     """Positions (k,) in tensors laid end to end -> for each of them the positions in it, in rising order."""
-    total = sum(sizes)
+    chosen = torch.zeros(sum(sizes), dtype=torch.bool, device=positions.device).index_fill_(0, positions, True)
     if has_values(positions):
-        chosen = torch.zeros(total, dtype=torch.bool, device=positions.device).index_fill_(0, positions, True)
         for part in chosen.split(sizes):
             yield part.nonzero().flatten()
     else:  # how they are shared out doesn't change the bytes
