@@ -27,14 +27,22 @@ ALL = [
 CASES = [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in ALL]
 
 
+BY_VALUES = ("blockllm",)  # how its entries are shared out among several tensors depends on gradients
+
+
 def expect_equal(b: Blueprint, method: str) -> None:
-    """Planned and metered agree within 0.5 % in the peak, in each part at it, and in each part's maximum."""
+    """Planned and metered agree within 0.5 % in the peak, in each part at it, and in each part's maximum.
+
+    Where bytes depend on values, the worst case is planned: never less than is metered, and more by 0.5 % of the peak.
+    """
     values: dict[str, Any] = method_values(b, method, {})
     planned, metered = (profile(simulate(b, method, values, b.depth, device=d), complete=True) for d in (None, "cpu"))
-    for part in range(1 + len(PARTS)):
-        assert planned.maximum(part) == pytest.approx(metered.maximum(part), rel=0.005)
+    maxima = [tuple(one.maximum(part) for part in range(1 + len(PARTS))) for one in (planned, metered)]
     at_peak = [one.moments[one.peak].sizes for one in (planned, metered)]
-    assert at_peak[0] == pytest.approx(at_peak[1], rel=0.005)
+    slack = 0.005 * metered.maximum(0) if method in BY_VALUES else 0
+    for plan, real in (maxima, at_peak):
+        assert plan == pytest.approx(real, rel=0.005, abs=slack)
+        assert method not in BY_VALUES or all(ours >= theirs for ours, theirs in zip(plan, real, strict=True))
 
 
 @pytest.mark.parametrize(("name", "method", "dtype", "checkpointing"), CASES)
