@@ -52,7 +52,8 @@ def _spread(points: list[Values], count: int, rng: random.Random) -> list[int]:
     def covered(draw: list[int]) -> int:
         return len({f"{key}={value}" for index in draw for key, value in points[index].items()})
 
-    return sorted(max((rng.sample(range(len(points)), count) for _ in range(100)), key=covered))
+    draws = [rng.sample(range(len(points)), count) for _ in range(100)]
+    return sorted(max(draws, key=covered))
 
 
 def load(path: str, given: Mapping[str, Any]) -> Study:
