@@ -52,8 +52,8 @@ def _spread(points: list[Values], count: int, rng: random.Random) -> list[int]:
     def covered(draw: list[int]) -> int:
         return len({f"{key}={value}" for index in draw for key, value in points[index].items()})
 
-    draws = [rng.sample(range(len(points)), count) for _ in range(100)]
-    return sorted(max(draws, key=covered))
+    widest = max((rng.sample(range(len(points)), count) for _ in range(100)), key=covered)
+    return sorted(widest)
 
 
 def load(path: str, given: Mapping[str, Any]) -> Study:
