@@ -14,9 +14,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from . import language
-from .checks import check_given
 from .corpus import SUFFIXES, Corpus, Documents, cut, hash_of
 from .files import find
+from .given import Given
 from .language import LanguageModel
 from .stream import BLOCK, Reader, Stream, text_of
 
@@ -46,7 +46,7 @@ def create(name: str, *, validation_tokens: int = 16_384, **given: Any) -> "Pret
         validation_tokens: of held-out documents, that the score is taken on, at most.
         given: as of `tasks.create`.
     """
-    return Pretraining(validation_tokens=validation_tokens, **given)
+    return Pretraining(Given(**given), validation_tokens)
 
 
 class Pretraining:
@@ -54,37 +54,16 @@ class Pretraining:
 
     name, headline, higher_is_better = NAME, "perplexity", False
 
-    def __init__(
-        self,
-        *,
-        validation_tokens: int,
-        model: str,
-        tokenizer: str | None,
-        data: str,
-        batch_size: int,
-        sequence_length: int,
-        seed: int,
-        dtype: str,
-        trust_remote_code: bool,
-    ):
-        check_given(batch_size=batch_size, seed=seed, dtype=dtype)
+    def __init__(self, given: Given, validation_tokens: int):
+        data, sequence_length = given.data, given.sequence_length
         if sequence_length < 2:
             raise ValueError(f"sequence_length {sequence_length} is too short: a token is predicted from those before")
-        self.batch_size = batch_size
+        self.batch_size = given.batch_size
         source: Local | Hub = Hub() if data == "hub" else Local(data)
-        self.language = LanguageModel(
-            model=model,
-            tokenizer=tokenizer,
-            seed=seed,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            sequence_length=sequence_length,
-            texts=source.training,
-            data_sha256=source.digest,
-        )
+        self.language = LanguageModel(given, texts=source.training, data_sha256=source.digest)
         self.from_scratch = self.language.from_scratch
         self.data: Corpus | Stream
-        self.data, self.validation = source.split(self.language, sequence_length, seed, validation_tokens)
+        self.data, self.validation = source.split(self.language, sequence_length, given.seed, validation_tokens)
         self.provenance = {
             "data": data,
             "data_revision": source.revision,

@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
 
 from .encoding import Encoder
+from .given import Given
 from .models import Source, check_fit
-from .tokenization import load_tokenizer, train_tokenizer
+from .tokenization import choose_tokenizer, train_tokenizer
 
 EVALUATION_BATCH = 64  # sequences
 
@@ -33,12 +33,7 @@ class Classifier:
     Args:
         classes: how many there are; None for multiple choice.
         texts: what to train a tokenizer on, if the model is a built-in one that has none.
-        model: see `tasks.create`.
-        tokenizer: see `tasks.create`.
-        sequence_length: tokens of a sequence.
-        seed: of what is random in the weights.
-        dtype: of the weights.
-        trust_remote_code: run code that comes with the model.
+        given: the model, its tokenizer, the tokens of a sequence, the seed and type of the weights.
 
     Raises:
         ValueError: the model can't classify, the tokenizer is missing, or they and the sequences don't fit together.
@@ -48,20 +43,19 @@ class Classifier:
         self,
         classes: int | None,
         texts: Callable[[], Iterable[str]],
-        *,
-        model: str,
-        tokenizer: str | None,
-        sequence_length: int,
-        seed: int,
-        dtype: str,
-        trust_remote_code: bool,
+        given: Given,
     ):
-        self.classes, self.seed, self.dtype = classes, seed, dtype
-        self.source = Source(model, trust_remote_code)
-        self.tokenizer, self._tokenizer_said = self._tokenizer(tokenizer, texts)
+        self.classes, self.seed, self.dtype = classes, given.seed, given.dtype
+        self.source = Source(given.model, given.trust_remote_code)
+        self.tokenizer, self._tokenizer_said = choose_tokenizer(
+            self.source,
+            given.tokenizer,
+            lambda size: train_tokenizer(texts(), size),
+            "RoBERTa's is FacebookAI/roberta-base",
+        )
         skeleton: Any = self.source.skeleton(self.kind, **self._settings)
-        check_fit(model, skeleton, tokenizer=self.tokenizer, sequence_length=sequence_length)
-        self.encoder = Encoder(self.tokenizer, skeleton, sequence_length)
+        check_fit(given.model, skeleton, tokenizer=self.tokenizer, sequence_length=given.sequence_length)
+        self.encoder = Encoder(self.tokenizer, skeleton, given.sequence_length)
         self._attention: str = skeleton.config._attn_implementation
 
     @property
@@ -95,20 +89,6 @@ class Classifier:
             "tokenizer": self._tokenizer_said,
             "attention": self._attention,
         }
-
-    def _tokenizer(self, name: str | None, texts: Callable[[], Iterable[str]]) -> tuple[Any, str]:
-        if name is None and not self.from_scratch:
-            name = self.source.own_tokenizer
-        if name is not None:
-            return load_tokenizer(name, self.source.trust_remote_code)
-        size = self.source.configuration.own_vocabulary
-        if size is None:
-            raise ValueError(
-                f"{self.source.name} has no tokenizer of its own: give --tokenizer with a folder or an id of the hub "
-                f"(RoBERTa's is FacebookAI/roberta-base)"
-            )
-        tokenizer = train_tokenizer(texts(), size)
-        return tokenizer, f"byte-level BPE trained on the task's training data, {len(tokenizer)} entries"
 
     def build_model(self) -> nn.Module:
         """A new model on the CPU, the same for the same model and seed."""
@@ -150,14 +130,3 @@ class Classifier:
             rows = model(**{key: rows.to(device) for key, rows in inputs.items()}).logits.float().cpu()
             logits |= dict(zip(some, rows, strict=True))
         return torch.stack([logits[index] for index in range(len(pairs))])
-
-
-def position(seed: int, index: int, count: int) -> int:
-    """Which of `count` examples comes at place `index` of an endless stream: epochs, each in an order of its own."""
-    epoch, place = divmod(index, count)
-    return int(_shuffled(seed, epoch, count)[place])
-
-
-@functools.lru_cache(maxsize=4)
-def _shuffled(seed: int, epoch: int, count: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(count)

@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import classify_data
-from .checks import check_given
-from .classifier import Classifier, position
+from .classifier import Classifier
+from .given import Given
 from .metrics import Classification as Metric
+from .order import batch_positions
 
 NAME = "classify"
 TOKENIZER_EXAMPLES = 20_000  # that a tokenizer is trained on, at most
@@ -32,7 +33,7 @@ def held(data: str) -> tuple[str, ...]:
 
 def create(name: str, **given: Any) -> "Classification":
     """Build it; see `tasks.create`."""
-    return Classification(**given)
+    return Classification(Given(**given))
 
 
 class Classification:
@@ -40,35 +41,18 @@ class Classification:
 
     name, headline, higher_is_better = NAME, "accuracy", True
 
-    def __init__(
-        self,
-        *,
-        model: str,
-        tokenizer: str | None,
-        data: str,
-        batch_size: int,
-        sequence_length: int,
-        seed: int,
-        dtype: str,
-        trust_remote_code: bool,
-    ):
-        check_given(batch_size=batch_size, seed=seed, dtype=dtype)
-        self.batch_size, self.seed = batch_size, seed
-        self.data = classify_data.read(data)
+    def __init__(self, given: Given):
+        self.batch_size, self.seed = given.batch_size, given.seed
+        self.data = classify_data.read(given.data)
         self.train_size = len(self.data.train)
         self.classifier = Classifier(
             len(self.data.labels),
             lambda: (text for one in self.data.train[:TOKENIZER_EXAMPLES] for text in (one.first, one.second)),
-            model=model,
-            tokenizer=tokenizer,
-            sequence_length=sequence_length,
-            seed=seed,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
+            given,
         )
         self.from_scratch = self.classifier.from_scratch
         self.provenance = {
-            "data": data,
+            "data": given.data,
             "data_revision": None,
             "data_sha256": self.data.sha256,
             **self.classifier.provenance,
@@ -101,8 +85,7 @@ class Classification:
     def batch(self, step: int) -> dict[str, Tensor]:
         """`input_ids`, `attention_mask` and, for models that use them, `token_type_ids` (batch, sequence) int64, and
         `labels` (batch,) int64: of epochs that are shuffled one by one."""
-        first = step * self.batch_size
-        places = (position(self.seed, index, self.train_size) for index in range(first, first + self.batch_size))
+        places = batch_positions(self.seed, step, self.batch_size, self.train_size)
         return self.classifier.batch([self.data.train[place] for place in places])
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

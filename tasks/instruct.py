@@ -4,7 +4,6 @@
 one's own, in any format of `conversations.py`; short names (alpaca-gpt4, gsm8k, ...) stand for data sets of the hub.
 """
 
-import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,10 +11,11 @@ import numpy as np
 from torch import Tensor, nn
 
 from . import cache, conversations, gsm8k, language
-from .checks import check_given
 from .conversations import Conversation
 from .examples import Encoded, Examples, collate, fit, pack
+from .given import Given
 from .language import LanguageModel
+from .order import batch_positions
 from .prompts import alpaca, encode
 
 NAME = "instruct"
@@ -44,7 +44,7 @@ def create(
         answer_tokens: of a generated answer, at most (GSM8K).
         given: as of `tasks.create`.
     """
-    return Tuning(packing=packing, validation_examples=validation_examples, answer_tokens=answer_tokens, **given)
+    return Tuning(Given(**given), packing, validation_examples, answer_tokens)
 
 
 class Tuning:
@@ -52,35 +52,15 @@ class Tuning:
 
     name = NAME
 
-    def __init__(
-        self,
-        *,
-        packing: bool,
-        validation_examples: int,
-        answer_tokens: int,
-        model: str,
-        tokenizer: str | None,
-        data: str,
-        batch_size: int,
-        sequence_length: int,
-        seed: int,
-        dtype: str,
-        trust_remote_code: bool,
-    ):
-        check_given(batch_size=batch_size, seed=seed, dtype=dtype)
+    def __init__(self, given: Given, packing: bool, validation_examples: int, answer_tokens: int):
         if min(validation_examples, answer_tokens) < 1:
             raise ValueError("the options validation_examples and answer_tokens must be at least 1")
-        self.batch_size, self.length, self.seed = batch_size, sequence_length, seed
+        self.batch_size, self.length, self.seed = given.batch_size, given.sequence_length, given.seed
         self.packing, self.answer_tokens = packing, answer_tokens
-        read = conversations.read(data)
+        read = conversations.read(given.data)
         scored = read.held_out[:validation_examples]
         self.language = LanguageModel(
-            model=model,
-            tokenizer=tokenizer,
-            seed=seed,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            sequence_length=sequence_length,
+            given,
             texts=lambda: ("".join(text for text, _ in alpaca(one)) for one in read.training),
             data_sha256=f"instruct {read.sha256}",
         )
@@ -88,13 +68,13 @@ class Tuning:
         self.train = self._fit(read, read.training, "training")
         self.validation = self._fit(read, scored, "held-out")
         self.references = [scored[number].answer for number in self.validation.kept]
-        self.groups = pack(self.train.lengths, sequence_length) if packing else [[n] for n in range(len(self.train))]
+        self.groups = pack(self.train.lengths, self.length) if packing else [[n] for n in range(len(self.train))]
         self.train_size = len(self.groups)
         self.has_numbers = all(gsm8k.MARK in answer for answer in self.references)
         self.headline, self.higher_is_better = ("exact_match", True) if self.has_numbers else ("perplexity", False)
         notes = [*_notes("training", self.train, len(read.training)), *_notes("held-out", self.validation, len(scored))]
         self.provenance = {
-            "data": data,
+            "data": given.data,
             "data_revision": read.revision,
             "data_sha256": read.sha256,
             **self.language.provenance,
@@ -123,14 +103,9 @@ class Tuning:
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """The training batch of a step, of epochs that are shuffled one by one; see `examples.collate`."""
-        first = step * self.batch_size
-        chosen = [self._group(index) for index in range(first, first + self.batch_size)]
+        chosen = [self.groups[place] for place in batch_positions(self.seed, step, self.batch_size, self.train_size)]
         rows = [[self.train[number] for number in group] for group in chosen]
         return collate(rows, self.length, self.tokenizer.pad_token_id, packed=self.packing)
-
-    def _group(self, index: int) -> list[int]:
-        epoch, place = divmod(index, self.train_size)
-        return self.groups[_shuffled(self.seed, epoch, self.train_size)[place]]
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Mean cross entropy of the answers' tokens, a scalar."""
@@ -179,8 +154,3 @@ def _notes(side: str, examples: Examples, given: int) -> list[str]:
     )
     missing = given - len(examples)
     return [*notes, f"{missing:,} {side} conversations left out, as no answer fits"] if missing else notes
-
-
-@functools.lru_cache(maxsize=4)
-def _shuffled(seed: int, epoch: int, count: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(count)

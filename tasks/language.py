@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 
 from . import cache
+from .given import Given
 from .loading import quiet
 from .models import DTYPES, Source, check_positions, own_generator
-from .tokenization import load_tokenizer
+from .tokenization import choose_tokenizer
 
 Batch = dict[str, Tensor]
 
@@ -33,12 +34,7 @@ class LanguageModel:
     """A causal language model, and the tokenizer for it.
 
     Args:
-        model: see `tasks.create`.
-        tokenizer: see `tasks.create`.
-        seed: of what is random in the weights.
-        dtype: of the weights.
-        trust_remote_code: run code that comes with the model.
-        sequence_length: tokens of a sequence.
+        given: the model, its tokenizer, the tokens of a sequence, the seed and type of the weights.
         texts: what to train a tokenizer on, if the model is a built-in one that has none.
         data_sha256: names `texts`.
 
@@ -47,27 +43,23 @@ class LanguageModel:
             is longer than the model's positions.
     """
 
-    def __init__(
-        self,
-        *,
-        model: str,
-        tokenizer: str | None,
-        seed: int,
-        dtype: str,
-        trust_remote_code: bool,
-        sequence_length: int,
-        texts: Callable[[], Iterable[str]],
-        data_sha256: str,
-    ):
-        self.source = Source(model, trust_remote_code)
-        self.seed, self.dtype = seed, dtype
+    def __init__(self, given: Given, *, texts: Callable[[], Iterable[str]], data_sha256: str):
+        self.source = Source(given.model, given.trust_remote_code)
+        self.seed, self.dtype = given.seed, given.dtype
         _check_causal(self.source)
-        self.tokenizer, self._tokenizer_said = self._tokenizer(tokenizer, texts, data_sha256)
+        self.tokenizer, self._tokenizer_said = choose_tokenizer(
+            self.source,
+            given.tokenizer,
+            lambda size: train_tokenizer(texts, size, data_sha256),
+            "GaLore's LLaMA models have google-t5/t5-base; config:llama-tiny needs none",
+        )
         if self.tokenizer.eos_token_id is None:
-            raise ValueError(f"the tokenizer of {model} has no end-of-text token (eos_token), which separates texts")
+            raise ValueError(
+                f"the tokenizer of {given.model} has no end-of-text token (eos_token), which separates texts"
+            )
         skeleton: Any = self.source.skeleton(KIND)
         self.entries: int = skeleton.get_input_embeddings().num_embeddings
-        check_positions(model, skeleton, sequence_length)
+        check_positions(given.model, skeleton, given.sequence_length)
         self.attention: str = skeleton.config._attn_implementation
 
     @property
@@ -137,19 +129,6 @@ class LanguageModel:
             verbose=False,  # it would warn of every text that is longer than the model's context
         )
         return encoded["input_ids"]
-
-    def _tokenizer(self, name: str | None, texts: Callable[[], Iterable[str]], sha256: str) -> tuple[Any, str]:
-        if name is None and not self.from_scratch:
-            name = self.source.own_tokenizer
-        if name is not None:
-            return load_tokenizer(name, self.source.trust_remote_code)
-        size = self.source.configuration.own_vocabulary
-        if size is None:
-            raise ValueError(
-                f"{self.source.name} has no tokenizer of its own: give --tokenizer with a folder or an id of the hub "
-                "(GaLore's LLaMA models have google-t5/t5-base), or use config:llama-tiny"
-            )
-        return train_tokenizer(texts, size, sha256), f"byte-level BPE trained on the task's data, {size:,} entries"
 
 
 def train_tokenizer(texts: Callable[[], Iterable[str]], size: int, data_sha256: str) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 from . import metrics, superglue_data
 from .classifier import Example
+from .given import Given
 from .superglue_examples import ENTAILED, Choice, ax_g, boolq, copa, entailment, multirc, record, wic, wsc
 from .superglue_task import Benchmark, Predictions, SuperGlueTask
 
@@ -62,4 +63,4 @@ def held(data: str) -> tuple[str, ...]:
 
 def create(name: str, **given: Any) -> SuperGlueTask:
     """Build one of `names()`; see `tasks.create`."""
-    return SuperGlueTask(f"{NAME}/{name}", ROWS[name], **given)
+    return SuperGlueTask(f"{NAME}/{name}", ROWS[name], Given(**given))

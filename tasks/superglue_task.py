@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from . import metrics, superglue_data
-from .checks import check_given
-from .classifier import Classifier, Example, position
+from .classifier import Classifier, Example
+from .given import Given
+from .order import batch_positions
 from .rows import Row
 from .superglue_examples import Choice, examples
 
@@ -81,42 +82,19 @@ class SuperGlueTask:
 
     higher_is_better = True
 
-    def __init__(
-        self,
-        name: str,
-        row: Benchmark,
-        *,
-        model: str,
-        tokenizer: str | None,
-        data: str,
-        batch_size: int,
-        sequence_length: int,
-        seed: int,
-        dtype: str,
-        trust_remote_code: bool,
-    ):
-        check_given(batch_size=batch_size, seed=seed, dtype=dtype)
+    def __init__(self, name: str, row: Benchmark, given: Given):
         self.name, self.row = name, row
         self.headline = self.row.headline
-        self.batch_size, self.seed = batch_size, seed
-        self.data = (_demo if data == "demo" else Data)(self.row, data)
+        self.batch_size, self.seed = given.batch_size, given.seed
+        self.data = (_demo if given.data == "demo" else Data)(self.row, given.data)
         # a query that has no right or no wrong candidate teaches nothing
         self.train = [example for example in self.data.train if isinstance(example, Example) or _trainable(example)]
         self.train_size = len(self.train)
-        self.classifier = Classifier(
-            row.classes,
-            self.data.texts,
-            model=model,
-            tokenizer=tokenizer,
-            sequence_length=sequence_length,
-            seed=seed,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-        )
+        self.classifier = Classifier(row.classes, self.data.texts, given)
         self.from_scratch = self.classifier.from_scratch
         self.provenance = {
-            "data": data,
-            "data_revision": superglue_data.HUB_REVISION if data == "hub" else None,
+            "data": given.data,
+            "data_revision": superglue_data.HUB_REVISION if given.data == "hub" else None,
             "data_sha256": self.data.sha256,
             **self.classifier.provenance,
         }
@@ -143,8 +121,7 @@ class SuperGlueTask:
         `input_ids`, `attention_mask` and, for models that use them, `token_type_ids` are (batch, sequence) int64, for
         multiple choice (batch, choices, sequence); `labels` is (batch,) int64.
         """
-        first = step * self.batch_size
-        chosen = [self.train[self._position(index)] for index in range(first, first + self.batch_size)]
+        chosen = [self.train[place] for place in batch_positions(self.seed, step, self.batch_size, self.train_size)]
         if self.row.classes is not None:
             return self.classifier.batch(chosen)
         rng = np.random.default_rng((self.seed, step))
@@ -155,9 +132,6 @@ class SuperGlueTask:
         inputs = self.classifier.encoder.batch(pairs)
         inputs = {key: rows.view(self.batch_size, TRAINING_CHOICES, -1) for key, rows in inputs.items()}
         return inputs | {"labels": torch.tensor([label for _, label in picked])}
-
-    def _position(self, index: int) -> int:
-        return position(self.seed, index, self.train_size)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """The model's own loss, cross entropy: a scalar."""

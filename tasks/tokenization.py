@@ -1,7 +1,7 @@
 """Tokenizers: a folder's, a packaged one, one of the hub, or one trained on the task's own texts."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from tokenizers import decoders, pre_tokenizers, processors, trainers
 
 from . import packaged
 from .loading import cannot_load, digest, on_hub, quiet
+from .models import Source
 
 # texts are tokenised one at a time; tokenizers' threads would only warn in processes that are forked
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -46,6 +47,32 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> tuple[Any, str
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     return tokenizer, said
+
+
+def choose_tokenizer(source: Source, name: str | None, train: Callable[[int], Any], published: str) -> tuple[Any, str]:
+    """A model's tokenizer and what to call it in a record: the named one, else the model's own, else a trained one.
+
+    Args:
+        source: of the model.
+        name: what the user asks for.
+        train: makes one of so many entries, for a built-in model that has none published.
+        published: where one is to be had, for the message.
+
+    Raises:
+        ValueError: the model has none, or it can't be loaded.
+    """
+    if name is None and not source.from_scratch:
+        name = source.own_tokenizer
+    if name is not None:
+        return load_tokenizer(name, source.trust_remote_code)
+    size = source.configuration.own_vocabulary
+    if size is None:
+        raise ValueError(
+            f"{source.name} has no tokenizer of its own: give --tokenizer with a folder or an id of the hub "
+            f"({published})"
+        )
+    tokenizer = train(size)
+    return tokenizer, f"byte-level BPE trained on the task's training data, {len(tokenizer)} entries"
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Any:

@@ -19,6 +19,7 @@ from torch import nn
 import tasks
 from tasks import c4, corpus, language, library, stream
 from tasks.corpus import Corpus, Documents, cut, is_held_out
+from tasks.given import Given
 from tasks.stream import Stream
 
 LENGTH = 16
@@ -427,12 +428,16 @@ def test_the_perplexity_of_a_pretrained_model_is_that_of_a_plain_loop_over_its_o
     monkeypatch.delenv("XDG_CACHE_HOME")  # the converted model is kept
     text = (shared_data / "pretrain" / "wikitext2_test.txt").read_text()[:60_000]
     whole = language.LanguageModel(
-        model="smollm2-135m",
-        tokenizer=None,
-        seed=0,
-        dtype="float32",
-        trust_remote_code=False,
-        sequence_length=1024,
+        Given(
+            model="smollm2-135m",
+            tokenizer=None,
+            data="",
+            batch_size=1,
+            sequence_length=1024,
+            seed=0,
+            dtype="float32",
+            trust_remote_code=False,
+        ),
         texts=list,
         data_sha256="",
     )

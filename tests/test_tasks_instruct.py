@@ -13,6 +13,7 @@ import tasks
 from tasks import conversations, gsm8k, language
 from tasks.conversations import Conversation, Message
 from tasks.examples import collate, pack
+from tasks.order import position
 from tasks.prompts import encode, parts
 from tasks.rows import Row
 
@@ -81,6 +82,11 @@ SHARED_HI, SHARED_HELLO = {"from": "human", "value": "Hi"}, {"from": "gpt", "val
         ({"messages": [HI]}, None),
     ],
 )
+def group(task, index):
+    """The examples of the sequence that comes at `index` of the training's stream."""
+    return task.groups[position(task.seed, index, task.train_size)]
+
+
 def test_a_format_is_recognised_by_its_fields(row, expected):
     assert conversations.conversation(Row("here", row)) == expected
 
@@ -305,12 +311,12 @@ def test_packing_holds_every_example_once_an_epoch_in_fewer_sequences(demo):
     packed = create(sequence_length=192, options={"packing": True}, batch_size=8)
     plain = create(sequence_length=192)
     assert packed.train_size < 0.6 * plain.train_size
-    numbers = [number for index in range(packed.train_size) for number in packed._group(index)]
+    numbers = [number for index in range(packed.train_size) for number in group(packed, index)]
     assert sorted(numbers) == list(range(len(packed.train)))
     batch = packed.batch(0)
     starts = (batch["position_ids"] == 0).sum()
     assert batch["input_ids"].shape == (8, 192) and starts > 8
-    assert all(len(set(packed._group(index))) == len(packed._group(index)) for index in range(20))
+    assert all(len(set(group(packed, index))) == len(group(packed, index)) for index in range(20))
 
 
 def test_an_answer_longer_than_the_sequence_is_cut_and_counted_and_a_prompt_without_room_is_left_out(tmp_path):
@@ -338,7 +344,7 @@ def test_a_batch_is_a_function_of_seed_and_step_also_in_the_middle_of_an_epoch()
         later = again.batch(6)
         assert all(torch.equal(later[key], steps[6][key]) for key in later)
         assert not torch.equal(create(seed=2, options=options).batch(6)["input_ids"], later["input_ids"])
-    positions = [one._group(index) for index in range(2 * one.train_size)]
+    positions = [group(one, index) for index in range(2 * one.train_size)]
     first, second = positions[: one.train_size], positions[one.train_size :]
     assert sorted(first) == sorted(second) and first != second
 

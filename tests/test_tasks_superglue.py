@@ -9,8 +9,14 @@ from torch import nn
 
 import tasks
 from tasks import classifier, superglue_task
+from tasks.order import position
 
 NAMES = tasks.expand("superglue")
+
+
+def place(task, index):
+    """Of the example that comes at `index` of the training's stream."""
+    return position(task.seed, index, task.train_size)
 
 
 def create(name, **given):
@@ -91,7 +97,7 @@ def test_a_batch_is_a_function_of_seed_and_step(name):
 
 def test_an_epoch_shows_every_example_once_in_an_order_of_its_own():
     task = create("superglue/cb", batch_size=7)
-    positions = [task._position(index) for index in range(2 * task.train_size)]
+    positions = [place(task, index) for index in range(2 * task.train_size)]
     first, second = positions[: task.train_size], positions[task.train_size :]
     assert sorted(first) == sorted(second) == list(range(task.train_size))
     assert first != second
@@ -108,7 +114,7 @@ def test_all_batches_have_one_shape_and_the_mask_counts_the_tokens():
     for step in range(5):
         batch = task.batch(step)
         assert batch["input_ids"].shape == (4, 40)
-        texts = [task.train[task._position(4 * step + row)] for row in range(4)]
+        texts = [task.train[place(task, 4 * step + row)] for row in range(4)]
         lengths = [len(task.tokenizer(example.first)["input_ids"]) for example in texts]
         assert batch["attention_mask"].sum(dim=1).tolist() == lengths
         padding = batch["input_ids"][batch["attention_mask"] == 0]
@@ -118,7 +124,7 @@ def test_all_batches_have_one_shape_and_the_mask_counts_the_tokens():
 def test_the_longer_text_is_cut_and_the_shorter_one_kept():
     task = create("superglue/boolq", sequence_length=20)
     row = task.batch(0)["input_ids"][0]
-    question = task.train[task._position(0)].second
+    question = task.train[place(task, 0)].second
     assert question in task.tokenizer.decode(row).replace("</s>", " ") and (row != task.tokenizer.pad_token_id).all()
 
 
@@ -128,7 +134,7 @@ def test_a_choice_in_training_has_one_right_candidate_at_a_random_place():
     for step in range(4):
         batch = task.batch(step)
         for row in range(16):
-            choice = task.train[task._position(16 * step + row)]
+            choice = task.train[place(task, 16 * step + row)]
             right = {choice.filled(index) for index in choice.right}
             texts = [task.tokenizer.decode(ids, skip_special_tokens=True) for ids in batch["input_ids"][row]]
             ends = [any(text.endswith(end) for end in right) for text in texts]
