@@ -30,6 +30,11 @@ def own_cache(tmp_path_factory):
         yield
 
 
+def group(task, index):
+    """The examples of the sequence that comes at `index` of the training's stream."""
+    return task.groups[position(task.seed, index, task.train_size)]
+
+
 def create(data="demo", **given):
     given = {"model": "config:llama-tiny", "batch_size": 4, "sequence_length": 96, **given}
     return tasks.create("instruct", data=str(data), **given)
@@ -82,11 +87,6 @@ SHARED_HI, SHARED_HELLO = {"from": "human", "value": "Hi"}, {"from": "gpt", "val
         ({"messages": [HI]}, None),
     ],
 )
-def group(task, index):
-    """The examples of the sequence that comes at `index` of the training's stream."""
-    return task.groups[position(task.seed, index, task.train_size)]
-
-
 def test_a_format_is_recognised_by_its_fields(row, expected):
     assert conversations.conversation(Row("here", row)) == expected
 
