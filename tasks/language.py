@@ -4,13 +4,13 @@ import functools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import tokenizers
 import torch
 import transformers
-from tokenizers import decoders, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 
@@ -18,7 +18,7 @@ from . import cache
 from .given import Given
 from .loading import quiet
 from .models import DTYPES, Source, check_positions, own_generator
-from .tokenization import choose_tokenizer
+from .tokenization import byte_level_bpe, choose_tokenizer
 
 Batch = dict[str, Tensor]
 
@@ -134,25 +134,14 @@ class LanguageModel:
 def train_tokenizer(texts: Callable[[], Iterable[str]], size: int, data_sha256: str) -> Any:
     """GPT-2's kind of tokenizer, a byte-level BPE with one special token: the same one for the same texts."""
     key = cache.digest("byte-level BPE, 1", str(size), data_sha256, tokenizers.__version__)
-    bpe = tokenizers.Tokenizer.from_str(cache.text(key, lambda: _train(texts(), size)))
+
+    def train() -> str:
+        return byte_level_bpe(islice(texts(), TRAINING_TEXTS), size, [END_OF_TEXT], add_prefix_space=False).to_str()
+
+    bpe = tokenizers.Tokenizer.from_str(cache.text(key, train))
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
     )
-
-
-def _train(texts: Iterable[str], size: int) -> str:
-    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        min_frequency=2,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator((text for text, _ in zip(texts, range(TRAINING_TEXTS), strict=False)), trainer)
-    return bpe.to_str()
 
 
 def _check_causal(source: Source) -> None:

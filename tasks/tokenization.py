@@ -1,7 +1,7 @@
 """Tokenizers: a folder's, a packaged one, one of the hub, or one trained on the task's own texts."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,18 +77,25 @@ def choose_tokenizer(source: Source, name: str | None, train: Callable[[int], An
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Any:
     """RoBERTa's kind of tokenizer, a byte-level BPE, from texts: the same one for the same texts."""
+    return _like_roberta(byte_level_bpe(texts, vocabulary_size, SPECIAL_TOKENS, add_prefix_space=True))
+
+
+def byte_level_bpe(
+    texts: Iterable[str], vocabulary_size: int, special_tokens: Sequence[str], *, add_prefix_space: bool
+) -> tokenizers.Tokenizer:
+    """A byte-level BPE trained on texts; the special tokens have the first ids."""
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,
         min_frequency=2,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=list(special_tokens),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
-    return _like_roberta(bpe)
+    return bpe
 
 
 def _like_roberta(bpe: tokenizers.Tokenizer) -> Any:
