@@ -32,8 +32,8 @@ def cache(tmp_path_factory):
     """An empty cache."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MEMBENCH_CACHE", str(folder))
-        yield folder
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder / "membench"
 
 
 @pytest.mark.slow
