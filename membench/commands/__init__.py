@@ -1,0 +1,1 @@
+"""The commands: options in, an exit code out."""

@@ -1,0 +1,1 @@
+"""What was asked for: options, profiles, defaults, and how bad ones are refused."""

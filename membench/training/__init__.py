@@ -1,0 +1,1 @@
+"""One run: build model and optimizer, train, evaluate, meter."""

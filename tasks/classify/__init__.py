@@ -1,0 +1,1 @@
+"""Classification of the user's own texts."""
