@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from .models import Size
-from .paired import Ratio, Seconds, interleave, ratio_of
-from .races import Race
-from .side import largest_difference, step_on_the_same_gradients
+from benchmarks.models import Size
+from benchmarks.paired import Ratio, Seconds, interleave, ratio_of
+from benchmarks.races import Race
+from benchmarks.side import largest_difference, step_on_the_same_gradients
 
 METERED_STEPS = 2  # the second one has the state of the first
 

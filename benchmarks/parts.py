@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks import peers
+from benchmarks.models import Size, build
+from benchmarks.paired import Seconds, interleave, ratio_of
+from benchmarks.side import Side, largest_difference, step_on_the_same_gradients, with_timed_hooks
 from optimizers import LOMO, AdamW, BAdam, GaLore
-from optimizers.subspace import randomized_vectors
-
-from . import peers
-from .models import Size, build
-from .paired import Seconds, interleave, ratio_of
-from .side import Side, largest_difference, step_on_the_same_gradients, with_timed_hooks
+from optimizers.shared.subspace import randomized_vectors
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from membench.stock import StockOptimizer
+from membench.memory.stock import StockOptimizer
 from optimizers.galore import layer_matrices
-from optimizers.subspace import randomized_vectors
+from optimizers.shared.subspace import randomized_vectors
 
 
 def fused_adamw(params: Iterable[nn.Parameter], weight_decay: float = 0.0, **settings: Any) -> StockOptimizer:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from .measure import run
-from .models import SIZES
-from .parts import parts
-from .races import RACES
-from .report import as_json, render
+from benchmarks.measure import run
+from benchmarks.models import SIZES
+from benchmarks.parts import parts
+from benchmarks.races import RACES
+from benchmarks.report import as_json, render
 
 
 def main(arguments: list[str] | None = None) -> int:

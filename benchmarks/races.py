@@ -9,12 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from benchmarks import peers
+from benchmarks.models import Size, build
+from benchmarks.side import Side, with_timed_hooks
 from optimizers import HFT, LISA, LOMO, SGD, AdaLomo, AdamW, BAdam, BlockLLM, GaLore, LoRA
-from optimizers.blocks import split_into_blocks
-
-from . import peers
-from .models import Size, build
-from .side import Side, with_timed_hooks
+from optimizers.shared.blocks import split_into_blocks
 
 NEVER = 10**9  # steps: no switch during a race
 EVERY = 5  # K of BAdam: a race goes through several blocks

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from .measure import Result
-from .parts import Part
+from benchmarks.measure import Result
+from benchmarks.parts import Part
 
 HEADER = ("method", "peer", "update time", "step time", "peak memory", "MB", "largest difference", "")
 CAPTION = """\

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from membench.clock import Clock
-from membench.loop import training_step
-from membench.memory import MemoryMeter
+from benchmarks.models import Size, batch, loss
+from benchmarks.paired import Seconds
+from membench.memory.meter import MemoryMeter
+from membench.training.clock import Clock
+from membench.training.loop import training_step
 from optimizers import MemoryEfficientOptimizer
-
-from .models import Size, batch, loss
-from .paired import Seconds
 
 
 @dataclass

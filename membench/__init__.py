@@ -1,3 +1,16 @@
 """membench: measure what memory-efficient training methods need, how fast they are and how well they learn."""
 
+from importlib import import_module
+from typing import Any
+
 __version__ = "0.1.0"
+
+_EXPORTS = {"MethodTrainer": "membench.training.hf_trainer"}  # imported when they are used: torch takes seconds
+
+__all__ = ["MethodTrainer", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)

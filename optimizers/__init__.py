@@ -1,17 +1,17 @@
 """Memory-efficient methods of training, one a file; each is a `torch.optim.Optimizer` built from the model."""
 
-from .adalomo import AdaLomo
-from .adamw import AdamW
-from .badam import BAdam
-from .base import MemoryEfficientOptimizer
-from .blockllm import BlockLLM
-from .galore import GaLore
-from .hft import HFT
-from .lisa import LISA
-from .lomo import LOMO
-from .lora import LoRA
-from .registry import available, create, get, register, resolve
-from .sgd import SGD
+from optimizers.adalomo import AdaLomo
+from optimizers.adamw import AdamW
+from optimizers.badam import BAdam
+from optimizers.base import MemoryEfficientOptimizer
+from optimizers.blockllm import BlockLLM
+from optimizers.galore import GaLore
+from optimizers.hft import HFT
+from optimizers.lisa import LISA
+from optimizers.lomo import LOMO
+from optimizers.lora import LoRA
+from optimizers.registry import available, create, get, register, resolve
+from optimizers.sgd import SGD
 
 __all__ = [
     "HFT",

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import LOW_PRECISION, MemoryEfficientOptimizer, check_positive
-from .registry import register
+from optimizers.base import LOW_PRECISION, MemoryEfficientOptimizer, check_positive
+from optimizers.registry import register
 
 CHUNK = 2**24  # weights: temporaries are of this size, or of one row if that is larger; fewer would be many kernels
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .arithmetic import adamw_update, sgd_update
-from .base import MemoryEfficientOptimizer, check_choice, check_count
-from .blocks import GRANULARITIES, matching, shuffled, split_into_blocks, train_only
-from .checkpointing import keep_backward_short
-from .registry import register
+from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count
+from optimizers.registry import register
+from optimizers.shared.arithmetic import adamw_update, sgd_update
+from optimizers.shared.blocks import GRANULARITIES, matching, shuffled, split_into_blocks, train_only
+from optimizers.shared.checkpointing import keep_backward_short
 
 UPDATES = {"adamw": adamw_update, "sgd": sgd_update}
 ORDERS = ("random", "ascending", "descending")

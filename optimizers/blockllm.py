@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arithmetic import adamw_update
-from .base import MemoryEfficientOptimizer, check_choice, check_count, has_values
-from .blocks import matching, shuffled, split_into_blocks, train_only
-from .checkpointing import keep_backward_short
-from .registry import register
-from .selection import RULES
+from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count, has_values
+from optimizers.registry import register
+from optimizers.shared.arithmetic import adamw_update
+from optimizers.shared.blockllm_rules import RULES
+from optimizers.shared.blocks import matching, shuffled, split_into_blocks, train_only
+from optimizers.shared.checkpointing import keep_backward_short
 
 
 @register("blockllm")

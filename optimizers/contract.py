@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from .base import MemoryEfficientOptimizer
+from optimizers.base import MemoryEfficientOptimizer
 
 VOCABULARY, WIDTH, LAYERS, CLASSES = 20, 16, 3, 3
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arithmetic import adamw_update
-from .base import MemoryEfficientOptimizer, check_choice, check_count
-from .blocks import find_layers
-from .registry import register
-from .subspace import exact_vectors, randomized_vectors
+from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count
+from optimizers.registry import register
+from optimizers.shared.arithmetic import adamw_update
+from optimizers.shared.blocks import find_layers
+from optimizers.shared.subspace import exact_vectors, randomized_vectors
 
 PROJECTIONS = ("std", "reverse_std", "left", "right", "full")
 SVDS = ("randomized", "exact")

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .arithmetic import adamw_update
-from .base import MemoryEfficientOptimizer, check_count
-from .blocks import matching, outside_layers, shuffled, train_only
-from .checkpointing import keep_backward_short
-from .draws import Draws
-from .parts import CATEGORIES, parts_of_layers
-from .registry import register
+from optimizers.base import MemoryEfficientOptimizer, check_count
+from optimizers.registry import register
+from optimizers.shared.arithmetic import adamw_update
+from optimizers.shared.blocks import matching, outside_layers, shuffled, train_only
+from optimizers.shared.checkpointing import keep_backward_short
+from optimizers.shared.draws import Draws
+from optimizers.shared.layer_parts import CATEGORIES, parts_of_layers
 
 
 @register("hft")

@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .arithmetic import adamw_update, init_adam_state
-from .base import MemoryEfficientOptimizer, check_choice, check_count
-from .blocks import matching, outside_layers, shuffled, split_into_blocks, train_only
-from .checkpointing import keep_backward_short
-from .draws import Draws
-from .registry import register
+from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count
+from optimizers.registry import register
+from optimizers.shared.arithmetic import adamw_update, init_adam_state
+from optimizers.shared.blocks import matching, outside_layers, shuffled, split_into_blocks, train_only
+from optimizers.shared.checkpointing import keep_backward_short
+from optimizers.shared.draws import Draws
 
 RESETS = ("sampled", "all", "none")
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import LOW_PRECISION, MemoryEfficientOptimizer, check_positive
-from .registry import register
+from optimizers.base import LOW_PRECISION, MemoryEfficientOptimizer, check_positive
+from optimizers.registry import register
 
 
 @register("lomo")

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .adapters import ALL_LINEAR, find_targets, inject
-from .arithmetic import adamw_update
-from .base import MemoryEfficientOptimizer, check_choice, check_count, check_hyperparameters
-from .blocks import matching
-from .registry import register
+from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count, check_hyperparameters
+from optimizers.registry import register
+from optimizers.shared.adapters import ALL_LINEAR, find_targets, inject
+from optimizers.shared.arithmetic import adamw_update
+from optimizers.shared.blocks import matching
 
 # what each variant asks of peft
 VARIANTS: dict[str, dict[str, Any]] = {

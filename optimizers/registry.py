@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from .base import MemoryEfficientOptimizer
+from optimizers.base import MemoryEfficientOptimizer
 
 Method = type[MemoryEfficientOptimizer]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .arithmetic import sgd_update
-from .base import MemoryEfficientOptimizer
-from .registry import register
+from optimizers.base import MemoryEfficientOptimizer
+from optimizers.registry import register
+from optimizers.shared.arithmetic import sgd_update
 
 
 @register("sgd")

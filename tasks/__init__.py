@@ -10,8 +10,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from . import base, c4, classify, instruct, own, superglue
-from .base import Family, HasReader, Task
+from tasks import base, c4, classify, instruct, plugins, superglue
+from tasks.base import Family, HasReader, Task
 
 __all__ = ["FAMILIES", "Family", "HasReader", "Task", "available", "create", "expand"]
 
@@ -20,20 +20,20 @@ FAMILIES: tuple[Family, ...] = (superglue, c4, instruct, classify)
 
 def available() -> list[str]:
     """The names of all tasks that can be trained: ["superglue/boolq", ...], those of installed packages at the end."""
-    return base.available([*FAMILIES, *own.installed()])
+    return base.available([*FAMILIES, *plugins.installed()])
 
 
 def _families(name: str) -> list[Family]:
     """Ours, and the one of somebody else's that `name` asks for."""
     if ":" in name:
-        return [*FAMILIES, own.at(name)]
-    return [*FAMILIES, *own.installed(name.partition("/")[0])]
+        return [*FAMILIES, plugins.at(name)]
+    return [*FAMILIES, *plugins.installed(name.partition("/")[0])]
 
 
 def expand(pattern: str, *, data: str = "demo") -> list[str]:
     """The tasks that `pattern` stands for: a family's name for all its tasks that `data` has, or one task's name.
 
-    `package.module:Task` is a task of the user's own.
+    `package.module:Task` is a task of the user's plugins.
 
     Raises:
         ValueError: no task is called so (with the nearest name), or `data` is no known source.

@@ -65,7 +65,7 @@ class Family(Protocol):
     def names(self) -> tuple[str, ...]:
         """Its tasks, without the family's name: ("boolq", "cb", ...); ("",) if it is one itself."""
 
-    def held(self, data: str) -> tuple[str, ...]:
+    def available_in(self, data: str) -> tuple[str, ...]:
         """Those of `names` that a source of data has. Raises ValueError for an unknown source."""
 
     def create(self, name: str, **given: Any) -> Task:
@@ -85,7 +85,7 @@ def expand(families: Sequence[Family], pattern: str, data: str) -> list[str]:
     """The tasks that a family's or a task's name stands for."""
     by_name = {family.NAME: family for family in families}
     if pattern in by_name:
-        return [_full_name(by_name[pattern], name) for name in by_name[pattern].held(data)]
+        return [_full_name(by_name[pattern], name) for name in by_name[pattern].available_in(data)]
     check_name(families, pattern)
     return [pattern]
 

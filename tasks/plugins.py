@@ -7,7 +7,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any
 
-from .base import Family, Task
+from tasks.base import Family, Task
 
 ENTRY_POINTS = "membench.tasks"  # the group; an entry is a task's class, or a module that is a family of tasks
 MEMBERS = {*Task.__annotations__, *(name for name in vars(Task) if not name.startswith("_"))}
@@ -23,7 +23,7 @@ class OwnTask:
     def names(self) -> tuple[str, ...]:
         return ("",)
 
-    def held(self, data: str) -> tuple[str, ...]:
+    def available_in(self, data: str) -> tuple[str, ...]:
         """Whether it has its data shows when it is made."""
         return self.names()
 

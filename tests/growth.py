@@ -14,7 +14,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import optimizers
-from membench.loop import training_step
+from membench.training.loop import training_step
 
 WIDTH, DEPTH, ROWS = 4096, 8, 512
 

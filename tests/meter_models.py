@@ -8,8 +8,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from membench.cycle import meter_cycle
-from membench.loop import training_step
+from membench.training.loop import training_step
+from membench.training.metering import meter_cycle
 
 BATCH = 4
 

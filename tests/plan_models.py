@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from membench.plan.blueprint import Blueprint
-from membench.plan.setup import Setup
+from membench.planning.blueprint import Blueprint
+from membench.planning.workload import Workload
 
 TINY = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128, "vocab_size": 300}
 LLAMA = {"model_type": "llama", **TINY, "num_key_value_heads": 2, "max_position_embeddings": 512}
@@ -18,7 +18,7 @@ MODELS = {"llama": LLAMA, "gemma": GEMMA, "roberta": ROBERTA, "gpt2": GPT2}
 def blueprint(path: Path, name: str, depth: int, **given: Any) -> Blueprint:
     """Of a tiny model, with a batch of 3 x 24."""
     return Blueprint(
-        Setup(folder(path, name, depth), **{"batch_size": 3, "sequence_length": 24, "dtype": "float32"} | given)
+        Workload(folder(path, name, depth), **{"batch_size": 3, "sequence_length": 24, "dtype": "float32"} | given)
     )
 
 

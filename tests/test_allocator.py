@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from membench.allocator import MIB, CachingAllocator, estimate_reserved_bytes
-from membench.trace import TEMPORARIES, Trace
+from membench.memory.allocator import MIB, CachingAllocator, estimate_reserved_bytes
+from membench.memory.trace import TEMPORARIES, Trace
 
 
 def trace_of(*steps: int | str) -> Trace:

@@ -11,19 +11,19 @@ from architectures import ARCHITECTURES, LAYERS, Architecture
 from torch import Tensor, nn
 
 import optimizers
-from membench.components import classify
-from membench.plan.blueprint import Blueprint
-from membench.plan.planner import method_values
-from membench.plan.profile import profile
-from membench.plan.setup import Setup
-from membench.plan.simulate import simulate
-from membench.trace import PARTS
+from membench.memory.components import classify
+from membench.memory.trace import PARTS
+from membench.planning.blueprint import Blueprint
+from membench.planning.moments import profile
+from membench.planning.planner import method_values
+from membench.planning.simulate import simulate
+from membench.planning.workload import Workload
 from optimizers import GaLore, LoRA, MemoryEfficientOptimizer
-from optimizers.adapters import find_targets
-from optimizers.blocks import split_into_blocks
 from optimizers.galore import layer_matrices
-from optimizers.parts import parts_of_layers
-from tasks.models import Source
+from optimizers.shared.adapters import find_targets
+from optimizers.shared.blocks import split_into_blocks
+from optimizers.shared.layer_parts import parts_of_layers
+from tasks.models.source import Source
 
 PAIRS = [(name, method) for name in ARCHITECTURES for method in optimizers.available()]
 PER_ARCHITECTURE = pytest.mark.parametrize("name", ARCHITECTURES)
@@ -256,7 +256,7 @@ def test_an_adapter_on_a_tied_head_is_refused_since_it_would_change_the_embeddin
 @pytest.mark.parametrize("method", ["badam", "lora"])
 def test_planned_on_fake_tensors_equals_metered_on_real_ones(name, method, tmp_path):
     ARCHITECTURES[name].config().save_pretrained(tmp_path)
-    b = Blueprint(Setup(str(tmp_path), batch_size=2, sequence_length=12, dtype="float32"))
+    b = Blueprint(Workload(str(tmp_path), batch_size=2, sequence_length=12, dtype="float32"))
     assert b.is_causal == ARCHITECTURES[name].is_causal and b.head == ARCHITECTURES[name].head
     values = method_values(b, method, {})
     planned, metered = (profile(simulate(b, method, values, b.depth, device=d), complete=True) for d in (None, "cpu"))

@@ -7,7 +7,7 @@ import torch
 
 from optimizers import AdamW, BlockLLM
 from optimizers.contract import build_model, loss_of, train, weights_of
-from optimizers.selection import PaperRule, ReleaseRule
+from optimizers.shared.blockllm_rules import PaperRule, ReleaseRule
 
 
 def chosen_of(optimizer):

@@ -6,8 +6,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 from transformers.models.auto.configuration_auto import AutoConfig
 
-from optimizers.blocks import find_layers, matching, shuffled, split_into_blocks, train_only
 from optimizers.contract import TinyTransformer, build_model
+from optimizers.shared.blocks import find_layers, matching, shuffled, split_into_blocks, train_only
 
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "vocab_size": 50, "intermediate_size": 32}
 FAMILIES = {

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from membench import processes, progress
 from membench.cli import main
+from membench.config.run import Run, Training
 from membench.paths import put_current_folder_last
-from membench.run import Run, Training
+from membench.runs import processes, progress
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--steps", "2", "--batch-size", "2", "--sequence-length", "16", "--threads", "1", "--quiet"]

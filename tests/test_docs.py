@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from membench import listing
+from membench.commands import list as listing
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

@@ -12,10 +12,10 @@ import transformers
 from reports_factory import make_record
 from tokenizers import decoders, pre_tokenizers, trainers
 
-from membench import harness
 from membench.cli import main
-from membench.errors import UserError
-from membench.harness import Request
+from membench.commands import harness
+from membench.commands.harness import Request
+from membench.config.errors import UserError
 from reports import record
 
 needs_harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from optimizers import GaLore
 from optimizers.contract import TinyTransformer, build_model, loss_of, train
 from optimizers.galore import PROJECTIONS, layer_matrices
-from optimizers.subspace import exact_vectors, randomized_vectors
+from optimizers.shared.subspace import exact_vectors, randomized_vectors
 
 SHAPES = [(3, 7), (7, 3), (5, 5), (1, 6), (6, 1)]
 

@@ -8,13 +8,13 @@ import torch
 
 import optimizers
 import tasks
-from membench import processes
-from membench.compare import compare
-from membench.loop import Loop
-from membench.run import Training
-from membench.settings import resolve
+from membench.config.run import Training
+from membench.config.settings import resolve
+from membench.runs import processes
+from membench.runs.compare import compare
+from membench.training.loop import Loop
 from reports import record
-from tasks import c4
+from tasks.c4 import task as c4
 
 TINY = {"steps": 3, "batch_size": 2, "sequence_length": 32, "threads": 1, "quiet": True}
 

@@ -16,7 +16,7 @@ from transformers import (
     RobertaConfig,
 )
 
-from membench.memory import MemoryMeter
+from membench.memory.meter import MemoryMeter
 from optimizers import LISA, AdamW
 from optimizers.contract import build_model, loss_of, train, weights_of
 

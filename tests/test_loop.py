@@ -8,10 +8,10 @@ from torch import nn
 from toy import Net, ToyTask
 
 import optimizers
-from membench.clock import Clock
-from membench.loop import Diverged, Loop, micro_batches, shares, training_step
-from membench.run import Training
-from membench.schedule import learning_rate_factor
+from membench.config.run import Training
+from membench.training.clock import Clock
+from membench.training.loop import Diverged, Loop, micro_batches, shares, training_step
+from membench.training.schedule import learning_rate_factor
 
 CPU = torch.device("cpu")
 

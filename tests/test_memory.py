@@ -10,10 +10,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import optimizers
-from membench.breakdown import find_peaks
-from membench.cycle import meter_cycle
-from membench.memory import MemoryMeter
-from membench.trace import PARTS
+from membench.memory.breakdown import find_peaks
+from membench.memory.meter import MemoryMeter
+from membench.memory.trace import PARTS
+from membench.training.metering import meter_cycle
 from optimizers import MemoryEfficientOptimizer
 
 SCALAR = 4  # the loss, and the gradient of the loss

@@ -15,10 +15,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import optimizers
-from membench.breakdown import PARTS
-from membench.components import classify
-from membench.cycle import meter_cycle
-from membench.memory import MemoryMeter
+from membench.memory.breakdown import PARTS
+from membench.memory.components import classify
+from membench.memory.meter import MemoryMeter
+from membench.training.metering import meter_cycle
 
 MODELS = [roberta, llama, gpt2]
 RNG_STATE = 5056  # bytes of a CPU generator's state: checkpointing saves one a segment, in host memory

@@ -3,15 +3,15 @@
 import pytest
 from plan_models import blueprint
 
-from membench.allocator import CUDA_CONTEXT_BYTES
-from membench.plan import budget
-from membench.plan.blueprint import Blueprint
-from membench.plan.budget import built_in_models, find_limits, largest, parameters, total_bytes, total_curve, walk
-from membench.plan.method import plan_method, profile_like
-from membench.plan.planner import method_values
-from membench.plan.profile import Profile
-from membench.plan.setup import Setup
-from membench.plan.units import parse_bytes
+from membench.config.units import parse_bytes
+from membench.memory.allocator import CUDA_CONTEXT_BYTES
+from membench.planning import budget
+from membench.planning.blueprint import Blueprint
+from membench.planning.budget import built_in_models, find_limits, largest, parameters, total_bytes, total_curve, walk
+from membench.planning.method import plan_method, profile_like
+from membench.planning.moments import Moments
+from membench.planning.planner import method_values
+from membench.planning.workload import Workload
 
 DEPTH = 7
 
@@ -28,9 +28,9 @@ def test_the_walk_finds_the_largest_from_any_start(fitting):
         assert walk("abcde", start, lambda name: "abcde".index(name) < fitting) == expected
 
 
-def exact(profile: Profile) -> Profile:
+def exact(profile: Moments) -> Moments:
     """Without what the allocator adds, which follows no rule."""
-    return Profile(profile.moments, 0)
+    return Moments(profile.moments, 0)
 
 
 @pytest.mark.parametrize(("name", "method"), [("llama", "badam"), ("roberta", "lora"), ("llama", "blockllm")])
@@ -38,9 +38,9 @@ def test_the_peak_lies_on_the_line_of_the_batch_to_the_byte(name, method, tmp_pa
     b = blueprint(tmp_path, name, DEPTH, checkpointing=name == "llama")
     values = method_values(b, method, {})
     plan = plan_method(b, method, values)
-    double = profile_like(plan, b.with_setup(batch_size=6), values)
+    double = profile_like(plan, b.with_workload(batch_size=6), values)
     curve = total_curve({3: exact(plan.profile), 6: exact(double)})
-    seen = plan_method(b.with_setup(batch_size=11), method, values)
+    seen = plan_method(b.with_workload(batch_size=11), method, values)
     assert curve(11) - CUDA_CONTEXT_BYTES == seen.row["peak_allocated_bytes"]
 
 
@@ -51,8 +51,8 @@ def test_the_peak_lies_on_the_parabola_of_the_sequence_to_the_byte(attention, me
     plan = plan_method(b, method, values)
     points = {24: exact(plan.profile)}
     for tokens in (48, 72):
-        points[tokens] = exact(profile_like(plan, b.with_setup(sequence_length=tokens), values))
-    seen = plan_method(b.with_setup(sequence_length=301), method, values)
+        points[tokens] = exact(profile_like(plan, b.with_workload(sequence_length=tokens), values))
+    seen = plan_method(b.with_workload(sequence_length=301), method, values)
     assert total_curve(points)(301) - CUDA_CONTEXT_BYTES == seen.row["peak_allocated_bytes"]
 
 
@@ -65,8 +65,8 @@ def test_limits_are_the_last_that_fit_and_never_beyond_the_models_positions(tmp_
     limits = find_limits(plan, b, values, size)
     assert limits.model is None  # its weights alone are more than is left
     assert limits.batch > 3 and 24 < limits.sequence <= b.longest_sequence
-    for setup in (b.with_setup(batch_size=limits.batch), b.with_setup(sequence_length=limits.sequence)):
-        assert plan_method(setup, "sgd", values).row["estimated_total_bytes"] == pytest.approx(size, rel=0.1)
+    for workload in (b.with_workload(batch_size=limits.batch), b.with_workload(sequence_length=limits.sequence)):
+        assert plan_method(workload, "sgd", values).row["estimated_total_bytes"] == pytest.approx(size, rel=0.1)
     roomy = find_limits(plan, b, values, 10 * size)
     assert roomy.sequence == b.longest_sequence == 512 and roomy.model == "llama-60m"
 
@@ -79,8 +79,8 @@ def test_nothing_fits_where_the_weights_alone_are_too_large(tmp_path):
 
 
 def test_parameters_are_counted_without_building_the_model():
-    assert parameters(Blueprint(Setup("llama2-70b"))) == 68_976_648_192
-    assert parameters(Blueprint(Setup("gemma2-9b"))) == 9_241_705_984
+    assert parameters(Blueprint(Workload("llama2-70b"))) == 68_976_648_192
+    assert parameters(Blueprint(Workload("gemma2-9b"))) == 9_241_705_984
     names = built_in_models(True)
     assert list(names.values()) == sorted(names.values())
     assert "roberta-base" not in names and list(names)[-1] == "llama3-70b"

@@ -9,21 +9,21 @@ import pytest
 from typer.testing import CliRunner
 
 import optimizers
-from membench.breakdown import find_peaks
 from membench.cli import app, main
-from membench.plan import verify
-from membench.plan.blueprint import Blueprint
-from membench.plan.formulas import facts, formula
-from membench.plan.planner import method_values, plan
-from membench.plan.setup import Setup
-from membench.plan.simulate import simulate
+from membench.memory.breakdown import find_peaks
+from membench.planning import verify
+from membench.planning.blueprint import Blueprint
+from membench.planning.formulas import facts, formula
+from membench.planning.planner import method_values, plan
+from membench.planning.simulate import simulate
+from membench.planning.workload import Workload
 from reports import plans
 
 PARTS = {"weights_bytes", "gradients_bytes", "optimizer_state_bytes", "activations_bytes", "temporaries_bytes"}
 
 
 def tiny(tmp_path, name="llama", **given):
-    return Setup(plan_models.folder(tmp_path, name, 4, **given), 2, 16)
+    return Workload(plan_models.folder(tmp_path, name, 4, **given), 2, 16)
 
 
 def run(*arguments):
@@ -40,9 +40,9 @@ def refused(capsys, monkeypatch, *arguments):
 
 
 def test_json_has_a_row_a_method_with_the_promised_keys(tmp_path):
-    setup = tiny(tmp_path)
+    workload = tiny(tmp_path)
     size = ["--batch-size", "2", "--sequence-length", "16", "--budget", "600MiB"]
-    document = json.loads(run("--model", setup.model, *size, "--optimizers", "badam,lomo", "--format", "json"))
+    document = json.loads(run("--model", workload.model, *size, "--optimizers", "badam,lomo", "--format", "json"))
     assert [row["method"] for row in document["rows"]] == ["badam", "lomo"]
     for row in document["rows"]:
         assert row["peak_allocated_bytes"] == sum(row["at_peak"].values())
@@ -54,9 +54,9 @@ def test_json_has_a_row_a_method_with_the_promised_keys(tmp_path):
 
 
 def test_a_config_json_names_a_model_as_its_folder_does(tmp_path):
-    setup = tiny(tmp_path)
-    from_file = Setup(f"{setup.model}/config.json", 2, 16)
-    assert plan(from_file, ["sgd"], {})["rows"] == plan(setup, ["sgd"], {})["rows"]
+    workload = tiny(tmp_path)
+    from_file = Workload(f"{workload.model}/config.json", 2, 16)
+    assert plan(from_file, ["sgd"], {})["rows"] == plan(workload, ["sgd"], {})["rows"]
 
 
 def test_all_registered_methods_are_planned(tmp_path):
@@ -85,7 +85,7 @@ def test_a_users_own_method_is_planned_without_further_code(tmp_path, monkeypatc
 def test_hyper_parameters_reach_the_method(tmp_path):
     text = run("--model", tiny(tmp_path).model, "--optimizers", "lora", "--format", "json", "--set", "lora.rank=2")
     small = json.loads(text)["rows"][0]
-    large = plan(Setup(tiny(tmp_path).model, 1, 512), ["lora"], {"lora": {"rank": 4}})["rows"][0]
+    large = plan(Workload(tiny(tmp_path).model, 1, 512), ["lora"], {"lora": {"rank": 4}})["rows"][0]
     assert large["trained_weights"] == 2 * small["trained_weights"]
 
 
@@ -97,8 +97,8 @@ def test_a_new_classifier_is_always_trained(tmp_path):
 
 
 def test_why_is_a_tree_that_adds_up_to_the_peak(tmp_path):
-    setup = tiny(tmp_path)
-    document = plan(setup, ["lisa"], {})
+    workload = tiny(tmp_path)
+    document = plan(workload, ["lisa"], {})
     row = document["rows"][0]
     for part in PARTS:
         assert sum(parts[part] for parts in row["components"].values()) == row["at_peak"][part]
@@ -111,13 +111,13 @@ def test_why_is_a_tree_that_adds_up_to_the_peak(tmp_path):
 
 def test_lisas_states_are_mostly_those_of_embeddings_and_head(tmp_path):
     """At 8B, 70.7 % of what LISA trains."""
-    row = plan(Setup("llama3-8b", checkpointing=True), ["lisa"], {})["rows"][0]
+    row = plan(Workload("llama3-8b", checkpointing=True), ["lisa"], {})["rows"][0]
     states = {name: parts["optimizer_state_bytes"] for name, parts in row["components"].items()}
     assert (states["embeddings"] + states["head"]) / sum(states.values()) == pytest.approx(0.707, abs=0.001)
 
 
 def test_lomo_holds_about_one_gradient_and_galore_works_on_copies(tmp_path):
-    document = plan(Setup("llama3-8b", 1, 64, checkpointing=True), ["lomo", "galore", "sgd"], {})
+    document = plan(Workload("llama3-8b", 1, 64, checkpointing=True), ["lomo", "galore", "sgd"], {})
     lomo, galore, sgd = document["rows"]
     assert lomo["maximum"]["gradients_bytes"] == 2 * 128_256 * 4096
     matrix_in_fp32 = 4 * 4096 * 14_336
@@ -126,26 +126,26 @@ def test_lomo_holds_about_one_gradient_and_galore_works_on_copies(tmp_path):
 
 
 def test_badams_first_block_peaks_3_4_times_as_high_as_its_last_and_the_plan_names_it():
-    setup = Setup("roberta-large", 8, 256, "float32")
-    blueprint = Blueprint(setup)
+    workload = Workload("roberta-large", 8, 256, "float32")
+    blueprint = Blueprint(workload)
     trace = simulate(blueprint, "badam", method_values(blueprint, "badam", {}), blueprint.depth).trace
     peaks = [peak for peak, _ in find_peaks(trace)[0]]
     by_name = {name: peak for (_, name), peak in zip(trace.selections, peaks, strict=True)}
     first, last = by_name["roberta.encoder.layer.0"], by_name["roberta.encoder.layer.23"]
     assert first / last == pytest.approx(3.4, abs=0.3)
-    row = plan(setup, ["badam"], {})["rows"][0]
+    row = plan(workload, ["badam"], {})["rows"][0]
     assert row["peak_selection"] == "roberta.encoder.layer.0" and row["peak_allocated_bytes"] == first
 
 
 def test_formulas_are_those_of_the_papers():
-    m, blueprint = 6_738_415_616, Blueprint(Setup("llama2-7b"))
+    m, blueprint = 6_738_415_616, Blueprint(Workload("llama2-7b"))
     known = facts(blueprint, m)
     expected = {"adamw": 18 * m, "lomo": 2 * m * 33 / 32, "badam": 2.5 * m, "lora": 2 * m + 36 * 8 * m / 4096}
     for method, size in expected.items():
         assert formula(method, known, {"rank": 8})[1] == round(size)
     assert formula("sgd", known, {}) is None
     states = 0.164e9 + 2 * 58_073_600  # GaLore's 60M: what its formula gives, and the weights
-    assert formula("galore", facts(Blueprint(Setup("llama-60m")), 58_073_600), {"rank": 128})[1] == pytest.approx(
+    assert formula("galore", facts(Blueprint(Workload("llama-60m")), 58_073_600), {"rank": 128})[1] == pytest.approx(
         states, rel=0.01
     )
 
@@ -195,9 +195,9 @@ def test_without_a_gpu_verify_says_so(tmp_path, monkeypatch):
 
 
 def test_verify_prints_planned_beside_measured(tmp_path):
-    setup, methods = tiny(tmp_path, vocab_size=20_000, hidden_size=256), ["sgd", "badam"]
-    document = plan(setup, methods, {})
-    lines = verify.report(setup, methods, {}, document, device="cpu").splitlines()
+    workload, methods = tiny(tmp_path, vocab_size=20_000, hidden_size=256), ["sgd", "badam"]
+    document = plan(workload, methods, {})
+    lines = verify.report(workload, methods, {}, document, device="cpu").splitlines()
     rows = {line.split()[0]: line.split()[1:] for line in lines if line.split()[:1] in (["sgd"], ["badam"])}
     for name in methods:
         planned, _, allocated, reserved = rows[name]

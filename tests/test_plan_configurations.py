@@ -3,7 +3,7 @@
 import pytest
 import transformers
 
-from tasks.models import CONFIGURATIONS, Source
+from tasks.models.source import CONFIGURATIONS, Source
 
 # From the safetensors indices of the official checkpoints (tied weights once); GaLore's 1B and 7B by the paper's names.
 PARAMETERS = {

@@ -7,13 +7,13 @@ import pytest
 from plan_models import MODELS, blueprint
 
 import optimizers
-from membench.breakdown import summarize
-from membench.plan import method as planning
-from membench.plan.blueprint import Blueprint
-from membench.plan.extend import NotAlikeError, extend_number, extend_text, weights
-from membench.plan.method import plan_method, simulated_depths
-from membench.plan.planner import method_values
-from membench.plan.simulate import simulate
+from membench.memory.breakdown import summarize
+from membench.planning import method as planning
+from membench.planning.blueprint import Blueprint
+from membench.planning.extrapolate import NotAlikeError, extend_number, extend_text, weights
+from membench.planning.method import plan_method, simulated_depths
+from membench.planning.planner import method_values
+from membench.planning.simulate import simulate
 
 DEPTH = 7
 UNALIKE = {"hft", "blockllm"}  # a draw of parts, or a budget in weights: no two depths choose alike
@@ -107,7 +107,7 @@ def test_extension_is_exact_in_whole_numbers_and_refuses_what_lies_on_no_line():
 def test_the_short_way_through_the_cache_changes_nothing(tmp_path, monkeypatch):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from membench.plan import simulate as module
+    from membench.planning import simulate as module
 
     b = blueprint(tmp_path, "llama", 3, checkpointing=True, dtype="bfloat16")
     for method in ("galore", "lora"):

@@ -6,12 +6,12 @@ import pytest
 from plan_models import blueprint
 
 import optimizers
-from membench.plan.blueprint import Blueprint
-from membench.plan.planner import method_values
-from membench.plan.profile import profile
-from membench.plan.setup import Setup
-from membench.plan.simulate import simulate
-from membench.trace import PARTS
+from membench.memory.trace import PARTS
+from membench.planning.blueprint import Blueprint
+from membench.planning.moments import profile
+from membench.planning.planner import method_values
+from membench.planning.simulate import simulate
+from membench.planning.workload import Workload
 
 QUICK = [
     (("llama", "roberta")[n % 2], method, ("float32", "bfloat16")[n // 2 % 2], bool(n % 3))
@@ -54,11 +54,11 @@ def test_planned_equals_metered_on_real_steps(name, method, dtype, checkpointing
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("method", optimizers.available())
 def test_planned_equals_metered_on_gpt2_small(method, checkpointing):
-    expect_equal(Blueprint(Setup("gpt2", 1, 16, "float32", checkpointing)), method)
+    expect_equal(Blueprint(Workload("gpt2", 1, 16, "float32", checkpointing)), method)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("method", optimizers.available())
 def test_planned_equals_metered_on_roberta_tiny(method, checkpointing):
-    expect_equal(Blueprint(Setup("roberta-tiny", 2, 32, "float32", checkpointing)), method)
+    expect_equal(Blueprint(Workload("roberta-tiny", 2, 32, "float32", checkpointing)), method)

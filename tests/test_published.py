@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from membench.plan.against import compare, figures
+from membench.planning.against import compare, figures
 from reports import published
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,10 +13,10 @@ import torch
 from toy import ToyTask
 
 import optimizers
-from membench import checkpoint
-from membench.errors import UserError
-from membench.loop import Loop
-from membench.run import Training
+from membench.config.errors import UserError
+from membench.config.run import Training
+from membench.training import checkpoint
+from membench.training.loop import Loop
 
 METHODS = {
     "adamw": {"lr": 1e-2},

@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from membench import assemble, execute, processes
-from membench.compare import compare
-from membench.errors import UserError
-from membench.folder import Folder
-from membench.processes import Outcome
-from membench.run import Run, Training
-from membench.settings import resolve
+from membench.config.errors import UserError
+from membench.config.run import Run, Training
+from membench.config.settings import resolve
+from membench.runs import processes
+from membench.runs import to_record as assemble
+from membench.runs.compare import compare
+from membench.runs.processes import Outcome
+from membench.runs.run_folder import Folder
+from membench.training import execute
 from reports import record
 
 ROOT = Path(__file__).resolve().parent.parent

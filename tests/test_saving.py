@@ -9,12 +9,12 @@ import transformers
 
 import optimizers
 import tasks
-from membench import processes
-from membench.compare import compare
-from membench.errors import UserError
-from membench.execute import save
-from membench.saving import Models
-from membench.settings import resolve
+from membench.config.errors import UserError
+from membench.config.settings import resolve
+from membench.runs import processes
+from membench.runs.compare import compare
+from membench.runs.model_folder import Models
+from membench.training.execute import save
 from reports import record
 
 TINY = {"steps": 6, "batch_size": 4, "sequence_length": 24, "threads": 1, "quiet": True, "task": "superglue/cb"}

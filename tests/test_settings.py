@@ -5,11 +5,11 @@ from typing import Literal
 
 import pytest
 
-from membench.defaults import hyperparameters
-from membench.errors import UserError
-from membench.profiles import SUPERGLUE, note
-from membench.settings import parse_options, resolve
-from membench.values import convert, parse
+from membench.config.defaults import hyperparameters
+from membench.config.errors import UserError
+from membench.config.profiles import SUPERGLUE, note
+from membench.config.settings import parse_options, resolve
+from membench.config.values import convert, parse
 
 
 def config(tmp_path, text: str) -> str:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from membench.errors import UserError
-from membench.study_file import load, parse_shard
+from membench.config.errors import UserError
+from membench.config.study_file import load, parse_shard
 
 GOOD = """
 optimizers = "badam,blockllm"

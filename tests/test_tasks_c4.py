@@ -17,10 +17,14 @@ import torch
 from torch import nn
 
 import tasks
-from tasks import c4, corpus, language, library, stream
-from tasks.corpus import Corpus, Documents, cut, is_held_out
-from tasks.given import Given
-from tasks.stream import Stream
+from tasks.c4 import corpus, stream
+from tasks.c4 import task as c4
+from tasks.c4.corpus import Corpus, Documents, cut
+from tasks.c4.stream import Stream
+from tasks.data import stdlib_docs as library
+from tasks.data.held_out import is_held_out
+from tasks.models import language
+from tasks.models.arguments import TaskArguments
 
 LENGTH = 16
 
@@ -428,7 +432,7 @@ def test_the_perplexity_of_a_pretrained_model_is_that_of_a_plain_loop_over_its_o
     monkeypatch.delenv("XDG_CACHE_HOME")  # the converted model is kept
     text = (shared_data / "pretrain" / "wikitext2_test.txt").read_text()[:60_000]
     whole = language.LanguageModel(
-        Given(
+        TaskArguments(
             model="smollm2-135m",
             tokenizer=None,
             data="",

@@ -12,7 +12,7 @@ import transformers
 from sklearn.metrics import accuracy_score, f1_score
 
 import tasks
-from tasks import classify_data
+from tasks.classify import data as classify_data
 
 LABELS = ("bad", "fine", "good")
 

@@ -10,12 +10,13 @@ import transformers
 from torch import nn
 
 import tasks
-from tasks import conversations, gsm8k, language
-from tasks.conversations import Conversation, Message
-from tasks.examples import collate, pack
-from tasks.order import position
-from tasks.prompts import encode, parts
-from tasks.rows import Row
+from tasks.data.json_lines import Row
+from tasks.data.order import position
+from tasks.instruct import conversations, gsm8k
+from tasks.instruct.conversations import Conversation, Message
+from tasks.instruct.examples import collate, pack
+from tasks.instruct.prompts import encode, parts
+from tasks.models import language
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

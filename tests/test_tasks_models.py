@@ -10,8 +10,8 @@ import torch
 import transformers
 
 import tasks
-from tasks import models
-from tasks.tokenization import load_tokenizer, train_tokenizer
+from tasks.models import source as models
+from tasks.models.tokenization import load_tokenizer, train_tokenizer
 
 CLASSIFICATION, CHOICE = transformers.AutoModelForSequenceClassification, transformers.AutoModelForMultipleChoice
 

@@ -5,10 +5,10 @@ from importlib.metadata import EntryPoint
 import pytest
 
 import tasks
-from membench.errors import UserError
-from membench.runs import prepare
-from membench.settings import resolve
-from tasks import own
+from membench.config.errors import UserError
+from membench.config.settings import resolve
+from membench.runs.prepare import prepare
+from tasks import plugins as own
 
 MODULE = """
 from torch import nn
@@ -42,7 +42,7 @@ def names():
     return ("first", "second")
 
 
-def held(data):
+def available_in(data):
     return names()[:1]
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 import transformers
 
-from tasks import packaged
-from tasks.models import Source
-from tasks.tokenization import load_tokenizer
+from tasks.models import packaged
+from tasks.models.source import Source
+from tasks.models.tokenization import load_tokenizer
 
 NAME = "smollm2-135m"
 needs_package = pytest.mark.skipif(

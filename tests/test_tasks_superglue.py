@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 import tasks
-from tasks import classifier, superglue_task
-from tasks.order import position
+from tasks.data.order import position
+from tasks.models import classifier
+from tasks.superglue import task as superglue_task
 
 NAMES = tasks.expand("superglue")
 

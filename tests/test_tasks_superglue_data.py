@@ -6,9 +6,10 @@ import datasets
 import pytest
 
 import tasks
-from tasks import superglue, superglue_data
-from tasks.rows import Line, Row, parse
-from tasks.superglue_examples import examples, wsc
+from tasks.data.json_lines import Line, Row, parse
+from tasks.superglue import data as superglue_data
+from tasks.superglue import rows as superglue
+from tasks.superglue.examples import examples, wsc
 
 HUB_FEATURES = {  # of aps/super_glue, from the card of the pinned revision
     "boolq": [("question", "string"), ("passage", "string"), ("idx", "int32"), ("label", ["False", "True"])],

@@ -11,8 +11,10 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 import tasks
-from tasks import superglue, superglue_data, superglue_demo
-from tasks.superglue_task import Data, _second_texts
+from tasks.superglue import data as superglue_data
+from tasks.superglue import demo as superglue_demo
+from tasks.superglue import rows as superglue
+from tasks.superglue.task import Data, _second_texts
 
 SEQUENCE_LENGTH = 32  # of the demo
 

@@ -7,7 +7,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 from transformers.models.auto.configuration_auto import AutoConfig
 
 import optimizers
-from membench.trainer import MethodTrainer
+from membench.training.hf_trainer import MethodTrainer
 
 STEPS, PAUSE = 6, 4
 

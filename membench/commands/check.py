@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .errors import UserError
-from .values import suggestion
+from membench.config.errors import UserError
+from membench.config.values import suggestion
 
 if TYPE_CHECKING:
     from reports.record import Found
@@ -97,7 +97,7 @@ def _read(place: Path) -> Found:
 
 def _accept(candidate: Found, baseline: Path) -> int:
     """Replace the baseline, unless the candidate isn't whole."""
-    from .baseline import replace
+    from membench.commands.baseline import replace
 
     failed = [run["run_id"] for run in candidate.records if run["status"] == "failed"]
     if candidate.problems or failed:

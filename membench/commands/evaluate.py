@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .errors import UserError
+from membench.config.errors import UserError
 
 
 def _option(*names: str, help: str) -> Any:
@@ -38,7 +38,7 @@ def evaluate(
     Known by short names: mmlu, mmlu-pro, agieval, arc, boolq, openbookqa, piqa, siqa, hellaswag, winogrande, gsm8k,
     math, ifeval, humaneval, mbpp. Needs the extra membench[eval], and the hub for the benchmarks' data.
     """
-    from . import harness
+    from membench.commands import harness
 
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
     if not names:

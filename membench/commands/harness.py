@@ -10,10 +10,9 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
+from membench.config.errors import UserError
+from membench.runs.model_folder import CONFIG
 from reports import record
-
-from .errors import UserError
-from .saving import CONFIG
 
 # The names that papers use, and the harness's own.
 BENCHMARKS: dict[str, tuple[str, ...]] = {
@@ -134,7 +133,7 @@ def evaluate(model: Path, names: Sequence[str], request: Request, manager: Any) 
     """
     import lm_eval
 
-    from .runs import find_device
+    from membench.runs.prepare import find_device
 
     if request.run_code:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # asked for by the metric that does it

@@ -1,15 +1,39 @@
 """`membench list`: what there is to choose from."""
 
-import optimizers
-import tasks
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from membench.config.errors import UserError
+
+
+class Listing(StrEnum):
+    """What `membench list` lists."""
+
+    methods = "methods"
+    tasks = "tasks"
+    models = "models"
+
+
+def list_(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> None:
+    """List methods, tasks or models."""
+    try:
+        print({"methods": methods, "tasks": task_names, "models": models}[what.value]())
+    except ValueError as error:  # an installed package's task that can't be loaded
+        raise UserError(str(error)) from error
 
 
 def methods() -> str:
     """Every registered method: what it does, where it comes from, what it trains, keeps and excludes."""
+    import optimizers
+
     return "\n\n".join(_method(name) for name in optimizers.available())
 
 
 def _method(name: str) -> str:
+    import optimizers
+
     method = optimizers.get(name)
     rows = {"paper": method.paper, "trains": method.trains, "keeps": method.keeps, "excludes": method.excludes}
     lines = [f"    {key + ':':9} {text}" for key, text in rows.items() if text]
@@ -18,21 +42,24 @@ def _method(name: str) -> str:
 
 def task_names() -> str:
     """Every task that can be trained, one a line, and what else --task takes."""
+    import tasks
+
     return "\n".join([*tasks.available(), "", "or package.module:Task, a task of your own"])
 
 
 def models() -> str:
     """The built-in configurations, the packaged models, and what else --model takes."""
-    from tasks import models as built_in
-    from tasks import packaged
+    from tasks.models import packaged, source
 
-    lines = ["random weights:", *(f"  config:{name}" for name in built_in.CONFIGURATIONS)]
+    lines = ["random weights:", *(f"  config:{name}" for name in source.CONFIGURATIONS)]
     lines += ["pretrained, from a Python package:", *(f"  {name}" for name in packaged.PACKAGED)]
     return "\n".join([*lines, "or an id of the hub (ID or ID@REVISION), or a folder with config.json and weights"])
 
 
 def methods_table() -> str:
     """The same as a table in markdown: the README's, which is generated from it."""
+    import optimizers
+
     head = "| method | what it does | trains | keeps | can't be combined with | paper |\n|---|---|---|---|---|---|"
     methods = {name: optimizers.get(name) for name in optimizers.available()}
     rows = [

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .errors import UserError
-from .values import suggestion
+from membench.config.errors import UserError
+from membench.config.values import suggestion
 
 DTYPES = ("bfloat16", "float32", "float16")
 
@@ -95,24 +95,23 @@ def answer(options: Options) -> str:
 
 
 def _answer(options: Options) -> str:
+    from membench.config.settings import parse_assignments
     from reports import plans
-
-    from .settings import parse_assignments
 
     _check(options, plans.FORMATS)
     budget, given = _budget(options.budget), parse_assignments(options.set_ or [])
     if options.against is not None:
-        from .plan.against import compare
+        from membench.planning.against import compare
 
         return compare(options.against, options.format)
     if options.model is None:
         raise UserError(
             "give --model: a built-in configuration (llama3-8b), a config.json, a folder or an id of the hub"
         )
-    from .plan.planner import plan as make
-    from .plan.setup import Setup
+    from membench.planning.planner import plan as make
+    from membench.planning.workload import Workload
 
-    setup = Setup(
+    workload = Workload(
         options.model,
         options.batch_size,
         options.sequence_length,
@@ -122,13 +121,13 @@ def _answer(options: Options) -> str:
         trust_remote_code=options.trust_remote_code,
     )
     methods = _methods(options)
-    document = make(setup, methods, given, budget_bytes=budget)
+    document = make(workload, methods, given, budget_bytes=budget)
     text = plans.why(document, options.why) if options.why else plans.render(document, options.format)
     if not options.verify:
         return text
-    from .plan.verify import report
+    from membench.planning.verify import report
 
-    return f"{text}\n\n{report(setup, methods, given, document)}"
+    return f"{text}\n\n{report(workload, methods, given, document)}"
 
 
 def _check(options: Options, formats: tuple[str, ...]) -> None:
@@ -141,7 +140,7 @@ def _check(options: Options, formats: tuple[str, ...]) -> None:
 
 
 def _budget(text: str | None) -> int | None:
-    from .plan.units import parse_bytes
+    from membench.config.units import parse_bytes
 
     try:
         return None if text is None else parse_bytes(text)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .errors import UserError
+from membench.config.errors import UserError
 
 
 class Format(StrEnum):
@@ -80,7 +80,7 @@ def _ranking(format: Format, at_memory: str | None, to_target: str | None) -> Ca
 
 
 def _size(text: str) -> int:
-    from .plan.units import parse_bytes
+    from membench.config.units import parse_bytes
 
     try:
         return parse_bytes(text)

@@ -25,8 +25,8 @@ def study(
 
     Makes only what is missing: the same command again continues where it was stopped.
     """
-    from .study import study as carry_out
-    from .study_file import load, parse_shard
+    from membench.config.study_file import load, parse_shard
+    from membench.runs.study import study as carry_out
 
     options: dict[str, Any] = {"out": out, "threads": threads, "device": device}
     given = {name: value for name, value in options.items() if value is not None}

@@ -7,10 +7,9 @@ from typing import Any
 from torch import nn
 
 import optimizers
-
-from .errors import UserError
-from .settings import ALL_METHODS
-from .values import annotations, convert
+from membench.config.errors import UserError
+from membench.config.settings import ALL_METHODS
+from membench.config.values import annotations, convert
 
 # method: (fine-tuning pretrained weights, a classifier from random weights, a language model from random weights); any
 # other method uses its own default

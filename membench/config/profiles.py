@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import UserError
-from .values import suggestion
+from membench.config.errors import UserError
+from membench.config.values import suggestion
 
 Values = dict[str, Any]
 

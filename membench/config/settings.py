@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from .errors import UserError
-from .profiles import choose
-from .values import annotations, convert, parse, suggestion
+from membench.config.errors import UserError
+from membench.config.profiles import choose
+from membench.config.values import annotations, convert, parse, suggestion
 
 ALL_METHODS = "*"  # the key of hyper-parameters that go to every method which has them
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import UserError
-from .plan.units import parse_bytes
-from .settings import Settings, read_toml, resolve
+from membench.config.errors import UserError
+from membench.config.settings import Settings, read_toml, resolve
+from membench.config.units import parse_bytes
 
 Values = dict[str, Any]  # of hyper-parameters
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 
-from .trace import Trace
+from membench.memory.trace import Trace
 
 MIB = 2**20
 ROUND_BYTES = 512

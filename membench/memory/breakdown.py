@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from .allocator import estimate_reserved_bytes
-from .components import COMPONENTS, classify
-from .trace import PARTS, Trace
+from membench.memory.allocator import estimate_reserved_bytes
+from membench.memory.components import COMPONENTS, classify
+from membench.memory.trace import PARTS, Trace
 
 Parts = dict[str, int]  # bytes of each of the PARTS
 

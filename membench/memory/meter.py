@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
+from membench.memory.breakdown import summarize
+from membench.memory.modules import AccumulateGrad, ModuleTracker
+from membench.memory.stock import StockOptimizer
+from membench.memory.trace import ACTIVATIONS, GRADIENTS, INPUTS, OPTIMIZER_STATE, TEMPORARIES, WEIGHTS, Trace
 from optimizers import MemoryEfficientOptimizer
-
-from .breakdown import summarize
-from .modules import AccumulateGrad, ModuleTracker
-from .stock import StockOptimizer
-from .trace import ACTIVATIONS, GRADIENTS, INPUTS, OPTIMIZER_STATE, TEMPORARIES, WEIGHTS, Trace
 
 current_node = torch._C._current_autograd_node
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from .trace import OPTIMIZER, ROOT
+from membench.memory.trace import OPTIMIZER, ROOT
 
 # Autograd's node that adds to a leaf's `.grad`; the leaf is its `variable`.
 AccumulateGrad: Any = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]

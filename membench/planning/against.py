@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from membench.planning.blueprint import Blueprint
+from membench.planning.planner import Job, carry_out, method_values
+from membench.planning.workload import Workload
 from reports import formats, published
-
-from .blueprint import Blueprint
-from .planner import Job, carry_out, method_values
-from .setup import Setup
 
 Row = dict[str, Any]
 
@@ -55,13 +54,13 @@ def _changes(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plan(rows: list[Row], settings: Mapping[str, Any], changes: Mapping[str, Any]) -> list[Row]:
     """The plan of each row, under the table's set-up and its own."""
-    fields = Setup.__dataclass_fields__
-    base = Setup(**{key: value for key, value in settings.items() if key in fields})
+    fields = Workload.__dataclass_fields__
+    base = Workload(**{key: value for key, value in settings.items() if key in fields})
     jobs = []
     for row in rows:
-        setup = replace(base, **{**changes, **row["plan"].get("setup", {})})
+        workload = replace(base, **{**changes, **row["plan"].get("setup", {})})
         method, given = row["plan"]["method"], row["plan"].get("set", {})
-        jobs.append(Job(setup, method, method_values(Blueprint(setup), method, {method: given})))
+        jobs.append(Job(workload, method, method_values(Blueprint(workload), method, {method: given})))
     made = list(carry_out(jobs))
     for one in made:
         if one.plan is None:

@@ -15,10 +15,9 @@ import transformers
 from torch import nn
 from transformers.models.auto import modeling_auto
 
-from tasks.loading import quiet
-from tasks.models import CONFIGURATIONS, DTYPES, PREFIX, Source, longest_sequence
-
-from .setup import Batch, Setup, make_batch
+from membench.planning.workload import Batch, Workload, make_batch
+from tasks.models.loading import quiet
+from tasks.models.source import CONFIGURATIONS, DTYPES, PREFIX, Source, longest_sequence
 
 CONFIG_FILE = "config.json"
 ATTENTION_DROPOUT = ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop")  # as models call it
@@ -31,15 +30,15 @@ class Blueprint:
         ValueError: there is no such model, or it is no language model that transformers knows.
     """
 
-    def __init__(self, setup: Setup):
-        self.setup = setup
-        self.source = Source(source_name(setup.model), setup.trust_remote_code)
+    def __init__(self, workload: Workload):
+        self.workload = workload
+        self.source = Source(source_name(workload.model), workload.trust_remote_code)
         self.depth = self._layers()
         self.period = _period(self._per_layer())
 
-    def with_setup(self, **changes: Any) -> Blueprint:
+    def with_workload(self, **changes: Any) -> Blueprint:
         """The blueprint of a set-up with some changes."""
-        return Blueprint(replace(self.setup, **changes))
+        return Blueprint(replace(self.workload, **changes))
 
     @property
     def attention_dropout(self) -> float:
@@ -78,9 +77,9 @@ class Blueprint:
         Raises:
             ValueError: gradient checkpointing is asked of a model that hasn't got it.
         """
-        with _default_dtype(DTYPES[self.setup.dtype]), quiet():
+        with _default_dtype(DTYPES[self.workload.dtype]), quiet():
             model = self._new(depth)
-        if self.setup.checkpointing:
+        if self.workload.checkpointing:
             if not model.supports_gradient_checkpointing:
                 raise ValueError(f"--checkpointing: {type(model).__name__} doesn't support gradient checkpointing")
             model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
@@ -97,16 +96,16 @@ class Blueprint:
         try:
             return self.kind.from_config(
                 self.config(depth),
-                attn_implementation=self.setup.attention,
-                trust_remote_code=self.setup.trust_remote_code,
+                attn_implementation=self.workload.attention,
+                trust_remote_code=self.workload.trust_remote_code,
             )
         except ValueError as error:
             reason = str(error).strip().splitlines()[0].partition(". ")[0]
-            raise ValueError(f"model {self.setup.model!r} can't be built: {reason}") from error
+            raise ValueError(f"model {self.workload.model!r} can't be built: {reason}") from error
 
     def batch(self, device: str | None = None) -> Batch:
         """A micro-batch of the set-up, on `device`."""
-        return make_batch(self.setup, None if self.is_causal else 2, device)
+        return make_batch(self.workload, None if self.is_causal else 2, device)
 
     def config(self, depth: int) -> Any:
         """The configuration with `depth` layers, and what it lists by layer cut to match."""
@@ -124,7 +123,8 @@ class Blueprint:
         except AttributeError:
             kind = self.source.config.model_type
             raise ValueError(
-                f"model {self.setup.model!r} ({kind}) doesn't say its number of layers: only models of text are planned"
+                f"model {self.workload.model!r} ({kind}) doesn't say its number of layers: "
+                "only models of text are planned"
             ) from None
 
     def _per_layer(self) -> dict[str, list[Any]]:
@@ -135,7 +135,7 @@ class Blueprint:
 
 
 def source_name(model: str) -> str:
-    """The name that `tasks.models.Source` takes."""
+    """The name that `tasks.models.source.Source` takes."""
     if model in CONFIGURATIONS:
         return PREFIX + model
     path = Path(model)

@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 
-from tasks.models import CONFIGURATIONS, DTYPES, PREFIX
-
-from ..allocator import CUDA_CONTEXT_BYTES
-from .blueprint import Blueprint
-from .extend import weights
-from .method import Plan, profile_like
-from .profile import Profile
-from .setup import Setup
+from membench.memory.allocator import CUDA_CONTEXT_BYTES
+from membench.planning.blueprint import Blueprint
+from membench.planning.extrapolate import weights
+from membench.planning.method import Plan, profile_like
+from membench.planning.moments import Moments
+from membench.planning.workload import Workload
+from tasks.models.source import CONFIGURATIONS, DTYPES, PREFIX
 
 _MOST = 1 << 22  # sequences or tokens: beyond any use
 
@@ -52,37 +51,37 @@ def find_limits(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], bud
     )
 
 
-def lasting_bytes(profile: Profile) -> int:
+def lasting_bytes(profile: Moments) -> int:
     """What weights, gradients and optimizer state need whatever the batch is."""
     return max(sum(moment.sizes[1:4]) for moment in profile.moments.values())
 
 
-def total_bytes(profile: Profile) -> int:
+def total_bytes(profile: Moments) -> int:
     """What a process takes on a GPU."""
     return profile.maximum(0) + profile.surplus_bytes + CUDA_CONTEXT_BYTES
 
 
 def _largest_batch(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int) -> int:
-    size = blueprint.setup.batch_size
+    size = blueprint.workload.batch_size
     start = max(2, size)  # one sequence alone has strides that no other batch has
     profiles = {size: plan.profile}
     for batch in {start, 2 * start} - {size}:
-        profiles[batch] = profile_like(plan, blueprint.with_setup(batch_size=batch), values)
+        profiles[batch] = profile_like(plan, blueprint.with_workload(batch_size=batch), values)
     curve = total_curve({batch: profiles[batch] for batch in (start, 2 * start)})
     known = {batch: total_bytes(one) for batch, one in profiles.items()}
     return largest(lambda batch: known.get(batch, curve(batch)) <= budget, _MOST)
 
 
 def _longest_sequence(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int) -> int:
-    length = blueprint.setup.sequence_length
+    length = blueprint.workload.sequence_length
     profiles = {length: plan.profile}
     for longer in (2 * length, 3 * length):
-        profiles[longer] = profile_like(plan, blueprint.with_setup(sequence_length=longer), values)
+        profiles[longer] = profile_like(plan, blueprint.with_workload(sequence_length=longer), values)
     curve = total_curve(profiles)
     return largest(lambda tokens: curve(tokens) <= budget, blueprint.longest_sequence)
 
 
-def total_curve(profiles: Mapping[int, Profile]) -> Callable[[int], int]:
+def total_curve(profiles: Mapping[int, Moments]) -> Callable[[int], int]:
     """`total_bytes` as a function, from profiles at some points: each moment on a polynomial, the surplus on a line."""
     points, known = tuple(profiles), list(profiles.values())
     shared = [key for key in known[0].moments if all(key in one.moments for one in known)]
@@ -114,13 +113,13 @@ def _largest_model(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], 
     expected = parameters(blueprint) * budget / total_bytes(plan.profile)
     start = sum(size <= expected for size in names.values())
     room = budget - CUDA_CONTEXT_BYTES
-    ordered = [name for name, size in names.items() if size * DTYPES[blueprint.setup.dtype].itemsize <= room]
+    ordered = [name for name, size in names.items() if size * DTYPES[blueprint.workload.dtype].itemsize <= room]
 
     def fits(name: str) -> bool:
         if PREFIX + name == blueprint.source.name:
             return total_bytes(plan.profile) <= budget
-        other = blueprint.with_setup(model=name)
-        return other.longest_sequence >= blueprint.setup.sequence_length and (
+        other = blueprint.with_workload(model=name)
+        return other.longest_sequence >= blueprint.workload.sequence_length and (
             total_bytes(profile_like(plan, other, values)) <= budget
         )
 
@@ -142,7 +141,7 @@ def built_in_models(causal: bool) -> dict[str, int]:
     """Built-in configurations of one kind by their number of weights, the smallest first; one of each size."""
     sizes: dict[int, str] = {}
     for name in CONFIGURATIONS:
-        blueprint = Blueprint(Setup(name))
+        blueprint = Blueprint(Workload(name))
         if blueprint.is_causal == causal:
             sizes.setdefault(parameters(blueprint), name)
     return {sizes[size]: size for size in sorted(sizes)}

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from .profile import Key, Moment, Profile
+from membench.planning.moments import Key, Moment, Moments
 
 Table = dict[str, dict[str, int]]  # bytes of each part, by name
 
@@ -39,7 +39,7 @@ def round_ratio(numerator: int, denominator: int) -> int:
     return (2 * numerator + denominator) // (2 * denominator)
 
 
-def extend_profiles(xs: Sequence[int], profiles: Sequence[Profile], at: int) -> Profile:
+def extend_profiles(xs: Sequence[int], profiles: Sequence[Moments], at: int) -> Moments:
     """The profile at `at`, of the moments that all of `profiles` have.
 
     What the allocator reserves beyond the peak follows no rule in the depth; the largest of all stands for it.
@@ -50,10 +50,10 @@ def extend_profiles(xs: Sequence[int], profiles: Sequence[Profile], at: int) -> 
         if all(key in one.moments for one in profiles):
             rows = zip(*(one.moments[key].sizes for one in profiles), strict=True)
             moments[key] = Moment(tuple([weight.apply(values) for values in rows]), profiles[-1].moments[key].position)
-    return Profile(moments, max(one.surplus_bytes for one in profiles))
+    return Moments(moments, max(one.surplus_bytes for one in profiles))
 
 
-def extend_depth(depths: Sequence[int], profiles: Sequence[Profile], at: int) -> Profile:
+def extend_depth(depths: Sequence[int], profiles: Sequence[Moments], at: int) -> Moments:
     """The profile at depth `at` from three others, all of whose moments that matter lie on lines.
 
     Raises:
@@ -64,7 +64,7 @@ def extend_depth(depths: Sequence[int], profiles: Sequence[Profile], at: int) ->
     if not regular:
         raise NotAlikeError("no two depths have moments in common")
     extended = extend_profiles(depths[::2], profiles[::2], at).moments
-    result = Profile({key: extended[key] for key in extended if key in regular}, max(p.surplus_bytes for p in profiles))
+    result = Moments({key: extended[key] for key in extended if key in regular}, max(p.surplus_bytes for p in profiles))
     for part in range(len(next(iter(profiles[0].moments.values())).sizes)):
         others = [_maximum(one, part, without=regular) for one in profiles]
         if _onwards(depths, others, at) > result.maximum(part):
@@ -72,7 +72,7 @@ def extend_depth(depths: Sequence[int], profiles: Sequence[Profile], at: int) ->
     return result
 
 
-def _maximum(profile: Profile, part: int, *, without: set[Key]) -> int:
+def _maximum(profile: Moments, part: int, *, without: set[Key]) -> int:
     return max((moment.sizes[part] for key, moment in profile.moments.items() if key not in without), default=0)
 
 

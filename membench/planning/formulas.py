@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from optimizers.blocks import find_layers
-
-from .blueprint import Blueprint
+from membench.planning.blueprint import Blueprint
+from optimizers.shared.blocks import find_layers
 
 
 @dataclass(frozen=True)

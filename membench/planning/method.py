@@ -7,13 +7,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ..allocator import CUDA_CONTEXT_BYTES
-from ..breakdown import alive_at
-from ..trace import PARTS
-from .blueprint import Blueprint
-from .extend import NotAlikeError, Table, extend_depth, extend_number, extend_profiles, extend_tables, extend_text
-from .profile import Profile, profile
-from .simulate import Simulation, layer_pattern, simulate
+from membench.memory.allocator import CUDA_CONTEXT_BYTES
+from membench.memory.breakdown import alive_at
+from membench.memory.trace import PARTS
+from membench.planning.blueprint import Blueprint
+from membench.planning.extrapolate import (
+    NotAlikeError,
+    Table,
+    extend_depth,
+    extend_number,
+    extend_profiles,
+    extend_tables,
+    extend_text,
+)
+from membench.planning.moments import Moments, profile
+from membench.planning.simulate import Simulation, layer_pattern, simulate
 
 SHALLOWEST = 3  # layers: a first, a last and one in between
 
@@ -27,7 +35,7 @@ class Plan:
     row: dict[str, Any]
     components: Table  # parts at the peak
     modules: dict[str, Table]  # of each component; layers are added up: their numbers are a *
-    profile: Profile  # of the model's own depth
+    profile: Moments  # of the model's own depth
     leaves_state: bool  # see `Simulation`
 
 
@@ -48,7 +56,7 @@ def plan_method(blueprint: Blueprint, method: str, values: Mapping[str, Any]) ->
     return _combine(method, [whole], blueprint.depth)
 
 
-def profile_like(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any]) -> Profile:
+def profile_like(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any]) -> Moments:
     """The profile of the same method on another `blueprint`, extended (unchecked) as `plan` was."""
     if len(plan.depths) == 1:
         depth = blueprint.depth

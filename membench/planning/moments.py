@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..allocator import estimate_reserved_bytes
-from ..trace import OPTIMIZER, PARTS, Trace
-from .simulate import Simulation, layer_pattern
+from membench.memory.allocator import estimate_reserved_bytes
+from membench.memory.trace import OPTIMIZER, PARTS, Trace
+from membench.planning.simulate import Simulation, layer_pattern
 
 ENDS = 2  # layers at each end of the model whose moments have names of their own
 
@@ -41,7 +41,7 @@ class Moment:
 
 
 @dataclass
-class Profile:
+class Moments:
     """The moments of a simulation, in their order; what lies between the ends of the model is left out.
 
     `surplus_bytes` is what the allocator would reserve beyond the peak: rounding, and gaps that nothing fitted into.
@@ -60,7 +60,7 @@ class Profile:
         return max(moment.sizes[part] for moment in self.moments.values())
 
 
-def profile(simulation: Simulation, *, complete: bool) -> Profile:
+def profile(simulation: Simulation, *, complete: bool) -> Moments:
     """The moments of a simulation.
 
     Args:
@@ -82,7 +82,7 @@ def profile(simulation: Simulation, *, complete: bool) -> Profile:
                 moments[key] = Moment(sizes, event)
     ordered = dict(sorted(moments.items(), key=lambda item: item[1].position))
     highest = max(moment.sizes[0] for moment in moments.values())
-    return Profile(ordered, estimate_reserved_bytes(trace) - highest)
+    return Moments(ordered, estimate_reserved_bytes(trace) - highest)
 
 
 def _walk(trace: Trace, ranks: dict[str | None, int]) -> Iterator[tuple[int, Selected, int, tuple[int, ...]]]:

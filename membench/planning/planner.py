@@ -10,13 +10,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..allocator import CUDA_CONTEXT_BYTES
-from ..defaults import hyperparameters
-from .blueprint import Blueprint
-from .budget import Limits, find_limits, parameters
-from .formulas import facts, formula
-from .method import Plan, plan_method
-from .setup import Setup
+from membench.config.defaults import hyperparameters
+from membench.memory.allocator import CUDA_CONTEXT_BYTES
+from membench.planning.blueprint import Blueprint
+from membench.planning.budget import Limits, find_limits, parameters
+from membench.planning.formulas import facts, formula
+from membench.planning.method import Plan, plan_method
+from membench.planning.workload import Workload
 
 Given = Mapping[str, Mapping[str, Any]]  # hyper-parameters by method
 
@@ -25,7 +25,7 @@ Given = Mapping[str, Mapping[str, Any]]  # hyper-parameters by method
 class Job:
     """One method to plan; `values` are its hyper-parameters, all of them."""
 
-    setup: Setup
+    workload: Workload
     method: str
     values: dict[str, Any]
     budget_bytes: int | None = None
@@ -41,11 +41,13 @@ class Planned:
     refused: str | None = None
 
 
-def plan(setup: Setup, methods: Sequence[str], given: Given, *, budget_bytes: int | None = None) -> dict[str, Any]:
+def plan(
+    workload: Workload, methods: Sequence[str], given: Given, *, budget_bytes: int | None = None
+) -> dict[str, Any]:
     """The plans of `methods` as one JSON document.
 
     Args:
-        setup: the model and the training step.
+        workload: the model and the training step.
         methods: names of `optimizers`.
         given: hyper-parameters that aren't the defaults of fine-tuning, by method ("*": of all that have them).
         budget_bytes: of the GPU, to say what fits.
@@ -56,14 +58,14 @@ def plan(setup: Setup, methods: Sequence[str], given: Given, *, budget_bytes: in
     Raises:
         ValueError: an unknown model, method or hyper-parameter; or a value that the only method refuses.
     """
-    blueprint = Blueprint(setup)
+    blueprint = Blueprint(workload)
     attention = blueprint.attention  # has also loaded the model's code, before processes fork
-    jobs = [Job(setup, name, method_values(blueprint, name, given), budget_bytes) for name in methods]
+    jobs = [Job(workload, name, method_values(blueprint, name, given), budget_bytes) for name in methods]
     planned = list(carry_out(jobs))
     if len(planned) == 1 and planned[0].refused:
         raise ValueError(planned[0].refused)
     return {
-        "setup": {**asdict(setup), "attention": attention},
+        "setup": {**asdict(workload), "attention": attention},
         "parameters": parameters(blueprint),
         "attention_dropout": blueprint.attention_dropout,
         "budget_bytes": budget_bytes,
@@ -91,7 +93,7 @@ def carry_out(jobs: Sequence[Job]) -> Iterator[Planned]:
 
 
 def _carry_out(job: Job) -> Planned:
-    blueprint = Blueprint(job.setup)
+    blueprint = Blueprint(job.workload)
     try:
         made = plan_method(blueprint, job.method, job.values)
         limits = find_limits(made, blueprint, job.values, job.budget_bytes) if job.budget_bytes else None

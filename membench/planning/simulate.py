@@ -12,16 +12,15 @@ import torch
 from torch import nn
 
 import optimizers
+from membench.memory.components import classify
+from membench.memory.meter import MemoryMeter
+from membench.memory.trace import Trace
+from membench.planning.blueprint import Blueprint
+from membench.planning.fake import QuickFakeTensorMode
+from membench.planning.workload import LOSSES
+from membench.training.metering import train_selection
 from optimizers import MemoryEfficientOptimizer
-from optimizers.blocks import find_layers
-
-from ..components import classify
-from ..cycle import train_selection
-from ..memory import MemoryMeter
-from ..trace import Trace
-from .blueprint import Blueprint
-from .quick import QuickFakeTensorMode
-from .setup import LOSSES
+from optimizers.shared.blocks import find_layers
 
 
 @dataclass
@@ -78,7 +77,9 @@ def simulate(
                     simulation.leaves_state |= any(not p.requires_grad for p in optimizer.state)
                 if whole_cycle or _is_an_end(optimizer.selection, simulation.layers, depth):
                     simulation.trained[optimizer.selection] = sum(p.numel() for p in optimizer.trainable)
-                    train_selection(meter, LOSSES[blueprint.setup.loss], lambda step: [blueprint.batch(device)], turn)
+                    train_selection(
+                        meter, LOSSES[blueprint.workload.loss], lambda step: [blueprint.batch(device)], turn
+                    )
     return simulation
 
 

@@ -7,27 +7,26 @@ from typing import Any
 
 import torch
 
+from membench.memory.breakdown import find_peaks
+from membench.planning.blueprint import Blueprint
+from membench.planning.planner import Given, method_values
+from membench.planning.simulate import simulate
+from membench.planning.workload import Workload
 from reports import formats
 from reports.plans import gib
 from reports.text import NOTHING, Table
-
-from ..breakdown import find_peaks
-from .blueprint import Blueprint
-from .planner import Given, method_values
-from .setup import Setup
-from .simulate import simulate
 
 _NO_GPU = "--verify runs real steps on a GPU, and there is none here: nothing was measured."
 _NOTE = "planned, allocated and reserved at their peaks, GiB; of weights that are random, on the same selection."
 
 
 def report(
-    setup: Setup, methods: Sequence[str], given: Given, document: Mapping[str, Any], device: str | None = None
+    workload: Workload, methods: Sequence[str], given: Given, document: Mapping[str, Any], device: str | None = None
 ) -> str:
     """A table of planned, allocated and reserved bytes; without a GPU, a sentence that says so.
 
     Args:
-        setup: what was planned.
+        workload: what was planned.
         methods: in the order of the plan.
         given: their hyper-parameters.
         document: the plan.
@@ -35,7 +34,7 @@ def report(
     """
     if device is None and not torch.cuda.is_available():
         return _NO_GPU
-    blueprint, device = Blueprint(setup), device or "cuda"
+    blueprint, device = Blueprint(workload), device or "cuda"
     rows = {row["method"]: row for row in document["rows"]}
     cells = [
         [name, *_planned(rows[name]), *measured(blueprint, name, method_values(blueprint, name, given), device)]

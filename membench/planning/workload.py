@@ -13,7 +13,7 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 
 
 @dataclass(frozen=True)
-class Setup:
+class Workload:
     """A model and a training step on it, without the method.
 
     Attributes:
@@ -54,11 +54,11 @@ def shifted_copy_loss(model: nn.Module, batch: Batch) -> Tensor:
 LOSSES: dict[str, Loss] = {"model": model_loss, "shifted-copy": shifted_copy_loss}
 
 
-def make_batch(setup: Setup, classes: int | None, device: str | None = None) -> Batch:
+def make_batch(workload: Workload, classes: int | None, device: str | None = None) -> Batch:
     """A micro-batch: token ids and a mask (batch, tokens), and labels, of tokens or (with classes) of sequences."""
-    tokens = torch.zeros(setup.batch_size, setup.sequence_length, dtype=torch.long, device=device)
+    tokens = torch.zeros(workload.batch_size, workload.sequence_length, dtype=torch.long, device=device)
     mask = torch.ones_like(tokens)
-    if device is not None and setup.sequence_length > 1:
+    if device is not None and workload.sequence_length > 1:
         mask[0, -1] = 0  # transformers leaves a mask of ones out, unless it can't see the values
-    labels = tokens.clone() if classes is None else torch.zeros(setup.batch_size, dtype=torch.long, device=device)
+    labels = tokens.clone() if classes is None else torch.zeros(workload.batch_size, dtype=torch.long, device=device)
     return {"input_ids": tokens, "attention_mask": mask, "labels": labels}

@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import processes, worker
-from .assemble import assemble
-from .errors import UserError
-from .folder import Folder
-from .processes import Outcome
-from .profiles import note
-from .progress import Display, create_display, waiting
-from .run import Run
-from .saving import Models
-from .settings import Settings
+from membench.config.errors import UserError
+from membench.config.profiles import note
+from membench.config.run import Run
+from membench.config.settings import Settings
+from membench.runs import processes, worker
+from membench.runs.model_folder import Models
+from membench.runs.processes import Outcome
+from membench.runs.progress import Display, create_display, waiting
+from membench.runs.run_folder import Folder
+from membench.runs.to_record import assemble
 
 Record = dict[str, Any]
 

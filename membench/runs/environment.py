@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from . import __version__
+from membench import __version__
 
 _PACKAGES = ("torch", "transformers", "peft", "datasets", "evaluate", "scikit-learn")
 

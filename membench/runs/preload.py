@@ -1,3 +1,4 @@
 """What the server imports before it forks, so that a child starts at once. Nothing here may start a thread."""
 
-from . import execute, runs  # noqa: F401
+from membench.runs import prepare  # noqa: F401
+from membench.training import execute  # noqa: F401

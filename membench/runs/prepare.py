@@ -10,16 +10,15 @@ from transformers import PreTrainedModel
 
 import optimizers
 import tasks
+from membench.config.defaults import hyperparameters
+from membench.config.errors import UserError
+from membench.config.profiles import family
+from membench.config.run import Run, Training
+from membench.config.settings import ALL_METHODS, Settings
+from membench.runs import environment
+from membench.training.build import build_model, build_optimizer, create_task
+from membench.training.loop import check_combination
 from reports import record
-
-from . import environment
-from .build import build_model, build_optimizer, create_task
-from .defaults import hyperparameters
-from .errors import UserError
-from .loop import check_combination
-from .profiles import family
-from .run import Run, Training
-from .settings import ALL_METHODS, Settings
 
 REFERENCE = "adamw"
 

@@ -12,7 +12,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
-from . import worker
+from membench.runs import worker
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Outcome:
 
 def start_server() -> None:
     """Start importing in the background; the first call waits for it."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["membench.preload"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["membench.runs.preload"])
     environment = {
         # the modules that we see, and never one of the user's folder in place of ours
         "PYTHONPATH": os.pathsep.join(sys.path),

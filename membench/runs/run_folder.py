@@ -7,9 +7,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from membench.config.errors import UserError
 from reports import record
-
-from .errors import UserError
 
 _FINAL = ("ok", "diverged", "out_of_memory")  # results; a run that failed is tried again
 

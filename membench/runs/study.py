@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from .compare import INTERRUPTED, Record, make, prepare
-from .folder import Folder
-from .progress import create_display, waiting
-from .run import Run
-from .settings import Settings
-from .study_file import Study, Values
+from membench.config.run import Run
+from membench.config.settings import Settings
+from membench.config.study_file import Study, Values
+from membench.runs.compare import INTERRUPTED, Record, make, prepare
+from membench.runs.progress import create_display, waiting
+from membench.runs.run_folder import Folder
 
 
 @dataclass
@@ -54,7 +54,7 @@ def study(plan: Study, shard: tuple[int, int] = (1, 1)) -> int:
     Raises:
         UserError: a setting can't work, or the folder is in use.
     """
-    from . import processes
+    from membench.runs import processes
 
     first = plan.settings[0]
     folder = Folder(Path(first.out))

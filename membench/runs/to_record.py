@@ -4,10 +4,9 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from membench.config.run import Run
+from membench.runs.processes import Outcome
 from reports import record
-
-from .processes import Outcome
-from .run import Run
 
 _UNKNOWN: dict[str, Any] = {
     "parameters": None,

@@ -12,9 +12,9 @@ from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError, explain
-from .run import Run
-from .settings import Settings
+from membench.config.errors import UserError, explain
+from membench.config.run import Run
+from membench.config.settings import Settings
 
 Send = Callable[[str, Any], None]
 
@@ -22,15 +22,15 @@ _REPORT_SECONDS = 0.1  # at least, between two reports of progress
 
 
 def prepare(settings: Settings, send: Send) -> list[Run]:
-    """See `runs.prepare`."""
-    from . import runs
+    """See `prepare.prepare`."""
+    from membench.runs import prepare
 
-    return runs.prepare(settings)
+    return prepare.prepare(settings)
 
 
 def execute(run: Run, checkpoint_path: Path, checkpoint_every: int, save_to: Path | None, send: Send) -> dict[str, Any]:
     """See `execute.execute`; sends (step, loss) now and then, and the names of later stages."""
-    from . import execute
+    from membench.training import execute
 
     last = 0.0
 
@@ -50,7 +50,7 @@ def serve(function: Callable[..., Any], arguments: tuple[Any, ...], sender: conn
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends its children
     _die_with_parent()
-    _be_the_first_to_go()
+    _prefer_in_oom_kill()
     _redirect_output(log)
     faulthandler.enable()
     lock = threading.Lock()
@@ -81,7 +81,7 @@ def _die_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _be_the_first_to_go() -> None:
+def _prefer_in_oom_kill() -> None:
     """Where memory runs out, Linux kills the process with the highest score: let it be a run, not what records it."""
     score = Path("/proc/self/oom_score_adj")
     if score.exists():

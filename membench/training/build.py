@@ -8,10 +8,9 @@ from transformers import PreTrainedModel
 
 import optimizers
 import tasks
-
-from .defaults import trained_from_scratch
-from .run import Run, Training
-from .settings import Settings
+from membench.config.defaults import trained_from_scratch
+from membench.config.run import Run, Training
+from membench.config.settings import Settings
 
 
 def create_task(source: Run | Settings, name: str, seed: int, training: Training) -> tasks.Task:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .errors import UserError
+from membench.config.errors import UserError
 
 
 def save(state: dict[str, Any], path: Path) -> None:

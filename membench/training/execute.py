@@ -12,13 +12,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 import tasks
-from tasks.loading import quiet
-
-from .build import build_model, build_optimizer, create_task, method_values
-from .cycle import meter_cycle
-from .errors import explain
-from .loop import Diverged, Loop, loss_function, micro_batches
-from .run import Run
+from membench.config.errors import explain
+from membench.config.run import Run
+from membench.training.build import build_model, build_optimizer, create_task, method_values
+from membench.training.loop import Diverged, Loop, loss_function, micro_batches
+from membench.training.metering import meter_cycle
+from tasks.models.loading import quiet
 
 
 @runtime_checkable

@@ -11,13 +11,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from membench.config.run import Training
+from membench.training import checkpoint
+from membench.training.clock import Clock
+from membench.training.schedule import scheduler
 from optimizers import MemoryEfficientOptimizer
 from tasks import HasReader
-
-from . import checkpoint
-from .clock import Clock
-from .run import Training
-from .schedule import scheduler
 
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]

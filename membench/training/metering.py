@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from membench.memory.meter import MemoryMeter
+from membench.memory.stock import StockOptimizer
+from membench.training.loop import Batch, Loss, training_step
 from optimizers import MemoryEfficientOptimizer
-
-from .loop import Batch, Loss, training_step
-from .memory import MemoryMeter
-from .stock import StockOptimizer
 
 Batches = Callable[[int], Sequence[Batch]]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from .run import Training
+from membench.config.run import Training
 
 # share of the way after the warm-up -> share of the learning rate
 SCHEDULES: dict[str, Callable[[float], float]] = {

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .base import has_values
-from .blocks import find_layers
+from optimizers.base import has_values
+from optimizers.shared.blocks import find_layers
 
 if TYPE_CHECKING:  # peft imports transformers, which takes seconds
     from peft import LoraModel

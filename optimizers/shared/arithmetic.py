@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from .base import LOW_PRECISION
+from optimizers.base import LOW_PRECISION
 
 
 def adamw_update(

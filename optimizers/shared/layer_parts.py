@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 
 from torch import nn
 
-from .blocks import find_layers
+from optimizers.shared.blocks import find_layers
 
 CATEGORIES = ("attention", "mlp", "norms")
 Parts = dict[str, list[nn.Parameter]]  # a matrix with its bias, or a norm, by its name

@@ -1,11 +1,9 @@
 """Documents, tokenised, joined with an end-of-text token and cut into sequences of one length.
 
 A `Corpus` has all of its documents: sequence number i is a function of (seed, i). A `Stream` reads them as they come.
-Which documents are held out for validation is decided by a hash of each, so equal ones are on the same side.
 """
 
 import functools
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -13,29 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from . import cache, files, library
+from tasks.data import cache, files, stdlib_docs
+from tasks.data.held_out import HELD_OUT, hash_of, is_held_out
 
-HELD_OUT = 20  # one of so many documents is held out
 SUFFIXES = (*files.JSON, ".txt")
 SHORTEST = 2000  # characters of a .txt file's documents; only the last may be shorter
 BATCH = 1024  # documents that are tokenised together
 
 Tokenise = Callable[[Sequence[str]], list[list[int]]]
-
-
-def is_held_out(text: str) -> bool:
-    """Is the document one of the validation set?"""
-    return is_chosen(hash_of(text))
-
-
-def is_chosen(name: bytes) -> bool:
-    """Is what has this hash held out?"""
-    return int.from_bytes(name[:8]) % HELD_OUT == 0
-
-
-def hash_of(text: str) -> bytes:
-    """Names a document."""
-    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()
 
 
 class Documents:
@@ -51,12 +34,12 @@ class Documents:
 
     def __init__(self, data: str):
         self._paths = [] if data == "demo" else files.find(data, SUFFIXES, "'demo' nor 'hub'")
-        self.sha256 = files.sha256(self._paths) if self._paths else hash_of("\0".join(library.documents())).hex()
+        self.sha256 = files.sha256(self._paths) if self._paths else hash_of("\0".join(stdlib_docs.documents())).hex()
 
     def __iter__(self) -> Iterator[str]:
         """Raises ValueError at the first line that is wrong, or that has no `text`."""
         if not self._paths:
-            yield from library.documents()
+            yield from stdlib_docs.documents()
         for path in self._paths:
             yield from _pieces(path) if path.suffix == ".txt" else (row.text("text") for row in files.rows(path))
 

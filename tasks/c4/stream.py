@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .corpus import Tokenise, cut
+from tasks.c4.corpus import Tokenise, cut
 
 BLOCK = 1024  # documents that are shuffled together
 

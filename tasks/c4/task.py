@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from . import language
-from .corpus import SUFFIXES, Corpus, Documents, cut, hash_of
-from .files import find
-from .given import Given
-from .language import LanguageModel
-from .stream import BLOCK, Reader, Stream, text_of
+from tasks.c4.corpus import SUFFIXES, Corpus, Documents, cut
+from tasks.c4.stream import BLOCK, Reader, Stream, text_of
+from tasks.data.files import find
+from tasks.data.held_out import hash_of
+from tasks.models import language
+from tasks.models.arguments import TaskArguments
+from tasks.models.language import LanguageModel
 
 NAME = "c4"
 HUB_ID = "allenai/c4"
@@ -31,7 +32,7 @@ def names() -> tuple[str, ...]:
     return ("",)
 
 
-def held(data: str) -> tuple[str, ...]:
+def available_in(data: str) -> tuple[str, ...]:
     """Its task, from any source. Raises ValueError for an unknown one."""
     if data not in ("demo", "hub"):
         find(data, SUFFIXES, "'demo' nor 'hub'")
@@ -46,7 +47,7 @@ def create(name: str, *, validation_tokens: int = 16_384, **given: Any) -> "Pret
         validation_tokens: of held-out documents, that the score is taken on, at most.
         given: as of `tasks.create`.
     """
-    return Pretraining(Given(**given), validation_tokens)
+    return Pretraining(TaskArguments(**given), validation_tokens)
 
 
 class Pretraining:
@@ -54,7 +55,7 @@ class Pretraining:
 
     name, headline, higher_is_better = NAME, "perplexity", False
 
-    def __init__(self, given: Given, validation_tokens: int):
+    def __init__(self, given: TaskArguments, validation_tokens: int):
         data, sequence_length = given.data, given.sequence_length
         if sequence_length < 2:
             raise ValueError(f"sequence_length {sequence_length} is too short: a token is predicted from those before")

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import files, superglue_demo
-from .classifier import Example
-from .rows import Lines, Row, lines_of, parse, short
+from tasks.data import files
+from tasks.data.json_lines import Lines, Row, lines_of, parse, short
+from tasks.models.classifier import Example
+from tasks.superglue import demo as superglue_demo
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*files.JSON, *DELIMITERS)

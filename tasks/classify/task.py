@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from . import classify_data
-from .classifier import Classifier
-from .given import Given
-from .metrics import Classification as Metric
-from .order import batch_positions
+from tasks.classify.data import find, read
+from tasks.data.order import batch_positions
+from tasks.metrics import Classification as Metric
+from tasks.models.arguments import TaskArguments
+from tasks.models.classifier import Classifier
 
 NAME = "classify"
 TOKENIZER_EXAMPLES = 20_000  # that a tokenizer is trained on, at most
@@ -24,16 +24,16 @@ def names() -> tuple[str, ...]:
     return ("",)
 
 
-def held(data: str) -> tuple[str, ...]:
+def available_in(data: str) -> tuple[str, ...]:
     """Its task, from any source. Raises ValueError for an unknown one."""
     if data != "demo":
-        classify_data.find(data)
+        find(data)
     return names()
 
 
 def create(name: str, **given: Any) -> "Classification":
     """Build it; see `tasks.create`."""
-    return Classification(Given(**given))
+    return Classification(TaskArguments(**given))
 
 
 class Classification:
@@ -41,9 +41,9 @@ class Classification:
 
     name, headline, higher_is_better = NAME, "accuracy", True
 
-    def __init__(self, given: Given):
+    def __init__(self, given: TaskArguments):
         self.batch_size, self.seed = given.batch_size, given.seed
-        self.data = classify_data.read(given.data)
+        self.data = read(given.data)
         self.train_size = len(self.data.train)
         self.classifier = Classifier(
             len(self.data.labels),

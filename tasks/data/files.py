@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .rows import Row, decode, lines_of, parse
+from tasks.data.json_lines import Row, decode, lines_of, parse
 
 JSON = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydoc_data import topics
 from typing import NamedTuple
 
-from . import cache
+from tasks.data import cache
 
 PACKAGES: tuple[str, ...] = (
     "asyncio",

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from . import files, instruct_demo
-from .corpus import HELD_OUT, is_chosen
-from .rows import Row
+from tasks.data import files
+from tasks.data.held_out import HELD_OUT, is_chosen
+from tasks.data.json_lines import Row
+from tasks.instruct import demo
 
 ASSISTANT = "assistant"
 SHAREGPT = {"human": "user", "user": "user", "gpt": ASSISTANT, "assistant": ASSISTANT, "system": "system"}
@@ -131,7 +132,7 @@ def _named(rows: Iterable[Row], made: Conversations) -> list[tuple[bytes, Conver
 def _rows(data: str) -> tuple[Iterable[Row], Iterable[Row] | None, str | None]:
     """Training rows, held-out rows where they are apart, and the revision."""
     if data == "demo":
-        return (Row(f"demo, item {n}", row) for n, row in enumerate(instruct_demo.rows(), 1)), None, None
+        return (Row(f"demo, item {n}", row) for n, row in enumerate(demo.rows(), 1)), None, None
     if data in HUB:
         known = HUB[data]
         test = _from_hub(known, known.test) if known.test else None

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from .library import Entry, entries
+from tasks.data.stdlib_docs import Entry, entries
 
 LONGEST = 160  # characters of an answer that is a sentence
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import cache
-from .language import IGNORED, Batch
+from tasks.data import cache
+from tasks.models.language import IGNORED, Batch
 
 Encoded = tuple[np.ndarray, np.ndarray]  # tokens (n,) int32, which are answers (n,) bool
 

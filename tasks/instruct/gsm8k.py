@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .loading import quiet
+from tasks.models.loading import quiet
 
 MARK = "####"  # stands before the final number in the data set's own answers
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")

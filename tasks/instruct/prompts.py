@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .conversations import ASSISTANT, Conversation, Message
+from tasks.instruct.conversations import ASSISTANT, Conversation, Message
 
 # Taori et al., 2023, stanford_alpaca/train.py
 PREAMBLE = "Below is an instruction that describes a task. "

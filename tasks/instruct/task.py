@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from . import cache, conversations, gsm8k, language
-from .conversations import Conversation
-from .examples import Encoded, Examples, collate, fit, pack
-from .given import Given
-from .language import LanguageModel
-from .order import batch_positions
-from .prompts import alpaca, encode
+from tasks.data import cache
+from tasks.data.order import batch_positions
+from tasks.instruct import conversations, gsm8k
+from tasks.instruct.conversations import Conversation
+from tasks.instruct.examples import Encoded, Examples, collate, fit, pack
+from tasks.instruct.prompts import alpaca, encode
+from tasks.models import language
+from tasks.models.arguments import TaskArguments
+from tasks.models.language import LanguageModel
 
 NAME = "instruct"
 
@@ -26,7 +28,7 @@ def names() -> tuple[str, ...]:
     return ("",)
 
 
-def held(data: str) -> tuple[str, ...]:
+def available_in(data: str) -> tuple[str, ...]:
     """Its task, from any source. Raises ValueError for an unknown one."""
     conversations.check_source(data)
     return names()
@@ -44,7 +46,7 @@ def create(
         answer_tokens: of a generated answer, at most (GSM8K).
         given: as of `tasks.create`.
     """
-    return Tuning(Given(**given), packing, validation_examples, answer_tokens)
+    return Tuning(TaskArguments(**given), packing, validation_examples, answer_tokens)
 
 
 class Tuning:
@@ -52,7 +54,7 @@ class Tuning:
 
     name = NAME
 
-    def __init__(self, given: Given, packing: bool, validation_examples: int, answer_tokens: int):
+    def __init__(self, given: TaskArguments, packing: bool, validation_examples: int, answer_tokens: int):
         if min(validation_examples, answer_tokens) < 1:
             raise ValueError("the options validation_examples and answer_tokens must be at least 1")
         self.batch_size, self.length, self.seed = given.batch_size, given.sequence_length, given.seed

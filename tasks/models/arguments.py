@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from .models import DTYPES
+from tasks.models.source import DTYPES
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class TaskArguments:
     """The arguments of `tasks.create` that don't depend on the family.
 
     Raises:

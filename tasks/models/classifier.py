@@ -9,10 +9,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from .encoding import Encoder
-from .given import Given
-from .models import Source, check_fit
-from .tokenization import choose_tokenizer, train_tokenizer
+from tasks.models.arguments import TaskArguments
+from tasks.models.encoding import Encoder
+from tasks.models.source import Source, check_fit
+from tasks.models.tokenization import choose_tokenizer, train_tokenizer
 
 EVALUATION_BATCH = 64  # sequences
 
@@ -43,7 +43,7 @@ class Classifier:
         self,
         classes: int | None,
         texts: Callable[[], Iterable[str]],
-        given: Given,
+        given: TaskArguments,
     ):
         self.classes, self.seed, self.dtype = classes, given.seed, given.dtype
         self.source = Source(given.model, given.trust_remote_code)

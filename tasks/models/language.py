@@ -14,11 +14,11 @@ import transformers
 from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 
-from . import cache
-from .given import Given
-from .loading import quiet
-from .models import DTYPES, Source, check_positions, own_generator
-from .tokenization import byte_level_bpe, choose_tokenizer
+from tasks.data import cache
+from tasks.models.arguments import TaskArguments
+from tasks.models.loading import quiet
+from tasks.models.source import DTYPES, Source, check_positions, own_generator
+from tasks.models.tokenization import byte_level_bpe, choose_tokenizer
 
 Batch = dict[str, Tensor]
 
@@ -43,7 +43,7 @@ class LanguageModel:
             is longer than the model's positions.
     """
 
-    def __init__(self, given: Given, *, texts: Callable[[], Iterable[str]], data_sha256: str):
+    def __init__(self, given: TaskArguments, *, texts: Callable[[], Iterable[str]], data_sha256: str):
         self.source = Source(given.model, given.trust_remote_code)
         self.seed, self.dtype = given.seed, given.dtype
         _check_causal(self.source)

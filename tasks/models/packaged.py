@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import transformers
 
-from . import cache
-from .loading import FOLDER, digest, quiet
+from tasks.data import cache
+from tasks.models.loading import FOLDER, digest, quiet
 
 NEEDS = "gguf"  # what transformers reads the files with
 

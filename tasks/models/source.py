@@ -11,9 +11,9 @@ import torch
 import transformers
 from torch import nn
 
-from . import packaged
-from .configurations import PUBLISHED, llama
-from .loading import FOLDER, cannot_load, locate, quiet
+from tasks.models import packaged
+from tasks.models.configurations import PUBLISHED, llama
+from tasks.models.loading import FOLDER, cannot_load, locate, quiet
 
 PREFIX = "config:"
 VOCABULARY_SIZE = 1024  # of roberta-tiny and of the tokenizer that is trained for it

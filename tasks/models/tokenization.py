@@ -9,9 +9,9 @@ import tokenizers
 import transformers
 from tokenizers import decoders, pre_tokenizers, processors, trainers
 
-from . import packaged
-from .loading import cannot_load, digest, on_hub, quiet
-from .models import Source
+from tasks.models import packaged
+from tasks.models.loading import cannot_load, digest, on_hub, quiet
+from tasks.models.source import Source
 
 # texts are tokenised one at a time; tokenizers' threads would only warn in processes that are forked
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -11,8 +11,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from . import superglue_demo
-from .rows import Lines, lines_of
+from tasks.data.json_lines import Lines, lines_of
+from tasks.superglue import demo
 
 HUB_ID = "aps/super_glue"
 HUB_REVISION = "3de24cf8022e94f4ee4b9d55a6f539891524d646"
@@ -39,7 +39,7 @@ def read(data: str, folder: str, split: str) -> Lines:
     """
     name = file_name(folder, split)
     if data == "demo":
-        where, content = f"demo {name}", "".join(f"{line}\n" for line in superglue_demo.lines(folder, split)).encode()
+        where, content = f"demo {name}", "".join(f"{line}\n" for line in demo.lines(folder, split)).encode()
     elif data == "hub":
         where, content = f"{HUB_ID} {name}", _from_hub(folder, split)
     else:
@@ -48,7 +48,7 @@ def read(data: str, folder: str, split: str) -> Lines:
     return lines_of(where, content)
 
 
-def held(data: str) -> tuple[str, ...]:
+def available_in(data: str) -> tuple[str, ...]:
     """Which of `FOLDERS` a source has.
 
     Raises:

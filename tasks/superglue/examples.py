@@ -4,8 +4,8 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .classifier import Example
-from .rows import Lines, Row, parse, short
+from tasks.data.json_lines import Lines, Row, parse, short
+from tasks.models.classifier import Example
 
 GAP = "@placeholder"  # ReCoRD's own mark for what is to be filled in
 ENTAILED = ("entailment", "not_entailment")

@@ -6,11 +6,12 @@ AX-b and AX-g have no training data: RTE's model is scored on them too, where th
 from collections.abc import Sequence
 from typing import Any
 
-from . import metrics, superglue_data
-from .classifier import Example
-from .given import Given
-from .superglue_examples import ENTAILED, Choice, ax_g, boolq, copa, entailment, multirc, record, wic, wsc
-from .superglue_task import Benchmark, Predictions, SuperGlueTask
+from tasks import metrics
+from tasks.models.arguments import TaskArguments
+from tasks.models.classifier import Example
+from tasks.superglue import data as superglue_data
+from tasks.superglue.examples import ENTAILED, Choice, ax_g, boolq, copa, entailment, multirc, record, wic, wsc
+from tasks.superglue.task import Benchmark, Predictions, SuperGlueTask
 
 NAME = "superglue"
 
@@ -55,12 +56,12 @@ def names() -> tuple[str, ...]:
     return tuple(ROWS)
 
 
-def held(data: str) -> tuple[str, ...]:
+def available_in(data: str) -> tuple[str, ...]:
     """Those that a source has. Raises ValueError for an unknown source."""
-    folders = superglue_data.held(data)
+    folders = superglue_data.available_in(data)
     return tuple(name for name, row in ROWS.items() if row.folder in folders)
 
 
 def create(name: str, **given: Any) -> SuperGlueTask:
     """Build one of `names()`; see `tasks.create`."""
-    return SuperGlueTask(f"{NAME}/{name}", ROWS[name], Given(**given))
+    return SuperGlueTask(f"{NAME}/{name}", ROWS[name], TaskArguments(**given))

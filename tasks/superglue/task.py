@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import metrics, superglue_data
-from .classifier import Classifier, Example
-from .given import Given
-from .order import batch_positions
-from .rows import Row
-from .superglue_examples import Choice, examples
+from tasks import metrics
+from tasks.data.json_lines import Row
+from tasks.data.order import batch_positions
+from tasks.models.arguments import TaskArguments
+from tasks.models.classifier import Classifier, Example
+from tasks.superglue import data as superglue_data
+from tasks.superglue.examples import Choice, examples
 
 TRAINING_CHOICES = 2  # of a multiple choice in training: one right candidate, the others wrong ones
 TOKENIZER_EXAMPLES = 2000  # that a tokenizer is trained on, at most
@@ -49,7 +50,7 @@ class Data:
     """
 
     def __init__(self, row: Benchmark, data: str):
-        held = superglue_data.held(data)
+        held = superglue_data.available_in(data)
         self._digest = hashlib.sha256()
         self.train = self._read(row, data, "train")
         self.validation = self._read(row, data, "val")
@@ -82,7 +83,7 @@ class SuperGlueTask:
 
     higher_is_better = True
 
-    def __init__(self, name: str, row: Benchmark, given: Given):
+    def __init__(self, name: str, row: Benchmark, given: TaskArguments):
         self.name, self.row = name, row
         self.headline = self.row.headline
         self.batch_size, self.seed = given.batch_size, given.seed
