@@ -10,7 +10,7 @@ from optimizers.hft import HFT
 from optimizers.lisa import LISA
 from optimizers.lomo import LOMO
 from optimizers.lora import LoRA
-from optimizers.registry import available, create, get, register, resolve
+from optimizers.registry import available, create, get, in_use, register, resolve
 from optimizers.sgd import SGD
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "available",
     "create",
     "get",
+    "in_use",
     "register",
     "resolve",
 ]

@@ -45,6 +45,9 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
     keeps: ClassVar[str] = ""  # bytes that it keeps, as a formula
     excludes: ClassVar[str] = ""  # what it can't be combined with
     example: ClassVar[dict[str, Any]] = {}  # hyper-parameters that suit a tiny model; the contract's checks use them
+    # keywords that came after records were made with the method: at their defaults, which must then never change, a run
+    # is the one it was without them, so neither its id nor its record has them
+    added_later: ClassVar[tuple[str, ...]] = ()
 
     in_backward: bool = False
     # the loop must call `backward(loss)`: a bare `loss.backward()` raises, at once or in `step()`

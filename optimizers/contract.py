@@ -157,6 +157,9 @@ def is_an_optimizer_of_the_models_parameters(subject: Subject) -> None:
 def describes_itself(subject: Subject) -> None:
     for name in ("summary", "paper", "trains", "keeps"):
         assert getattr(subject.method, name), f"{subject.method.__name__}.{name} is empty"
+    for name in subject.method.added_later:
+        default = subject.keywords.get(name, inspect.Parameter.empty)
+        assert default is not inspect.Parameter.empty, f"added_later names {name!r}, which is no keyword with a default"
     assert "Args:" in (subject.method.__doc__ or ""), "the docstring doesn't list the arguments"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -71,6 +71,14 @@ def create(name: str, model: nn.Module, **given: Any) -> MemoryEfficientOptimize
         ValueError: the method or a keyword is unknown, or a value is refused by the method.
     """
     return get(name)(model, **resolve(name, **given))  # type: ignore[arg-type]
+
+
+def in_use(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters that make a run what it is: `values` without later additions that are at their defaults."""
+    method = get(name)
+    defaults = {key: parameter.default for key, parameter in inspect.signature(method).parameters.items()}
+    unused = {key for key in method.added_later if values.get(key) == defaults[key]}
+    return {key: value for key, value in values.items() if key not in unused}
 
 
 def _import(path: str) -> Any:

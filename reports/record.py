@@ -48,7 +48,7 @@ SCHEMA: tuple[Field, ...] = (
     Field("method", (str,), NEVER, "a name of the registry of optimizers, or package.module:Class"),
     Field("model", (str,), NEVER, "config:NAME (random weights), an id of the hub, or a folder"),
     Field("seed", (int,), NEVER, "of weights, batches and method"),
-    Field("hyperparameters", (dict,), NEVER, "every one of the method's, resolved"),
+    Field("hyperparameters", (dict,), NEVER, "every one of the method's, resolved; later additions where used"),
     Field("training", (dict,), NEVER, "what every method of a comparison shares"),
     Field("training.steps", (int,), UNLESS_OK, "updates (null if the run failed before epochs became steps)"),
     Field("training.batch_size", (int,), NEVER, "examples an update"),

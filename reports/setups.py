@@ -135,9 +135,13 @@ def _setup(conditions: dict[str, Any], records: list[Record]) -> Setup:
 def varied_hyperparameters(records: list[Record]) -> dict[str, list[str]]:
     """For each method the hyper-parameters with several values on one task. Its own seed follows the run's."""
     values: dict[tuple[str, str, str], set[str]] = {}
+    names: dict[str, dict[str, None]] = {}
     for run in records:
-        for name, value in run["hyperparameters"].items():
-            values.setdefault((run["method"], name, run["task"]), set()).add(json.dumps(value, sort_keys=True))
+        names.setdefault(run["method"], {}).update(dict.fromkeys(run["hyperparameters"]))
+    for run in records:
+        for name in names[run["method"]]:  # one that a record lacks was added later and isn't in use there
+            value = json.dumps(run["hyperparameters"].get(name), sort_keys=True)
+            values.setdefault((run["method"], name, run["task"]), set()).add(value)
     varied: dict[str, list[str]] = {run["method"]: [] for run in records}
     for (method, name, _), seen in values.items():
         if len(seen) > 1 and name != "seed" and name not in varied[method]:

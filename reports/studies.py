@@ -59,7 +59,7 @@ def _sensitivity_row(key: tuple[str, str, str], trials: list[Record]) -> Row:
         **dict(zip(("task", "model", "method"), key, strict=True)),
         "trials": len(trials),
         "ended_badly": len(trials) - len(scores),
-        "chosen": {name: chosen["hyperparameters"][name] for name in names},
+        "chosen": {name: chosen["hyperparameters"].get(name) for name in names},
         "label": row_label(chosen, names).removeprefix(key[2]).strip(),
         "best": (max if higher else min)(scores, default=None),
         "median": statistics.median(scores) if scores else None,
@@ -70,10 +70,11 @@ def _sensitivity_row(key: tuple[str, str, str], trials: list[Record]) -> Row:
 
 def _at_edge(name: str, chosen: Record, trials: list[Record]) -> bool:
     """Whether the smallest or the largest of three or more numbers was chosen: a better one may lie beyond."""
-    values = {json.dumps(trial["hyperparameters"][name]): trial["hyperparameters"][name] for trial in trials}.values()
+    tried = [trial["hyperparameters"].get(name) for trial in trials]
+    values = {json.dumps(value): value for value in tried}.values()
     if len(values) < 3 or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return False
-    return chosen["hyperparameters"][name] in (min(values), max(values))
+    return chosen["hyperparameters"].get(name) in (min(values), max(values))
 
 
 def _stated_budget(trials: list[Record]) -> str:

@@ -46,3 +46,19 @@ def test_an_installed_package_adds_methods_through_its_entry_point(monkeypatch):
     monkeypatch.setattr(registry, "entry_points", lambda group: [point])
     assert "theirs" in optimizers.available()
     assert optimizers.get("theirs") is optimizers.SGD
+
+
+class Extended(optimizers.SGD):
+    """SGD with a keyword that came after records were made with it."""
+
+    added_later = ("rounding",)
+
+    def __init__(self, model, lr=0.1, *, rounding="nearest"):
+        super().__init__(model, lr)
+
+
+def test_a_keyword_added_later_is_in_use_where_it_is_not_at_its_default(monkeypatch):
+    monkeypatch.setitem(registry._METHODS, "extended", Extended)
+    assert optimizers.in_use("extended", optimizers.resolve("extended")) == {"lr": 0.1}
+    given = optimizers.resolve("extended", rounding="stochastic")
+    assert optimizers.in_use("extended", given) == {"lr": 0.1, "rounding": "stochastic"}

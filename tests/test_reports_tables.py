@@ -447,3 +447,11 @@ def test_scores_on_benchmarks_have_a_table_of_their_own_over_the_seeds():
     table = shown[shown.index("Benchmarks after training") :]
     assert "0.250 ± 0.071 (2)" in table and "0.500" in table and "mmlu" in table
     assert "Benchmarks" not in tables.render([make_record()], "plain")
+
+
+def test_runs_with_and_without_a_keyword_that_was_added_later_are_two_rows():
+    old = make_record(method="badam", hyperparameters={"lr": 0.1})
+    new = make_record(method="badam", hyperparameters={"lr": 0.1, "states": "8bit"})
+    (setup,) = group([old, new])
+    assert set(setup.rows) == {"badam", "badam states=8bit"}
+    assert set(group([old, old | {"seed": 1}])[0].rows) == {"badam"}

@@ -40,6 +40,8 @@ def hyperparameters(
 ) -> dict[str, Any]:
     """Every hyper-parameter of `method`: what was given, over what suits the kind of training, over its own defaults.
 
+    What was added to the method later and is at its default is left out, so that a run keeps its id.
+
     A new head (name patterns) is always trained; so are random embeddings, by methods that have the choice.
 
     Raises:
@@ -56,7 +58,7 @@ def hyperparameters(
     values = _typed(method, optimizers.resolve(method, **{**chosen, **given.get(method, {})}))
     if "always_train" in known:
         values["always_train"] = tuple(dict.fromkeys([*head, *values["always_train"]]))
-    return values
+    return optimizers.in_use(method, values)
 
 
 def trained_from_scratch(method: str, model: nn.Module) -> tuple[str, ...]:
