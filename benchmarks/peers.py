@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from membench.memory.stock import StockOptimizer
-from optimizers.galore import layer_matrices
+from optimizers.shared.matrices import layer_matrices
 from optimizers.shared.subspace import randomized_vectors
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count
 from optimizers.registry import register
 from optimizers.shared.arithmetic import adamw_update
-from optimizers.shared.blocks import find_layers
+from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices
 from optimizers.shared.subspace import exact_vectors, randomized_vectors
 
 PROJECTIONS = ("std", "reverse_std", "left", "right", "full")
@@ -85,13 +85,8 @@ class GaLore(MemoryEfficientOptimizer):
         super().__init__(model, defaults, in_backward=in_backward)
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
-        plain = [i for i, p in enumerate(params) if p not in self._number]
-        if plain:
-            states = [self.state[params[i]] for i in plain]
-            adamw_update(states, [params[i] for i in plain], [grads[i] for i in plain], group, master_weights=False)
-        for p, g in zip(params, grads, strict=True):
-            if p in self._number:
-                self._update_matrix(p, g.to(p.dtype), group)
+        for p, g in adamw_on_the_rest(self, self._number, params, grads, group):
+            self._update_matrix(p, g.to(p.dtype), group)
 
     def advance(self) -> None:
         """Choose all subspaces anew at the next update."""
@@ -127,13 +122,6 @@ class GaLore(MemoryEfficientOptimizer):
         else:
             vectors = randomized_vectors(g.float(), rank, left, right, (self.seed, state["updates"], self._number[p]))
         state |= {name: v.to(p.dtype) for name, v in zip(("left", "right"), vectors, strict=True) if v is not None}
-
-
-def layer_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of two dimensions in the model's layers that require gradients, those of embeddings left out."""
-    embeddings = {p for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
-    inside = dict.fromkeys(p for layer in find_layers(model).values() for p in layer.parameters())
-    return [p for p in inside if p.requires_grad and p.dim() == 2 and p not in embeddings]
 
 
 def sides(projection: str, rows: int, columns: int) -> tuple[bool, bool]:

@@ -19,10 +19,10 @@ from membench.planning.planner import method_values
 from membench.planning.simulate import simulate
 from membench.planning.workload import Workload
 from optimizers import GaLore, LoRA, MemoryEfficientOptimizer
-from optimizers.galore import layer_matrices
 from optimizers.shared.adapters import find_targets
 from optimizers.shared.blocks import split_into_blocks
 from optimizers.shared.layer_parts import parts_of_layers
+from optimizers.shared.matrices import layer_matrices
 from tasks.models.source import Source
 
 PAIRS = [(name, method) for name in ARCHITECTURES for method in optimizers.available()]

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from optimizers import GaLore
 from optimizers.contract import TinyTransformer, build_model, loss_of, train
-from optimizers.galore import PROJECTIONS, layer_matrices
+from optimizers.galore import PROJECTIONS
+from optimizers.shared.matrices import layer_matrices
 from optimizers.shared.subspace import exact_vectors, randomized_vectors
 
 SHAPES = [(3, 7), (7, 3), (5, 5), (1, 6), (6, 1)]

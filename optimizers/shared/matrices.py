@@ -1,0 +1,51 @@
+"""The matrices of a model's layers, which some methods update in a way of their own; everything else gets AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from torch import Tensor, nn
+
+from optimizers.base import MemoryEfficientOptimizer
+from optimizers.shared.arithmetic import adamw_update
+from optimizers.shared.blocks import find_layers
+
+Groups = list[dict[str, Any]]
+
+
+def layer_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of two dimensions in the model's layers that require gradients, those of embeddings left out."""
+    embeddings = {p for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    inside = dict.fromkeys(p for layer in find_layers(model).values() for p in layer.parameters())
+    return [p for p in inside if p.requires_grad and p.dim() == 2 and p not in embeddings]
+
+
+def adamw_on_the_rest(
+    optimizer: MemoryEfficientOptimizer,
+    matrices: Collection[Tensor],
+    params: list[Tensor],
+    grads: list[Tensor],
+    group: dict[str, Any],
+) -> list[tuple[Tensor, Tensor]]:
+    """Update those of `params` that aren't in `matrices` by AdamW, in their own precision.
+
+    Returns:
+        The others with their gradients.
+    """
+    rest = [i for i, p in enumerate(params) if p not in matrices]
+    if rest:
+        states = [optimizer.state[params[i]] for i in rest]
+        adamw_update(states, [params[i] for i in rest], [grads[i] for i in rest], group, master_weights=False)
+    return [(p, g) for p, g in zip(params, grads, strict=True) if p in matrices]
+
+
+def with_rate_of_the_rest(groups: Groups, matrices: Collection[Tensor], rate: float) -> Groups:
+    """`groups` of named parameters, with `matrices` in groups of their own, the first, and the others at `rate`."""
+    inside, outside = [], []
+    for group in groups:
+        own = [(name, p) for name, p in group["params"] if p in matrices]
+        others = [(name, p) for name, p in group["params"] if p not in matrices]
+        inside += [{**group, "params": own}] if own else []
+        outside += [{**group, "params": others, "lr": rate}] if others else []
+    return inside + outside
