@@ -1,0 +1,145 @@
+"""A causal language model's loss over pieces of the sequence: the logits of the whole sequence never exist.
+
+At a vocabulary of 128,256 the logits of 2 x 1024 tokens take 1 GiB in fp32, and several times that in the backward
+pass. Each piece's logits are dropped after its forward pass and computed again in its backward pass, at the cost of one
+more multiplication by the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.utils.generic import ModelOutput
+
+IGNORED = -100  # the label of a token that the loss leaves out
+PROBE = (2, 8)  # sequences and tokens that the equality of both losses is tried on
+
+
+@dataclass
+class ChunkedOutput(ModelOutput):
+    """What a model gives with labels: no logits.
+
+    Attributes:
+        loss: mean cross entropy over the tokens that have a label.
+        token_losses: cross entropy of each token with the next one, (batch, tokens) fp32; 0 where there is no label.
+    """
+
+    loss: Tensor | None = None
+    token_losses: Tensor | None = None
+
+
+def compute_loss_in_chunks(model: nn.Module, chunks: int) -> None:
+    """From now on `model(..., labels=labels)` computes its loss over `chunks` pieces of the sequence.
+
+    Loss and gradients are those of the whole sequence but for the order of the sums; in low precision the head's
+    gradient is rounded once a piece. Without labels the model gives all logits, as ever.
+
+    Raises:
+        ValueError: it is no causal language model of transformers whose loss is the mean cross entropy of its logits.
+    """
+    forward = ChunkedForward(model, _decoder(model), chunks)
+    if _has_values(model):
+        _check_equal(model, forward)
+    model.forward = forward
+
+
+class ChunkedForward:
+    """In place of a model's `forward`: its own up to the head, then its own head on one piece after the other.
+
+    The decoder is made to return what it computed before, so whatever a model does to its logits (scaling,
+    soft-capping) is done by the model.
+
+    Args:
+        model: of transformers.
+        decoder: the part that comes before the head.
+        chunks: pieces of the sequence.
+    """
+
+    def __init__(self, model: nn.Module, decoder: nn.Module, chunks: int):
+        self.whole, self.decoder, self.chunks = model.forward, decoder, chunks
+
+    def __call__(self, *args: Any, labels: Tensor | None = None, **given: Any) -> Any:
+        if labels is None:
+            return self.whole(*args, **given)
+        output = self._decode(*args, **given)
+        targets = nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
+        pieces = zip(output.last_hidden_state.chunk(self.chunks, 1), targets.chunk(self.chunks, 1), strict=True)
+        losses = [checkpoint(self._losses, type(output), *piece, use_reentrant=False) for piece in pieces]
+        token_losses = torch.cat(losses, 1)
+        return ChunkedOutput(loss=token_losses.sum() / (targets != IGNORED).sum(), token_losses=token_losses)
+
+    def _decode(self, *args: Any, **given: Any) -> Any:
+        """The decoder's output; the head gets an empty sequence."""
+        found: list[Any] = []
+        compute = self.decoder.forward
+
+        def cut(*args: Any, **given: Any) -> Any:
+            found.append(compute(*args, **given))
+            return type(found[0])(last_hidden_state=found[0].last_hidden_state[:, :0])
+
+        with _replaced(self.decoder, cut):
+            self.whole(*args, **given)
+        return found[0]
+
+    def _losses(self, kind: Any, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Cross entropy of each token of a piece, (batch, tokens), from its hidden states (batch, tokens, width)."""
+        with _replaced(self.decoder, lambda *_, **__: kind(last_hidden_state=hidden)):
+            logits = self.whole(input_ids=targets).logits  # (batch, tokens, vocabulary)
+        return nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view(
+            targets.shape
+        )
+
+
+@contextmanager
+def _replaced(module: nn.Module, forward: Any) -> Iterator[None]:
+    """With another `forward` inside."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
+
+
+def _decoder(model: nn.Module) -> nn.Module:
+    """What comes before the head. Raises ValueError as `compute_loss_in_chunks`."""
+    name = type(model).__name__
+    if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
+        raise ValueError(f"{name} is no causal language model: it has no logits of a sequence to compute in pieces")
+    if model.loss_function is not ForCausalLMLoss or getattr(model.config, "output_router_logits", False):
+        raise ValueError(f"{name} has a loss of its own, which can't be computed in pieces of the sequence")
+    decoder: nn.Module = model.get_decoder()
+    decoder = model.base_model if decoder is model else decoder
+    if decoder is model:
+        raise ValueError(f"{name} doesn't tell its decoder from its head, so its loss can't be computed in pieces")
+    return decoder
+
+
+def _has_values(model: nn.Module) -> bool:
+    return not any(isinstance(p, FakeTensor) or p.is_meta for p in model.parameters())
+
+
+@torch.no_grad()
+def _check_equal(model: Any, forward: ChunkedForward) -> None:
+    """Compares the model's own loss with that in pieces on a few tokens."""
+    like = next(model.parameters())
+    entries = model.get_input_embeddings().num_embeddings
+    tokens = torch.arange(PROBE[0] * PROBE[1], device=like.device).view(PROBE) % entries
+    training = model.training
+    model.eval()  # without dropout, and so without random numbers
+    own, ours = (float(f(input_ids=tokens, labels=tokens, use_cache=False).loss) for f in (model.forward, forward))
+    model.train(training)
+    tolerance = 1e-5 if like.dtype == torch.float32 else 1e-2
+    if not abs(own - ours) <= tolerance * abs(own):
+        raise ValueError(f"{type(model).__name__} has a loss of its own: {own:.6f} where it is {ours:.6f} in pieces")
