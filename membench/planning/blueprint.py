@@ -16,6 +16,7 @@ from torch import nn
 from transformers.models.auto import modeling_auto
 
 from membench.planning.workload import Batch, Workload, make_batch
+from membench.training.checkpointing import checkpoint_layers
 from tasks.models.loading import quiet
 from tasks.models.source import CONFIGURATIONS, DTYPES, PREFIX, Source, longest_sequence
 
@@ -80,9 +81,7 @@ class Blueprint:
         with _default_dtype(DTYPES[self.workload.dtype]), quiet():
             model = self._new(depth)
         if self.workload.checkpointing:
-            if not model.supports_gradient_checkpointing:
-                raise ValueError(f"--checkpointing: {type(model).__name__} doesn't support gradient checkpointing")
-            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+            checkpoint_layers(model)
         return model.train()
 
     @cached_property

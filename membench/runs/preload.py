@@ -2,3 +2,4 @@
 
 from membench.runs import prepare  # noqa: F401
 from membench.training import execute  # noqa: F401
+from tasks import c4, classify, instruct, superglue  # noqa: F401

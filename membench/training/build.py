@@ -4,13 +4,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 import optimizers
 import tasks
 from membench.config.defaults import trained_from_scratch
 from membench.config.run import Run, Training
 from membench.config.settings import Settings
+from membench.training.checkpointing import checkpoint_layers
 
 
 def create_task(source: Run | Settings, name: str, seed: int, training: Training) -> tasks.Task:
@@ -38,9 +38,7 @@ def build_model(run: Run, task: tasks.Task) -> nn.Module:
     torch.manual_seed(run.seed)
     model = task.build_model().to(torch.device(run.device))
     if run.training.gradient_checkpointing:
-        if not isinstance(model, PreTrainedModel) or not model.supports_gradient_checkpointing:
-            raise ValueError(f"--checkpointing: {type(model).__name__} doesn't support gradient checkpointing")
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_layers(model)
     return model.train()
 
 
