@@ -60,7 +60,7 @@ def test_help_needs_no_heavy_import():
 
 
 def test_the_process_that_waits_for_runs_stays_light():
-    script = "import sys\nimport membench.compare, membench.settings\n"
+    script = "import sys\nimport membench.runs.compare, membench.config.settings\n"
     script += "print([n for n in ('torch', 'transformers', 'numpy', 'datasets') if n in sys.modules])"
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout == "[]\n"
@@ -78,8 +78,8 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(tmp_path):
     ("arguments", "message"),
     [
         (["--task", "superglue/rtee"], "unknown task 'superglue/rtee' (did you mean 'superglue/rte'?)"),
-        (["--steps", "0"], "--steps must be more than 0, not 0"),
-        (["--learning-rate", "-1"], "--learning-rate must be a finite number of at least 0, not -1.0"),
+        (["--steps", "0"], "--steps must be at least 1, not 0"),
+        (["--learning-rate", "-1"], "--learning-rate must be finite and at least 0, not -1.0"),
         (["--set", "badam.lr=-1"], "badam: lr must be a finite number of at least 0, not -1.0"),
         (["--set", "badam.switch_every=0"], "badam: switch_every must be a whole number of at least 1, not 0"),
         (["--set", "badam.switch_every=often"], "badam.switch_every must be a whole number, not 'often'"),
@@ -234,7 +234,9 @@ def test_the_version_is_that_of_the_package(capsys):
 def test_a_terminal_sees_the_loss_and_the_time_left_of_run_and_comparison(capsys, monkeypatch):
     clock = itertools.count(0.0, 0.5)
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    runs = [Run(str(n), "t", "m", "x", n, {}, Training(40, 2, 8), None, "cpu", 1, False, {}) for n in range(2)]
+    training = Training(steps=40, batch_size=2, sequence_length=8)
+    given = {"hyperparameters": {}, "training": training, "device": "cpu", "threads": 1, "environment": {}}
+    runs = [Run(run_id=str(n), task="t", method="m", seed=n, **given) for n in range(2)]
     screen = io.StringIO()
     with progress.Bars(Console(file=screen, force_terminal=True, width=150), runs, 3) as bars:
         bars.begin(runs[0])

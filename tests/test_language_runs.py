@@ -30,7 +30,7 @@ def made(folder):
 
 def test_pretraining_ends_in_tables_with_perplexity_before_and_after(tmp_path, capsys):
     options = {"validation_tokens": 640}
-    settings = resolve({**TINY, "task": "c4", "optimizers": "badam", "out": str(tmp_path), "options": options}, [])
+    settings = resolve({**TINY, "task": "c4", "optimizers": "badam", "out": str(tmp_path), "options": options})
     assert compare(settings) == 0
     text, runs = capsys.readouterr().out, made(tmp_path)
     assert "Before training: c4 perplexity 1,0" in text and "c4 perplexity" in text and "validation_tokens=640" in text
@@ -57,12 +57,12 @@ def test_instruction_tuning_says_what_it_cuts_and_options_make_another_run(tmp_p
         "optimizers": "adamw",
     }
     given["out"] = str(tmp_path / "out")
-    assert compare(resolve(given, [])) == 0
+    assert compare(resolve(given)) == 0
     text = capsys.readouterr().out
     assert (
         text.startswith("instruct: ") and "training answers cut at their end to fit the sequence" in text.split("\n")[0]
     )
-    assert compare(resolve({**given, "options": {"packing": True}}, [])) == 0
+    assert compare(resolve({**given, "options": {"packing": True}})) == 0
     runs = record.load_folder(tmp_path / "out")
     assert [run["training"]["options"] for run in runs] in ([{}, {"packing": True}], [{"packing": True}, {}])
     assert all("cut at their end" in run["environment"]["notes"] for run in runs)

@@ -169,8 +169,8 @@ def test_markdown_is_a_table(tmp_path):
 
 REFUSALS = [
     (["--model", "llama3-8b", "--budget", "24GX"], "--budget 24GX: give a number and a unit, such as 24GiB"),
-    (["--model", "llama3-8b", "--format", "xml"], "--format xml"),
-    (["--model", "llama3-8b", "--dtype", "int4"], "--dtype int4"),
+    (["--model", "llama3-8b", "--format", "xml"], "--format must be one of table, json, markdown, not 'xml'"),
+    (["--model", "llama3-8b", "--dtype", "int4"], "--dtype must be one of bfloat16, float32, float16, not 'int4'"),
     (["--model", "llama3-8b", "--batch-size", "0"], "--batch-size must be at least 1, not 0"),
     (["--model", "llama3-8b", "--optimizers", "bdam"], "unknown method 'bdam'. Did you mean 'badam'?"),
     (["--model", "llama3-8b", "--set", "badam.lr"], "write METHOD.KEY=VALUE"),

@@ -203,7 +203,15 @@ def test_only_what_failed_is_made_again_unless_a_retry_is_asked_for(mishaps):
 
 
 def test_a_finished_comparison_is_ok_and_makes_nothing_twice(tmp_path, capsys):
-    settings = resolve({**TINY, "out": str(tmp_path), "optimizers": "badam", "seeds": "0,1"}, ["badam.switch_every=2"])
+    settings = resolve(
+        {
+            **TINY,
+            "out": str(tmp_path),
+            "optimizers": "badam",
+            "seeds": "0,1",
+            "hyperparameters": ["badam.switch_every=2"],
+        }
+    )
     assert compare(settings) == 0
     first = capsys.readouterr().out
     runs = made(tmp_path)
@@ -221,7 +229,15 @@ def test_a_finished_comparison_is_ok_and_makes_nothing_twice(tmp_path, capsys):
 def test_every_option_of_the_training_reaches_the_run(tmp_path):
     options = {"dtype": "bfloat16", "checkpointing": True, "gradient_accumulation_steps": 2, "max_grad_norm": 0.5}
     options |= {"evaluate_every": 3, "schedule": "cosine", "warmup_fraction": 0.5, "learning_rate": 1e-3}
-    settings = resolve({**TINY, **options, "out": str(tmp_path), "optimizers": "blockllm"}, ["blockllm.sparsity=0.5"])
+    settings = resolve(
+        {
+            **TINY,
+            **options,
+            "out": str(tmp_path),
+            "optimizers": "blockllm",
+            "hyperparameters": ["blockllm.sparsity=0.5"],
+        }
+    )
     assert compare(settings) == 0
     run, reference = made(tmp_path)["blockllm"], made(tmp_path)["adamw"]
     training = {name: options[name] for name in ("dtype", "gradient_accumulation_steps", "max_grad_norm", "schedule")}
@@ -235,7 +251,7 @@ def test_every_option_of_the_training_reaches_the_run(tmp_path):
 
 
 def test_a_method_of_low_memory_needs_less_than_the_reference_and_its_parts_add_up(tmp_path):
-    settings = resolve({**TINY, "out": str(tmp_path), "optimizers": "badam,blockllm"}, [])
+    settings = resolve({**TINY, "out": str(tmp_path), "optimizers": "badam,blockllm"})
     assert compare(settings) == 0
     peaks = {name: run["memory"]["peak_allocated_bytes"] for name, run in made(tmp_path).items()}
     assert max(peaks["badam"], peaks["blockllm"]) < 0.75 * peaks["adamw"]
@@ -246,7 +262,7 @@ def test_a_method_of_low_memory_needs_less_than_the_reference_and_its_parts_add_
 
 def test_two_comparisons_do_not_write_to_one_folder(tmp_path):
     with Folder(tmp_path).locked(), pytest.raises(UserError, match=f"process {os.getpid()} is writing there"):
-        compare(resolve({**TINY, "out": str(tmp_path)}, []))
+        compare(resolve({**TINY, "out": str(tmp_path)}))
     with Folder(tmp_path).locked():
         pass
 
@@ -258,7 +274,8 @@ def test_a_file_that_is_no_record_is_named_and_not_replaced(tmp_path):
 
 
 def test_a_record_of_a_run_that_died_is_a_valid_record(tmp_path):
-    run = Run("r", "t", "m", "config:x", 0, {"lr": 0.1}, Training(3, 2, 8), None, "cpu", 1, False, {"threads": 1})
+    given = {"hyperparameters": {"lr": 0.1}, "device": "cpu", "threads": 1, "environment": {"threads": 1}}
+    run = Run(run_id="r", task="t", method="m", seed=0, training=Training(steps=3, model="config:x"), **given)
     made = assemble.assemble(run, Outcome("failed", error="killed"))
     record.check(made, "here")
     assert (made["status"], made["error"], made["history"]) == ("failed", "killed", [])
@@ -276,7 +293,7 @@ PARENT = """
 import sys
 from pathlib import Path
 sys.path[:0] = [{root!r}, {tests!r}]
-from membench import processes
+from membench.runs import processes
 import test_runner
 if __name__ == "__main__":
     processes.call(test_runner.announce_and_wait, {file!r}, log=Path({file!r} + ".log"), spawn={spawn})

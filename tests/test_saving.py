@@ -30,7 +30,9 @@ def server():
 def saved(tmp_path_factory):
     """A comparison whose models are saved: its settings, and its only record."""
     folder = tmp_path_factory.mktemp("saved")
-    settings = resolve({**TINY, "out": str(folder / "runs"), "save": str(folder / "models")}, ["lora.lr=0.01"])
+    settings = resolve(
+        {**TINY, "out": str(folder / "runs"), "save": str(folder / "models"), "hyperparameters": ["lora.lr=0.01"]}
+    )
     assert compare(settings) == 0
     return settings, record.load_folder(settings.out)[0]
 
@@ -84,7 +86,7 @@ def test_what_is_saved_is_not_made_twice_and_what_is_missing_is_made_again(saved
 
 def test_a_run_without_a_result_leaves_no_model(tmp_path, capsys):
     out = str(tmp_path / "both")
-    settings = resolve({**TINY, "optimizers": "sgd", "out": out, "save": out}, ["sgd.lr=1e30"])
+    settings = resolve({**TINY, "optimizers": "sgd", "out": out, "save": out, "hyperparameters": ["sgd.lr=1e30"]})
     assert compare(settings) == 1
     kept = [path for path in Path(out).iterdir() if path.name not in (".lock", "logs")]
     assert [path.suffix for path in kept] == [".json"]
@@ -110,14 +112,14 @@ def test_what_an_interrupted_run_left_is_no_model_and_in_nobodys_way(tmp_path, s
 def test_a_path_that_can_not_be_a_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--save .*file is a file, not a folder"):
-        resolve({**TINY, "save": str(tmp_path / "file" / "models")}, [])
+        resolve({**TINY, "save": str(tmp_path / "file" / "models")})
 
 
 def test_a_language_model_is_saved_with_its_tokenizer_and_scores_what_its_record_says(tmp_path):
     data = tmp_path / "texts.jsonl"
     data.write_text("".join(f'{{"text": "The number after {i} is {i + 1}, and so on."}}\n' for i in range(200)))
     given = {**TINY, "task": "c4", "data": str(data), "sequence_length": 16, "optimizers": "badam"}
-    settings = resolve({**given, "out": str(tmp_path / "runs"), "save": str(tmp_path / "runs")}, [])
+    settings = resolve({**given, "out": str(tmp_path / "runs"), "save": str(tmp_path / "runs")})
     assert compare(settings) == 0
     (made,) = record.load_folder(tmp_path / "runs")
     folder = str(tmp_path / "runs" / made["run_id"])

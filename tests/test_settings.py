@@ -8,7 +8,7 @@ import pytest
 from membench.config.defaults import hyperparameters
 from membench.config.errors import UserError
 from membench.config.profiles import SUPERGLUE, note
-from membench.config.settings import parse_options, resolve
+from membench.config.settings import resolve
 from membench.config.values import convert, parse
 
 
@@ -20,7 +20,7 @@ def config(tmp_path, text: str) -> str:
 
 def test_the_command_line_wins_over_the_file_over_the_profile_over_the_defaults(tmp_path):
     file = config(tmp_path, 'steps = 7\nbatch-size = 3\ndata = "folder"\n')
-    settings = resolve({"batch_size": 5}, [], file)
+    settings = resolve({"batch_size": 5}, file)
     assert settings.batch_size == 5
     assert (settings.steps, settings.data) == (7, "folder")
     assert settings.sequence_length == SUPERGLUE["demo"].values["sequence_length"]
@@ -28,7 +28,7 @@ def test_the_command_line_wins_over_the_file_over_the_profile_over_the_defaults(
 
 
 def test_the_profile_can_come_from_the_file(tmp_path):
-    settings = resolve({}, [], config(tmp_path, 'profile = "paper"'))
+    settings = resolve({}, config(tmp_path, 'profile = "paper"'))
     assert (settings.batch_size, settings.epochs, settings.data) == (16, 32.0, "hub")
     assert settings.hyperparameters["badam"] == {"lr": 1e-5, "weight_decay": 0.01, "switch_every": 100}
 
@@ -41,37 +41,37 @@ def test_what_is_not_a_result_at_scale_says_so():
 
 def test_a_comparison_is_of_one_family_of_tasks():
     with pytest.raises(UserError, match="superglue and other are different kinds of work"):
-        resolve({"task": "superglue/rte,other"}, [])
-    assert resolve({"task": "mine/one,mine/two"}, []).steps == SUPERGLUE["demo"].values["steps"]
+        resolve({"task": "superglue/rte,other"})
+    assert resolve({"task": "mine/one,mine/two"}).steps == SUPERGLUE["demo"].values["steps"]
 
 
 def test_steps_replace_the_epochs_of_a_lower_layer():
-    settings = resolve({"profile": "paper", "steps": 3}, [])
+    settings = resolve({"profile": "paper", "steps": 3})
     assert (settings.steps, settings.epochs) == (3, None)
     with pytest.raises(UserError, match="either steps or epochs"):
-        resolve({"steps": 3, "epochs": 1.0}, [])
+        resolve({"steps": 3, "epochs": 1.0})
 
 
 def test_hyperparameters_are_merged_one_by_one(tmp_path):
     file = config(tmp_path, "[badam]\nswitch_every = 20\nlr = 2e-5\n")
-    settings = resolve({"profile": "paper"}, ["badam.lr=3e-5", "weight_decay=0"], file)
+    settings = resolve({"profile": "paper", "hyperparameters": ["badam.lr=3e-5", "weight_decay=0"]}, file)
     assert settings.hyperparameters["badam"] == {"lr": 3e-5, "switch_every": 20}  # no decay: the command line's word
     assert settings.hyperparameters["*"] == {"weight_decay": 0}
 
 
 def test_the_options_of_a_task_come_from_the_command_line_over_the_file(tmp_path):
     file = config(tmp_path, "[options]\npacking = false\nanswer_tokens = 9\n")
-    settings = resolve({"task": "instruct", "options": parse_options(["packing=true"])}, [], file)
+    settings = resolve({"task": "instruct", "options": ["packing=true"]}, file)
     assert settings.options == {"packing": True, "answer_tokens": 9}
     with pytest.raises(UserError, match=r"--option packing: write KEY=VALUE"):
-        parse_options(["packing"])
+        resolve({"options": ["packing"]})
     with pytest.raises(UserError, match="options must be a table"):
-        resolve({}, [], config(tmp_path, "options = 3"))
+        resolve({}, config(tmp_path, "options = 3"))
 
 
 def test_a_profile_may_differ_by_model():
-    paper = resolve({"task": "c4", "profile": "paper"}, [])
-    larger = resolve({"task": "c4", "profile": "paper", "model": "config:llama-1b"}, [])
+    paper = resolve({"task": "c4", "profile": "paper"})
+    larger = resolve({"task": "c4", "profile": "paper", "model": "config:llama-1b"})
     # GaLore, Table 2: steps and ranks by size; 512 sequences of 256 tokens, cosine to a tenth
     assert (paper.model, paper.steps, paper.hyperparameters["galore"]["rank"]) == ("config:llama-60m", 10_000, 128)
     assert (larger.steps, larger.hyperparameters["galore"]["rank"]) == (100_000, 512)
@@ -80,34 +80,34 @@ def test_a_profile_may_differ_by_model():
 
 
 def test_a_users_own_method_can_be_set():
-    given = resolve({}, ["mypackage.module:MyMethod.lr=0.1"]).hyperparameters
+    given = resolve({"hyperparameters": ["mypackage.module:MyMethod.lr=0.1"]}).hyperparameters
     assert given["mypackage.module:MyMethod"] == {"lr": 0.1}
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"steps": 0}, "--steps must be more than 0, not 0"),
-        ({"learning_rate": -1e-3}, "--learning-rate must be a finite number of at least 0, not -0.001"),
-        ({"learning_rate": float("nan")}, "--learning-rate must be a finite number"),
-        ({"batch_size": -1}, "--batch-size must be more than 0"),
-        ({"threads": 0}, "--threads must be more than 0"),
-        ({"max_grad_norm": 0.0}, "--max-grad-norm must be more than 0"),
-        ({"evaluate_every": 0}, "--evaluate-every must be more than 0"),
+        ({"steps": 0}, "--steps must be at least 1, not 0"),
+        ({"learning_rate": -1e-3}, "--learning-rate must be finite and at least 0, not -0.001"),
+        ({"learning_rate": float("nan")}, "--learning-rate must be finite and at least 0, not nan"),
+        ({"batch_size": -1}, "--batch-size must be at least 1, not -1"),
+        ({"threads": 0}, "--threads must be at least 1, not 0"),
+        ({"max_grad_norm": 0.0}, "--max-grad-norm must be finite and more than 0, not 0.0"),
+        ({"evaluate_every": 0}, "--evaluate-every must be at least 1, not 0"),
         ({"warmup_fraction": 1.0}, "--warmup-fraction must be at least 0 and below 1"),
-        ({"checkpoint_every": -5}, "--checkpoint-every must be"),
+        ({"checkpoint_every": -5}, "--checkpoint-every must be at least 0, not -5"),
         ({"dtype": "float64"}, "--dtype must be one of float32, bfloat16, not 'float64'"),
         ({"autocast": "float16"}, "--autocast must be one of bfloat16 or none, not 'float16'"),
         ({"profile": "papr"}, "Did you mean paper"),
         ({"seeds": "0,x"}, "--seeds must be a list of whole numbers, not '0,x'"),
-        ({"seeds": "-1"}, "--seeds must be whole numbers of at least 0"),
-        ({"optimizers": ""}, "--optimizers names nothing"),
+        ({"seeds": "-1"}, "--seeds must be at least 0 and below 2147483648, not -1"),
+        ({"optimizers": ""}, "--optimizers is empty: give at least one"),
         ({"gradient_accumulation_steps": 3}, "--batch-size 16 .* can't be split into 3"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_name_and_what_it_must_be(given, message):
     with pytest.raises(UserError, match=message):
-        resolve(given, [])
+        resolve(given)
 
 
 @pytest.mark.parametrize(
@@ -123,27 +123,27 @@ def test_a_bad_value_is_refused_with_its_name_and_what_it_must_be(given, message
 )
 def test_a_bad_file_is_named(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as error:
-        resolve({}, [], config(tmp_path, text))
+        resolve({}, config(tmp_path, text))
     assert "settings.toml" in str(error.value)
 
 
 def test_a_file_that_is_not_there_is_named():
     with pytest.raises(UserError, match=r"--config nowhere\.toml: can't be read: No such file"):
-        resolve({}, [], "nowhere.toml")
+        resolve({}, "nowhere.toml")
 
 
 @pytest.mark.parametrize("text", ["badam", "badam.lr", "=3", "badam.=3", "lr 3"])
 def test_an_assignment_without_key_or_value_is_refused(text):
     with pytest.raises(UserError, match=r"write METHOD\.KEY=VALUE"):
-        resolve({}, [text])
+        resolve({"hyperparameters": [text]})
 
 
 def test_an_output_folder_must_be_able_to_be_one(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UserError, match="is a file, not a folder"):
-            resolve({"out": str(path)}, [])
-    assert resolve({"out": str(tmp_path / "new" / "folder")}, []).out
+            resolve({"out": str(path)})
+    assert resolve({"out": str(tmp_path / "new" / "folder")}).out
     assert not (tmp_path / "new").exists()
 
 
@@ -151,7 +151,7 @@ def test_an_output_folder_must_be_able_to_be_one(tmp_path):
 def test_an_output_folder_must_be_writable(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="no permission to write"):
-        resolve({"out": str(tmp_path / "new")}, [])
+        resolve({"out": str(tmp_path / "new")})
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_hyperparameters_must_exist_and_have_the_right_type():
 @pytest.mark.parametrize("profile", ["demo", "paper"])
 def test_what_is_said_of_all_methods_replaces_what_a_profile_says_of_one(profile):
     given = {"profile": profile, "learning_rate": 3e-4}
-    settings = resolve(given, ["weight_decay=0.5", "badam.lr=7e-4"])
+    settings = resolve({**given, "hyperparameters": ["weight_decay=0.5", "badam.lr=7e-4"]})
     for method in ("adamw", "blockllm"):
         assert not {"lr", "weight_decay"} & set(settings.hyperparameters.get(method, {}))
     assert settings.hyperparameters["badam"]["lr"] == 7e-4

@@ -106,7 +106,7 @@ def test_an_installed_task_that_is_broken_is_in_nobodys_way_until_it_is_asked_fo
 
 def test_a_run_of_it_is_called_as_it_was_asked_for_and_a_model_that_can_not_be_saved_is_refused(module):
     given = {"task": "own_task:Mine", "optimizers": "sgd", "steps": 1, "model": "x"}
-    runs = prepare(resolve(given, []))
+    runs = prepare(resolve(given))
     assert {run.task for run in runs} == {"own_task:Mine"} and runs[0].run_id.startswith("own_task-Mine--adamw--")
     with pytest.raises(UserError, match="--save: Sequential is no model of transformers"):
-        prepare(resolve({**given, "save": "models"}, []))
+        prepare(resolve({**given, "save": "models"}))

@@ -3,86 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any, Literal
 
-import typer
-
+from membench.commands.options import takes
+from membench.config.declare import check, like, option, shared, typed
 from membench.config.errors import UserError
-from membench.config.values import suggestion
-
-DTYPES = ("bfloat16", "float32", "float16")
+from membench.config.options import RunOptions, WorkloadOptions
 
 
 @dataclass(frozen=True)
-class Options:
-    """What was given on the command line; see `plan` for what it means."""
+class PlanOptions(WorkloadOptions):
+    """What can be given to `membench plan`."""
 
-    model: str | None
-    optimizers: str
-    batch_size: int
-    sequence_length: int
-    dtype: str
-    checkpointing: bool
-    attention: str | None
-    budget: str | None
-    format: str
-    why: str | None
-    against: str | None
-    verify: bool
-    set_: list[str] | None
-    trust_remote_code: bool
+    optimizers: tuple[str, ...] = like(
+        RunOptions, "optimizers", default=("all",), help="all (the default), or badam,lora,package.module:Class."
+    )
+    hyperparameters: dict[str, dict[str, Any]] = like(RunOptions, "hyperparameters")
+    budget: str | None = option(None, "Memory of the GPU, such as 24GiB: what fits into it?")
+    format: Literal["table", "json", "markdown"] = option("table", "table (the default), json or markdown.")
+    why: str | None = option(None, "That method's peak by component and module.", metavar="METHOD")
+    against: str | None = option(None, "A published table beside its plan; list names them all.", metavar="NAME")
+    verify: bool = option(False, "Run real steps on the GPU, and print what they took beside it.")
 
 
-def _option(*names: str, help: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, help=help, metavar=metavar, show_default=False)
-
-
-def plan(
-    model: Annotated[
-        str | None, _option("--model", help="A built-in configuration (llama3-8b), a config.json, a folder, a hub id.")
-    ] = None,
-    optimizers: Annotated[
-        str, _option("--optimizers", help="all (the default), or badam,lora,package.module:Class.")
-    ] = "all",
-    batch_size: Annotated[int, _option("--batch-size", help="Sequences a step; 1 by default.")] = 1,
-    sequence_length: Annotated[int, _option("--sequence-length", help="Tokens a sequence; 512 by default.")] = 512,
-    dtype: Annotated[
-        str, _option("--dtype", help="Of the weights: bfloat16 (the default), float32, float16.")
-    ] = "bfloat16",
-    checkpointing: Annotated[
-        bool, _option("--checkpointing/--no-checkpointing", help="Gradient checkpointing, of every layer.")
-    ] = False,
-    attention: Annotated[
-        str | None, _option("--attention", help="sdpa or eager; by default the model's own choice.")
-    ] = None,
-    budget: Annotated[
-        str | None, _option("--budget", help="Memory of the GPU, such as 24GiB: what fits into it?")
-    ] = None,
-    format: Annotated[str, _option("--format", help="table (the default), json or markdown.")] = "table",
-    why: Annotated[
-        str | None, _option("--why", metavar="METHOD", help="That method's peak by component and module.")
-    ] = None,
-    against: Annotated[
-        str | None, _option("--against", metavar="NAME", help="A published table beside its plan; list names them all.")
-    ] = None,
-    verify: Annotated[
-        bool, _option("--verify", help="Run real steps on the GPU, and print what they took beside it.")
-    ] = False,
-    set_: Annotated[
-        list[str] | None, _option("--set", metavar="METHOD.KEY=VALUE", help="Hyper-parameter; KEY=VALUE: of all.")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, _option("--trust-remote-code", help="Run code that comes with a model of the hub.")
-    ] = False,
-) -> None:
+@takes(PlanOptions)
+def plan(**given: Any) -> None:
     """Say how much memory each method needs on a model, part by part, and what fits into a budget.
 
     Runs the methods' own code on tensors without values: no GPU, no weights and no download beyond a configuration.
     """
-    print(answer(Options(**locals())))
+    options = PlanOptions(**typed(PlanOptions, given))
+    check(options)
+    print(answer(options))
 
 
-def answer(options: Options) -> str:
+def answer(options: PlanOptions) -> str:
     """The text to print.
 
     Raises:
@@ -94,33 +49,23 @@ def answer(options: Options) -> str:
         raise UserError(str(error)) from error
 
 
-def _answer(options: Options) -> str:
-    from membench.config.settings import parse_assignments
+def _answer(options: PlanOptions) -> str:
     from reports import plans
 
-    _check(options, plans.FORMATS)
-    budget, given = _budget(options.budget), parse_assignments(options.set_ or [])
+    budget = _budget(options.budget)
     if options.against is not None:
         from membench.planning.against import compare
 
         return compare(options.against, options.format)
-    if options.model is None:
+    if not options.model:
         raise UserError(
             "give --model: a built-in configuration (llama3-8b), a config.json, a folder or an id of the hub"
         )
     from membench.planning.planner import plan as make
     from membench.planning.workload import Workload
 
-    workload = Workload(
-        options.model,
-        options.batch_size,
-        options.sequence_length,
-        options.dtype,
-        options.checkpointing,
-        options.attention,
-        trust_remote_code=options.trust_remote_code,
-    )
-    methods = _methods(options)
+    workload = Workload(**shared(WorkloadOptions, options))
+    methods, given = _methods(options), options.hyperparameters
     document = make(workload, methods, given, budget_bytes=budget)
     text = plans.why(document, options.why) if options.why else plans.render(document, options.format)
     if not options.verify:
@@ -128,15 +73,6 @@ def _answer(options: Options) -> str:
     from membench.planning.verify import report
 
     return f"{text}\n\n{report(workload, methods, given, document)}"
-
-
-def _check(options: Options, formats: tuple[str, ...]) -> None:
-    for name, value, known in (("format", options.format, formats), ("dtype", options.dtype, DTYPES)):
-        if value not in known:
-            raise UserError(f"--{name} {value}: there is no such {name}. {suggestion(value, known)}")
-    for name, count in (("batch-size", options.batch_size), ("sequence-length", options.sequence_length)):
-        if count < 1:
-            raise UserError(f"--{name} must be at least 1, not {count}")
 
 
 def _budget(text: str | None) -> int | None:
@@ -148,12 +84,12 @@ def _budget(text: str | None) -> int | None:
         raise UserError(f"--budget {error}") from error
 
 
-def _methods(options: Options) -> list[str]:
+def _methods(options: PlanOptions) -> list[str]:
     """Names of the methods; with --why, that one alone."""
     import optimizers
 
     if options.why:
         return [options.why]
-    if options.optimizers == "all":
+    if options.optimizers == ("all",):
         return optimizers.available()
-    return list(dict.fromkeys(name.strip() for name in options.optimizers.split(",") if name.strip()))
+    return list(dict.fromkeys(options.optimizers))

@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 import optimizers
+from membench.config.assignments import ALL_METHODS
 from membench.config.errors import UserError
-from membench.config.settings import ALL_METHODS
 from membench.config.values import annotations, convert
 
 # method: (fine-tuning pretrained weights, a classifier from random weights, a language model from random weights); any

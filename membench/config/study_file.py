@@ -83,12 +83,12 @@ def load(path: str, given: Mapping[str, Any]) -> Study:
 
 def _settings(path: str, content: Values, models: Any, given: Mapping[str, Any]) -> tuple[Settings, ...]:
     if models is None:
-        return (resolve(given, [], path, content),)
+        return (resolve(given, path, content),)
     if not isinstance(models, list) or not models or not all(isinstance(name, str) for name in models):
         raise UserError(f"{path}: models must be a list of models, not {models!r}")
     if "model" in content:
         raise UserError(f"{path}: give either model or models, not both")
-    return tuple(resolve({**given, "model": name}, [], path, content) for name in dict.fromkeys(models))
+    return tuple(resolve({**given, "model": name}, path, content) for name in dict.fromkeys(models))
 
 
 def _grid(table: Any, path: str, name: str) -> dict[str, list[Any]]:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from membench.config.options import WorkloadOptions
+
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
 
 
 @dataclass(frozen=True)
-class Workload:
+class Workload(WorkloadOptions):
     """A model and a training step on it, without the method.
 
     Attributes:
@@ -23,18 +25,11 @@ class Workload:
         dtype: of the weights.
         checkpointing: recompute each layer in the backward pass (not re-entrant).
         attention: implementation, as transformers calls it: "sdpa", "eager"; None: its choice for the model.
-        loss: a key of `LOSSES`.
         trust_remote_code: run code that comes with a model of the hub.
+        loss: a key of `LOSSES`.
     """
 
-    model: str
-    batch_size: int = 1
-    sequence_length: int = 512
-    dtype: str = "bfloat16"
-    checkpointing: bool = False
-    attention: str | None = None
     loss: str = "model"
-    trust_remote_code: bool = False
 
 
 def model_loss(model: nn.Module, batch: Batch) -> Tensor:

@@ -132,8 +132,9 @@ def describe(runs: Sequence[Run]) -> str:
     for run in runs:
         lines.append(f"{run.task}  {run.method}  seed {run.seed}  {run.training.steps} steps")
         lines.append(f"    {_values(run.hyperparameters)}")
-    shared = {key: value for key, value in vars(runs[0].training).items() if key != "steps"}
-    return "\n".join([*lines, f"all: model={runs[0].model}, {_values(shared)}, device={runs[0].device}"])
+    training = runs[0].training
+    shared = {key: value for key, value in training.record.items() if key != "steps"}
+    return "\n".join([*lines, f"all: model={training.model}, {_values(shared)}, device={runs[0].device}"])
 
 
 def _values(values: Mapping[str, Any]) -> str:

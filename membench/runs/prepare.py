@@ -10,11 +10,12 @@ from transformers import PreTrainedModel
 
 import optimizers
 import tasks
+from membench.config.assignments import ALL_METHODS
 from membench.config.defaults import hyperparameters
 from membench.config.errors import UserError
 from membench.config.profiles import family
 from membench.config.run import Run, Training
-from membench.config.settings import ALL_METHODS, Settings
+from membench.config.settings import Settings
 from membench.runs import environment
 from membench.training.build import build_model, build_optimizer, create_task
 from membench.training.loop import check_combination
@@ -45,8 +46,9 @@ def _prepare(settings: Settings) -> list[Run]:
     names = dict.fromkeys(name for pattern in settings.task for name in tasks.expand(pattern, data=settings.data))
     runs: list[Run] = []
     for name in names:
-        task = create_task(settings, name, 0, _training(settings, steps=1, weights="?"))
-        training = _training(settings, _steps(settings, task), "random" if task.from_scratch else "pretrained")
+        task = create_task(Training.of(settings, steps=1, weights="?"), name, seed=0)
+        weights = "random" if task.from_scratch else "pretrained"
+        training = Training.of(settings, steps=_steps(settings, task), weights=weights)
         described = {**surroundings, **task.provenance}
         for seed in dict.fromkeys(settings.seeds):
             runs += [_run(settings, name, task, m, seed, training, device, threads, described) for m in methods]
@@ -94,28 +96,6 @@ def _steps(settings: Settings, task: tasks.Task) -> int:
     return max(1, math.ceil(settings.epochs * task.train_size / settings.batch_size))
 
 
-def _training(settings: Settings, steps: int, weights: str) -> Training:
-    return Training(
-        steps=steps,
-        batch_size=settings.batch_size,
-        sequence_length=settings.sequence_length,
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        dtype=settings.dtype,
-        autocast=settings.autocast,
-        schedule=settings.schedule,
-        warmup_fraction=settings.warmup_fraction,
-        max_grad_norm=settings.max_grad_norm,
-        gradient_checkpointing=settings.checkpointing,
-        evaluate_every=settings.evaluate_every,
-        data=settings.data,
-        weights=weights,
-        profile=settings.profile,
-        final_fraction=settings.final_fraction,
-        evaluate_before=settings.evaluate_before,
-        options=dict(settings.options),
-    )
-
-
 def _run(
     settings: Settings,
     name: str,
@@ -149,14 +129,11 @@ def _run(
         run_id=record.run_id(name, method, settings.model, seed, configuration),
         task=name,
         method=method,
-        model=settings.model,
         seed=seed,
         hyperparameters=values,
         training=training,
-        tokenizer=settings.tokenizer,
         device=str(device),
         threads=threads,
-        trust_remote_code=settings.trust_remote_code,
         environment=described,
     )
 
@@ -172,7 +149,7 @@ def _check_constructors(runs: Iterable[Run], *, save: bool) -> None:
     """Builds every method on one model. What fails in any other way than by a refusal is a result of its run."""
     task = model = None
     for run in runs:
-        task = task or create_task(run, run.task, run.seed, run.training)
+        task = task or create_task(run.training, run.task, run.seed)
         model = model or build_model(run, task)
         if save and not isinstance(model, PreTrainedModel):
             raise UserError(f"--save: {type(model).__name__} is no model of transformers, which knows how to save it")

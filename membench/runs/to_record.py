@@ -1,6 +1,5 @@
 """A record from a run and what became of it."""
 
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -43,9 +42,9 @@ def _assemble(run: Run, measured: dict[str, Any]) -> dict[str, Any]:
         "run_id": run.run_id,
         "task": run.task,
         "method": run.method,
-        "model": run.model,
+        "model": run.training.model,
         "seed": run.seed,
-        "training": asdict(run.training),
+        "training": run.training.record,
         "environment": {**run.environment, "created": datetime.now(UTC).isoformat(timespec="seconds")},
         **measured,
     }

@@ -9,22 +9,21 @@ import optimizers
 import tasks
 from membench.config.defaults import trained_from_scratch
 from membench.config.run import Run, Training
-from membench.config.settings import Settings
 from membench.training.checkpointing import checkpoint_layers
 
 
-def create_task(source: Run | Settings, name: str, seed: int, training: Training) -> tasks.Task:
+def create_task(training: Training, name: str, seed: int) -> tasks.Task:
     """The task `name`, with batches as large as a micro-batch of `training`."""
     return tasks.create(
         name,
-        model=source.model,
-        tokenizer=source.tokenizer,
+        model=training.model,
+        tokenizer=training.tokenizer,
         data=training.data,
         batch_size=training.micro_batch_size,
         sequence_length=training.sequence_length,
         seed=seed,
         dtype=training.dtype,
-        trust_remote_code=source.trust_remote_code,
+        trust_remote_code=training.trust_remote_code,
         options=training.options,
     )
 
@@ -37,7 +36,7 @@ def build_model(run: Run, task: tasks.Task) -> nn.Module:
     """
     torch.manual_seed(run.seed)
     model = task.build_model().to(torch.device(run.device))
-    if run.training.gradient_checkpointing:
+    if run.training.checkpointing:
         checkpoint_layers(model)
     return model.train()
 

@@ -47,7 +47,7 @@ def execute(
     torch.set_num_threads(run.threads)
     measured: dict[str, Any] = {"status": "ok", "error": None}
     try:
-        task = create_task(run, run.task, run.seed, run.training)
+        task = create_task(run.training, run.task, run.seed)
         measured |= {"headline": task.headline, "higher_is_better": task.higher_is_better}
         try:
             loop = _train(run, task, measured, report=report, path=checkpoint_path, every=checkpoint_every)

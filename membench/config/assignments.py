@@ -1,0 +1,33 @@
+"""KEY=VALUE as users write it: options of a task, and hyper-parameters of one method or of all."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from membench.config.errors import UserError
+from membench.config.values import parse
+
+ALL_METHODS = "*"  # the key of hyper-parameters that go to every method which has them
+
+
+def parse_options(assignments: Iterable[str]) -> dict[str, Any]:
+    """`packing=true`, of the task."""
+    options: dict[str, Any] = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip().isidentifier():
+            raise UserError(f"--option {text}: write KEY=VALUE (packing=true)")
+        options[key.strip()] = parse(value)
+    return options
+
+
+def parse_hyperparameters(assignments: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """`badam.switch_every=50` for one method; `weight_decay=0` for all that have it."""
+    methods: dict[str, dict[str, Any]] = {}
+    for text in assignments:
+        target, equals, value = text.partition("=")
+        method, _, key = target.strip().rpartition(".")
+        if not equals or not re.fullmatch(r"[A-Za-z_]\w*", key):
+            raise UserError(f"--set {text}: write METHOD.KEY=VALUE (badam.switch_every=50), or KEY=VALUE for all")
+        methods.setdefault(method or ALL_METHODS, {})[key] = parse(value)
+    return methods

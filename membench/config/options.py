@@ -1,0 +1,134 @@
+"""Every option of a comparison, each in one place: its name, type, default, help, bounds, and whether it makes a run.
+
+Command line, `--config` and study files, `Settings`, `Training`, the record's section `training`, the id of a run and
+`--dry-run` follow from the fields. An option that is recorded has a row in the record's schema, too, which says what
+old records meant without it.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from membench.config.assignments import parse_hyperparameters, parse_options
+from membench.config.declare import like, option
+from membench.config.errors import UserError
+
+
+def writable_folder(flag: str, path: str) -> None:
+    """Raises UserError for what is neither a folder nor a path on which one can be made."""
+    folder = Path(path)
+    for place in (folder, *folder.absolute().parents):
+        if place.exists() or place.is_symlink():
+            if not place.is_dir():
+                raise UserError(f"{flag} {folder}: {place} is a file, not a folder: choose another path")
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise UserError(f"{flag} {folder}: no permission to write to {place}: choose another path")
+            return
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Which runs there are, how long they are, and their hyper-parameters."""
+
+    optimizers: tuple[str, ...] = option(
+        ("badam", "blockllm"), "Methods, such as badam,blockllm, all, or package.module:Class."
+    )
+    task: tuple[str, ...] = option(
+        ("superglue",), "superglue (all of it), superglue/rte, c4, instruct, classify, package.module:Task."
+    )
+    seeds: tuple[int, ...] = option((0,), "Such as 0,1,2.", at_least=0, below=2**31)
+    steps: int | None = option(None, "Updates of each run.", at_least=1)
+    epochs: float | None = option(None, "Passes over the training data.", more_than=0)
+    learning_rate: float | None = option(
+        None, "For all methods; --set badam.lr=1e-5 for one.", flags=("--learning-rate", "--lr"), at_least=0
+    )
+    hyperparameters: Mapping[str, Mapping[str, Any]] = option(
+        {},
+        "Hyper-parameter; KEY=VALUE: of all.",
+        flags=("--set",),
+        metavar="METHOD.KEY=VALUE",
+        parse=parse_hyperparameters,
+    )
+    reference: bool = option(True, "Add adamw (the default).", flags=("--reference/--no-reference",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """What all runs of a comparison share: the model, the data, and how it is trained."""
+
+    profile: str = option("demo", "demo (the default: small, offline) or paper (as published).", identifies="never")
+    model: str = option("", "config:NAME (random weights), a hub id, a folder.", recorded=False, identifies="never")
+    tokenizer: str | None = option(None, "An id of the hub or a folder.", recorded=False, identifies="never")
+    trust_remote_code: bool = option(
+        False, "Run code that comes with a model of the hub.", recorded=False, identifies="never"
+    )
+    data: str = option("demo", "demo, hub, or a file or folder in the task's format.", identifies="never")
+    options: Mapping[str, Any] = option(
+        {}, "Of the task, such as packing=true.", flags=("--option",), metavar="KEY=VALUE", parse=parse_options
+    )
+    batch_size: int = option(16, "Examples an update.", at_least=1, identifies="always")
+    sequence_length: int = option(128, "Tokens a sequence, at most.", at_least=1, identifies="always")
+    gradient_accumulation_steps: int = option(
+        1, "Micro-batches that a batch is split into.", at_least=1, identifies="always"
+    )
+    dtype: Literal["float32", "bfloat16"] = option(
+        "float32", "Of the weights: float32 or bfloat16.", identifies="always"
+    )
+    autocast: Literal["bfloat16"] | None = option(None, "bfloat16: compute in that dtype.", identifies="always")
+    checkpointing: bool = option(
+        False,
+        "Gradient checkpointing, of every layer.",
+        flags=("--checkpointing/--no-checkpointing",),
+        record_as="gradient_checkpointing",
+        identifies="always",
+    )
+    max_grad_norm: float | None = option(None, "Clip gradients to this norm.", more_than=0, identifies="always")
+    schedule: Literal["linear", "cosine", "constant"] = option(
+        "linear", "linear (the default), cosine or constant.", identifies="always"
+    )
+    warmup_fraction: float = option(
+        0.1, "Of the steps; {default} by default.", at_least=0, below=1, identifies="always"
+    )
+    final_fraction: float = option(
+        0.0, "Of the learning rate, where the schedule ends; {default:g} by default.", at_least=0, below=1
+    )
+    evaluate_every: int | None = option(
+        None, "Steps between evaluations; by default at the end only.", at_least=1, identifies="always"
+    )
+    evaluate_before: bool = option(
+        False, "Also before the first step.", flags=("--evaluate-before/--no-evaluate-before",)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionOptions:
+    """Where and how runs are carried out."""
+
+    device: str = option("auto", "auto (the default), cpu, cuda, cuda:1.")
+    threads: int | None = option(None, "CPU threads of a run.", at_least=1)
+    out: str = option("runs", "Folder of the records; ./{default} by default.", check=writable_folder)
+    checkpoint_every: int = option(500, "Steps between checkpoints, {default} by default; 0 for none.", at_least=0)
+    retry: bool = option(False, "Make runs again that diverged or ran out of memory, too.")
+    quiet: bool = option(False, "No progress bar: one line a run.")
+    dry_run: bool = option(False, "Print what would be run, and run nothing.")
+
+
+@dataclass(frozen=True)
+class WorkloadOptions:
+    """What `membench plan` plans: a model and a training step on it, without the method."""
+
+    model: str = like(
+        TrainingOptions, "model", help="A built-in configuration (llama3-8b), a config.json, a folder, a hub id."
+    )
+    batch_size: int = like(TrainingOptions, "batch_size", default=1, help="Sequences a step; {default} by default.")
+    sequence_length: int = like(
+        TrainingOptions, "sequence_length", default=512, help="Tokens a sequence; {default} by default."
+    )
+    dtype: Literal["bfloat16", "float32", "float16"] = like(
+        TrainingOptions, "dtype", default="bfloat16", help="Of the weights: bfloat16 (the default), float32, float16."
+    )
+    checkpointing: bool = like(TrainingOptions, "checkpointing")
+    attention: str | None = option(None, "sdpa or eager; by default the model's own choice.")
+    trust_remote_code: bool = like(TrainingOptions, "trust_remote_code")
