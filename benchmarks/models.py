@@ -20,9 +20,12 @@ class Size:
     batch: int
     tokens: int  # of an example
     rank: int  # of GaLore and LoRA
+    device: str = "cpu"
+    dtype: str = "float32"
 
 
 SIZES = {
+    "500m": Size(width=2048, mlp=5504, layers=8, heads=32, vocabulary=32_000, batch=4, tokens=256, rank=128),
     "100m": Size(width=960, mlp=2560, layers=8, heads=15, vocabulary=8192, batch=1, tokens=32, rank=128),
     "small": Size(width=256, mlp=688, layers=4, heads=4, vocabulary=1024, batch=1, tokens=32, rank=32),
     "tiny": Size(width=32, mlp=64, layers=3, heads=2, vocabulary=64, batch=2, tokens=8, rank=4),
@@ -44,15 +47,16 @@ def build(size: Size) -> nn.Module:
         tie_word_embeddings=False,
         use_cache=False,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device(size.device):
         torch.manual_seed(0)
-        return LlamaForCausalLM(config).train()
+        return LlamaForCausalLM(config).to(getattr(torch, size.dtype)).train()
 
 
 def batch(size: Size, step: int) -> dict[str, Tensor]:
     """Token ids (batch, tokens): a function of `step`."""
     generator = torch.Generator().manual_seed(step)
-    return {"input_ids": torch.randint(size.vocabulary, (size.batch, size.tokens), generator=generator)}
+    tokens = torch.randint(size.vocabulary, (size.batch, size.tokens), generator=generator)
+    return {"input_ids": tokens.to(size.device)}
 
 
 def loss(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

@@ -28,9 +28,10 @@ class Side:
     def step(self, number: int) -> Seconds:
         """One training step; its seconds: "forward", "backward", "update" and, of all, "step".
 
-        Of a method that updates in the backward pass "update" is the time spent in its hooks, a part of "backward".
+        Of a method that updates in the backward pass "update" is the time spent in its hooks, a part of "backward"; on
+        a GPU that is the time to start its kernels.
         """
-        clock = Clock(torch.device("cpu"))
+        clock = Clock(torch.device(self.size.device))
         before = self._hook_seconds()
         training_step(self.model, self.optimizer, loss, [batch(self.size, number)], phase=clock.phase)
         total = clock.end_step()

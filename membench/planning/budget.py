@@ -45,7 +45,7 @@ def find_limits(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], bud
     if lasting_bytes(plan.profile) + CUDA_CONTEXT_BYTES > budget_bytes:
         return Limits(0, 0, model)
     return Limits(
-        _largest_batch(plan, blueprint, values, budget_bytes),
+        largest_batch(plan, blueprint, values, budget_bytes),
         _longest_sequence(plan, blueprint, values, budget_bytes),
         model,
     )
@@ -61,7 +61,8 @@ def total_bytes(profile: Moments) -> int:
     return profile.maximum(0) + profile.surplus_bytes + CUDA_CONTEXT_BYTES
 
 
-def _largest_batch(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int) -> int:
+def largest_batch(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int) -> int:
+    """The most sequences a step that fit into `budget` bytes."""
     size = blueprint.workload.batch_size
     start = max(2, size)  # one sequence alone has strides that no other batch has
     profiles = {size: plan.profile}

@@ -1,0 +1,209 @@
+"""The command: `python benchmarks/gpu.py --out gpu.json --minutes 6`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import optimizers
+from benchmarks.on_gpu import card, largest, meter, methods, plans, promises, races
+from benchmarks.on_gpu.journal import Broken, Journal, Part
+from benchmarks.on_gpu.workloads import PROGRAMS, REFERENCE, Budget, Program
+
+FIRST = ("adamw", "badam", "lora", "galore", "lomo", "blockllm", "lisa", "hft")  # of most worth, on each workload
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do all parts that the time suffices for; returns 0 if none of those that were begun failed."""
+    options = parse(arguments)
+    journal = Journal(options.out, options.minutes, options.resume)
+    session = Session(options, journal)
+    try:
+        for part in session.parts():
+            record = journal.do(part)
+            say(f"{journal.seconds_left:5.0f} s left  {part.name}: {_line(record)}")
+    except Broken as error:
+        say(f"the process is spoilt, starting another one: {error}")
+        session.planner.stop()
+        again = [argument for argument in sys.argv[1:] if argument != "--resume"]
+        os.execv(sys.executable, [sys.executable, sys.argv[0], *again, "--resume"])
+    finally:
+        session.planner.stop()
+    statuses = [record["status"] for record in journal.parts.values()]
+    say(", ".join(f"{statuses.count(status)} {status}" for status in sorted(set(statuses))) + f": {options.out}")
+    return int("failed" in statuses)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python benchmarks/gpu.py", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="of the JSON; renewed after each part")
+    parser.add_argument("--minutes", type=float, default=9.0, help="for all of it; what doesn't fit is left out (9)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal")
+    parser.add_argument("--model", choices=PROGRAMS, default="full", help="tiny: a rehearsal, in seconds")
+    parser.add_argument("--methods", metavar="NAMES", help="adamw,badam,... (default: all)")
+    parser.add_argument(
+        "--only", default="", metavar="TEXTS", help="parts that have one of these in their name: methods/badam/,race"
+    )
+    parser.add_argument("--steps", type=int, default=5, help="that are timed, of each method (5)")
+    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 3), help="processes that plan")
+    parser.add_argument("--commit", help="of the code, for the record")
+    parser.add_argument("--resume", action="store_true", help="go on with FILE")
+    options = parser.parse_args(arguments)
+    if options.device == "cpu" and options.model == "full":
+        parser.error("--device cpu is for --model tiny: the full models would take days")
+    known = optimizers.available()
+    names = options.methods.split(",") if options.methods else [*FIRST, *(n for n in known if n not in FIRST)]
+    options.methods = names
+    for name in names:
+        if name not in known:
+            parser.error(f"unknown method {name!r}; there are {', '.join(known)}")
+    return options
+
+
+class Session:
+    """The parts in the order of their worth, and the plans that they are put beside."""
+
+    def __init__(self, options: argparse.Namespace, journal: Journal):
+        self.options, self.journal = options, journal
+        self.card = card.Card(options.device)
+        self.program: Program = PROGRAMS[options.model]
+        self.total_bytes = _total_bytes() if self.card.on_gpu else None
+        self.planner = plans.Plans(options.workers)
+        journal.document["workloads"] = {name: asdict(one) for name, one in self.program.workloads.items()}
+        journal.document["reference"] = REFERENCE
+        self._begin_plans()
+
+    def _begin_plans(self) -> None:
+        """In the order in which they are needed, and before anything here talks to the GPU."""
+        made = self.journal.document.setdefault("plans", {})
+        for name, work, *arguments in self._plans():
+            if self._is_wanted(name) and name not in made:
+                self.planner.begin(name, work, *arguments)
+
+    def _planned(self, name: str) -> Any:
+        made = self.journal.document["plans"]
+        if name not in made:
+            made[name] = self.planner.result(name)
+        return made[name]
+
+    def _plans(self) -> Iterator[tuple[Any, ...]]:
+        for workload, method in self._methods():
+            yield (
+                f"methods/{workload}/{method}",
+                plans.fitting,
+                self.program.workloads[workload],
+                method,
+                self.total_bytes,
+            )
+        for budget in self._budgets():
+            workload = self.program.workloads[budget.workload]
+            total = budget.total_bytes or self.total_bytes
+            yield _largest_name(budget), plans.planned_batch, workload, budget.method, total
+
+    def _methods(self) -> Iterator[tuple[str, str]]:
+        """First those of most worth on all workloads, then the others."""
+        first = [name for name in self.options.methods if name in FIRST]
+        for group in (first, [name for name in self.options.methods if name not in FIRST]):
+            for workload in self.program.workloads:
+                yield from ((workload, method) for method in group)
+
+    def _budgets(self) -> list[Budget]:
+        known = self.options.methods
+        return [b for b in self.program.budgets if b.method in known and (b.total_bytes or self.total_bytes)]
+
+    def parts(self) -> Iterator[Part]:
+        """Those that were asked for."""
+        for part in self._parts():
+            if self._is_wanted(part.name) or part.name == "conditions":
+                yield part
+
+    def _is_wanted(self, name: str) -> bool:
+        return any(text in name for text in self.options.only.split(","))
+
+    def _parts(self) -> Iterator[Part]:
+        yield Part("conditions", lambda: card.conditions(self.card, self.options.commit))
+        yield Part("ceilings", lambda: card.ceilings(self.card))
+        measured = [self._method(*pair) for pair in self._methods()]
+        metered = [self._meter(name) for name in self.program.metered[1] if name in self.options.methods]
+        budgets = [self._largest(budget) for budget in self._budgets()]
+        raced = [self._race(name) for name in self.program.raced if name in self.options.methods]
+        # one of each kind early: a session that is cut short has seen them all
+        count = 2 * sum(name in FIRST for name in self.options.methods)
+        yield from (*measured[:count], *metered[:1], *budgets[:1], *raced[:2])
+        yield from (*measured[count:], *raced[2:], *budgets[1:], *metered[1:])
+        if REFERENCE in self.options.methods:
+            yield self._method(next(iter(self.program.workloads)), REFERENCE, again=True)
+        yield Part("conditions at the end", card.nvidia_smi)
+        for method in self.options.methods:
+            yield Part(f"promises/{method}", lambda name=method: promises.check(self.card, name))
+
+    def _method(self, workload: str, method: str, again: bool = False) -> Part:
+        def work() -> dict[str, Any]:
+            rows = self._planned(f"methods/{workload}/{method}")
+            planned = rows[-1]
+            record = {"planned": planned, "too_large": rows[:-1] if planned["fits"] else rows}
+            if not planned["fits"]:
+                return {**record, "planned": None}
+            steps, setup = self.options.steps, self.program.workloads[workload]
+            return {**record, **methods.measure(self.card, setup, method, planned["given"], steps)}
+
+        name = f"{'again' if again else 'methods'}/{workload}/{method}"
+        return Part(name, work, expected_seconds=6.0, limit_seconds=60.0)
+
+    def _meter(self, method: str) -> Part:
+        workload = self.program.workloads[self.program.metered[0]]
+        return Part(f"meter/{method}", lambda: meter.compare(self.card, workload, method, self.options.steps))
+
+    def _largest(self, budget: Budget) -> Part:
+        workload, name = self.program.workloads[budget.workload], _largest_name(budget)
+
+        def work() -> dict[str, Any]:
+            planned = self._planned(name)
+            total = budget.total_bytes or self.total_bytes
+            return largest.check(self.card, workload, budget.method, total, planned)
+
+        return Part(name, work, expected_seconds=12.0, limit_seconds=60.0)
+
+    def _race(self, method: str) -> Part:
+        def work() -> dict[str, Any]:
+            if not races.installed(method):
+                return {"status": "skipped", "reason": f"{races.PACKAGES.get(method, method)} isn't installed"}
+            return races.race(method, self.program.race, 2 * self.options.steps)
+
+        return Part(f"race/{method}", work, expected_seconds=8.0, limit_seconds=45.0)
+
+
+def _largest_name(budget: Budget) -> str:
+    size = "the card" if budget.total_bytes is None else f"{budget.total_bytes >> 30} GiB"
+    return f"largest/{budget.workload}/{budget.method}/{size}"
+
+
+def _total_bytes() -> int | None:
+    """What programs may use of the GPU, asked of the driver: this process mustn't talk to it before it has forked."""
+    said = card.nvidia_smi()
+    sizes = [said.get(key, "").split(" ")[0] for key in ("memory.total", "memory.reserved")]
+    return (int(sizes[0]) - int(sizes[1])) << 20 if all(size.isdecimal() for size in sizes) else None
+
+
+def _line(record: dict[str, Any]) -> str:
+    """A part's outcome on a line."""
+    if record["status"] != "ok":
+        return f"{record['status']}: {record.get('error') or record.get('reason')}"
+    shown = {key: value for key, value in record.items() if isinstance(value, int | float | str)}
+    planned = record.get("planned")
+    if isinstance(planned, dict):
+        shown = {"planned_bytes": planned["peak_allocated_bytes"], **shown}
+    return ", ".join(f"{key} {_short(value)}" for key, value in shown.items() if key != "status")
+
+
+def _short(value: int | float | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,141 @@
+"""The document of a session on a GPU: parts in the order of their worth, until the time is up, whatever one does.
+
+The file is complete after every part. A part that fails leaves its traceback there; one for which the time doesn't
+suffice, the reason. Where a failure has spoilt the whole process (an error of CUDA), `Broken` says so, and the next
+process goes on with the same file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SCHEMA = 1
+_SPOILT = ("CUDA error", "device-side assert", "CUBLAS_STATUS_NOT_INITIALIZED", "cuDNN error")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of work.
+
+    Attributes:
+        name: "methods/llama3-8b/badam".
+        work: does it; what it returns is JSON.
+        expected_seconds: it isn't begun with less time left.
+        limit_seconds: it is stopped after them.
+    """
+
+    name: str
+    work: Callable[[], dict[str, Any]]
+    expected_seconds: float = 5.0
+    limit_seconds: float = 60.0
+
+
+class Broken(Exception):
+    """Nothing more can be done on the device by this process."""
+
+
+class OutOfTime(Exception):
+    """A part has taken its time, or the session has."""
+
+
+class Journal:
+    """The document and its file.
+
+    Args:
+        path: of the JSON; what is there already is kept where `resume` is true.
+        minutes: that the session may take, those before a resumption included.
+    """
+
+    def __init__(self, path: Path, minutes: float, resume: bool = False):
+        self.path = path
+        self.document: dict[str, Any] = {"schema": SCHEMA, "started_unix": time.time(), "parts": {}}
+        if resume and path.exists():
+            self.document = json.loads(path.read_text(encoding="utf-8"))
+            for record in self.parts.values():
+                if record["status"] == "running":
+                    record |= {"status": "failed", "error": "the process died"}
+        self.document["minutes"] = minutes
+        self._deadline = self.document["started_unix"] + 60 * minutes
+
+    @property
+    def parts(self) -> dict[str, dict[str, Any]]:
+        return self.document["parts"]
+
+    @property
+    def seconds_left(self) -> float:
+        return self._deadline - time.time()
+
+    def save(self) -> None:
+        """Write the file, all of it or nothing."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        temporary.write_text(json.dumps(self.document, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, self.path)
+
+    def do(self, part: Part) -> dict[str, Any]:
+        """Do a part, unless it is done, and note what came of it.
+
+        Raises:
+            Broken: see there.
+        """
+        if part.name in self.parts and self.parts[part.name]["status"] != "skipped":
+            return self.parts[part.name]
+        if self.seconds_left < part.expected_seconds:
+            reason = f"{max(0.0, self.seconds_left):.0f} s were left, and it takes about {part.expected_seconds:.0f} s"
+            return self._note(part, {"status": "skipped", "reason": reason})
+        self._note(part, {"status": "running"})
+        start = time.perf_counter()
+        record = self._outcome(part)
+        self._note(part, {**record, "part_seconds": round(time.perf_counter() - start, 3)})
+        if any(sign in record.get("error", "") for sign in _SPOILT):
+            raise Broken(record["error"])
+        return record
+
+    def _outcome(self, part: Part) -> dict[str, Any]:
+        try:
+            with _alarm(min(part.limit_seconds, self.seconds_left)):
+                return {"status": "ok", **part.work()}
+        except torch.OutOfMemoryError as error:
+            return {"status": "out_of_memory", **_described(error)}
+        except OutOfTime as error:
+            return {"status": "out_of_time", **_described(error)}
+        except Exception as error:
+            return {"status": "failed", **_described(error)}
+
+    def _note(self, part: Part, record: dict[str, Any]) -> dict[str, Any]:
+        self.parts[part.name] = record
+        self.save()
+        return record
+
+
+def _described(error: Exception) -> dict[str, Any]:
+    text = str(error).strip().splitlines()
+    frames = "".join(traceback.format_exception(error))
+    return {"error": f"{type(error).__name__}: {text[0] if text else ''}", "traceback": frames[-3000:]}
+
+
+@contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """Raises OutOfTime inside after so many seconds."""
+
+    def ring(*_: Any) -> None:
+        raise OutOfTime(f"stopped after {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, max(0.01, seconds))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,52 @@
+"""Does the batch that the plan calls the largest run, and the next one not?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from benchmarks.on_gpu.card import Card
+from benchmarks.on_gpu.methods import MEMORY_STEPS, Bench, turns
+from membench.planning.workload import Workload
+
+MOST_TRIES = 5
+
+
+def check(card: Card, workload: Workload, method: str, total_bytes: int, planned: int) -> dict[str, Any]:
+    """Tries the planned batch and its neighbours on a card of `total_bytes`.
+
+    Returns:
+        total_bytes, planned_batch.
+        tries: {batch: did it run?}, until a batch runs whose next one doesn't.
+        largest_batch: that batch; None if no such was found in `MOST_TRIES`, or where nothing limits the memory.
+        outside_bytes: what the process holds beside the allocator's segments.
+    """
+    tries: dict[int, bool] = {}
+    with card.smaller(total_bytes):
+        batch = planned
+        while card.on_gpu and batch > 0 and len(tries) < MOST_TRIES and batch not in tries:
+            tries[batch] = runs(card, replace(workload, batch_size=batch), method)
+            batch += 1 if tries[batch] else -1
+    found = [size for size, ran in tries.items() if ran and tries.get(size + 1) is False]
+    return {
+        "total_bytes": total_bytes,
+        "planned_batch": planned,
+        "tries": {str(size): ran for size, ran in tries.items()},
+        "largest_batch": found[0] if found else None,
+        "outside_bytes": card.outside_bytes(),
+    }
+
+
+def runs(card: Card, workload: Workload, method: str) -> bool:
+    """Do some steps go through on what needs most?"""
+    try:
+        bench = Bench(card, workload, method, {})
+        next(turns(bench.optimizer))
+        bench.steps(MEMORY_STEPS)
+        if card.on_gpu:
+            torch.cuda.synchronize()
+    except torch.OutOfMemoryError:
+        return False
+    return True

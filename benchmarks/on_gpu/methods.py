@@ -1,0 +1,136 @@
+"""One method on one workload: its peaks by the allocator and its times, block by block where it trains them in turn."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+import optimizers
+from benchmarks.on_gpu.card import Card
+from benchmarks.on_gpu.plans import given_to
+from membench.planning.blueprint import Blueprint
+from membench.planning.planner import method_values
+from membench.planning.workload import LOSSES, Batch, Workload
+from membench.training.clock import PHASES, Clock
+from membench.training.loop import training_step
+from optimizers import MemoryEfficientOptimizer
+
+MOST_VISITS = 8  # blocks that stand for a cycle of more
+MEMORY_STEPS = 2  # the second one has the state that the first one made
+
+
+class Bench:
+    """A model with random weights on the card, its method, and a batch of random tokens."""
+
+    def __init__(self, card: Card, workload: Workload, method: str, variant: Mapping[str, Any]):
+        self.card, self.workload = card, workload
+        blueprint = Blueprint(workload)
+        card.settle()
+        start = time.perf_counter()
+        with torch.device(card.device):
+            self.model: nn.Module = blueprint.build(blueprint.depth)
+        self.batch = random_batch(blueprint, card)
+        self.values = method_values(blueprint, method, given_to(method, variant))
+        self.optimizer: MemoryEfficientOptimizer = optimizers.create(method, self.model, **self.values)
+        card.settle()
+        self.build_seconds = time.perf_counter() - start
+
+    def steps(self, count: int) -> None:
+        """Training steps, as they come."""
+        for _ in range(count):
+            self.step(lambda name: nullcontext())
+
+    def timed_steps(self, count: int) -> dict[str, list[float]]:
+        """Seconds of each phase of `count` steps; of all that were done where the time is up."""
+        clock = Clock(self.card.device)
+        for _ in range(count):
+            self.step(clock.phase)
+            clock.end_step()
+        return clock.steps
+
+    def step(self, phase: Any) -> None:
+        """One training step; see `training_step` for `phase`."""
+        loss = LOSSES[self.workload.loss]
+        training_step(self.model, self.optimizer, loss, [self.batch], phase=phase)
+
+
+def random_batch(blueprint: Blueprint, card: Card) -> Batch:
+    """As the planner's, with tokens at random: on zeros a GPU is faster than it is on anything else."""
+    batch = blueprint.batch(str(card.device))
+    tokens = batch["input_ids"].random_(int(blueprint.source.config.vocab_size))
+    return {**batch, "labels": tokens.clone()}
+
+
+def measure(card: Card, workload: Workload, method: str, variant: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """Peaks and times of `method` with the hyper-parameters of a `variant`; see `summary` for the keys."""
+    card.settle()
+    workspace = card.held_bytes()
+    bench = Bench(card, workload, method, variant)
+    visits = [visit(bench, steps, **turn) for turn in turns(bench.optimizer)]
+    return {**summary(visits, workspace), "build_seconds": bench.build_seconds, "outside_bytes": card.outside_bytes()}
+
+
+def turns(optimizer: MemoryEfficientOptimizer) -> Iterator[dict[str, Any]]:
+    """Selects what is to be visited: the worst case where the method knows it, then a cycle or an even part of one."""
+    method = type(optimizer)
+    knows_worst = method.worst_case is not MemoryEfficientOptimizer.worst_case
+    changes = method.advance is not MemoryEfficientOptimizer.advance
+    if knows_worst:
+        optimizer.worst_case()
+        yield {"worst": True}
+    count = max(optimizer.cycle_length, 2 if changes else 1)
+    most = min(count, MOST_VISITS // 2 if knows_worst else MOST_VISITS)
+    wanted = {round(number * (count - 1) / max(1, most - 1)) for number in range(most)}
+    for turn in range(count):
+        if turn or (knows_worst and changes):
+            start = time.perf_counter()
+            optimizer.advance()
+            switch_seconds: float | None = time.perf_counter() - start
+        else:
+            switch_seconds = None
+        if turn in wanted and (changes or not knows_worst):
+            yield {"worst": False, "switch_seconds": switch_seconds}
+
+
+def visit(bench: Bench, steps: int, worst: bool, switch_seconds: float | None = None) -> dict[str, Any]:
+    """Peaks of some steps on what is selected now, then times of some more."""
+    bench.card.start_peaks()
+    first = bench.timed_steps(1)  # it makes the state, or new subspaces
+    bench.steps(MEMORY_STEPS - 1)
+    peaks = bench.card.peaks()
+    seconds = bench.timed_steps(steps)
+    return {
+        "selection": bench.optimizer.selection,
+        "worst": worst,
+        **peaks,
+        "trained_weights": sum(p.numel() for p in bench.optimizer.trainable),
+        "switch_seconds": switch_seconds,
+        "first_update_seconds": first["update"][0],
+        **{f"{name}_seconds": statistics.median(seconds[name]) for name in PHASES},
+    }
+
+
+def summary(visits: list[dict[str, Any]], workspace: int | None) -> dict[str, Any]:
+    """What the visits say together.
+
+    Returns:
+        peak_requested_bytes, peak_allocated_bytes, peak_reserved_bytes: the largest of any visit.
+        workspace_bytes: what libraries hold in the allocator without any tensor; part of these three.
+        forward_seconds, backward_seconds, update_seconds: means over the visits, those apart that are a worst case if
+            there are others.
+        visits: each of them.
+    """
+    usual = [one for one in visits if not one["worst"]] or visits
+    peaks = ("peak_requested_bytes", "peak_allocated_bytes", "peak_reserved_bytes")
+    return {
+        **{key: max((one[key] for one in visits if one[key] is not None), default=None) for key in peaks},
+        "workspace_bytes": workspace,
+        **{f"{name}_seconds": statistics.mean(one[f"{name}_seconds"] for one in usual) for name in PHASES},
+        "visits": visits,
+    }

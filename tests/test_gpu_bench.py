@@ -1,0 +1,205 @@
+"""The session on a GPU, rehearsed on a CPU: what it needs, that no part ends it, and what its numbers are made of."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import optimizers
+from benchmarks.on_gpu import command, methods, plans
+from benchmarks.on_gpu.card import Card
+from benchmarks.on_gpu.journal import Broken, Journal, Part
+from benchmarks.on_gpu.workloads import PROGRAMS, TINY
+from membench.planning import budget
+from membench.planning.planner import plan
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = Card("cpu")
+# What the environment of a GPU need not have; None in sys.modules makes an import fail as if it weren't installed.
+ABSENT = ("datasets", "evaluate", "rich", "typer", "sklearn", "scipy", "tabulate", "matplotlib", "jinja2", "peft")
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory):
+    """The JSON of the script itself, run with torch, transformers and what belongs to them alone."""
+    out = tmp_path_factory.mktemp("gpu") / "gpu.json"
+    options = ["--device", "cpu", "--model", "tiny", "--methods", "adamw,badam", "--steps", "2", "--workers", "1"]
+    arguments = ["gpu.py", "--out", str(out), *options, "--only", "methods,meter,largest,race,again"]
+    code = f"""
+import runpy, sys
+sys.modules.update(dict.fromkeys({ABSENT!r}))
+sys.argv = {arguments!r}
+runpy.run_path({str(ROOT / "benchmarks" / "gpu.py")!r}, run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=out.parent, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return json.loads(out.read_text())
+
+
+def test_it_runs_with_torch_and_transformers_alone(rehearsal):
+    absent = {name for name, part in rehearsal["parts"].items() if part["status"] != "ok"}
+    assert absent <= {"race/badam"}  # whose peer may not be installed
+    assert {"conditions", "methods/badam/adamw", "methods/galore/badam", "meter/adamw", "race/adamw"} <= set(
+        rehearsal["parts"]
+    )
+
+
+def test_a_methods_part_has_its_plan_and_its_times_block_by_block(rehearsal):
+    part = rehearsal["parts"]["methods/badam/badam"]
+    row = plan(PROGRAMS["tiny"].workloads["badam"], ["badam"], {})["rows"][0]
+    assert part["planned"]["peak_allocated_bytes"] == row["peak_allocated_bytes"]
+    assert [visit["selection"] for visit in part["visits"]] == [f"model.layers.{n}" for n in range(4)]
+    assert part["update_seconds"] > 0.0
+    mean = sum(visit["backward_seconds"] for visit in part["visits"]) / 4
+    assert part["backward_seconds"] == pytest.approx(mean)
+
+
+def test_the_meter_sees_what_was_planned(rehearsal):
+    for method in ("adamw", "badam"):
+        planned = rehearsal["parts"][f"methods/galore/{method}"]["planned"]["peak_allocated_bytes"]
+        assert rehearsal["parts"][f"meter/{method}"]["metered_bytes"] == planned
+
+
+def test_the_largest_batch_is_the_one_that_plan_budget_says(rehearsal, monkeypatch):
+    (asked,) = PROGRAMS["tiny"].budgets
+    monkeypatch.setattr(budget, "_largest_model", lambda *_: None)  # it takes long, and isn't asked for
+    workload = PROGRAMS["tiny"].workloads[asked.workload]
+    rows = plan(workload, [asked.method], {}, budget_bytes=asked.total_bytes)["rows"]
+    assert rehearsal["parts"]["largest/galore/badam/1 GiB"]["planned_batch"] == rows[0]["limits"]["batch"]
+
+
+# ---- the journal
+
+
+def journal(tmp_path, minutes=1.0, resume=False):
+    return Journal(tmp_path / "gpu.json", minutes, resume)
+
+
+def saved(tmp_path):
+    return json.loads((tmp_path / "gpu.json").read_text())["parts"]
+
+
+def raises(error):
+    def work():
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ValueError("no"), "failed"), (torch.OutOfMemoryError("CUDA out of memory."), "out_of_memory")],
+)
+def test_a_part_that_fails_leaves_its_traceback_and_the_next_one_is_done(tmp_path, error, status):
+    ours = journal(tmp_path)
+    ours.do(Part("one", raises(error)))
+    ours.do(Part("two", lambda: {"value": 1}))
+    assert saved(tmp_path)["one"]["status"] == status
+    assert str(error) in saved(tmp_path)["one"]["error"]
+    assert "raise error" in saved(tmp_path)["one"]["traceback"]
+    assert (saved(tmp_path)["two"]["status"], saved(tmp_path)["two"]["value"]) == ("ok", 1)
+
+
+def test_a_part_for_which_the_time_does_not_suffice_is_left_out_with_the_reason(tmp_path):
+    ours = journal(tmp_path, minutes=0.5)
+    ours.do(Part("long", raises(AssertionError("begun")), expected_seconds=31.0))
+    assert saved(tmp_path)["long"]["status"] == "skipped"
+    assert "it takes about 31 s" in saved(tmp_path)["long"]["reason"]
+
+
+def test_a_part_that_takes_too_long_is_stopped(tmp_path):
+    ours = journal(tmp_path)
+    ours.do(Part("slow", lambda: time.sleep(60) or {}, limit_seconds=0.05))
+    assert saved(tmp_path)["slow"]["status"] == "out_of_time"
+
+
+def test_the_file_is_complete_while_a_part_runs(tmp_path):
+    ours = journal(tmp_path)
+    ours.do(Part("one", lambda: {"seen": saved(tmp_path)["one"]["status"]}))
+    assert saved(tmp_path)["one"]["seen"] == "running"
+
+
+def test_another_process_goes_on_where_one_was_spoilt_or_died(tmp_path):
+    first = journal(tmp_path)
+    first.do(Part("done", lambda: {"value": 1}))
+    with pytest.raises(Broken):
+        first.do(Part("spoils", raises(RuntimeError("CUDA error: an illegal memory access was encountered"))))
+    first.parts["dies"] = {"status": "running"}
+    first.save()
+    second = journal(tmp_path, resume=True)
+    for name in ("done", "spoils", "dies"):
+        second.do(Part(name, raises(AssertionError("done again"))))
+    second.do(Part("next", dict))
+    statuses = {name: part["status"] for name, part in saved(tmp_path).items()}
+    assert statuses == {"done": "ok", "spoils": "failed", "dies": "failed", "next": "ok"}
+    assert second.seconds_left < 60.0  # counted from the first process's start
+
+
+# ---- what is visited and planned
+
+
+def visited(method, **values):
+    model = methods.Bench(CPU, TINY, method, values)
+    return list(methods.turns(model.optimizer)), model.optimizer
+
+
+def test_every_block_of_a_short_cycle_is_visited_and_an_even_part_of_a_long_one(monkeypatch):
+    assert len(visited("badam")[0]) == 4
+    monkeypatch.setattr(methods, "MOST_VISITS", 2)
+    turns, optimizer = visited("badam")
+    assert len(turns) == 2
+    assert optimizer.selection == "model.layers.3"  # first and last
+
+
+def test_a_method_without_a_choice_is_visited_once_and_one_that_renews_twice():
+    assert visited("adamw")[0] == [{"worst": False, "switch_seconds": None}]
+    once, again = visited("galore")[0]
+    assert once["switch_seconds"] is None
+    assert again["switch_seconds"] > 0.0
+
+
+def test_the_worst_case_counts_for_memory_and_not_for_the_time_of_a_cycle():
+    def seen(worst, peak, seconds):
+        times = {f"{phase}_seconds": seconds for phase in ("forward", "backward", "update")}
+        names = ("requested", "allocated", "reserved")
+        return {"worst": worst, **{f"peak_{name}_bytes": peak for name in names}, **times}
+
+    both = methods.summary([seen(True, 100, 9.0), seen(False, 70, 1.0), seen(False, 60, 2.0)], 8)
+    assert (both["peak_requested_bytes"], both["backward_seconds"]) == (100, 1.5)
+    assert methods.summary([seen(True, 100, 9.0)], 8)["backward_seconds"] == 9.0
+
+
+def test_what_does_not_fit_is_planned_with_less(monkeypatch):
+    sizes = {(): 18, ("master_weights",): 8, ("master_weights", "in_backward"): 6}
+
+    def planned(workload, methods, given):
+        row = dict.fromkeys(("peak_allocated_bytes", "peak_reserved_bytes", "peak_phase", "peak_selection"))
+        size = sizes[tuple(given[methods[0]])]
+        return {"rows": [{**row, "at_peak": {}, "trained_weights": 1, "estimated_total_bytes": size}]}
+
+    monkeypatch.setattr(plans, "plan", planned)
+    for card, fits in ((18, [True]), (10, [False, True]), (5, [False, False, False])):
+        assert [row["fits"] for row in plans.fitting(TINY, "adamw", card)] == fits
+    assert plans.fitting(TINY, "adamw", 10)[-1]["given"] == {"master_weights": False}
+    assert plans.variants("lomo") == [{}]  # it has neither
+
+
+def test_every_method_is_measured_on_every_workload(tmp_path):
+    options = command.parse(["--out", str(tmp_path / "gpu.json"), "--device", "cpu", "--model", "tiny"])
+    session = command.Session.__new__(command.Session)
+    session.options, session.program = options, PROGRAMS["full"]
+    pairs = list(session._methods())
+    assert len(pairs) == len(set(pairs)) == 2 * len(optimizers.available())
+    assert pairs[0] == ("badam", "adamw")
+
+
+@pytest.mark.parametrize("arguments", [["--device", "cpu"], ["--methods", "adam"], ["--model", "huge"]])
+def test_what_the_command_does_not_know_ends_it(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.parse(["--out", "gpu.json", *arguments])
+    assert stop.value.code == 2
+    assert "error:" in capsys.readouterr().err
