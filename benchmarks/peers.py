@@ -26,17 +26,35 @@ from optimizers.shared.subspace import randomized_vectors
 
 def fused_adamw(params: Iterable[nn.Parameter], weight_decay: float = 0.0, **settings: Any) -> StockOptimizer:
     """`torch.optim.AdamW(fused=True)` with the two groups that everybody makes: vectors don't decay."""
+    return StockOptimizer(torch.optim.AdamW(two_groups(params, weight_decay), fused=True, **settings))
+
+
+def two_groups(params: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay, vectors don't."""
     params = list(params)
     groups = [
         {"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return StockOptimizer(torch.optim.AdamW([group for group in groups if group["params"]], fused=True, **settings))
+    return [group for group in groups if group["params"]]
 
 
 def sgd(model: nn.Module, **settings: Any) -> StockOptimizer:
     """`torch.optim.SGD`, as it chooses its kernel itself."""
     return StockOptimizer(torch.optim.SGD(model.parameters(), **settings))
+
+
+def adafactor_of_torch(model: nn.Module, weight_decay: float, **settings: Any) -> StockOptimizer:
+    """`torch.optim.Adafactor`."""
+    return StockOptimizer(torch.optim.Adafactor(two_groups(model.parameters(), weight_decay), **settings))
+
+
+def adafactor_of_transformers(model: nn.Module, weight_decay: float, **settings: Any) -> StockOptimizer:
+    """`transformers.Adafactor` as the Trainer makes it."""
+    from transformers import Adafactor
+
+    groups = two_groups(model.parameters(), weight_decay)
+    return StockOptimizer(Adafactor(groups, relative_step=False, scale_parameter=False, **settings))
 
 
 def train_same(model: nn.Module, ours: nn.Module) -> list[nn.Parameter]:
@@ -52,6 +70,37 @@ class Peer(StockOptimizer):
     optimizer: Any
     step: Any
     zero_grad: Any
+
+
+class SeveralPeers(Peer):
+    """Several optimizers, each with parameters of its own, as one."""
+
+    def __init__(self, *optimizers: torch.optim.Optimizer):
+        self.optimizers = optimizers
+
+    @property
+    def state(self) -> dict[Tensor, dict[str, Any]]:
+        return {p: state for optimizer in self.optimizers for p, state in optimizer.state.items()}
+
+    @property
+    def trainable(self) -> list[nn.Parameter]:
+        return [p for one in self.optimizers for group in one.param_groups for p in group["params"]]
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+
+
+def with_adamw_on_the_rest(matrices: type[torch.optim.Optimizer], model: nn.Module, **settings: Any) -> SeveralPeers:
+    """`matrices` on the matrices of the layers and torch's fused AdamW, at a rate of 3e-4, on the rest."""
+    inside = layer_matrices(model)
+    chosen = set(inside)
+    rest = fused_adamw((p for p in model.parameters() if p not in chosen), settings["weight_decay"], lr=3e-4)
+    return SeveralPeers(matrices(inside, **settings), rest.optimizer)
 
 
 # ---- badam

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from torch import nn
 
 from benchmarks import peers
 from benchmarks.models import Size, build
 from benchmarks.side import Side, with_timed_hooks
-from optimizers import HFT, LISA, LOMO, SGD, AdaLomo, AdamW, BAdam, BlockLLM, GaLore, LoRA
+from optimizers import HFT, LISA, LOMO, SGD, Adafactor, AdaLomo, AdamW, BAdam, BlockLLM, GaLore, LoRA, Muon
 from optimizers.shared.blocks import split_into_blocks
 
 NEVER = 10**9  # steps: no switch during a race
@@ -98,6 +99,10 @@ def _lomo(clip_norm: float | None) -> dict[str, Any]:
 
 FUSED = "torch.optim.AdamW(fused=True)"
 NO_PACKAGE = f"there is no package to install: raced against {FUSED} on the weights that it trains now"
+SAME_GRADIENTS = (
+    "weights are compared in steps in which both get the same gradients: where one is zero but for rounding, a step is "
+    "as large as any other"
+)
 IN_HOOKS = "the update is the time spent in the hooks of the backward pass"
 
 RACES: dict[str, Race] = {
@@ -176,6 +181,37 @@ RACES: dict[str, Race] = {
         notes=(
             IN_HOOKS,
             "it puts its factors on a GPU whatever the model is on: on a CPU `.cuda()` does nothing while it is made",
+        ),
+    ),
+    "adafactor": Race(
+        "transformers.Adafactor",
+        "transformers",
+        ours=lambda model, size: Adafactor(model, lr=1e-4, weight_decay=0.01),
+        theirs=lambda model, size, ours: (model, peers.adafactor_of_transformers(model, lr=1e-4, weight_decay=0.01)),
+        same_weights=1e-6,
+        same_gradients=True,
+        notes=("relative_step=False and scale_parameter=False, as its Trainer runs it", SAME_GRADIENTS),
+    ),
+    "adafactor-torch": Race(
+        "torch.optim.Adafactor",
+        "torch",
+        ours=lambda model, size: Adafactor(model, lr=1e-3, weight_decay=0.01, rule="torch"),
+        theirs=lambda model, size, ours: (model, peers.adafactor_of_torch(model, lr=1e-3, weight_decay=0.01)),
+        same_weights=1e-6,
+        same_gradients=True,
+        notes=(SAME_GRADIENTS,),
+    ),
+    "muon": Race(
+        f"torch.optim.Muon and {FUSED}",
+        "torch",
+        ours=lambda model, size: Muon(model, lr=1e-3, weight_decay=0.1),
+        theirs=lambda model, size, ours: (
+            model,
+            peers.with_adamw_on_the_rest(torch.optim.Muon, model, lr=1e-3, weight_decay=0.1),
+        ),
+        notes=(
+            "Newton-Schulz's iteration in bf16 on both sides: on a CPU without bf16 of its own a step of the full size "
+            "takes an hour, so race it with --model small --steps 5",
         ),
     ),
     "lisa": Race(

@@ -1,5 +1,6 @@
 """Memory-efficient methods of training, one a file; each is a `torch.optim.Optimizer` built from the model."""
 
+from optimizers.adafactor import Adafactor
 from optimizers.adalomo import AdaLomo
 from optimizers.adamw import AdamW
 from optimizers.badam import BAdam
@@ -10,6 +11,7 @@ from optimizers.hft import HFT
 from optimizers.lisa import LISA
 from optimizers.lomo import LOMO
 from optimizers.lora import LoRA
+from optimizers.muon import Muon
 from optimizers.registry import available, create, get, in_use, register, resolve
 from optimizers.sgd import SGD
 
@@ -19,12 +21,14 @@ __all__ = [
     "LOMO",
     "SGD",
     "AdaLomo",
+    "Adafactor",
     "AdamW",
     "BAdam",
     "BlockLLM",
     "GaLore",
     "LoRA",
     "MemoryEfficientOptimizer",
+    "Muon",
     "available",
     "create",
     "get",

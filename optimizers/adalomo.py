@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,8 +10,7 @@ from torch import Tensor, nn
 
 from optimizers.base import LOW_PRECISION, MemoryEfficientOptimizer, check_positive
 from optimizers.registry import register
-
-CHUNK = 2**24  # weights: temporaries are of this size, or of one row if that is larger; fewer would be many kernels
+from optimizers.shared.factored import chunks_of, rms, update_moments
 
 
 @register("adalomo")
@@ -96,14 +94,14 @@ def _matrix_shape(p: Tensor) -> tuple[int, int]:
 
 def _update_one(state: dict[str, Any], p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
     row, column = state["row"], state["column"]  # R (m,), C (n,)
-    chunks = _chunks(p, g)
+    chunks = chunks_of(p, g)
     decay = 1.0 - state["step"] ** group["decay_rate"]
-    _update_moments(row, column, [grad for _, grad in chunks], group["eps"][0], decay)
+    update_moments(row, column, [grad.reshape(-1, len(column)) for _, grad in chunks], group["eps"][0], decay)
     r, c = (row / row.mean()).rsqrt_(), column.rsqrt()  # U = r G c
     sizes = [grad.numel() // len(c) for _, grad in chunks]  # rows of each chunk
     pieces = [(weight, grad, part) for (weight, grad), part in zip(chunks, r.split(sizes), strict=True)]
-    rate = group["lr"] * _rms((weight.to(r.dtype) for weight, _, _ in pieces), p.numel()).clamp(min=group["eps"][1])
-    update_rms = _rms((_scaled(grad, part, c) for _, grad, part in pieces), p.numel())
+    rate = group["lr"] * rms((weight.to(r.dtype) for weight, _, _ in pieces), p.numel()).clamp(min=group["eps"][1])
+    update_rms = rms((_scaled(grad, part, c) for _, grad, part in pieces), p.numel())
     r *= rate / (update_rms / group["clip_threshold"]).clamp(min=1.0)  # the pieces' parts are views of it
     for weight, grad, part in pieces:
         if group["weight_decay"]:
@@ -111,32 +109,6 @@ def _update_one(state: dict[str, Any], p: Tensor, g: Tensor, group: dict[str, An
         weight.sub_(_scaled(grad, part, c))
 
 
-def _chunks(p: Tensor, g: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Views of a tensor and its gradient, in pairs, cut along the first dimension."""
-    if p.dim() == 0:
-        p, g = p[None], g[None]
-    size = max(1, CHUNK * p.shape[0] // p.numel())
-    return list(zip(p.split(size), g.split(size), strict=True))
-
-
-def _update_moments(row: Tensor, column: Tensor, grads: list[Tensor], eps: float, decay: float) -> None:
-    """R and C, in place: moving averages of the means of G^2 + eps."""
-    rows, columns = len(row), len(column)
-    row_sums, column_sum = [], torch.zeros_like(column)
-    for grad in grads:
-        squares = grad.reshape(-1, columns).to(row.dtype).square()
-        row_sums.append(squares.sum(1))
-        column_sum += squares.sum(0)
-    row.lerp_(torch.cat(row_sums).div_(columns).add_(eps), 1.0 - decay)
-    column.lerp_(column_sum.div_(rows).add_(eps), 1.0 - decay)
-
-
 def _scaled(grad: Tensor, r: Tensor, c: Tensor) -> Tensor:
     """r G c, of a chunk and in its shape."""
     return (grad.reshape(-1, len(c)) * c).mul_(r[:, None]).view(grad.shape)
-
-
-def _rms(chunks: Iterable[Tensor], count: int) -> Tensor:
-    """Root mean square over all `count` entries."""
-    norms = [torch.linalg.vector_norm(chunk) for chunk in chunks]
-    return (norms[0] if len(norms) == 1 else torch.stack(norms).norm()) / math.sqrt(count)

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import optimizers.adalomo
 from optimizers import AdaLomo
 from optimizers.contract import build_model, loss_of, train, weights_of
+from optimizers.shared import factored
 
 
 def random(*shape, seed=0, scale=1.0):
@@ -68,7 +68,7 @@ def expect_close(model, other):
 @pytest.mark.parametrize("chunk", [7, 64, 2**20])  # a row at a time, a few rows, all at once
 @pytest.mark.parametrize("weight_decay", [0.0, 0.5])
 def test_adalomo_follows_its_formulas(weight_decay, chunk, monkeypatch):
-    monkeypatch.setattr(optimizers.adalomo, "CHUNK", chunk)
+    monkeypatch.setattr(factored, "CHUNK", chunk)
     weights = [random(20, 30, scale=0.1), random(30, seed=1), random(5, 4, seed=2, scale=1e-5)]
     model = Holder(*(w.clone() for w in weights))
     optimizer = AdaLomo(model, lr=0.1, weight_decay=weight_decay)
@@ -197,12 +197,12 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_temporary_is_larger_than_a_chunk(dtype, monkeypatch):
-    monkeypatch.setattr(optimizers.adalomo, "CHUNK", 2**20)
+    monkeypatch.setattr(factored, "CHUNK", 2**20)
     p, g = nn.Parameter(torch.ones(3000, 1000, dtype=dtype)), torch.ones(3000, 1000, dtype=dtype)
     optimizer = AdaLomo(Holder(p), lr=0.1, weight_decay=0.1)
     with torch.no_grad(), Largest([p, g]) as largest:
         optimizer.update([p], [g], optimizer.param_groups[0])
-    assert largest.bytes <= 4 * optimizers.adalomo.CHUNK < 4 * p.numel()
+    assert largest.bytes <= 4 * factored.CHUNK < 4 * p.numel()
 
 
 def test_no_two_gradients_live_at_a_time():

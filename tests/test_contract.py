@@ -12,6 +12,7 @@ VARIANTS = {
     "badam-low-precision": ("badam", {"master_weights": False, "fp32_gradients": True}),
     "blockllm-release": ("blockllm", {"rule": "release", "probe_every": 2}),
     "blockllm-embeddings": ("blockllm", {"train_embeddings": True}),
+    "adafactor-torch": ("adafactor", {"rule": "torch", "lr": 0.1}),
     "adamw-low-precision": ("adamw", {"master_weights": False}),
     "lisa-frozen-embeddings": ("lisa", {"train_embeddings": False, "reset": "all", "layers": 2}),
     "lisa-no-reset": ("lisa", {"reset": "none"}),

@@ -24,6 +24,8 @@ LEARNING_RATES = {
     "lomo": (3e-2, 1e-1, 1e-1),
     "adalomo": (5e-4, 3e-3, 1e-2),
     "hft": (2e-5, 1e-3, 1e-3),
+    "adafactor": (5e-5, 5e-4, 2e-3),
+    "muon": (2e-4, 1e-2, 2e-2),
 }
 LANGUAGE = ("c4", "instruct")  # the families of tasks that train a language model
 
@@ -50,8 +52,10 @@ def hyperparameters(
     """
     known = inspect.signature(optimizers.get(method)).parameters
     chosen: dict[str, Any] = {"seed": seed, "train_embeddings": True} if from_scratch else {"seed": seed}
+    kind = from_scratch * (1 + (family in LANGUAGE))
     if method in LEARNING_RATES:
-        chosen["lr"] = LEARNING_RATES[method][from_scratch * (1 + (family in LANGUAGE))]
+        chosen["lr"] = LEARNING_RATES[method][kind]
+    chosen["adamw_lr"] = LEARNING_RATES["adamw"][kind]  # of methods with a rate of its own for what AdamW trains
     if learning_rate is not None:
         chosen["lr"] = learning_rate
     chosen = {key: value for key, value in {**chosen, **given.get(ALL_METHODS, {})}.items() if key in known}

@@ -25,6 +25,7 @@ class Profile:
     of_model: dict[str, Values] = field(default_factory=dict)
 
 
+_MUON = {"ns_dtype": "float32"}  # demos run on CPUs, few of which compute in bf16
 _BADAM = {"lr": 1e-5, "weight_decay": 0.01}
 
 SUPERGLUE = {
@@ -41,6 +42,7 @@ SUPERGLUE = {
                 "badam": {"switch_every": 10},
                 "blockllm": {"sparsity": 0.7, "patience": 20},
                 "lomo": {"clip_norm": 1.0},
+                "muon": _MUON,
                 "sgd": {"momentum": 0.9},
             },
         },
@@ -78,6 +80,7 @@ _TINY_LANGUAGE: Values = {
         "badam": {"switch_every": 10},
         "blockllm": {"sparsity": 0.7, "patience": 20},
         "galore": {"rank": 48, "update_every": 50},
+        "muon": _MUON,
     },
 }
 _TINY_NOTE = (

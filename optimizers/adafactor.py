@@ -1,0 +1,204 @@
+"""Adafactor: Adam with a factored second moment and no first (Shazeer & Stern, ICML 2018, arXiv 1804.04235)."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optimizers.base import LOW_PRECISION, MemoryEfficientOptimizer, check_choice, check_positive
+from optimizers.registry import register
+from optimizers.shared.factored import chunks_of, rms, update_moments
+
+
+@register("adafactor")
+class Adafactor(MemoryEfficientOptimizer):
+    """Adafactor (Algorithms 4 and 5): each weight has a rate of its own, from averages by row and by column alone.
+
+    For a matrix W (m, n) with gradient G, at its step t, with b = 1 - t^decay_rate:
+
+        R = b R + (1 - b) mean over columns of G^2      (m,)
+        C = b C + (1 - b) mean over rows of G^2         (n,)
+        U = G / sqrt(V),  V = R C / mean(R)
+        W = W - rate U / max(1, RMS(U) / clip_threshold)
+
+    A vector has its whole second moment in place of V; of a tensor of more dimensions the last two are factored. Two
+    rules go by the name:
+
+    - `rule="transformers"`, what the Hugging Face Trainer runs: `transformers.Adafactor` with `relative_step=False` and
+      `scale_parameter=False`. The rate is `lr`, a step of Adam's size; eps_1 is added to G^2.
+    - `rule="torch"`, `torch.optim.Adafactor` and, but for where eps_1 goes, the paper: the rate is
+      min(lr, 1 / sqrt(t)) max(eps_2, RMS(W)), relative to the weights; sqrt(V) and mean(R) are at least eps_1.
+
+    Weight decay is decoupled: W shrinks by lr weight_decay W.
+
+    Trains everything. Keeps, in fp32, m + n values for an (m, n) matrix and n for a vector of n; the arithmetic is fp32
+    for low-precision weights. No temporary is larger than 64 MB (or a slice along the first dimension); the packages
+    make several of the weights' size.
+
+    Args:
+        model: the model to train.
+        lr: learning rate; with `rule="torch"` relative to the weights' RMS (torch's default is 1e-2).
+        weight_decay: decoupled; for tensors of two or more dimensions.
+        decay_rate: exponent of the second moment's decay rate, below 0.
+        eps: (eps_1, eps_2); eps_1 None is 1e-30 by the rule of transformers, the machine epsilon of fp32 by torch's.
+            eps_2, the least RMS of a weight that counts, is used by torch's alone.
+        clip_threshold: RMS that an update is scaled down to.
+        rule: "transformers" or "torch".
+        in_backward: update inside the backward pass, so that one gradient lives at a time.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    summary = "Adam with averages by row and column in place of the second moment, and no first moment"
+    paper = "Shazeer & Stern, ICML 2018, arXiv 1804.04235"
+    trains = "everything"
+    keeps = "4 (m + n) B a matrix of m x n, 4 B a weight of a vector"
+    excludes = "in_backward: accumulation, loop clipping, fp16 scaling"
+    example = {"lr": 1e-2}
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        *,
+        decay_rate: float = -0.8,
+        eps: tuple[float | None, float] = (None, 1e-3),
+        clip_threshold: float = 1.0,
+        rule: str = "transformers",
+        in_backward: bool = False,
+    ):
+        check_choice("rule", rule, tuple(RULES))
+        check_positive("clip_threshold", clip_threshold)
+        if not -math.inf < decay_rate < 0.0:
+            raise ValueError(f"decay_rate must be a finite number below 0, not {decay_rate}")
+        if len(eps) != 2:
+            raise ValueError(f"eps must be two numbers, not {eps}")
+        self.rule = RULES[rule]
+        eps = (self.rule.eps if eps[0] is None else eps[0], eps[1])
+        defaults = {"lr": lr, "weight_decay": weight_decay, "decay_rate": decay_rate, "eps": eps}
+        super().__init__(model, {**defaults, "clip_threshold": clip_threshold}, in_backward=in_backward)
+
+    def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+        for p, g in zip(params, grads, strict=True):
+            state = self.state[p]
+            if not state:
+                state |= _initial_state(p)
+            state["step"] += 1
+            self._update_one(state, chunks_of(p, g), group)
+
+    def _update_one(self, state: dict[str, Any], chunks: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:
+        rule, eps, count = self.rule, group["eps"][0], sum(weight.numel() for weight, _ in chunks)
+        grads = [grad for _, grad in chunks]
+        rate = rule.rate([weight for weight, _ in chunks], state["step"], group)
+        moments = [state[name] for name in ("row", "column", "second") if name in state]
+        _update_moments(moments, grads, rule.added(eps), 1.0 - state["step"] ** group["decay_rate"])
+        factors = _cut(rule.factors(moments, eps), grads)
+        update_rms = rms((rule.scaled(g, *fs, eps=eps) for g, fs in zip(grads, factors, strict=True)), count)
+        rate = rate / (update_rms / group["clip_threshold"]).clamp(min=1.0)
+        for (weight, grad), fs in zip(chunks, factors, strict=True):
+            step = rule.scaled(grad, *fs, eps=eps).mul_(rate)
+            _subtract(weight, step, 1.0 - group["lr"] * group["weight_decay"])
+
+
+class TransformersRule:
+    """`transformers.Adafactor` as the Trainer uses it: a rate of `lr`; eps_1 is added to squared gradients."""
+
+    eps = 1e-30
+
+    @staticmethod
+    def rate(weights: list[Tensor], step: int, group: dict[str, Any]) -> float | Tensor:
+        return group["lr"]
+
+    @staticmethod
+    def added(eps: float) -> float:
+        return eps
+
+    @staticmethod
+    def factors(moments: list[Tensor], eps: float) -> list[Tensor]:
+        """1 / sqrt(R / mean(R)) and 1 / sqrt(C), or 1 / sqrt(V) of a vector."""
+        row, *column = moments
+        return [(row / row.mean(-1, keepdim=True)).rsqrt_(), column[0].rsqrt()] if column else [row.rsqrt()]
+
+    @staticmethod
+    def scaled(g: Tensor, row: Tensor, column: Tensor | None = None, *, eps: float) -> Tensor:
+        """U of a piece."""
+        return g * row if column is None else (g * column.unsqueeze(-2)).mul_(row.unsqueeze(-1))
+
+
+class TorchRule:
+    """`torch.optim.Adafactor`: a rate relative to the weights; sqrt(V) is at least eps_1, and so is mean(R)."""
+
+    eps = torch.finfo(torch.float32).eps
+
+    @staticmethod
+    def rate(weights: list[Tensor], step: int, group: dict[str, Any]) -> float | Tensor:
+        count = sum(weight.numel() for weight in weights)
+        size = rms((_exact(weight) for weight in weights), count)
+        return size.clamp(min=group["eps"][1]) * min(group["lr"], 1.0 / math.sqrt(step))
+
+    @staticmethod
+    def added(eps: float) -> float:
+        return 0.0
+
+    @staticmethod
+    def factors(moments: list[Tensor], eps: float) -> list[Tensor]:
+        """R / mean(R) and C, or V of a vector."""
+        row, *column = moments
+        return [row / row.mean(-1, keepdim=True).clamp_(min=eps), *column] if column else [row]
+
+    @staticmethod
+    def scaled(g: Tensor, row: Tensor, column: Tensor | None = None, *, eps: float) -> Tensor:
+        """U of a piece."""
+        v = row.clone() if column is None else row.unsqueeze(-1) * column.unsqueeze(-2)
+        return v.clamp_(min=eps * eps).rsqrt_().mul_(g)
+
+
+RULES: dict[str, type[TransformersRule] | type[TorchRule]] = {"transformers": TransformersRule, "torch": TorchRule}
+
+
+def _initial_state(p: Tensor) -> dict[str, Any]:
+    zeros = functools.partial(torch.zeros, dtype=_exact_dtype(p), device=p.device)
+    if p.dim() < 2:
+        return {"step": 0, "second": zeros(p.numel())}
+    return {"step": 0, "row": zeros(p.shape[:-1]), "column": zeros(p.shape[:-2] + p.shape[-1:])}
+
+
+def _exact_dtype(p: Tensor) -> torch.dtype:
+    return torch.float32 if p.dtype in LOW_PRECISION else p.dtype
+
+
+def _exact(t: Tensor) -> Tensor:
+    return t.to(_exact_dtype(t))
+
+
+def _update_moments(moments: list[Tensor], grads: list[Tensor], eps: float, decay: float) -> None:
+    """R and C, or V of a vector: moving averages, in place."""
+    if len(moments) == 2:
+        update_moments(*moments, grads, eps, decay)
+    else:
+        squares = torch.cat([grad.to(moments[0].dtype).square() for grad in grads])
+        moments[0].lerp_(squares.add_(eps), 1.0 - decay)
+
+
+def _cut(factors: list[Tensor], grads: list[Tensor]) -> list[tuple[Tensor, ...]]:
+    """The factors of each piece of a gradient; of a matrix the columns' are those of every piece."""
+    sizes = [len(grad) for grad in grads]
+    if factors[-1].dim() == 1 and len(factors) == 2:
+        return [(row, factors[1]) for row in factors[0].split(sizes)]
+    return list(zip(*(factor.split(sizes) for factor in factors), strict=True))
+
+
+def _subtract(weight: Tensor, step: Tensor, shrink: float) -> None:
+    """weight = shrink weight - step, in place and rounded once."""
+    exact = weight.to(step.dtype)  # the weight itself, unless it is of low precision
+    if shrink != 1.0:
+        exact.mul_(shrink)
+    exact.sub_(step)
+    if exact is not weight:
+        weight.copy_(exact)

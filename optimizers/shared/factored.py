@@ -1,0 +1,49 @@
+"""A factored second moment: averages of a gradient's squares by row and by column in place of one for each weight.
+
+Shazeer & Stern, ICML 2018, arXiv 1804.04235, Section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+CHUNK = 2**24  # weights: temporaries are of this size, or of one row if that is larger; fewer would be many kernels
+
+
+def chunks_of(p: Tensor, g: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Views of a tensor and its gradient, in pairs, cut along the first dimension."""
+    if p.dim() == 0:
+        p, g = p[None], g[None]
+    size = max(1, CHUNK * p.shape[0] // p.numel())
+    return list(zip(p.split(size), g.split(size), strict=True))
+
+
+def update_moments(row: Tensor, column: Tensor, grads: list[Tensor], eps: float, decay: float) -> None:
+    """Moving averages, in place, of the means of G^2 + eps over the columns and over the rows of each matrix.
+
+    Args:
+        row: R (..., m).
+        column: C (..., n).
+        grads: the gradient (..., m, n), cut along its first dimension.
+        eps: added to the squares.
+        decay: share of the old averages that is kept.
+    """
+    row_sums, column_sums = [], []
+    for grad in grads:
+        squares = grad.to(row.dtype).square()
+        row_sums.append(squares.sum(-1))
+        column_sums.append(squares.sum(-2))
+        del squares
+    columns = torch.stack(column_sums).sum(0) if row.dim() == 1 else torch.cat(column_sums)
+    row.lerp_(torch.cat(row_sums).div_(column.shape[-1]).add_(eps), 1.0 - decay)
+    column.lerp_(columns.div_(row.shape[-1]).add_(eps), 1.0 - decay)
+
+
+def rms(chunks: Iterable[Tensor], count: int) -> Tensor:
+    """Root mean square over all `count` entries."""
+    norms = [torch.linalg.vector_norm(chunk) for chunk in chunks]
+    return (norms[0] if len(norms) == 1 else torch.stack(norms).norm()) / math.sqrt(count)
