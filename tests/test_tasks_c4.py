@@ -23,6 +23,7 @@ from tasks.c4.corpus import Corpus, Documents, cut
 from tasks.c4.stream import Stream
 from tasks.data import stdlib_docs as library
 from tasks.data.held_out import is_held_out
+from tasks.data.tally import Tally
 from tasks.models import language
 from tasks.models.arguments import TaskArguments
 
@@ -153,14 +154,14 @@ def test_files_of_every_kind_are_read(tmp_path):
     (tmp_path / "c.json").write_text(json.dumps([{"text": text} for text in documents[60:]]))
     (tmp_path / "d.txt").write_text("Last.\n")
     (tmp_path / "notes.md").write_text("not read")
-    assert list(Documents(str(tmp_path))) == [*documents, "Last.\n"]
-    assert list(Documents(str(tmp_path / "a.jsonl"))) == documents[:30]
+    assert list(Documents(str(tmp_path)).read(Tally())) == [*documents, "Last.\n"]
+    assert list(Documents(str(tmp_path / "a.jsonl")).read(Tally())) == documents[:30]
 
 
 def test_a_text_file_is_cut_at_empty_lines_and_nothing_of_it_is_lost(tmp_path):
     paragraphs = [f"Paragraph {number}. " + "Words. " * (number % 50) for number in range(200)]
     (tmp_path / "a.txt").write_text("\n \n".join(paragraphs))
-    pieces = list(Documents(str(tmp_path)))
+    pieces = list(Documents(str(tmp_path)).read(Tally()))
     assert "".join(pieces) == "\n \n".join(paragraphs)
     assert all(len(piece) >= corpus.SHORTEST for piece in pieces[:-1]) and len(pieces) > 10
 
@@ -175,14 +176,14 @@ def broken(tmp_path, name, content):
     [
         ("a.jsonl", b"", r"a\.jsonl: the file is empty"),
         ("a.txt", b" \n", r"a\.txt: the file is empty"),
-        ("a.txt", b"good\nbad \xff\n", r"a\.txt, line 2: not UTF-8"),
-        ("a.jsonl", b'{"text": "good"}\n{"text": "hal', r"a\.jsonl, line 2: not valid JSON"),
-        ("a.jsonl", b'{"text": "good"}\n{"content": "x"}\n', r"a\.jsonl, line 2: the field 'text' is missing"),
+        ("a.txt", b"good\nbad \xff\n", r"a\.txt: it must be UTF-8, but 1 of its 1 rows are not"),
+        ("a.jsonl", b'{"text": "good"}\n{"text": "hal', r"1 row left out: not valid JSON \(.*a\.jsonl, line 2 at"),
+        ("a.jsonl", b'{"text": "good"}\n{"content": "x"}\n', r"the field 'text' is missing \(.*line 2; there are"),
         ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl, line 1: 'text' must be a text, got 3"),
-        ("a.json", b'[{"text": "good"}, 3]', r"a\.json, item 2: expected a JSON object, got 3"),
+        ("a.json", b'[{"text": "good"}, 3]', r"left out: expected a JSON object \(.*a\.json, item 2, got 3\)"),
         ("a.json", b'[{"text": "good"},', r"a\.json, line 1: not valid JSON"),
         ("a.json.gz", gzip.compress(b'{"text": "good"}')[:-9], r"a\.json\.gz: not a complete gzip file"),
-        ("a.csv", b"text\n", r"neither 'demo' nor 'hub' nor a file or folder of files in \.jsonl"),
+        ("a.md", b"text\n", r"neither 'demo' nor 'hub' nor a file or folder of files in \.jsonl"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_file_is_said_with_its_place(tmp_path, name, content, message):
@@ -192,7 +193,7 @@ def test_what_is_wrong_with_a_file_is_said_with_its_place(tmp_path, name, conten
 
 def test_empty_documents_are_left_out_and_counted(tmp_path):
     task = create(write(tmp_path, ["", *texts(200), " \n", ""]))
-    assert task.provenance["notes"] == "3 empty documents left out"
+    assert task.provenance["notes"] == f"3 rows left out: 'text' is empty (first: {tmp_path}/docs.jsonl, line 1)"
     assert create(write(tmp_path, texts(200))).provenance["notes"] is None
 
 

@@ -13,6 +13,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 import tasks
 from tasks.classify import data as classify_data
+from tasks.models.tokenization import train_tokenizer
 
 LABELS = ("bad", "fine", "good")
 
@@ -29,11 +30,13 @@ def texts(count, kind=str):
 
 
 def write(path: Path, rows) -> Path:
-    if path.suffix in (".csv", ".tsv"):
-        with path.open("w", newline="") as file:
-            table = csv.DictWriter(file, list(rows[0]), delimiter="," if path.suffix == ".csv" else "\t")
+    if ".csv" in path.name:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "wt", newline="") as file:
+            table = csv.DictWriter(file, list(rows[0]))
             table.writeheader()
             table.writerows(rows)
+    elif path.suffix == ".tsv":
+        path.write_text("".join("\t".join(cells) + "\n" for cells in [rows[0], *(row.values() for row in rows)]))
     elif path.suffix == ".json":
         path.write_text(json.dumps(rows))
     else:
@@ -51,9 +54,10 @@ def refused(data) -> str:
 # ---- what is read
 
 
-@pytest.mark.parametrize("name", ["my.csv", "my.tsv", "my.jsonl", "my.json", "my.jsonl.gz"])
+@pytest.mark.parametrize("name", ["my.csv", "my.csv.gz", "my.tsv", "my.jsonl", "my.json", "my.jsonl.gz"])
 def test_one_file_of_any_kind_gives_the_same_examples(tmp_path, name):
-    rows = [{**row, "text2": 'is it, "really"\nso?' if i % 2 else ""} for i, row in enumerate(texts(200))]
+    second = 'is it, "really", so?' if name == "my.tsv" else 'is it, "really"\nso?'
+    rows = [{**row, "text2": second if i % 2 else ""} for i, row in enumerate(texts(200))]
     data = classify_data.read(str(write(tmp_path / name, rows)))
     assert data.labels == LABELS
     assert len(data.train) + len(data.validation) == 200 and 10 <= len(data.validation) <= 32  # binomial, 3 sigma
@@ -102,7 +106,7 @@ def test_the_same_data_have_the_same_digest_wherever_they_lie(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.jsonl", '{"text": "x", "label": 1}\n{"text": "y", "la', "a.jsonl, line 2: not valid JSON at character"),
+        ("a.jsonl", '{"text": "x", "label": 1}\n{"text": "y", "la', "1 row left out: not valid JSON (first: "),
         ("a.jsonl", '{"text": "x"}', "a.jsonl, line 1: the field 'label' is missing; there are text"),
         ("a.jsonl", '{"text": 3, "label": 1}', "a.jsonl, line 1: 'text' must be a text, got 3"),
         (
@@ -114,14 +118,14 @@ def test_the_same_data_have_the_same_digest_wherever_they_lie(tmp_path):
         ("a.jsonl", '{"text": " ", "label": 1}', "a.jsonl, line 1: 'text' is empty"),
         ("a.jsonl", '{"text": "x", "text2": 1, "label": 1}', "line 1: 'text2' must be a text, got 1"),
         ("a.jsonl", "", "a.jsonl: the file is empty"),
-        ("a.csv", "text,label\nx,1\ny\n", "a.csv, line 3: 1 cells, but the header names 2 columns"),
-        ("a.csv", 'text,label\n"x\n\n",1\ny,2,3\n', "a.csv, line 5: 3 cells, but the header names 2 columns"),
+        ("a.csv", "text,label\nx,1\ny\n", "not as many cells as the header, which names 2 columns (first: "),
+        ("a.csv", 'text,label\n"x\n\n",1\ny,2,3\n', "a.csv, line 5: 3)"),
         (
             "a.csv",
             "sentence,label\nx,1\n",
-            "a.csv, line 1: the header must name one column 'text', it has sentence, label",
+            "a.csv, line 2: the field 'text' is missing; there are sentence, label (1 of the 1 row of",
         ),
-        ("a.csv", 'text,label\n"x,1\n', "a.csv, line 2: not a valid table"),
+        ("a.csv", 'text,label\n"x,1\n', "a.csv, line 2: not a valid row of a table (unexpected end of data)"),
         ("a.csv", "text,label\nx,\n", "a.csv, line 2: 'label' is empty"),
         ("a.txt", "x", "neither 'demo' nor a file or folder of files in .jsonl"),
     ],
@@ -132,13 +136,21 @@ def test_what_is_wrong_in_a_file_is_named_with_its_line(tmp_path, name, content,
 
 
 def test_bytes_that_are_no_text_are_named_with_their_line(tmp_path):
-    (tmp_path / "a.csv").write_bytes(b"text,label\nx,1\ny\xff,2\n")
-    assert "a.csv, line 3: not UTF-8 text" in refused(tmp_path / "a.csv")
+    rows = "".join(f"{row['text']},{row['label']}\n" for row in texts(60)).encode()
+    (tmp_path / "a.csv").write_bytes(b"text,label\n" + rows.replace(b"museum", b"mus\xe9e", 1))
+    task = create(tmp_path / "a.csv")
+    assert (
+        f"1 characters that are no Unicode replaced by U+FFFD (first: {tmp_path}/a.csv, line 2)"
+        in (task.provenance["notes"])
+    )
+    (tmp_path / "a.csv").write_bytes(b"text,label\nx\xe4,1\ny\xff,2\n")
+    assert "a.csv: it must be UTF-8, but 2 of its 2 rows are not: convert it" in refused(tmp_path / "a.csv")
 
 
 def test_labels_that_nothing_can_be_learned_from_are_refused(tmp_path):
-    mixed = [*texts(30), {"text": "x", "label": 1}]
-    assert 'line 31: the label 1 isn\'t of the same kind as "bad"' in refused(write(tmp_path / "mixed.jsonl", mixed))
+    mixed = create(write(tmp_path / "mixed.jsonl", [*texts(30), {"text": "x", "label": 1}]))
+    assert "1 row left out: 'label' isn't a text, as most are" in mixed.provenance["notes"]
+    assert mixed.data.labels == LABELS
     one = [row | {"label": "bad"} for row in texts(60)]
     assert 'every example has the label "bad"' in refused(write(tmp_path / "one.jsonl", one))
     assert "of 2 examples, 0 fall to the validation set" in refused(write(tmp_path / "few.jsonl", texts(2)))
@@ -228,7 +240,7 @@ def test_causal_models_classify_too(tmp_path, kind):
     model = transformers.AutoModelForCausalLM.from_config(kind(**shape, bos_token_id=0, eos_token_id=0))
     model.save_pretrained(tmp_path / "model")
     data = write(tmp_path / "my.csv", texts(60))
-    bpe = tasks.tokenization.train_tokenizer([row["text"] for row in texts(60)], 400)
+    bpe = train_tokenizer([row["text"] for row in texts(60)], 400)
     bpe.save_pretrained(tmp_path / "model")
     task = create(data, model=str(tmp_path / "model"))
     assert task.head == ("score",) and not task.from_scratch

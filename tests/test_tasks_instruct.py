@@ -10,12 +10,14 @@ import transformers
 from torch import nn
 
 import tasks
-from tasks.data.json_lines import Row
 from tasks.data.order import position
+from tasks.data.rows import Row
+from tasks.data.tally import Tally
 from tasks.instruct import conversations, gsm8k
-from tasks.instruct.conversations import Conversation, Message
 from tasks.instruct.examples import collate, pack
-from tasks.instruct.prompts import encode, parts
+from tasks.instruct.formats import Conversation, Message, conversation
+from tasks.instruct.prompts import alpaca, encode
+from tasks.instruct.templates import Template
 from tasks.models import language
 
 CHATML = (
@@ -84,37 +86,44 @@ SHARED_HI, SHARED_HELLO = {"from": "human", "value": "Hi"}, {"from": "gpt", "val
         ({"question": "Hi", "answer": "Hello!"}, Conversation(TURNS)),
         ({"messages": [HI, HELLO]}, Conversation(TURNS)),
         ({"conversations": [SHARED_HI, SHARED_HELLO, SHARED_HI]}, Conversation(TURNS)),  # nothing answers the last turn
-        ({"instruction": "Hi", "output": " "}, None),
-        ({"messages": [HI]}, None),
+        ({"prompt": "Hi", "completion": "Hello!"}, Conversation(TURNS)),
     ],
 )
 def test_a_format_is_recognised_by_its_fields(row, expected):
-    assert conversations.conversation(Row("here", row)) == expected
+    assert conversation(Row("here", row), Tally()) == expected
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "Hi", "completion": "Hello!"}, r"here: no known format .* has the fields prompt, completion"),
-        ({}, r"has the fields \(none\)"),
+        ({"title": "Hi", "body": "Hello!"}, r"here: no known format .* has the fields title, body"),
+        ({"instruction": "Hi", "output": " "}, "here: no answer to learn"),
+        ({"messages": [HI]}, "here: no answer to learn"),
+        ({}, r"has the fields none"),
         ({"instruction": "Hi", "output": 3}, "'output' must be a text, got 3"),
         ({"messages": [{"role": "user"}]}, r"messages\[0\]: the field 'content' is missing"),
         ({"messages": "Hi"}, "'messages' must be a list"),
-        ({"conversations": [{"from": "dog", "value": "x"}]}, "'from' must be one of human, user, gpt"),
+        ({"conversations": [{"from": "dog", "value": "x"}]}, "no known role is called .dog.: there are user, human"),
     ],
 )
 def test_a_row_without_its_fields_is_refused_with_its_place(row, message):
     with pytest.raises(ValueError, match=message):
-        conversations.conversation(Row("here", row))
+        conversation(Row("here", row), Tally())
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", r"a\.jsonl: the file is empty"),
-        (b'{"question": "a", "answer": "\xff"}', r"a\.jsonl, line 1: not UTF-8"),
-        (b'{"question": "a", "answer": "b"}\n{"question": "a", "ans', r"a\.jsonl, line 2: not valid JSON"),
-        (b'{"question": "a", "answer": "b"}\n{"question": "a"}', r"a\.jsonl, line 2: no known format"),
+        (b'{"question": "a", "answer": "\xff"}', r"a\.jsonl: it must be UTF-8, but 1 of its 1 rows are not"),
+        (
+            b'{"question": "a", "answer": "b"}\n{"question": "a", "ans',
+            r"no \S+ conv.*not valid JSON \(first: .*a\.jsonl, line 2 at",
+        ),
+        (
+            b'{"question": "a", "answer": "b"}\n{"question": "a"}',
+            r"no \S+ conv.*no known format .*a\.jsonl, line 2 has",
+        ),
         (b'{"question": "a", "answer": "b"}', r"has no (training|held-out) conversations"),
     ],
 )
@@ -171,14 +180,14 @@ def test_files_named_as_tests_are_held_out_and_nothing_of_them_is_trained_on(tmp
 def test_conversations_without_an_answer_are_left_out_and_counted(tmp_path):
     rows = [*alpaca_rows(100), {"instruction": "Hi", "output": ""}]
     task = create(write(tmp_path, rows))
-    assert task.provenance["notes"] == "1 conversations without an answer left out"
+    assert task.provenance["notes"] == f"1 row left out: no answer to learn (first: {tmp_path}/data.json, item 101)"
 
 
 # ---- prompts
 
 
-def test_alpacas_prompt_is_the_published_one(demo):
-    assert parts(Conversation(TURNS, "there"), demo.tokenizer) == [
+def test_alpacas_prompt_is_the_published_one():
+    assert alpaca(Conversation(TURNS, "there")) == [
         (
             "Below is an instruction that describes a task, paired with an input that provides further context. "
             "Write a response that appropriately completes the request.\n\n"
@@ -187,35 +196,35 @@ def test_alpacas_prompt_is_the_published_one(demo):
         ),
         ("Hello!", True),
     ]  # fmt: skip
-    more = parts(Conversation((*TURNS, Message("user", "Bye"), Message("assistant", "See you."))), demo.tokenizer)
+    more = alpaca(Conversation((*TURNS, Message("user", "Bye"), Message("assistant", "See you."))))
     assert more[0][0].startswith("Below is an instruction that describes a task. Write a response")
     assert more[2:] == [("\n\n### Instruction:\nBye\n\n### Response:", False), ("See you.", True)]
 
 
 def test_a_chat_template_is_used_where_there_is_one_and_every_answer_is_told_apart(chat_tokenizer):
     turns = (Message("system", "Be kind."), *TURNS, Message("user", "Bye"), Message("assistant", "See you."))
-    found = parts(Conversation(turns), chat_tokenizer)
-    dicts = [message._asdict() for message in turns]
+    found = Template(chat_tokenizer).parts(turns, "here", Tally())
+    dicts = [{"role": message.role, "content": message.content} for message in turns]
     assert "".join(text for text, _ in found) == chat_tokenizer.apply_chat_template(dicts, tokenize=False)
     assert [text for text, is_answer in found if is_answer] == ["Hello!<|im_end|>\n", "See you.<|im_end|>\n"]
-    ((ids, answers),) = encode([Conversation(turns)], chat_tokenizer)
+    ((ids, answers),) = encode([Conversation(turns)], chat_tokenizer, Tally())
     assert chat_tokenizer.decode(ids[answers]) == "Hello!<|im_end|>\nSee you.<|im_end|>\n"
-    (with_context,) = encode([Conversation(TURNS, "there")], chat_tokenizer)
-    assert "user\nHi\n\nthere<|im_end|>" in chat_tokenizer.decode(with_context[0])
+    ((ids, _),) = encode([Conversation(TURNS, "there")], chat_tokenizer, Tally())
+    assert "user\nHi\n\nthere<|im_end|>" in chat_tokenizer.decode(ids)
 
 
 def test_templates_that_can_not_be_used_are_refused(chat_tokenizer, monkeypatch):
     monkeypatch.setattr(chat_tokenizer, "chat_template", "{{ raise_exception('no system messages') }}")
-    with pytest.raises(ValueError, match="refuses user: no system messages"):
-        parts(Conversation(TURNS), chat_tokenizer)
+    with pytest.raises(ValueError, match=r"here: the chat template refuses it \(no system messages\) \(1 of"):
+        encode([Conversation(TURNS, where="here")], chat_tokenizer, Tally())
     monkeypatch.setattr(chat_tokenizer, "chat_template", "{{ messages | length }}" + CHATML)
-    with pytest.raises(ValueError, match="changes earlier turns when later ones come"):
-        parts(Conversation(TURNS), chat_tokenizer)
+    with pytest.raises(ValueError, match=r"it changes what comes before an answer"):
+        encode([Conversation(TURNS, where="here")], chat_tokenizer, Tally())
 
 
 def test_models_that_begin_with_a_token_get_it_once(shared_data):
     tokenizer = transformers.AutoTokenizer.from_pretrained(shared_data / "tokenizers" / "llama")
-    ((ids, answers),) = encode([Conversation(TURNS)], tokenizer)
+    ((ids, answers),) = encode([Conversation(TURNS)], tokenizer, Tally())
     assert ids[0] == tokenizer.bos_token_id and (ids == tokenizer.bos_token_id).sum() == 1
     assert ids[-1] == tokenizer.eos_token_id and answers[-1]
 
@@ -441,5 +450,5 @@ def test_generation_in_batches_with_a_cache_is_what_one_token_after_the_other_gi
 @pytest.mark.parametrize("name", ["alpaca_gpt4_en_demo.json", "gsm8k_test.jsonl"])
 def test_published_files_are_read_as_they_are(shared_data, name):
     read = conversations.read(str(shared_data / "instruct" / name))
-    assert len(read.training) + len(read.held_out) + read.without_answer in (999, 1319)
+    assert len(read.training) + len(read.held_out) + read.tally.left_out.total() in (999, 1319)
     assert 0.03 < len(read.held_out) / len(read.training) < 0.08

@@ -4,18 +4,24 @@ A `Corpus` has all of its documents: sequence number i is a function of (seed, i
 """
 
 import functools
+import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from tasks.data import cache, files, stdlib_docs
+from tasks.data.files import File
 from tasks.data.held_out import HELD_OUT, hash_of, is_held_out
+from tasks.data.rows import Row, RowError, mend
+from tasks.data.tally import Tally
 
-SUFFIXES = (*files.JSON, ".txt")
+SUFFIXES = (*files.ROWS, ".txt", ".txt.gz")
 SHORTEST = 2000  # characters of a .txt file's documents; only the last may be shorter
+LONGEST = 10_000  # of a document that goes up to an empty line; a longer one is cut inside
+CUTS = (r"((?<=\n)[ \t]*\r?\n)", r"(\n)", r"(\s)", r"()")  # at empty lines; else at ends of lines, at spaces, anywhere
 BATCH = 1024  # documents that are tokenised together
 
 Tokenise = Callable[[Sequence[str]], list[list[int]]]
@@ -25,8 +31,8 @@ class Documents:
     """All documents of the demo, or of a file or folder.
 
     Args:
-        data: "demo", a file or a folder: `.jsonl` (also `.json`, packed with gzip) with a field `text`, or `.txt`,
-            which is cut at empty lines into documents of 2,000 characters or more.
+        data: "demo", a file or a folder: rows (.jsonl, .json, .csv, .tsv, packed with gzip or not) with a field `text`,
+            or .txt, which is cut at empty lines into documents of 2,000 characters or more.
 
     Raises:
         ValueError: there is no such file.
@@ -35,28 +41,73 @@ class Documents:
     def __init__(self, data: str):
         self._paths = [] if data == "demo" else files.find(data, SUFFIXES, "'demo' nor 'hub'")
         self.sha256 = files.sha256(self._paths) if self._paths else hash_of("\0".join(stdlib_docs.documents())).hex()
+        self.name = ", ".join(map(str, self._paths)) or data
 
-    def __iter__(self) -> Iterator[str]:
-        """Raises ValueError at the first line that is wrong, or that has no `text`."""
+    def read(self, tally: Tally) -> Iterator[str]:
+        """Each document; what becomes of the files' rows goes to the tally.
+
+        Raises:
+            ValueError: a file can't be read, or more than half of its rows can't be used.
+        """
         if not self._paths:
             yield from stdlib_docs.documents()
         for path in self._paths:
-            yield from _pieces(path) if path.suffix == ".txt" else (row.text("text") for row in files.rows(path))
+            rows = _pieces(path) if _is_text(path) else File.at(path).rows()
+            yield from tally.use(str(path), rows, _document)
 
     def training(self) -> Iterator[str]:
         """Those that aren't held out."""
-        return (text for text in self if not is_held_out(text))
+        return (text for text in self.read(Tally()) if not self.is_held_out(text))
+
+    def is_held_out(self, text: str) -> bool:
+        """Is the document one of the validation set?"""
+        return is_held_out(text) or hash_of(text) == self._only_one
+
+    @functools.cached_property
+    def _only_one(self) -> bytes | None:
+        """The hash of the document to hold out where the hashes of so few choose none."""
+        hashes = set[bytes]()
+        for text in self.read(Tally()):
+            if is_held_out(text):
+                return None
+            hashes.add(hash_of(text))
+        return min(hashes) if len(hashes) > 1 else None
 
 
-def _pieces(path: Path) -> Iterator[str]:
+def _document(row: Row) -> str:
+    text = row.text("text")
+    if not text.strip():
+        raise RowError(row.where, "'text' is empty")
+    return text
+
+
+def _is_text(path: Path) -> bool:
+    return path.name.lower().removesuffix(".gz").endswith(".txt")
+
+
+def _pieces(path: Path) -> Iterator[Row]:
+    """The documents of a .txt file."""
+    line = 1
+    for piece in cut_text(files.decode(str(path), files.read(path))):
+        whole, mended = mend(piece)
+        yield Row(f"{path}, line {line}", {"text": whole}, mended=mended)
+        line += piece.count("\n")
+
+
+def cut_text(text: str, cuts: Sequence[str] = CUTS) -> Iterator[str]:
+    """Pieces of a text, of `SHORTEST` characters or more, that make it when they are joined."""
     piece = ""
-    for part in re.split(r"((?<=\n)[ \t]*\r?\n)", files.text(path)):  # paragraphs, and the empty lines between
+    for part in re.split(cuts[0], text):  # what stands between the places to cut at, and those places
         piece += part
-        if len(piece) >= SHORTEST and not part.strip():
-            yield piece
+        if len(piece) >= SHORTEST and re.fullmatch(cuts[0], part):
+            yield from _shorter(piece, cuts[1:])
             piece = ""
     if piece.strip():
-        yield piece
+        yield from _shorter(piece, cuts[1:])
+
+
+def _shorter(piece: str, cuts: Sequence[str]) -> Iterator[str]:
+    return cut_text(piece, cuts) if cuts and len(piece) > LONGEST else iter([piece])
 
 
 class Corpus:
@@ -76,21 +127,19 @@ class Corpus:
 
     def __init__(self, documents: Documents, tokenise: Tokenise, fingerprint: str, *, end: int, length: int, seed: int):
         self.length, self.seed = length, seed
-        key = cache.digest("corpus, 2", documents.sha256, fingerprint, str(end), str(HELD_OUT), str(SHORTEST))
+        cuts = f"{HELD_OUT} {SHORTEST} {LONGEST}"
+        key = cache.digest("corpus, 3", documents.sha256, documents.name, fingerprint, str(end), cuts)
         made = cache.arrays(key, 4, lambda: _tokenise(documents, tokenise, end))
-        self.tokens, self.starts, self.validation_tokens, (self.empty,) = made
+        self.tokens, self.starts, self.validation_tokens, notes = made
+        self.notes: list[str] = json.loads(notes.tobytes())
         self.train_size = len(self.tokens) // length  # sequences an epoch
         for side, tokens in (("training", self.tokens), ("validation", self.validation_tokens)):
             if len(tokens) < length:
                 raise ValueError(
                     f"the {side} documents have {len(tokens):,} tokens, less than one sequence of {length:,}: "
                     f"give more documents (one of {HELD_OUT} is held out; empty lines part those of a .txt file) or a "
-                    "shorter --sequence-length"
+                    "shorter --sequence-length" + "".join(f"; {note}" for note in self.notes)
                 )
-
-    @property
-    def notes(self) -> list[str]:
-        return [f"{self.empty:,} empty documents left out"] if self.empty else []
 
     def sequence(self, index: int) -> np.ndarray:
         """Sequence number `index` of endless epochs, (length,) int64."""
@@ -123,20 +172,19 @@ def cut(tokens: np.ndarray, length: int) -> np.ndarray:
     return np.asarray(tokens[: count * length], dtype=np.int64).reshape(count, length)
 
 
-def _tokenise(documents: Iterable[str], tokenise: Tokenise, end: int) -> cache.Arrays:
-    """Ids of the training documents, where each begins, ids of the held-out ones, the number of empty ones.
+def _tokenise(documents: Documents, tokenise: Tokenise, end: int) -> cache.Arrays:
+    """Ids of the training documents, where each begins, ids of the held-out ones, notes on the data as bytes of JSON.
 
     The held-out ones are in the order of their hashes: the first of them are a sample of all.
     """
     training: list[np.ndarray] = []
     held_out: list[tuple[bytes, np.ndarray]] = []
-    empty, texts = 0, iter(documents)
+    tally = Tally()
+    texts = documents.read(tally)
     while some := list(islice(texts, BATCH)):
-        full = [text for text in some if text.strip()]
-        empty += len(some) - len(full)
-        for text, ids in zip(full, tokenise(full), strict=True):
+        for text, ids in zip(some, tokenise(some), strict=True):
             tokens = np.array([*ids, end], dtype=np.int32)
-            if is_held_out(text):
+            if documents.is_held_out(text):
                 held_out.append((hash_of(text), tokens))
             else:
                 training.append(tokens)
@@ -144,4 +192,5 @@ def _tokenise(documents: Iterable[str], tokenise: Tokenise, end: int) -> cache.A
     starts = np.cumsum([0, *map(len, training)])
     nothing = np.zeros(0, dtype=np.int32)
     validation = np.concatenate([nothing, *(tokens for _, tokens in held_out)])
-    return np.concatenate([nothing, *training]), starts, validation, np.array([empty])
+    notes = np.frombuffer(json.dumps(tally.notes).encode(), dtype=np.uint8)
+    return np.concatenate([nothing, *training]), starts, validation, notes

@@ -16,7 +16,6 @@ from tasks.models.classifier import Classifier
 
 NAME = "classify"
 TOKENIZER_EXAMPLES = 20_000  # that a tokenizer is trained on, at most
-MEASURED_EXAMPLES = 1000  # whose length is looked at, to say how many are cut
 
 
 def names() -> tuple[str, ...]:
@@ -51,19 +50,14 @@ class Classification:
             given,
         )
         self.from_scratch = self.classifier.from_scratch
+        cut = self.classifier.cuts([(one.first, one.second) for one in self.data.train])
         self.provenance = {
             "data": given.data,
             "data_revision": None,
             "data_sha256": self.data.sha256,
             **self.classifier.provenance,
-            "notes": "; ".join([*self.data.notes, *self._cut()]) or None,
+            "notes": "; ".join([*self.data.notes, *cut]) or None,
         }
-
-    def _cut(self) -> list[str]:
-        measured = self.data.train[:MEASURED_EXAMPLES]
-        encoder = self.classifier.encoder
-        share = sum(encoder.cuts(one.first, one.second) for one in measured) / len(measured)
-        return [f"{share:.1%} of the texts are cut to {encoder.sequence_length} tokens"] if share else []
 
     @property
     def tokenizer(self) -> Any:

@@ -1,15 +1,19 @@
-"""Users' files of texts or of JSON: one file or a folder of them, also packed with gzip."""
+"""Users' files of rows or of texts: one file or a folder of them, also packed with gzip."""
 
+import codecs
 import gzip
 import hashlib
-import json
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.data.json_lines import Row, decode, lines_of, parse
+from tasks.data import json_lines, tables
+from tasks.data.rows import Row, RowError
 
-JSON = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
+PLAIN = (".jsonl", ".json", ".csv", ".tsv")
+ROWS = (*PLAIN, *(f"{suffix}.gz" for suffix in PLAIN))
+GZIP = b"\x1f\x8b"  # how such a file begins, whatever it is called
 
 
 def find(data: str, suffixes: Sequence[str], what: str) -> list[Path]:
@@ -18,23 +22,31 @@ def find(data: str, suffixes: Sequence[str], what: str) -> list[Path]:
     Raises:
         ValueError: there is none; `what` says what `data` may be instead.
     """
-    path = Path(data)
-    files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
-    fitting = [file for file in files if file.is_file() and file.name.endswith(tuple(suffixes))]
+    fitting = [file for file in _files(Path(data)) if file.name.lower().endswith(tuple(suffixes))]
     if not fitting:
-        raise ValueError(f"data {data!r} is neither {what} nor a file or folder of files in {', '.join(suffixes)}")
+        raise ValueError(
+            f"data {data[:100]!r} is neither {what} nor a file or folder of files in {', '.join(suffixes)}"
+        )
     return fitting
 
 
-def read(path: Path) -> bytes:
-    """A file's bytes, unpacked. Raises ValueError for a broken gzip file."""
-    content = path.read_bytes()
-    if path.suffix != ".gz":
-        return content
+def _files(path: Path) -> list[Path]:
     try:
-        return gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
+        files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
+        return [file for file in files if file.is_file()]
+    except OSError:  # a name that is too long, a folder that mustn't be read
+        return []
+
+
+def read(path: Path) -> bytes:
+    """A file's bytes, unpacked. Raises ValueError where it can't be read, or is a broken gzip file."""
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if content.startswith(GZIP) else content
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: not a complete gzip file ({error})") from error
+    except OSError as error:
+        raise ValueError(f"{path}: can't be read ({error.strerror})") from error
 
 
 def sha256(paths: Sequence[Path]) -> str:
@@ -46,30 +58,44 @@ def sha256(paths: Sequence[Path]) -> str:
     return total.hexdigest()
 
 
-def text(path: Path) -> str:
-    """A file's text. Raises ValueError where it is empty or not UTF-8."""
-    return decode(str(path), read(path))
+@dataclass(frozen=True)
+class File:
+    """Bytes of rows. How `where`, the name in messages, ends tells what they are."""
+
+    where: str
+    content: bytes
+
+    @classmethod
+    def at(cls, path: Path) -> "File":
+        """The file there. Raises ValueError where it can't be read."""
+        return cls(str(path), read(path))
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+    def rows(self) -> Iterator[Row | RowError]:
+        """JSON lines, one JSON array, or a table as rows, and why some of it is none.
+
+        Raises:
+            ValueError: it is empty, or where a row begins and ends can't be told.
+        """
+        whole, name = decode(self.where, self.content), self.where.lower().removesuffix(".gz")
+        if name.endswith(".csv"):
+            return tables.of_csv(self.where, whole)
+        if name.endswith(".tsv"):
+            return tables.of_tsv(self.where, whole)
+        is_array = whole.lstrip().startswith("[")
+        return (json_lines.of_array if is_array else json_lines.of_lines)(self.where, whole)
 
 
-def rows(path: Path) -> Iterator[Row]:
-    """The objects of a file of JSON lines (blank lines are none), or of one JSON array.
+def decode(where: str, content: bytes) -> str:
+    """A file's bytes as text; those that are no UTF-8 become halves of surrogate pairs, see `rows.mend`.
 
-    Raises:
-        ValueError: the file is empty, not UTF-8 or not JSON, or something in it is no object; with its place.
+    UTF-16 is known by its byte-order mark. Raises ValueError where there is nothing.
     """
-    content = read(path)
-    where = str(path)
-    if content.lstrip()[:1] == b"[":
-        for index, value in enumerate(_array(where, decode(where, content)), start=1):
-            yield Row(f"{where}, item {index}", value)
-        return
-    for line in lines_of(where, content).lines:
-        if line.text.strip():
-            yield parse(line)
-
-
-def _array(where: str, text: str) -> list:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}, line {error.lineno}: not valid JSON ({error.msg})") from error
+    if not content.strip():
+        raise ValueError(f"{where}: the file is empty, but it must have at least one example")
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", errors="replace")
+    return content.decode("utf-8-sig", errors="surrogateescape")

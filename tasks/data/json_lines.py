@@ -1,112 +1,90 @@
-"""Lines of JSON from users' files: decoded, parsed and checked, and whatever is wrong named with its place."""
+"""Rows from JSON: one object a line, or all of them in an array."""
 
-import hashlib
 import json
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
+
+from tasks.data.rows import SURROGATE, Row, RowError, mend
+
+ESCAPED = "\\ud"  # how halves of surrogate pairs are written in JSON, in lower case; most are no lone ones
+LONGEST_NUMBER = 100  # digits; Python refuses to read whole numbers of 4,300
+TOO_DEEP = "nested too deeply"
 
 
-class Line(NamedTuple):
-    """One line of JSON, and where it stands."""
+def of_lines(where: str, text: str) -> Iterator[Row | RowError]:
+    """The rows of JSON lines, or why a line is none. Blank lines are neither."""
+    # not str.splitlines(): that also splits at U+2028 and others, which JSON strings may contain
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.lstrip("\ufeff")  # files that begin with a byte-order mark, one after the other
+        if line.strip():
+            yield _parsed(f"{where}, line {number}", line)
 
-    where: str  # "RTE/train.jsonl, line 3"
-    text: str
+
+def of_array(where: str, text: str) -> Iterator[Row | RowError]:
+    """The rows of one JSON array, or why an item is none.
+
+    Raises:
+        ValueError: it isn't a JSON array: where one of its items ends can't be known then.
+    """
+    try:
+        values = _parse(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}, line {error.lineno}: not valid JSON ({error.msg})") from error
+    except RecursionError as error:
+        raise ValueError(f"{where}: {TOO_DEEP}") from error
+    mended = _may_need_mending(text)
+    for number, value in enumerate(values, 1):
+        yield _row(f"{where}, item {number}", value, mended=mended)
+
+
+def _parsed(where: str, line: str) -> Row | RowError:
+    try:
+        value = _parse(line)
+    except json.JSONDecodeError as error:
+        return RowError(where, "not valid JSON", f" at character {error.pos + 1} ({error.msg})")
+    except RecursionError:
+        return RowError(where, TOO_DEEP)
+    return _row(where, value, mended=_may_need_mending(line))
+
+
+def _row(where: str, value: Any, *, mended: bool) -> Row | RowError:
+    if isinstance(value, _Ambiguous):
+        return RowError(where, str(value))
+    try:
+        value, count = mend(value) if mended else (value, 0)
+        return Row(where, value, mended=count)
+    except RecursionError:
+        return RowError(where, TOO_DEEP)
+    except RowError as error:
+        return error
+
+
+def _parse(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_object, parse_int=_number)
 
 
 @dataclass(frozen=True)
-class Lines:
-    """All lines of one file."""
+class _Ambiguous:
+    """What stands for an object that has a name twice: nobody can tell which of the values is meant."""
 
-    where: str
-    lines: list[Line]
-    sha256: str  # of the file's bytes
+    name: str
 
-
-def lines_of(where: str, content: bytes) -> Lines:
-    """The lines of a file's bytes.
-
-    Raises:
-        ValueError: it is empty or not UTF-8; the message begins with `where`.
-    """
-    lines = [Line(f"{where}, line {number}", line) for number, line in enumerate(_split(decode(where, content)), 1)]
-    return Lines(where, lines, hashlib.sha256(content).hexdigest())
+    def __str__(self) -> str:
+        return f"an object has {self.name!r} twice"
 
 
-def decode(where: str, content: bytes) -> str:
-    """A file's bytes as text. Raises ValueError, as `lines_of` does."""
-    if not content.strip():
-        raise ValueError(f"{where}: the file is empty, but it must have at least one example")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise ValueError(f"{where}, line {line}: not UTF-8 text ({error.reason})") from error
-
-
-def _split(text: str) -> list[str]:
-    # not str.splitlines(): that also splits at U+2028 and others, which JSON strings may contain
-    return text.removesuffix("\n").split("\n")
-
-
-class Row:
-    """A JSON object whose fields are checked when they are read.
-
-    Raises (all readers):
-        ValueError: the field is missing or isn't what it must be; the message has the place.
-    """
-
-    def __init__(self, where: str, value: Any):
-        if not isinstance(value, dict):
-            raise ValueError(f"{where}: expected a JSON object, got {short(value)}")
-        self.where, self.value = where, value
-
-    def _read(self, name: str, kind: Any, words: str) -> Any:
-        if name not in self.value:
-            raise ValueError(
-                f"{self.where}: the field {name!r} is missing; there are {', '.join(self.value) or 'none'}"
-            )
-        value = self.value[name]
-        # a bool is an int in Python, but not in JSON
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise ValueError(f"{self.where}: {name!r} must be {words}, got {short(value)}")
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Ambiguous:
+    value = dict(pairs)
+    if len(value) == len(pairs):
         return value
-
-    def text(self, name: str) -> str:
-        return self._read(name, str, "a text")
-
-    def integer(self, name: str) -> int:
-        return self._read(name, int, "a whole number")
-
-    def plain(self, name: str) -> bool | int | str:
-        return self._read(name, bool | int | str, "a text or a whole number")
-
-    def row(self, name: str) -> "Row":
-        return Row(f"{self.where}, {name}", self._read(name, dict, "an object"))
-
-    def rows(self, name: str) -> list["Row"]:
-        values = self._read(name, list, "a list")
-        if not values:
-            raise ValueError(f"{self.where}: {name!r} is an empty list")
-        return [Row(f"{self.where}, {name}[{index}]", value) for index, value in enumerate(values)]
-
-    def label(self, *values: bool | int | str, name: str = "label") -> int:
-        """The index of the field's value in `values`."""
-        value = self._read(name, object, "")
-        for index, known in enumerate(values):
-            if value == known and type(value) is type(known):
-                return index
-        known = ", ".join(json.dumps(value) for value in values)
-        raise ValueError(f"{self.where}: {name!r} must be one of {known}, got {short(value)}")
+    return _Ambiguous(Counter(name for name, _ in pairs).most_common(1)[0][0])
 
 
-def short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _number(digits: str) -> int | float:
+    return int(digits) if len(digits) < LONGEST_NUMBER else float(digits)
 
 
-def parse(line: Line) -> Row:
-    """Parse one line of a jsonl file. Raises ValueError with file and line when it isn't a JSON object."""
-    try:
-        return Row(line.where, json.loads(line.text))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{line.where}: not valid JSON at character {error.pos + 1} ({error.msg})") from error
+def _may_need_mending(text: str) -> bool:
+    return ESCAPED in text.lower() or SURROGATE.search(text) is not None

@@ -1,5 +1,6 @@
 """Tokenised examples of limited length, and batches of them: padded, or packed without attention across examples."""
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -7,9 +8,9 @@ import numpy as np
 import torch
 
 from tasks.data import cache
+from tasks.data.tally import Tally
+from tasks.instruct.prompts import Encoded
 from tasks.models.language import IGNORED, Batch
-
-Encoded = tuple[np.ndarray, np.ndarray]  # tokens (n,) int32, which are answers (n,) bool
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Examples:
         starts: where each begins, and the end, (examples + 1,).
         kept: each one's number among all that were given; prompts without room for an answer are left out.
         cut: how many answers lost their end.
+        unfit: how many prompts left no room.
+        notes: what a reader of the results must know of how they were made.
     """
 
     tokens: np.ndarray
@@ -28,6 +31,8 @@ class Examples:
     starts: np.ndarray
     kept: np.ndarray
     cut: int
+    unfit: int
+    notes: list[str]
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -41,23 +46,30 @@ class Examples:
         return np.diff(self.starts)
 
 
-def fit(key: str, encode: Callable[[], Iterable[Encoded]], length: int) -> Examples:
+def fit(key: str, encode: Callable[[Tally], Iterable[Encoded | None]], length: int) -> Examples:
     """Cut examples to `length` tokens; kept in the cache under `key`, which names `encode` and `length`."""
-    arrays = cache.arrays(key, 5, lambda: _fit(encode(), length))
-    tokens, answers, starts, kept, (cut,) = arrays
-    return Examples(tokens, answers, starts, kept, int(cut))
+    tokens, answers, starts, kept, (cut, unfit), notes = cache.arrays(key, 6, lambda: _fit(encode, length))
+    return Examples(tokens, answers, starts, kept, int(cut), int(unfit), json.loads(notes.tobytes()))
 
 
-def _fit(encoded: Iterable[Encoded], length: int) -> cache.Arrays:
-    tokens, answers, kept, cut = [np.zeros(0, np.int32)], [np.zeros(0, bool)], [], 0
-    for number, (ids, is_answer) in enumerate(encoded):
-        if is_answer[:length].any():
-            tokens.append(ids[:length])
-            answers.append(is_answer[:length])
-            kept.append(number)
-            cut += bool(is_answer[length:].any())
+def _fit(encode: Callable[[Tally], Iterable[Encoded | None]], length: int) -> cache.Arrays:
+    tokens, answers, kept, tally = [np.zeros(0, np.int32)], [np.zeros(0, bool)], list[int](), Tally()
+    cut = unfit = 0
+    for number, one in enumerate(encode(tally)):
+        if one is None:
+            continue
+        ids, is_answer = one
+        if not is_answer[:length].any():
+            unfit += 1
+            continue
+        tokens.append(ids[:length])
+        answers.append(is_answer[:length])
+        kept.append(number)
+        cut += bool(is_answer[length:].any())
     starts = np.cumsum([0, *map(len, tokens[1:])])
-    return np.concatenate(tokens), np.concatenate(answers), starts, np.array(kept, dtype=np.int64), np.array([cut])
+    notes = np.frombuffer(json.dumps(tally.notes).encode(), dtype=np.uint8)
+    counts = np.array([cut, unfit])
+    return np.concatenate(tokens), np.concatenate(answers), starts, np.array(kept, dtype=np.int64), counts, notes
 
 
 def pack(lengths: Sequence[int] | np.ndarray, length: int) -> list[list[int]]:

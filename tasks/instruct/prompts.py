@@ -1,11 +1,18 @@
-"""From a conversation to tokens, and which of them are answers: by a chat template, or else by Alpaca's prompt."""
+"""From a conversation to tokens, and which of them are answers: by a chat template, or else by Alpaca's prompt.
 
-from collections.abc import Sequence
+What a conversation says is text, whatever it looks like: `</s>` in an answer is four characters. Only the markup of the
+template itself becomes control tokens.
+"""
+
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from tasks.instruct.conversations import ASSISTANT, Conversation, Message
+from tasks.data.rows import RowError
+from tasks.data.tally import Errors, Tally
+from tasks.instruct.formats import ASSISTANT, SYSTEM, TOOL, USER, Conversation, Message
+from tasks.instruct.templates import Part, Template
 
 # Taori et al., 2023, stanford_alpaca/train.py
 PREAMBLE = "Below is an instruction that describes a task. "
@@ -14,81 +21,76 @@ PREAMBLE_WITH_INPUT = (
 )
 REQUEST = "Write a response that appropriately completes the request."
 
-Part = tuple[str, bool]  # text, is it an answer?
-
-
-def parts(conversation: Conversation, tokenizer: Any) -> list[Part]:
-    """The texts of a conversation one after the other, by the chat template if the tokenizer has one.
-
-    Raises:
-        ValueError: the tokenizer's chat template can't do it.
-    """
-    return _templated(conversation, tokenizer) if tokenizer.chat_template else alpaca(conversation)
+Encoded = tuple[np.ndarray, np.ndarray]  # tokens (n,) int32, which are answers (n,) bool
 
 
 def alpaca(conversation: Conversation) -> list[Part]:
-    """Alpaca's prompt; later turns and a system message, which it hasn't got, go on in its manner."""
+    """Alpaca's prompt; later turns, a system message and tools, which it hasn't got, go on in its manner."""
     found: list[Part] = []
     prompt, context = "", conversation.context
-    if conversation.messages[0].role != "system":
+    if conversation.messages[0].role != SYSTEM:
         prompt = (PREAMBLE_WITH_INPUT if context else PREAMBLE) + REQUEST
-    for role, content in conversation.messages:
+    for role, content, learned in conversation.messages:
         if role == ASSISTANT:
-            found += [(f"{prompt}\n\n### Response:", False), (content, True)]
+            found += [(f"{prompt}\n\n### Response:", False), (content, learned)]
             prompt = ""
-        elif role == "system":
+        elif role == SYSTEM:
             prompt += content
+        elif role == TOOL:
+            prompt += f"\n\n### Observation:\n{content}"
         else:
             prompt += f"\n\n### Instruction:\n{content}" + (f"\n\n### Input:\n{context}" if context else "")
             context = ""
     return found
 
 
-def _templated(conversation: Conversation, tokenizer: Any) -> list[Part]:
-    messages = [{"role": role, "content": content} for role, content in _with_context(conversation)]
-    found: list[Part] = []
-    done = ""
-    for number, message in enumerate(messages):
-        if message["role"] == ASSISTANT:
-            prompt = _render(tokenizer, messages[:number], add_generation_prompt=True)
-            whole = _render(tokenizer, messages[: number + 1], add_generation_prompt=False)
-            if not (prompt.startswith(done) and whole.startswith(prompt)):
-                raise ValueError(
-                    f"the chat template of {tokenizer.name_or_path} changes earlier turns when later ones come, so the "
-                    "answers in a conversation of several turns can't be told apart: give single turns"
-                )
-            found += [(prompt[len(done) :], False), (whole[len(prompt) :], True)]
-            done = whole
-    return found
-
-
-def _with_context(conversation: Conversation) -> list[Message]:
+def with_context(conversation: Conversation) -> list[Message]:
+    """The turns, Alpaca's input as a part of the first of the user's."""
     messages = list(conversation.messages)
     if conversation.context:
-        first = next(number for number, one in enumerate(messages) if one.role == "user")
-        messages[first] = Message("user", f"{messages[first].content}\n\n{conversation.context}")
+        first = next(number for number, one in enumerate(messages) if one.role == USER)
+        messages[first] = Message(USER, f"{messages[first].content}\n\n{conversation.context}")
     return messages
 
 
-def _render(tokenizer: Any, messages: list[dict[str, str]], **given: bool) -> str:
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, **given)
-    except Exception as error:  # a template is a program of the tokenizer's author, and refuses in its own ways
-        roles = ", ".join(message["role"] for message in messages)
-        raise ValueError(f"the chat template of {tokenizer.name_or_path} refuses {roles}: {error}") from error
-
-
-def encode(conversations: Sequence[Conversation], tokenizer: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of each conversation its tokens, (n,) int32, and which of them are answers, (n,) bool.
+def encode(conversations: Sequence[Conversation], tokenizer: Any, tally: Tally) -> list[Encoded | None]:
+    """Of each conversation its tokens, and which of them are answers; None for what the chat template refuses.
 
     Prompts and answers are tokenised apart, as they are when an answer is generated. Where no chat template does
     so, an answer ends with the end-of-text token, and a text begins with the token that the model's texts do.
+
+    Raises:
+        ValueError: the chat template refuses more than half of them.
     """
-    split = [parts(one, tokenizer) for one in conversations]
-    texts = [text for one in split for text, _ in one]
-    encoded = iter(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
-    begin, end = ([], []) if tokenizer.chat_template else (_beginning(tokenizer), [tokenizer.eos_token_id])
-    return [_joined(begin, [(next(encoded), is_answer) for _, is_answer in one], end) for one in split]
+    if not tokenizer.chat_template:
+        return _plain([alpaca(one) for one in conversations], tokenizer)
+    template, errors = Template(tokenizer), Errors()
+    found: list[list[Part] | None] = []
+    for one in conversations:
+        try:
+            found.append(template.parts(with_context(one), one.where, tally))
+        except RowError as error:
+            errors.add(error)
+            tally.leave_out(error)
+            found.append(None)
+    errors.check("the data", len(conversations), "conversation")
+    tokens = iter(template.tokens([text for parts in found for text, _ in parts or ()]))
+    return [
+        _joined([], [(next(tokens), is_answer) for _, is_answer in parts], []) if parts else None for parts in found
+    ]
+
+
+def _plain(split: Sequence[Sequence[Part]], tokenizer: Any) -> list[Encoded | None]:
+    texts = [text for parts in split for text, _ in parts]
+    tokens = iter(as_text(texts, tokenizer))
+    begin, end = _beginning(tokenizer), [tokenizer.eos_token_id]
+    return [_joined(begin, [(next(tokens), is_answer) for _, is_answer in parts], end) for parts in split]
+
+
+def as_text(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """Ids of texts in which nothing is markup."""
+    given = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    return tokenizer(list(texts), **given)["input_ids"] if texts else []
 
 
 def _beginning(tokenizer: Any) -> list[int]:
@@ -96,7 +98,7 @@ def _beginning(tokenizer: Any) -> list[int]:
     return first if first == [tokenizer.bos_token_id] else []
 
 
-def _joined(begin: list[int], tokens: list[tuple[list[int], bool]], end: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def _joined(begin: list[int], tokens: Iterable[tuple[list[int], bool]], end: list[int]) -> Encoded:
     ids, answers = list(begin), [False] * len(begin)
     for part, is_answer in tokens:
         whole = [*part, *end] if is_answer else part

@@ -1,7 +1,7 @@
 """Instruction tuning of causal language models: conversations, of which the answers are learned.
 
 `demo` asks about Python's standard library; a `.json` or `.jsonl` file (or a folder of them) holds conversations of
-one's own, in any format of `conversations.py`; short names (alpaca-gpt4, gsm8k, ...) stand for data sets of the hub.
+one's own, in any format of `formats.py`; short names (alpaca-gpt4, gsm8k, ...) stand for data sets of the hub.
 """
 
 from collections.abc import Iterator
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from tasks.data import cache
 from tasks.data.order import batch_positions
 from tasks.instruct import conversations, gsm8k
-from tasks.instruct.conversations import Conversation
-from tasks.instruct.examples import Encoded, Examples, collate, fit, pack
-from tasks.instruct.prompts import alpaca, encode
+from tasks.instruct.examples import Examples, collate, fit, pack
+from tasks.instruct.formats import Conversation
+from tasks.instruct.prompts import Encoded, alpaca, encode
 from tasks.models import language
 from tasks.models.arguments import TaskArguments
 from tasks.models.language import LanguageModel
@@ -67,8 +67,8 @@ class Tuning:
             data_sha256=f"instruct {read.sha256}",
         )
         self.from_scratch, self.tokenizer = self.language.from_scratch, self.language.tokenizer
-        self.train = self._fit(read, read.training, "training")
-        self.validation = self._fit(read, scored, "held-out")
+        self.train = self._fit(given.data, read, read.training, "training")
+        self.validation = self._fit(given.data, read, scored, "held-out")
         self.references = [scored[number].answer for number in self.validation.kept]
         self.groups = pack(self.train.lengths, self.length) if packing else [[n] for n in range(len(self.train))]
         self.train_size = len(self.groups)
@@ -83,14 +83,13 @@ class Tuning:
             "notes": "; ".join([*self.language.notes, *read.notes, *notes]) or None,
         }
 
-    def _fit(self, read: conversations.Conversations, some: list[Conversation], side: str) -> Examples:
-        key = cache.digest(
-            "examples, 2", read.sha256, side, str(len(some)), self.language.fingerprint, str(self.length)
-        )
-        examples = fit(key, lambda: encode(some, self.tokenizer), self.length)
+    def _fit(self, data: str, read: conversations.Conversations, some: list[Conversation], side: str) -> Examples:
+        what = ("examples, 3", data, read.sha256, side, str(len(some)), self.language.fingerprint, str(self.length))
+        examples = fit(cache.digest(*what), lambda tally: encode(some, self.tokenizer, tally), self.length)
         if not len(examples):
             raise ValueError(
                 f"none of the {len(some):,} {side} conversations has its answer within sequence_length {self.length}"
+                + "".join(f"; {note}" for note in examples.notes)
             )
         return examples
 
@@ -150,9 +149,9 @@ def _prompt(example: Encoded) -> list[int]:
     return tokens[:last].tolist()
 
 
-def _notes(side: str, examples: Examples, given: int) -> list[str]:
-    notes = (
-        [f"{examples.cut:,} of {given:,} {side} answers cut at their end to fit the sequence"] if examples.cut else []
-    )
-    missing = given - len(examples)
-    return [*notes, f"{missing:,} {side} conversations left out, as no answer fits"] if missing else notes
+def _notes(side: str, examples: Examples, given: int) -> Iterator[str]:
+    yield from (f"{side}: {note}" for note in examples.notes)
+    if examples.cut:
+        yield f"{examples.cut:,} of {given:,} {side} answers cut at their end to fit the sequence"
+    if examples.unfit:
+        yield f"{examples.unfit:,} {side} conversations left out, as no answer fits"

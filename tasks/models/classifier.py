@@ -15,6 +15,7 @@ from tasks.models.source import Source, check_fit
 from tasks.models.tokenization import choose_tokenizer, train_tokenizer
 
 EVALUATION_BATCH = 64  # sequences
+MEASURED_TEXTS = 1000  # whose length is looked at, to say how many are cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,12 @@ class Classifier:
     def head(self) -> tuple[str, ...]:
         """Outermost modules of which the checkpoint has nothing, e.g. ("classifier",)."""
         return self.source.head(self.kind, **self._settings)
+
+    def cuts(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
+        """A note on the share of the texts (or pairs) that are longer than a sequence, if any are."""
+        measured = pairs[:MEASURED_TEXTS]
+        share = sum(self.encoder.cuts(*pair) for pair in measured) / len(measured)
+        return [f"{share:.1%} of the texts are cut to {self.encoder.sequence_length} tokens"] if share else []
 
     @property
     def provenance(self) -> dict[str, str | None]:

@@ -38,6 +38,7 @@ class Encoder:
                 truncation="longest_first",
                 max_length=self.sequence_length,
                 return_token_type_ids=len(self.keys) > 1,
+                split_special_tokens=True,  # names of control tokens in a text are text
             )
             self._known[first, second] = torch.tensor([encoded[key] for key in self.keys], dtype=torch.int32)
         return self._known[first, second]
@@ -46,7 +47,8 @@ class Encoder:
         """Is the text, or the pair, longer than a sequence?"""
         if self.tokens(first, second).shape[1] < self.sequence_length:
             return False
-        return len(self.tokenizer(first, second or None, verbose=False)["input_ids"]) > self.sequence_length
+        whole = self.tokenizer(first, second or None, split_special_tokens=True, verbose=False)["input_ids"]
+        return len(whole) > self.sequence_length
 
     def batch(self, pairs: Sequence[tuple[str, str]], length: int | None = None) -> dict[str, Tensor]:
         """Pairs as model inputs, each (pairs, length) int64, padded on the right.

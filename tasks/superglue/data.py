@@ -2,16 +2,17 @@
 
 `demo` is generated, a folder holds the official release (`BoolQ/train.jsonl`, `BoolQ/val.jsonl`, ...,
 `AX-b/AX-b.jsonl`), and `hub` is `aps/super_glue`, whose rows are turned back into the official format. All three give
-lines of JSON, so what follows - checking a line, making examples of it - exists once, in `superglue_examples.py`.
+lines of JSON, so what follows - checking a line, making examples of it - exists once, in `examples.py`.
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tasks.data.json_lines import Lines, lines_of
+from tasks.data.files import File
 from tasks.superglue import demo
 
 HUB_ID = "aps/super_glue"
@@ -26,7 +27,7 @@ def file_name(folder: str, split: str) -> str:
     return f"{folder}/{folder if folder in DIAGNOSTICS else split}.jsonl"
 
 
-def read(data: str, folder: str, split: str) -> Lines:
+def read(data: str, folder: str, split: str) -> File:
     """Read one file of a source.
 
     Args:
@@ -35,17 +36,17 @@ def read(data: str, folder: str, split: str) -> Lines:
         split: "train", "val", or "test" for a diagnostic set.
 
     Raises:
-        ValueError: the file is missing, empty or not UTF-8, or the hub can't be reached.
+        ValueError: the file is missing or can't be read, or the hub can't be reached.
     """
     name = file_name(folder, split)
     if data == "demo":
-        where, content = f"demo {name}", "".join(f"{line}\n" for line in demo.lines(folder, split)).encode()
-    elif data == "hub":
-        where, content = f"{HUB_ID} {name}", _from_hub(folder, split)
-    else:
-        path = Path(data) / name
-        where, content = str(path), _from_file(path)
-    return lines_of(where, content)
+        return File(f"demo {name}", "".join(f"{line}\n" for line in demo.lines(folder, split)).encode())
+    if data == "hub":
+        return File(f"{HUB_ID} {name}", _from_hub(folder, split))
+    path = Path(data) / name
+    if not path.is_file():
+        raise ValueError(f"{path} is missing, which belongs to the official release's {folder} folder")
+    return File.at(path)
 
 
 def available_in(data: str) -> tuple[str, ...]:
@@ -56,19 +57,13 @@ def available_in(data: str) -> tuple[str, ...]:
     """
     if data in ("demo", "hub"):
         return FOLDERS
-    found = tuple(folder for folder in FOLDERS if (Path(data) / folder).is_dir())
+    found = tuple(folder for folder in FOLDERS if os.path.isdir(os.path.join(data, folder)))
     if not found:
         raise ValueError(
-            f"data {data!r} is neither 'demo' nor 'hub' nor a folder in the layout of the official SuperGLUE release: "
-            f"{', '.join(FOLDERS[:-2])} with train.jsonl and val.jsonl each, as in {data}/RTE/train.jsonl"
+            f"data {data[:100]!r} is neither 'demo' nor 'hub' nor a folder in the layout of the official SuperGLUE "
+            f"release: {', '.join(FOLDERS[:-2])} with train.jsonl and val.jsonl each, as in RTE/train.jsonl"
         )
     return found
-
-
-def _from_file(path: Path) -> bytes:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing, which belongs to the official release's {path.parent.name} folder")
-    return path.read_bytes()
 
 
 # ---- the hub

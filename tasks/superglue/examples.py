@@ -1,14 +1,19 @@
-"""From a line of SuperGLUE's official files to the examples in it. A wrong line is an error that names the place."""
+"""From a line of SuperGLUE's official files to the examples in it."""
 
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tasks.data.json_lines import Lines, Row, parse, short
+from tasks.data.files import File
+from tasks.data.rows import Row, RowError, short
+from tasks.data.tally import Tally
 from tasks.models.classifier import Example
 
 GAP = "@placeholder"  # ReCoRD's own mark for what is to be filled in
 ENTAILED = ("entailment", "not_entailment")
+# Official fields that say nothing to a model: numbers, sources, what AX-b's pairs are about, where answers stand.
+ABOUT = ("logic", "knowledge", "lexical-semantics", "predicate-argument-structure")
+NEEDLESS = frozenset({"idx", "version", "source", "start", "end", *ABOUT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +36,13 @@ class Choice:
         return tuple(index for index in range(len(self.candidates)) if index not in self.right)
 
 
-def examples(lines: Lines, make: Callable[[Row], Iterator[Example | Choice]]) -> list[Example | Choice]:
-    """All examples of a file. Raises ValueError at the first line that is wrong."""
-    return [example for line in lines.lines for example in make(parse(line))]
+def examples(file: File, make: Callable[[Row], Iterator[Example | Choice]], tally: Tally) -> list[Example | Choice]:
+    """All examples of a file's lines; what becomes of the lines goes to the tally.
+
+    Raises:
+        ValueError: more than half of them can't be used.
+    """
+    return [example for some in tally.use(file.where, file.rows(), lambda row: list(make(row))) for example in some]
 
 
 # ---- one function a data set
@@ -56,7 +65,7 @@ def ax_g(row: Row) -> Iterator[Example]:
     """The pairs have an id in the official file; the hub's rows lack it, but a pair differs in one pronoun only."""
     premise, hypothesis = row.text("premise"), row.text("hypothesis")
     pair = re.sub(r"\b(he|she|him|her|his|hers)\b", "#", f"{premise} | {hypothesis}", flags=re.IGNORECASE)
-    group = str(row.integer("pair_id")) if "pair_id" in row.value else pair
+    group = str(row.integer("pair_id")) if row.has("pair_id") else pair
     yield Example(premise, hypothesis, row.label(*ENTAILED), group)
 
 
@@ -81,7 +90,7 @@ def record(row: Row) -> Iterator[Choice]:
     for query in row.rows("qas"):
         template = query.text("query")
         if GAP not in template:
-            raise ValueError(f"{query.where}: the query has no {GAP}: {short(template)}")
+            raise RowError(query.where, f"the query has no {GAP}", f": {short(template)}")
         answers = tuple(sorted({answer.text("text") for answer in query.rows("answers")}))
         right = tuple(index for index, candidate in enumerate(candidates) if candidate in answers)
         yield Choice(_without_highlights(text), template, candidates, right, answers)
@@ -90,7 +99,7 @@ def record(row: Row) -> Iterator[Choice]:
 def _entity(text: str, span: Row) -> str:
     start, end = span.integer("start"), span.integer("end")  # the end is inclusive
     if not 0 <= start <= end < len(text):
-        raise ValueError(f"{span.where}: the span {start}..{end} isn't inside the passage of {len(text)} characters")
+        raise RowError(span.where, "the span isn't inside the passage", f": {start}..{end} of {len(text)} characters")
     return text[start : end + 1]
 
 
@@ -107,7 +116,7 @@ def wic(row: Row) -> Iterator[Example]:
 def _mark_characters(row: Row, number: int) -> str:
     text, start, end = row.text(f"sentence{number}"), row.integer(f"start{number}"), row.integer(f"end{number}")
     if not 0 <= start < end <= len(text):
-        raise ValueError(f"{row.where}: start{number} {start} and end{number} {end} aren't inside sentence{number}")
+        raise RowError(row.where, f"start{number} and end{number} aren't inside sentence{number}", f": {start}, {end}")
     return f"{text[:start]}* {text[start:end]} *{text[end:]}"
 
 
@@ -123,7 +132,7 @@ def _mark_words(words: list[str], target: Row, span: str, mark: str) -> None:
     start = target.integer(f"{span}_index")
     last = start + max(len(target.text(f"{span}_text").split()), 1) - 1
     if not 0 <= start < len(words):
-        raise ValueError(f"{target.where}: {span}_index {start} isn't one of the text's {len(words)} words")
+        raise RowError(target.where, f"{span}_index isn't one of the text's words", f": {start} of {len(words)}")
     last = min(last, len(words) - 1)  # some official spans are longer than what they mark
     words[start] = f"{mark} {words[start]}"
     words[last] = f"{words[last]} {mark}"

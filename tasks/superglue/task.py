@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from tasks import metrics
-from tasks.data.json_lines import Row
 from tasks.data.order import batch_positions
+from tasks.data.rows import Row
+from tasks.data.tally import Tally
 from tasks.models.arguments import TaskArguments
-from tasks.models.classifier import Classifier, Example
+from tasks.models.classifier import MEASURED_TEXTS, Classifier, Example
 from tasks.superglue import data as superglue_data
-from tasks.superglue.examples import Choice, examples
+from tasks.superglue.examples import NEEDLESS, Choice, examples
 
 TRAINING_CHOICES = 2  # of a multiple choice in training: one right candidate, the others wrong ones
 TOKENIZER_EXAMPLES = 2000  # that a tokenizer is trained on, at most
@@ -46,21 +47,22 @@ class Data:
     """All examples of a task, from one source.
 
     Raises:
-        ValueError: a file is missing or empty, or one of its lines is wrong.
+        ValueError: a file is missing or empty, or more than half of its lines can't be used.
     """
 
     def __init__(self, row: Benchmark, data: str):
         held = superglue_data.available_in(data)
         self._digest = hashlib.sha256()
+        self.tally = Tally(needless=NEEDLESS)
         self.train = self._read(row, data, "train")
         self.validation = self._read(row, data, "val")
         self.diagnostics = {one: self._read(one, data, "test") for one in row.diagnostics if one.folder in held}
         self.sha256 = self._digest.hexdigest()
 
     def _read(self, row: Benchmark, data: str, split: str) -> list[Any]:
-        lines = superglue_data.read(data, row.folder, split)
-        self._digest.update(lines.sha256.encode())
-        return examples(lines, row.make)
+        file = superglue_data.read(data, row.folder, split)
+        self._digest.update(file.sha256.encode())
+        return examples(file, row.make, self.tally)
 
     def texts(self) -> Iterator[str]:
         """Texts of the training examples, for a tokenizer."""
@@ -98,7 +100,12 @@ class SuperGlueTask:
             "data_revision": superglue_data.HUB_REVISION if given.data == "hub" else None,
             "data_sha256": self.data.sha256,
             **self.classifier.provenance,
+            "notes": "; ".join([*self.data.tally.notes, *self.classifier.cuts(self._pairs())]) or None,
         }
+
+    def _pairs(self) -> list[tuple[str, str]]:
+        """Texts of the training as they are encoded, some of them."""
+        return [(one.first, second) for one in self.train[:MEASURED_TEXTS] for second in _second_texts(one)]
 
     @property
     def tokenizer(self) -> Any:

@@ -1,0 +1,72 @@
+"""Rows from tables with a header: .csv, where quotes hold a cell together, and .tsv, where they are text."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator
+
+from tasks.data.rows import Row, RowError, mend
+
+Cells = tuple[int, list[str]]  # the number of the line that they begin in
+
+LONGEST_CELL = 2**31 - 1  # characters; Python's own limit is 131,072
+
+
+def of_csv(where: str, text: str) -> Iterator[Row | RowError]:
+    """The rows of a table of commas, or why some lines are none. Blank lines are neither.
+
+    Raises:
+        ValueError: the header can't be read or has a name twice.
+    """
+    return _rows(where, _quoted(where, text))
+
+
+def of_tsv(where: str, text: str) -> Iterator[Row | RowError]:
+    """The same of a table of tabs: a line is a row, whatever is in it."""
+    lines = enumerate(text.split("\n"), 1)
+    return _rows(where, ((number, line.removesuffix("\r").split("\t")) for number, line in lines if line.strip()))
+
+
+def _rows(where: str, table: Iterator[Cells | RowError]) -> Iterator[Row | RowError]:
+    header: list[str] = []
+    for cells in table:
+        if isinstance(cells, RowError) and header:
+            yield cells
+        elif isinstance(cells, RowError):
+            raise cells
+        elif not header:
+            header = _header(f"{where}, line {cells[0]}", cells[1])
+        else:
+            yield _row(f"{where}, line {cells[0]}", header, cells[1])
+
+
+def _header(where: str, cells: list[str]) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    for name, count in Counter(names).items():
+        if count > 1 and name:
+            raise ValueError(f"{where}: the header has {count} columns {name!r}: give each a name of its own")
+    return names
+
+
+def _row(where: str, header: list[str], cells: list[str]) -> Row | RowError:
+    if len(cells) != len(header):
+        return RowError(where, f"not as many cells as the header, which names {len(header)} columns", f": {len(cells)}")
+    value, count = mend({name: cell for name, cell in zip(header, cells, strict=True) if name})
+    return Row(where, value, mended=count)
+
+
+def _quoted(where: str, text: str) -> Iterator[Cells | RowError]:
+    """Rows of cells; after one that can't be read, it goes on with the line after that row's first."""
+    csv.field_size_limit(LONGEST_CELL)
+    lines = list(io.StringIO(text, newline=""))
+    start = 0  # the row that is read begins in this line
+    while start < len(lines):
+        begin, reader = start, csv.reader(map(lines.__getitem__, range(start, len(lines))), strict=True)
+        try:
+            for cells in reader:
+                if any(cells):
+                    yield start + 1, cells
+                start = begin + reader.line_num  # a quoted cell may go over lines
+        except csv.Error as error:
+            yield RowError(f"{where}, line {start + 1}", "not a valid row of a table", f" ({error})")
+            start += 1

@@ -1,0 +1,166 @@
+"""From a row to a conversation, in the formats that instruction data are published in.
+
+A row's format is recognised by its fields:
+
+- `messages` (or `conversations`, `conversation`): turns of `role` and `content`, or of `from` and `value` (ShareGPT),
+  with a `system` text beside them or not. A content may be a list of text parts.
+- a question and an answer: `instruction` and `output` (Alpaca, with `input`, `system` and `history`), `instruction`,
+  `context` and `response` (Dolly), `prompt` and `completion`, `question` and `answer` (GSM8K), `prompt` and `chosen`.
+
+An assistant's turns are learned. What it says to a tool, and what the tool says, is context.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from tasks.data.rows import Row, RowError, listed, short
+from tasks.data.tally import Tally
+
+USER, ASSISTANT, SYSTEM, TOOL, CALL = "user", "assistant", "system", "tool", "call"
+NAMES = {  # of the roles, in published data; in lower case, with _ for spaces
+    USER: ("user", "human", "prompter"),
+    ASSISTANT: ("assistant", "gpt", "model", "bot", "chatbot", "ai", "chatgpt", "bard", "bing", "claude"),
+    SYSTEM: ("system", "developer"),
+    TOOL: ("tool", "function", "observation", "tool_response", "function_response", "ipython", "environment"),
+    CALL: ("function_call", "tool_call"),
+}
+ROLES = {name: role for role, names in NAMES.items() for name in names}
+
+LISTS = ("messages", "conversations", "conversation")
+SPEAKERS, CONTENTS = ("role", "from"), ("content", "value")
+CALLS = ("tool_calls", "function_call")  # what an assistant's turn says to a tool
+TEXT_PARTS = ("text", "input_text", "output_text")
+QUESTIONS = ("instruction", "prompt", "question", "query", "input")
+ANSWERS = ("output", "completion", "response", "answer", "chosen")
+CONTEXTS = ("input", "context")
+SYSTEMS = ("system", "system_prompt")
+FORMATS = "messages; conversations; instruction and output or response; prompt and completion; question and answer"
+
+NOT_ASKED = "turns left out that come before any of the user"
+
+
+class Message(NamedTuple):
+    """One turn."""
+
+    role: str  # system | user | assistant | tool
+    content: str
+    learned: bool = True  # of an assistant's turn: it isn't only context
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns, the last of which is an answer to learn."""
+
+    messages: tuple[Message, ...]
+    context: str = ""  # Alpaca's input, which belongs to the first user message
+    where: str = field(default="", compare=False)  # its place, for messages
+
+    @property
+    def answer(self) -> str:
+        """The last of the assistant's turns."""
+        return self.messages[-1].content
+
+
+def conversation(row: Row, tally: Tally) -> Conversation:
+    """A row's conversation up to its last answer; what is left out of it goes to the tally.
+
+    Raises:
+        RowError: the row is in none of the known formats, or has no answer.
+    """
+    name = _first(row, LISTS)
+    if name is not None:
+        return _answered(row, [*_system(row), *_turns(row, name)], tally)
+    question, answer = _first(row, QUESTIONS), _first(row, ANSWERS)
+    answers = turns(row, answer, ASSISTANT) if answer is not None else []
+    if any(one.role == USER for one in answers):  # of preferences, where either side is a whole conversation
+        row.get(question or "prompt")
+        return _answered(row, [*_system(row), *answers], tally)
+    if question is None or answer is None:
+        raise RowError(row.where, f"no known format ({FORMATS})", f" has the fields {listed(row.value)}")
+    context = next((row.text(name) for name in CONTEXTS if name != question and row.has(name)), "")
+    earlier, asked = _history(row), turns(row, question, USER)
+    if context and earlier:  # it belongs to this question, which is not the first one
+        asked[-1] = Message(USER, f"{asked[-1].content}\n\n{context}")
+        context = ""
+    return _answered(row, [*_system(row), *earlier, *asked, *answers], tally, context)
+
+
+def turns(row: Row, name: str, role: str) -> list[Message]:
+    """A field that is either a text, said by `role`, or a list of turns."""
+    if isinstance(row.value.get(name), list):
+        return _turns(row, name)
+    return [Message(role, row.text(name))]
+
+
+def _first(row: Row, names: Iterable[str]) -> str | None:
+    """The first of the names that is a field with a value; else the first that is a field."""
+    present = [name for name in names if name in row.value]
+    return next((name for name in present if row.has(name)), present[0] if present else None)
+
+
+def _system(row: Row) -> list[Message]:
+    name = _first(row, SYSTEMS)
+    text = row.text(name) if name is not None and row.has(name) else ""
+    return [Message(SYSTEM, text)] if text.strip() else []
+
+
+def _history(row: Row) -> list[Message]:
+    """Earlier questions with their answers, as Alpaca's data have them: a list of pairs."""
+    pairs = row.get("history") or []
+    if not isinstance(pairs, list) or not all(_is_pair(pair) for pair in pairs):
+        raise RowError(row.where, "'history' must be a list of pairs of texts", f", got {short(pairs)}")
+    return [Message(role, text) for pair in pairs for role, text in zip((USER, ASSISTANT), pair, strict=True)]
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(text, str) for text in value)
+
+
+def _turns(row: Row, name: str) -> list[Message]:
+    return [_message(turn) for turn in row.rows(name)]
+
+
+def _message(turn: Row) -> Message:
+    name = turn.text(_first(turn, SPEAKERS) or SPEAKERS[0])
+    role = ROLES.get("_".join(name.lower().replace("-", " ").split()))
+    if role is None:
+        raise RowError(turn.where, f"no known role is called {short(name)}", f": there are {', '.join(ROLES)}")
+    calls = [turn.get(call) for call in CALLS if turn.has(call)]
+    content = _content(turn, _first(turn, CONTENTS) or CONTENTS[0], optional=bool(calls))
+    content = "\n".join([*([content] if content else []), *(json.dumps(call, ensure_ascii=False) for call in calls)])
+    if role == CALL:
+        return Message(ASSISTANT, content, learned=False)
+    learned = bool(content.strip()) and not calls and turn.get("weight") != 0
+    return Message(role, content, learned or role != ASSISTANT)
+
+
+def _content(turn: Row, name: str, *, optional: bool) -> str:
+    """A turn's text, or that of its text parts."""
+    if optional and not turn.has(name):
+        return ""
+    if not isinstance(turn.value.get(name), list):
+        return turn.text(name)
+    return "".join(_part(turn.where, part) for part in turn.get(name))
+
+
+def _part(where: str, part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, dict) and part.get("type", "text") in TEXT_PARTS and isinstance(part.get("text"), str):
+        return part["text"]
+    kind = part.get("type") if isinstance(part, dict) else None
+    raise RowError(where, f"a part of its content is no text but {short(kind or part)}")
+
+
+def _answered(row: Row, messages: Sequence[Message], tally: Tally, context: str = "") -> Conversation:
+    asked = next((number for number, one in enumerate(messages) if one.role == USER), len(messages))
+    before = [one for one in messages[:asked] if one.role == SYSTEM]
+    said = [*before, *messages[asked:]]
+    answers = [number for number, one in enumerate(said) if one.role == ASSISTANT and one.learned]
+    if not answers or not said[answers[-1]].content.strip():
+        raise RowError(row.where, "no answer to learn")
+    if len(said) < len(messages):
+        tally.mend(NOT_ASKED, row.where, len(messages) - len(said))
+    return Conversation(tuple(said[: answers[-1] + 1]), context, row.where)

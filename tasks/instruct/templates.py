@@ -1,0 +1,167 @@
+"""Chat templates: where the answers of a conversation stand in what a template makes of it, and their tokens.
+
+Templates are programs of the tokenizers' authors. Some refuse a system turn, or two turns in a row by the same speaker;
+some drop the reasoning of earlier answers (Qwen 3), or end the prompt in `<think>` (DeepSeek-R1).
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+from tasks.data.rows import REPLACEMENT, RowError
+from tasks.data.tally import Tally
+from tasks.instruct.formats import ASSISTANT, SYSTEM, USER, Message
+
+Part = tuple[str, bool]  # text, is it an answer?
+
+REASONED = "</think>"
+OPEN, CLOSE = "\ufdd0", "\ufdd1"  # around the number of a control token's name in what is said; no characters of texts
+PROBE = "\ufdd2"  # an answer that is found again
+CHANGED = (
+    "conversations changed so that the chat template takes them: turns in a row joined, system turns in the user's"
+)
+EARLIER = "earlier answers not learned, since the chat template changes them when later turns come"
+
+
+class _RefusedError(Exception):
+    """What a template says to a conversation that it doesn't take."""
+
+
+class Template:
+    """The chat template of a tokenizer of transformers."""
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        added = {str(token): token for token in tokenizer.added_tokens_decoder.values()}
+        names = {name for name, token in added.items() if token.special} | set(tokenizer.all_special_tokens)
+        # reasoning is marked up in answers themselves
+        self._names = sorted(names - {"<think>", REASONED}, key=len, reverse=True)
+        self._control = re.compile(f"({'|'.join(map(re.escape, self._names))})" if self._names else "((?!))")
+        self._added = added
+
+    def parts(self, messages: Sequence[Message], where: str, tally: Tally) -> list[Part]:
+        """The texts of a conversation one after the other; names of control tokens in what is said are hidden.
+
+        Raises:
+            RowError: the template takes the turns in no form.
+        """
+        hidden = [message._replace(content=self._hide(message.content)) for message in messages]
+        refusal = ""
+        for form in _forms(hidden):
+            try:
+                parts, skipped = self._split(form)
+                _check_all_said(form, "".join(text for text, _ in parts))
+            except _RefusedError as error:
+                refusal = refusal or str(error)
+                continue
+            if form != hidden:
+                tally.mend(CHANGED, where)
+            if skipped:
+                tally.mend(EARLIER, where, skipped)
+            return parts
+        raise RowError(where, f"the chat template refuses it ({refusal})")
+
+    def tokens(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        """The ids of each of the texts that `parts` gives."""
+        plain = [text for text in texts if OPEN not in text]
+        encoded = iter(self._tokenizer(plain, add_special_tokens=False, verbose=False)["input_ids"] if plain else [])
+        return (self._mixed(text) if OPEN in text else next(encoded) for text in texts)
+
+    # ---- what is said, and the template's markup
+
+    def _hide(self, content: str) -> str:
+        content = content.replace(OPEN, REPLACEMENT).replace(CLOSE, REPLACEMENT).replace(PROBE, REPLACEMENT)
+        return self._control.sub(lambda match: f"{OPEN}{self._names.index(match[0])}{CLOSE}", content)
+
+    def _mixed(self, text: str) -> list[int]:
+        """Ids of a text with hidden names: between the control tokens of the template, everything is text."""
+        ids: list[int] = []
+        pieces = self._control.split(text)  # text, name, text, ...
+        for place, name in enumerate(pieces[1::2]):
+            token = self._added.get(name)
+            before, after = 2 * place, 2 * place + 2
+            pieces[before] = pieces[before].rstrip() if token and token.lstrip else pieces[before]
+            pieces[after] = pieces[after].lstrip() if token and token.rstrip else pieces[after]
+        for place, piece in enumerate(pieces):
+            ids += [self._tokenizer.convert_tokens_to_ids(piece)] if place % 2 else self._as_text(piece)
+        return ids
+
+    def _as_text(self, piece: str) -> list[int]:
+        shown = re.sub(f"{OPEN}(\\d+){CLOSE}", lambda match: self._names[int(match[1])], piece)
+        return self._tokenizer(shown, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+
+    # ---- where the answers stand
+
+    def _split(self, messages: Sequence[Message]) -> tuple[list[Part], int]:
+        """The parts, and how many answers before the last one aren't learned."""
+        answers = [number for number, one in enumerate(messages) if one.role == ASSISTANT and one.learned]
+        parts: list[Part] = []
+        done = ""
+        for number in answers:
+            prompt, answer = self._answer(messages, number)
+            if not prompt.startswith(done):
+                prompt, answer = self._answer(messages, answers[-1])
+                return [(prompt, False), (answer, True)], len(answers) - 1
+            parts += [(prompt[len(done) :], False), (answer, True)]
+            done = prompt + answer
+        return parts, 0
+
+    def _answer(self, messages: Sequence[Message], number: int) -> tuple[str, str]:
+        """What stands before an answer when it is generated, and the answer with its end."""
+        before, content = messages[:number], messages[number].content
+        prompt, whole = self._render(before, prompt=True), self._render(messages[: number + 1])
+        if whole.startswith(prompt) and _holds(whole[len(prompt) :], content):
+            return prompt, whole[len(prompt) :]
+        # the template leaves the reasoning out, or an answer doesn't go on where the prompt ends
+        head, _, end = self._render([*before, Message(ASSISTANT, PROBE)]).partition(PROBE)
+        if not (prompt.startswith(head) or head.startswith(prompt)):
+            raise _RefusedError("it changes what comes before an answer")
+        if REASONED not in content:
+            return head, f"{content}{end}"
+        opened = prompt[len(head) :].strip()  # "<think>", which the prompt has, so the answer needn't
+        return prompt, f"{content.lstrip().removeprefix(opened).lstrip() if opened else content}{end}"
+
+    def _render(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            return self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+        except Exception as error:  # it refuses in its own ways
+            raise _RefusedError(" ".join(str(error).split())[:100] or type(error).__name__) from error
+
+
+def _check_all_said(messages: Sequence[Message], text: str) -> None:
+    """Some templates pass over turns of a role that they don't know."""
+    said = "".join(text.split())
+    for role, content, _ in messages:
+        if role != ASSISTANT and "".join(content.split()) not in said:
+            raise _RefusedError(f"it leaves out what the {role} says")
+
+
+def _holds(text: str, content: str) -> bool:
+    """Is an answer with reasoning there with its reasoning?"""
+    return REASONED not in content or "".join(content.split()) in "".join(text.split())
+
+
+def _forms(messages: list[Message]) -> Iterator[list[Message]]:
+    """The turns as they are; alternating; and without a system turn."""
+    yield messages
+    alternating = _alternating(messages)
+    if alternating != messages:
+        yield alternating
+    if any(one.role == SYSTEM for one in messages):
+        yield _alternating([one._replace(role=USER) if one.role == SYSTEM else one for one in messages])
+
+
+def _alternating(messages: list[Message]) -> list[Message]:
+    """Turns in a row by one speaker joined; a tool speaks as the user does, and so does the system later on."""
+    own = [
+        ASSISTANT if one.role == ASSISTANT else one.role if not n and one.role == SYSTEM else USER
+        for n, one in enumerate(messages)
+    ]
+    pairs = zip(own, messages, strict=True)
+    return [_joined(role, [message for _, message in some]) for role, some in groupby(pairs, key=lambda pair: pair[0])]
+
+
+def _joined(role: str, messages: Sequence[Message]) -> Message:
+    return Message(role, "\n\n".join(one.content for one in messages), all(one.learned for one in messages))
