@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from membench.planning.blueprint import default_dtype
+
 
 @dataclass(frozen=True)
 class Size:
@@ -47,9 +49,10 @@ def build(size: Size) -> nn.Module:
         tie_word_embeddings=False,
         use_cache=False,
     )
-    with torch.random.fork_rng(devices=[]), torch.device(size.device):
+    dtype = default_dtype(getattr(torch, size.dtype))
+    with torch.random.fork_rng(devices=[]), torch.device(size.device), dtype:
         torch.manual_seed(0)
-        return LlamaForCausalLM(config).to(getattr(torch, size.dtype)).train()
+        return LlamaForCausalLM(config).train()
 
 
 def batch(size: Size, step: int) -> dict[str, Tensor]:

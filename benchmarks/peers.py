@@ -204,8 +204,10 @@ def _shared_projector(base: type) -> type:
             self.number = next(numbers)
 
         def get_orthogonal_matrix(self, weights: Tensor, rank: int, type: str) -> Any:
-            vectors = randomized_vectors(weights, rank, type != "right", type != "left", (0, 0, self.number))
-            return {"left": vectors[0], "right": vectors[1], "full": vectors}[type]
+            key = (0, 0, self.number)
+            vectors = randomized_vectors(weights.float(), rank, type != "right", type != "left", key)
+            left, right = (None if one is None else one.to(weights.dtype) for one in vectors)
+            return {"left": left, "right": right, "full": (left, right)}[type]
 
     return Shared
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import optimizers
-from benchmarks.on_gpu import command, methods, plans
+from benchmarks.on_gpu import command, methods, page, plans
 from benchmarks.on_gpu.card import Card
 from benchmarks.on_gpu.journal import Broken, Journal, Part
 from benchmarks.on_gpu.workloads import PROGRAMS, TINY
@@ -203,3 +203,60 @@ def test_what_the_command_does_not_know_ends_it(arguments, capsys):
         command.parse(["--out", "gpu.json", *arguments])
     assert stop.value.code == 2
     assert "error:" in capsys.readouterr().err
+
+
+# ---- the page
+
+
+def on_gpu(rehearsal):
+    """The rehearsal's document with sizes as a GPU gives them: 10 % above the plan, and a workspace."""
+    document = json.loads(json.dumps(rehearsal))
+    for name, part in document["parts"].items():
+        if name.startswith("methods/"):
+            planned = part["planned"]
+            part |= {
+                "workspace_bytes": 1000,
+                "peak_requested_bytes": round(planned["peak_allocated_bytes"] / 0.9) + 1000,
+            }
+            part |= {"peak_allocated_bytes": 7 << 30, "peak_reserved_bytes": 2 * planned["peak_reserved_bytes"]}
+    document["parts"]["methods/galore/badam"] |= {
+        "planned": None,
+        "too_large": [{"given": {}, "fits": False, "estimated_total_bytes": 123 << 30}],
+    }
+    document["parts"]["race/galore"] = {"status": "failed", "error": "RuntimeError: no | such thing"}
+    document["parts"]["promises/adamw"] = {"status": "ok", "checks": 16, "broken": {"the_loss_falls": "it rises"}}
+    return document
+
+
+def row(text, start):
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {start}")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_page_puts_plans_beside_what_was_measured(rehearsal):
+    document = on_gpu(rehearsal)
+    text = page.render({"h100": document})
+    memory, times = text.split("### Time of a step, ms")[:2]
+    cells = row(memory, "adamw")
+    assert cells[4] == "-10.0%" and cells[5] == "7.00" and cells[8] == "-50.0%"
+    part = document["parts"]["methods/badam/adamw"]
+    step = part["forward_seconds"] + part["backward_seconds"] + part["update_seconds"]
+    cells = row(times.split("###")[0], "adamw")
+    assert float(cells[4]) == pytest.approx(1000 * step, abs=0.06)
+    assert cells[5:] == ["1.00", f"{32 / step:,.0f}"]
+    assert "123.00 at least: not tried" in text
+
+
+def test_the_page_says_what_failed_and_which_promise_is_broken(rehearsal):
+    text = page.render({"h100": on_gpu(rehearsal)})
+    assert "race/galore" in text and "no \\| such thing" in text
+    assert "the\\_loss\\_falls" in text and "it rises" in text
+
+
+def test_the_page_is_not_stale():
+    made = page.render(page.documents(page.RESULTS))
+    assert page.PAGE.read_text(encoding="utf-8") == made, "make it again: python -m benchmarks.on_gpu.page"
+
+
+def test_before_any_session_the_page_says_that_none_was_made():
+    assert "No session on a GPU was recorded yet" in page.render({})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import platform
 import subprocess
 import time
@@ -51,8 +52,12 @@ class Card:
         names = {"requested": "requested", "allocated": "allocated", "reserved": "reserved"}
         return {f"peak_{name}_bytes": self._stat(_ALL.format(key, "peak")) for name, key in names.items()}
 
-    def held_bytes(self) -> int | None:
-        """What is asked for now; with no tensor alive: the workspaces that libraries took from the allocator."""
+    def workspace_bytes(self) -> int | None:
+        """What libraries hold in the allocator, with no tensor of ours alive: cuBLAS's workspaces, one a thread."""
+        layer = torch.nn.Linear(64, 64, dtype=torch.bfloat16, device=self.device)
+        layer(torch.ones(64, 64, dtype=torch.bfloat16, device=self.device)).sum().backward()
+        del layer
+        self.settle()
         return self._stat(_ALL.format("requested", "current"))
 
     def outside_bytes(self) -> int | None:
@@ -98,6 +103,7 @@ def conditions(card: Card, commit: str | None) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name() if card.on_gpu else f"cpu ({platform.machine()})",
         "total_bytes": card.total_bytes(),
+        "cpu_cores": os.cpu_count(),
         "nvidia_smi": nvidia_smi() if card.on_gpu else {},
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
@@ -126,7 +132,7 @@ def ceilings(card: Card, size: int = 8192, repeats: int = 10) -> dict[str, Any]:
     return {
         "tflops": 2 * size**3 / product / 1e12,
         "copy_gb_per_second": 4 * size**2 / copy / 1e9,  # read and written, 2 bytes each
-        "workspace_bytes": card.held_bytes(),
+        "workspace_bytes": card.workspace_bytes(),
         "outside_bytes": card.outside_bytes(),
     }
 

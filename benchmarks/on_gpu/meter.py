@@ -24,8 +24,7 @@ def compare(card: Card, workload: Workload, method: str, steps: int) -> dict[str
         workspace_bytes: what libraries hold in the allocator; part of these, and nothing that the meter sees.
         plain_seconds, metered_seconds: medians of a step.
     """
-    card.settle()
-    workspace = card.held_bytes()
+    workspace = card.workspace_bytes()
     bench = Bench(card, workload, method, {})
     bench.optimizer.worst_case()
     card.start_peaks()

@@ -69,9 +69,9 @@ def random_batch(blueprint: Blueprint, card: Card) -> Batch:
 
 def measure(card: Card, workload: Workload, method: str, variant: Mapping[str, Any], steps: int) -> dict[str, Any]:
     """Peaks and times of `method` with the hyper-parameters of a `variant`; see `summary` for the keys."""
-    card.settle()
-    workspace = card.held_bytes()
+    workspace = card.workspace_bytes()
     bench = Bench(card, workload, method, variant)
+    card.start_peaks()
     visits = [visit(bench, steps, **turn) for turn in turns(bench.optimizer)]
     return {**summary(visits, workspace), "build_seconds": bench.build_seconds, "outside_bytes": card.outside_bytes()}
 
@@ -99,12 +99,12 @@ def turns(optimizer: MemoryEfficientOptimizer) -> Iterator[dict[str, Any]]:
 
 
 def visit(bench: Bench, steps: int, worst: bool, switch_seconds: float | None = None) -> dict[str, Any]:
-    """Peaks of some steps on what is selected now, then times of some more."""
-    bench.card.start_peaks()
+    """Peaks since the last visit and of some steps on what is selected now, then times of some more."""
     first = bench.timed_steps(1)  # it makes the state, or new subspaces
     bench.steps(MEMORY_STEPS - 1)
     peaks = bench.card.peaks()
     seconds = bench.timed_steps(steps)
+    bench.card.start_peaks()  # the next selection is made before its visit
     return {
         "selection": bench.optimizer.selection,
         "worst": worst,

@@ -78,7 +78,7 @@ class Blueprint:
         Raises:
             ValueError: gradient checkpointing is asked of a model that hasn't got it.
         """
-        with _default_dtype(DTYPES[self.workload.dtype]), quiet():
+        with default_dtype(DTYPES[self.workload.dtype]), quiet():
             model = self._new(depth)
         if self.workload.checkpointing:
             checkpoint_layers(model)
@@ -160,7 +160,7 @@ def _period(per_layer: dict[str, list[Any]]) -> int:
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Builds in `dtype`: fake parameters can't be converted afterwards."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
