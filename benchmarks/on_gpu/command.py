@@ -6,14 +6,14 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import optimizers
 from benchmarks.on_gpu import card, largest, meter, methods, plans, promises, races
 from benchmarks.on_gpu.journal import Broken, Journal, Part
-from benchmarks.on_gpu.workloads import PROGRAMS, REFERENCE, Budget, Program
+from benchmarks.on_gpu.workloads import PROGRAMS, RACED_IN_BF16, REFERENCE, Budget, Program
 
 FIRST = ("adamw", "badam", "lora", "galore", "lomo", "blockllm", "lisa", "hft")  # of most worth, on each workload
 
@@ -131,7 +131,7 @@ class Session:
         measured = [self._method(*pair) for pair in self._methods()]
         metered = [self._meter(name) for name in self.program.metered[1] if name in self.options.methods]
         budgets = [self._largest(budget) for budget in self._budgets()]
-        raced = [self._race(name) for name in self.program.raced if name in self.options.methods]
+        raced = [self._race(name) for name in races.names(self.options.methods)]
         # one of each kind early: a session that is cut short has seen them all
         count = 2 * sum(name in FIRST for name in self.options.methods)
         yield from (*measured[:count], *metered[:1], *budgets[:1], *raced[:2])
@@ -172,8 +172,9 @@ class Session:
     def _race(self, method: str) -> Part:
         def work() -> dict[str, Any]:
             if not races.installed(method):
-                return {"status": "skipped", "reason": f"{races.PACKAGES.get(method, method)} isn't installed"}
-            return races.race(method, self.program.race, 2 * self.options.steps)
+                return {"status": "skipped", "reason": f"{races.PACKAGES[method]} isn't installed"}
+            dtype = "bfloat16" if self.card.on_gpu and method in RACED_IN_BF16 else "float32"
+            return races.race(method, replace(self.program.race, dtype=dtype), 2 * self.options.steps)
 
         return Part(f"race/{method}", work, expected_seconds=8.0, limit_seconds=45.0)
 

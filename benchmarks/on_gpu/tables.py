@@ -94,16 +94,16 @@ def _short(selection: str | None) -> str:
 def race(document: Record) -> Table:
     """Ours over the peers'."""
     cells = [
-        [name, part["peer"], ratio(part["update_ratio"]), ratio(part["step_ratio"])]
+        [name, part["peer"], part["dtype"], ratio(part["update_ratio"]), ratio(part["step_ratio"])]
         + [f"{part['our_peak_bytes'] / part['their_peak_bytes']:.3f}", f"{part['largest_difference']:.1e}"]
         for name, part in finished(document, "race/").items()
     ]
-    headers = ["method", "peer", "update time", "step time", "peak memory", "largest difference"]
+    headers = ["method", "peer", "in", "update time", "step time", "peak memory", "largest difference"]
     notes = [
         "Ours over theirs, as in the races on a CPU (benchmarks/README.md): medians of paired ratios with intervals of "
-        "95 % confidence; memory by our meter; the difference is that of any weight after all steps, in bf16."
+        "95 % confidence; memory by our meter; the difference is that of any weight after all steps."
     ]
-    return Table("Races", headers, cells, {"method", "peer"}, notes)
+    return Table("Races", headers, cells, {"method", "peer", "in"}, notes)
 
 
 def meter(document: Record) -> Table:
