@@ -10,16 +10,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from reports_factory import make_failure, make_record
 
+import optimizers
 from membench.config.errors import UserError
 from membench.config.run import Run, Training
 from membench.config.settings import resolve
 from membench.runs import processes
 from membench.runs import to_record as assemble
 from membench.runs.compare import compare
+from membench.runs.prepare import prepare
 from membench.runs.processes import Outcome
 from membench.runs.run_folder import Folder
 from membench.training import execute
+from optimizers import AdamW
 from reports import record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -202,6 +206,56 @@ def test_only_what_failed_is_made_again_unless_a_retry_is_asked_for(mishaps):
     assert kept == ["ok"]
 
 
+@pytest.mark.parametrize(
+    ("status", "kept"),
+    [("ok", set()), ("diverged", {"log"}), ("failed", {"log", "checkpoint"}), ("out_of_memory", {"log", "checkpoint"})],
+)
+def test_a_run_leaves_what_it_can_go_on_from_and_what_tells_why_it_ended(tmp_path, status, kept):
+    folder, made = Folder(tmp_path), make_record() if status == "ok" else make_failure(status)
+    places = {"checkpoint": folder.checkpoint(made["run_id"]), "log": folder.log(made["run_id"])}
+    with folder.locked():
+        for place in places.values():
+            place.parent.mkdir()
+            place.write_text("something")
+        folder.write(made)
+    assert {name for name, place in places.items() if place.exists()} == kept
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {f"{name}s" for name in kept}
+    assert record.load_folder(tmp_path) == [made]
+
+
+def test_a_run_that_failed_goes_on_from_its_checkpoint_when_it_is_made_again(tmp_path, monkeypatch):
+    class Stops(AdamW):
+        """Fails at its fourth step, if somebody wants it to."""
+
+        broken, steps = True, 0
+
+        def after_step(self):
+            self.steps += 1
+            if self.broken and self.steps == 4:
+                raise RuntimeError("this method is broken")
+
+    monkeypatch.setitem(optimizers.registry._METHODS, "stops", Stops)
+    settings = resolve({**TINY, "steps": 6, "optimizers": "stops", "reference": False}, [])
+    (run,) = prepare(settings)
+    folder, reported = Folder(tmp_path), []
+
+    def carry_out():
+        outcome = execute.execute(run, folder.checkpoint(run.run_id), 2, lambda step, loss: reported.append(step))
+        made = assemble.assemble(run, Outcome("ok", value=outcome))
+        folder.write(made)
+        return made
+
+    assert carry_out()["status"] == "failed" and reported == [1, 2, 3]
+    Stops.broken = False
+    again = carry_out()
+    assert again["status"] == "ok" and reported == [1, 2, 3, 3, 4, 5, 6]  # from the checkpoint after step 2
+    folder.checkpoint(run.run_id).unlink(missing_ok=True)
+    whole = carry_out()
+    assert whole["metrics"] == again["metrics"] and [e["loss"] for e in whole["history"]] == [
+        e["loss"] for e in again["history"]
+    ]
+
+
 def test_a_finished_comparison_is_ok_and_makes_nothing_twice(tmp_path, capsys):
     settings = resolve(
         {
@@ -321,7 +375,7 @@ def test_a_child_ends_with_a_parent_that_was_killed(tmp_path, spawn):
     try:
         end = time.monotonic() + 60
         while not (file.exists() and file.read_text()):
-            assert time.monotonic() < end
+            assert time.monotonic() < end and parent.poll() is None
             time.sleep(0.02)
     finally:
         os.kill(parent.pid, signal.SIGKILL)

@@ -54,7 +54,8 @@ def _compare(settings: Settings, runs: Sequence[Run], folder: Folder) -> int:
             for run in missing:
                 records[run.run_id] = make(run, folder, models, settings.checkpoint_every, display)
     except KeyboardInterrupt:
-        print(f"\nInterrupted: {len(records)} of {len(runs)} runs are finished and kept in {folder.path}.")
+        finished = len(_with_models(_kept(settings, runs, folder), models))  # one may be written, and not counted yet
+        print(f"\nInterrupted: {finished} of {len(runs)} runs are finished and kept in {folder.path}.")
         print("The same command makes the others.")
         return INTERRUPTED
     return _conclude(settings, [records[run.run_id] for run in runs], folder)
@@ -62,16 +63,28 @@ def _compare(settings: Settings, runs: Sequence[Run], folder: Folder) -> int:
 
 def _found(settings: Settings, runs: Sequence[Run], folder: Folder, models: Models | None) -> dict[str, Record]:
     """The records of the runs that needn't be made; a run whose model is wanted and isn't there is made again."""
+    kept = _kept(settings, runs, folder)
+    if kept:
+        print(f"{len(kept)} of {len(runs)} runs are already in {folder.path}", flush=True)
+    records = _with_models(kept, models)
+    if models is not None and len(records) < len(kept):
+        unsaved = len(kept) - len(records)
+        print(f"{unsaved} of these have no model in {models.path} and are made again to save it", flush=True)
+    return records
+
+
+def _kept(settings: Settings, runs: Sequence[Run], folder: Folder) -> dict[str, Record]:
     found = {run.run_id: folder.finished(run.run_id, retry=settings.retry) for run in runs}
-    records = {run_id: record for run_id, record in found.items() if record is not None}
-    if records:
-        print(f"{len(records)} of {len(runs)} runs are already in {folder.path}", flush=True)
-    if models is None:
-        return records
-    unsaved = [run_id for run_id in records if records[run_id]["status"] == "ok" and not models.has(run_id)]
-    if unsaved:
-        print(f"{len(unsaved)} of these have no model in {models.path} and are made again to save it", flush=True)
-    return {run_id: record for run_id, record in records.items() if run_id not in unsaved}
+    return {run_id: record for run_id, record in found.items() if record is not None}
+
+
+def _with_models(records: dict[str, Record], models: Models | None) -> dict[str, Record]:
+    """Those whose model is saved, if it is wanted and there is one."""
+    return {
+        run_id: record
+        for run_id, record in records.items()
+        if models is None or record["status"] != "ok" or models.has(run_id)
+    }
 
 
 def _notes(runs: Sequence[Run]) -> list[tuple[str, str]]:
