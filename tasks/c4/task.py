@@ -149,7 +149,9 @@ class Hub:
     notes: tuple[str, ...] = ()
 
     def training(self) -> Iterator[str]:
-        return map(text_of, open_hub("train"))
+        """For a tokenizer: without what is among the documents that are held out first."""
+        held_out = set(map(hash_of, islice(map(text_of, open_hub("validation")), BLOCK)))
+        return (text for text in map(text_of, open_hub("train")) if hash_of(text) not in held_out)
 
     def split(self, language: LanguageModel, length: int, seed: int, tokens: int) -> tuple[Stream, np.ndarray]:
         """See `Local.split`."""
