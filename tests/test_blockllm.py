@@ -95,6 +95,22 @@ def test_probes_go_through_all_tensors_and_a_probed_tensor_is_measured_but_not_u
         assert torch.equal(before[names[p]], p)
 
 
+def test_probes_come_in_another_order_each_time_round_which_the_seed_decides():
+    def rounds(seed):
+        model = build_model()
+        optimizer = BlockLLM(model, sparsity=0.95, patience=1000, seed=seed)
+        unchosen = len(optimizer._pool) - len(optimizer.rule.chosen)
+        seen = []
+        for step in range(2 * unchosen):
+            seen += optimizer._probed
+            train(model, optimizer, 1, start=step)
+        return seen[:unchosen], seen[unchosen:]
+
+    first, second = rounds(0)
+    assert sorted(first) == sorted(second) == sorted(set(first)) and first != second
+    assert first != sorted(first) and rounds(0) == (first, second) != rounds(1)
+
+
 def test_a_probed_norm_is_that_of_the_gradient():
     model, other = build_model(), build_model()
     optimizer = BlockLLM(model)
@@ -162,6 +178,16 @@ class TestPaperRule:
         assert rule.is_time(5.0)  # mean of 6, 3, 5.9 is 4.97
         rule.take([0])
         assert not rule.is_time(99.0)  # the history began anew
+
+    def test_a_loss_that_stays_the_same_has_stalled_from_the_first_time_that_there_are_enough_to_compare(self):
+        rule = PaperRule([1], sparsity=0.5, patience=4, update_every=1)
+        rule.take([0])
+        assert [rule.is_time(0.5) for _ in range(6)] == [False] * 4 + [True] * 2
+
+    def test_losses_older_than_the_patience_do_not_count(self):
+        rule = PaperRule([1], sparsity=0.5, patience=2, update_every=1)
+        rule.take([0])
+        assert [rule.is_time(loss) for loss in (100.0, 1.0, 2.0, 1.6)] == [False, False, False, True]  # mean of 1, 2
 
 
 class TestReleaseRule:

@@ -93,6 +93,20 @@ def test_half_of_each_category_of_each_layer_is_trained(family):
     assert len(optimizer.parts) == in_parts, "the parts aren't those listed by hand"
 
 
+def test_of_an_odd_number_of_layers_one_more_trains_the_larger_half():
+    model = build_model()  # three layers, each with three matrices in its MLP
+    optimizer = HFT(model, switch_every=1)
+    larger = Counter()
+    for _ in range(30):
+        trained = trained_modules(model)
+        counts = [sum(n.startswith(f"layers.{i}.mlp.") for n in trained) for i in range(3)]
+        assert sorted(counts) == [1, 2, 2]
+        assert [sum(n.startswith(f"layers.{i}.self_attn.") for n in trained) for i in range(3)] == [2, 2, 2]
+        larger.update(i for i in range(3) if counts[i] == 2)
+        optimizer.advance()
+    assert set(larger) == {0, 1, 2} and len(set(larger.values())) > 1  # drawn anew, and not in turns
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_embeddings_final_norm_and_head_are_always_trained(family):
     model = FAMILIES[family]()

@@ -1,3 +1,4 @@
+import copy
 import math
 import time
 from contextlib import nullcontext
@@ -212,6 +213,54 @@ def test_a_run_depends_on_its_seed_and_not_on_the_global_generator():
     other.run()
     assert equal(one.model.parameters(), same.model.parameters())
     assert not equal(one.model.parameters(), other.model.parameters())
+
+
+class NotedMasks(ToyTask):
+    """Keeps a dropout mask of each forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.masks = []
+
+    def loss(self, model, batch):
+        self.masks.append(tuple(torch.dropout(torch.ones(64), 0.5, model.training).tolist()))
+        return super().loss(model, batch)
+
+
+def masks(seed=0, path=None, every=0, **values):
+    run = loop(seed=seed, task=NotedMasks(), **{"steps": 12, "gradient_accumulation_steps": 2, **values})
+    run.run(checkpoint_path=path, checkpoint_every=every)
+    return run.task.masks
+
+
+def test_no_two_forward_passes_of_any_step_micro_batch_or_seed_share_a_dropout_mask():
+    seen = [mask for seed in (0, 1, 2, 11) for mask in masks(seed)]
+    assert len(set(seen)) == len(seen) == 4 * 12 * 2
+
+
+def test_a_resumed_run_draws_the_masks_that_it_would_have_drawn(tmp_path):
+    whole = masks(path=tmp_path / "run.pt", every=7)
+    torch.manual_seed(99)
+    assert masks(path=tmp_path / "run.pt") == whole[7 * 2 :]
+    assert masks(seed=1) == masks(seed=1) != whole
+
+
+def test_what_was_saved_of_a_run_does_not_change_while_it_goes_on(tmp_path):
+    path, run, kept = tmp_path / "run.pt", loop("adamw", steps=6), []
+    run.run(
+        report=lambda step, loss: (
+            kept.append(copy.deepcopy(state := run.state_dict()["progress"])) or kept.append(state)
+            if step == 3
+            else None
+        ),
+        checkpoint_path=path,
+        checkpoint_every=4,
+    )
+    then, now = kept
+    assert then == now and now["step"] == 3 and len(now["history"]) == 3
+    written = path.read_bytes()
+    loop("adamw", steps=6).run(checkpoint_path=path)  # goes on from step 4
+    assert path.read_bytes() == written
 
 
 def test_history_counts_steps_tokens_and_seconds():

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import optimizers
-from membench.memory.breakdown import find_peaks
+from membench.memory.breakdown import alive_at, find_peaks
 from membench.memory.meter import MemoryMeter
 from membench.memory.trace import PARTS
 from membench.training.metering import meter_cycle
@@ -118,6 +118,116 @@ def test_a_tensor_that_grows_in_place_counts_at_its_new_size():
     model = Grow(8, 1)
     report = meter(model, torch.optim.SGD(model.parameters(), foreach=False), X)
     assert report["maximum"]["temporaries_bytes"] == 5000 * 4
+
+
+class Resizing(nn.Linear):
+    """Makes a tensor of `sizes[0]` values, resizes it to each of the others in turn and lets it go."""
+
+    def __init__(self, *sizes: int):
+        super().__init__(8, 1)
+        self.sizes = sizes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(3):  # what isn't noted as freed would add up
+            tensor = torch.empty(self.sizes[0])
+            for size in self.sizes[1:]:
+                tensor.resize_(size)
+            del tensor
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("sizes", [(5000,), (1, 5000), (5000, 1), (1, 200, 5000), (1, 5000, 300)])
+def test_a_resized_tensor_is_there_once_at_its_size_and_gone_when_it_is_freed(sizes):
+    model = Resizing(*sizes)
+    optimizer = optimizers.create("sgd", model)
+    with MemoryMeter(model, optimizer) as metered:
+        train_metered(metered, model, optimizer)
+    assert metered.report()["maximum"]["temporaries_bytes"] == 5000 * 4
+    left = sum(metered.trace.sizes[i] for i in alive_at(metered.trace, len(metered.trace.events) - 1))
+    assert left == sum(p.nbytes for p in model.parameters())
+
+
+@pytest.mark.parametrize("op", [torch.add, torch.mul, torch.exp])
+def test_an_operation_into_a_tensor_that_grows_counts_its_new_size(op):
+    class Out(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                into = torch.empty(0)
+                op(x, out=into) if op is torch.exp else op(x, x, out=into)
+                del into
+            return super().forward(x)
+
+    model = Out(8, 1, bias=False)
+    report = meter(model, torch.optim.SGD(model.parameters(), foreach=False), X)
+    assert report["maximum"]["temporaries_bytes"] == X.nbytes
+
+
+class Statistics(torch.optim.Optimizer):
+    """Keeps, as state, gradient or weight, what the model's forward pass made."""
+
+    def __init__(self, model: nn.Module, part: str):
+        super().__init__(model.parameters(), {})
+        self.model, self.part = model, part
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        p, kept = self.model.weight, self.model.kept
+        if self.part == "optimizer_state":
+            self.state[p]["kept"] = kept
+        elif self.part == "gradients":
+            p.grad = kept
+        else:
+            p.data = kept
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.model.kept = None
+        if self.part != "gradients":
+            super().zero_grad()
+
+
+@pytest.mark.parametrize("part", ["optimizer_state", "gradients", "weights"])
+def test_what_a_forward_pass_made_counts_for_what_becomes_of_it(part):
+    class Keeping(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.kept = self.weight.detach() + 1  # an activation, at the end of the forward pass
+            return super().forward(x)
+
+    model = Keeping(8, 50, bias=False)
+    report = meter(model, Statistics(model, part), X)
+    size = 8 * 50 * 4
+    # of the input and the scalar loss alone; twice the size where the step before left one, too
+    assert report["maximum"]["activations_bytes"] == X.nbytes + SCALAR
+    usual = {"optimizer_state": 0, "gradients": size, "weights": size}[part]
+    assert report["maximum"][f"{part}_bytes"] >= usual + size
+
+
+def test_views_and_work_in_place_take_nothing():
+    class InPlace(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                tensor = torch.empty(100, 10)
+                views = tensor.t(), tensor[3:], tensor.view(-1), tensor.expand(2, 100, 10), tensor.detach()
+                tensor.add_(1).mul_(2).zero_().transpose_(0, 1).unsqueeze_(0).squeeze_(0).clamp_(min=0)
+                del tensor, views
+            return super().forward(x)
+
+    model = InPlace(8, 1, bias=False)
+    report = meter(model, torch.optim.SGD(model.parameters(), foreach=False), X)
+    assert report["maximum"]["temporaries_bytes"] == 100 * 10 * 4
+
+
+def test_a_view_that_is_kept_as_state_holds_its_whole_base_and_counts_it_once():
+    class Views(SvdOptimizer):
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:
+            for p in self.param_groups[0]["params"]:
+                if not self.state[p]:
+                    base = torch.zeros(1000)
+                    self.state[p] |= {"one": base[:3], "other": base[500:]}
+
+    model = nn.Linear(8, 4, bias=False)
+    report = meter(model, Views(model.parameters()), X)
+    assert report["maximum"]["optimizer_state_bytes"] == 1000 * 4
 
 
 def test_accumulated_gradients_are_there_once():

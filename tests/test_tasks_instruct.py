@@ -347,6 +347,21 @@ def test_an_answer_longer_than_the_sequence_is_cut_and_counted_and_a_prompt_with
         create(tmp_path / "data.json", sequence_length=20)
 
 
+@pytest.mark.parametrize("length", [40, 128])
+def test_what_is_cut_off_is_the_end_of_the_answer_and_the_prompt_is_kept_whole(tmp_path, length):
+    long = {"instruction": "Count.", "output": " ".join(f"number{n}" for n in range(300))}
+    roles = ("user", "assistant") * 3
+    turns = [{"role": role, "content": f"{role} says {'much ' * 60}{n}"} for n, role in enumerate(roles)]
+    path = write(tmp_path, [*alpaca_rows(300), long, {"messages": turns}])
+    task = create(path, sequence_length=length)
+    whole = encode(conversations.read(str(path)).training, task.tokenizer)
+    assert task.train.cut > 0 and any(len(ids) > 2 * length for ids, _ in whole)
+    for n, number in enumerate(task.train.kept):
+        (ids, answers), (all_ids, all_answers) = task.train[n], whole[number]
+        assert ids.tolist() == all_ids[:length].tolist() and answers.tolist() == all_answers[:length].tolist()
+        assert task.tokenizer.decode(ids).startswith("Below is an instruction")
+
+
 def test_a_batch_is_a_function_of_seed_and_step_also_in_the_middle_of_an_epoch():
     for options in ({}, {"packing": True}):
         one, again = create(seed=1, options=options), create(seed=1, options=options)

@@ -1,5 +1,6 @@
 """Tasks by name; batches, loss and evaluation of SuperGLUE's tasks."""
 
+import json
 import random
 
 import numpy as np
@@ -142,6 +143,43 @@ def test_a_choice_in_training_has_one_right_candidate_at_a_random_place():
             assert ends == [place == batch["labels"][row] for place in range(2)]
             labels.add(int(batch["labels"][row]))
     assert labels == {0, 1}
+
+
+@pytest.fixture
+def one_query(tmp_path):
+    """ReCoRD with a single query on six names, two of which are right."""
+    names = ["Anna", "Boris", "Clara", "David", "Elena", "Frank"]
+    text = " ".join(names)
+    entities = [{"start": text.index(name), "end": text.index(name) + len(name) - 1} for name in names]
+    query = {"query": "And then came @placeholder", "answers": [{"text": "Boris"}, {"text": "Elena"}], "idx": 0}
+    line = json.dumps({"passage": {"text": text, "entities": entities}, "qas": [query], "idx": 0})
+    (tmp_path / "ReCoRD").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / "ReCoRD" / f"{split}.jsonl").write_text(line + "\n")
+    return str(tmp_path)
+
+
+def shown(task, steps):
+    """The right and the wrong candidate of each step, and the place of the right one."""
+    for step in range(steps):
+        batch = task.batch(step)
+        texts = task.tokenizer.batch_decode(batch["input_ids"][0], skip_special_tokens=True)
+        label = int(batch["labels"][0])
+        yield texts[label].split()[-1], texts[1 - label].split()[-1], label
+
+
+def test_from_epoch_to_epoch_every_candidate_is_shown_the_right_ones_and_the_wrong_ones(one_query):
+    seen = [list(shown(create("superglue/record", data=one_query, batch_size=1, seed=seed), 60)) for seed in (0, 0, 1)]
+    right, wrong, labels = map(set, zip(*seen[0], strict=True))
+    assert right == {"Boris", "Elena"} and wrong == {"Anna", "Clara", "David", "Frank"} and labels == {0, 1}
+    assert len(set(seen[0])) == 2 * 4 * 2  # each with each, at either place
+    assert seen[0] == seen[1] != seen[2]
+
+
+def test_two_queries_of_a_batch_are_not_given_the_same_draw(one_query):
+    task = create("superglue/record", data=one_query, batch_size=8)
+    rows = [tuple(ids.flatten().tolist()) for ids in task.batch(0)["input_ids"]]
+    assert len(set(rows)) > 3
 
 
 # ---- evaluation
