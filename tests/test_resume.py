@@ -131,12 +131,12 @@ def test_a_comparison_that_was_killed_ends_with_the_records_of_one_that_was_not(
     process = subprocess.Popen([*COMPARE, "--out", str(killed)], cwd=ROOT, start_new_session=True)
     try:
         checkpoints = killed / "checkpoints"
-        wait_for(lambda: list(checkpoints.glob("*--badam--*.pt")), 120, "a checkpoint of the second run")
+        wait_for(lambda: list(checkpoints.glob("*--badam--*.pt")), 600, "a checkpoint of the second run")
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     assert [name.split("--")[1] for name in records(killed)] == ["adamw"]
-    wait_for(lambda: not members_of_session(process.pid), 20, "the end of all processes of a killed comparison")
+    wait_for(lambda: not members_of_session(process.pid), 300, "the end of all processes of a killed comparison")
 
     again = subprocess.run([*COMPARE, "--out", str(killed)], cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr

@@ -24,7 +24,7 @@ PROVENANCE = {"data_revision": None, "data_sha256": None, "model_revision": None
 # What changes nothing in a run: where it is kept, how it is shown, what else is compared, by which name values came.
 NO_OTHER_RUN = {"out", "save", "checkpoint_every", "retry", "quiet", "dry_run", "reference", "profile"}
 NO_OTHER_RUN |= {"trust_remote_code"}  # the code is that of the model's revision
-# Of a task's provenance: where data of a known hash lie; what follows from model and versions; what is said of the data.
+# Of a task's provenance: where data of a known hash lie, what follows from model and versions, and what is said of data.
 NO_OTHER_DATA = {"data", "attention", "notes"}
 
 GIVEN = {"task": "ours/first", "optimizers": "badam", "reference": False, "steps": 4, "batch_size": 2}
@@ -70,7 +70,7 @@ def provenance(monkeypatch) -> dict[str, Any]:
 
 
 def run(*assignments: str, **given: Any) -> Run:
-    (made,) = prepare(resolve({**GIVEN, **given}, list(assignments)))
+    (made,) = prepare(resolve({**GIVEN, **given, "hyperparameters": list(assignments)}))
     return made
 
 
@@ -100,7 +100,7 @@ def another(name: str, value: Any, kind: Any) -> Any:
 
 
 def test_every_option_makes_another_run_but_those_that_only_say_where_and_how_it_is_made(provenance):
-    kinds, usual = annotations(Settings), resolve(GIVEN, [])
+    kinds, usual = annotations(Settings), resolve(GIVEN)
     ids = {"": run_id()}
     for name in {field.name for field in dataclasses.fields(Settings)} - NO_OTHER_RUN - {"epochs", "hyperparameters"}:
         ids[name] = run_id(**{name: another(name, getattr(usual, name), kinds[name])})
@@ -122,7 +122,7 @@ def test_what_only_says_where_and_how_a_run_is_made_leaves_its_id(provenance, tm
     assert set(other) | {"reference", "profile"} == NO_OTHER_RUN
     for name, value in other.items():
         assert run_id(**{name: value}) == run_id(), name
-    assert run_id() in {made.run_id for made in prepare(resolve({**GIVEN, "reference": True}, []))}
+    assert run_id() in {made.run_id for made in prepare(resolve({**GIVEN, "reference": True}))}
     training = run().training
     assert dataclasses.replace(training, profile="another").identity == training.identity  # its values count, not it
 

@@ -235,7 +235,7 @@ def test_a_run_that_failed_goes_on_from_its_checkpoint_when_it_is_made_again(tmp
                 raise RuntimeError("this method is broken")
 
     monkeypatch.setitem(optimizers.registry._METHODS, "stops", Stops)
-    settings = resolve({**TINY, "steps": 6, "optimizers": "stops", "reference": False}, [])
+    settings = resolve({**TINY, "steps": 6, "optimizers": "stops", "reference": False})
     (run,) = prepare(settings)
     folder, reported = Folder(tmp_path), []
 
@@ -347,16 +347,11 @@ PARENT = """
 import sys
 from pathlib import Path
 sys.path[:0] = [{root!r}, {tests!r}]
+import announce
 from membench.runs import processes
-import test_runner
 if __name__ == "__main__":
-    processes.call(test_runner.announce_and_wait, {file!r}, log=Path({file!r} + ".log"), spawn={spawn})
+    processes.call(announce.announce_and_wait, {file!r}, log=Path({file!r} + ".log"), spawn={spawn})
 """
-
-
-def announce_and_wait(file, send):
-    Path(file).write_text(str(os.getpid()))
-    time.sleep(600)
 
 
 def alive(pid: int) -> bool:
@@ -373,14 +368,14 @@ def test_a_child_ends_with_a_parent_that_was_killed(tmp_path, spawn):
     script.write_text(PARENT.format(root=str(ROOT), tests=str(ROOT / "tests"), file=str(file), spawn=spawn))
     parent = subprocess.Popen([sys.executable, str(script)])
     try:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300  # of a machine that does much else
         while not (file.exists() and file.read_text()):
             assert time.monotonic() < end and parent.poll() is None
             time.sleep(0.02)
     finally:
         os.kill(parent.pid, signal.SIGKILL)
         parent.wait()
-    child, end = int(file.read_text()), time.monotonic() + 10
+    child, end = int(file.read_text()), time.monotonic() + 300
     while alive(child):
         assert time.monotonic() < end, "the child lives on"
         time.sleep(0.02)
@@ -393,12 +388,12 @@ def test_an_interrupt_keeps_what_is_finished_and_ends_with_130(tmp_path):
     # a suite that runs in the background of a script has interrupts ignored, and its children inherit that
     heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes, **heed)
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     while not list(tmp_path.glob("*--adamw--*.json")):
         assert time.monotonic() < end and process.poll() is None
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all processes get it
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert "Interrupted: 1 of 2 runs are finished" in out
     assert "The same command makes the others" in out

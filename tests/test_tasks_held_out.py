@@ -1,4 +1,4 @@
-"""What is held out is in nobody's training: neither in batches nor in a tokenizer, whatever stands in it, in any family."""
+"""What is held out is in nobody's training, in no family: neither in batches nor in a tokenizer, whatever it is."""
 
 import functools
 import json
@@ -115,7 +115,8 @@ SOURCES = {
 
 
 def test_every_family_is_held_to_it():
-    assert {name.split("/")[0] for name, _, _ in SOURCES.values()} == {family.NAME for family in tasks.FAMILIES}
+    families = {name.partition("/")[0] for name in tasks.available()}
+    assert {name.partition("/")[0] for name, _, _ in SOURCES.values()} == families
 
 
 def create(name: str, model: str, data: str) -> Any:
