@@ -24,7 +24,7 @@ PROVENANCE = {"data_revision": None, "data_sha256": None, "model_revision": None
 # What changes nothing in a run: where it is kept, how it is shown, what else is compared, by which name values came.
 NO_OTHER_RUN = {"out", "save", "checkpoint_every", "retry", "quiet", "dry_run", "reference", "profile"}
 NO_OTHER_RUN |= {"trust_remote_code"}  # the code is that of the model's revision
-# Of a task's provenance: where data of a known hash lie, what follows from model and versions, and what is said of data.
+# Of a task's provenance: where data of a known hash lie, what follows from model and versions, what is said of data.
 NO_OTHER_DATA = {"data", "attention", "notes"}
 
 GIVEN = {"task": "ours/first", "optimizers": "badam", "reference": False, "steps": 4, "batch_size": 2}
