@@ -197,6 +197,17 @@ def test_every_method_is_measured_on_every_workload(tmp_path):
     assert pairs[0] == ("badam", "adamw")
 
 
+def test_plans_made_before_are_taken_if_the_versions_are_the_same(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "plans.json"
+    path.write_text(json.dumps({"planned_with": {"torch": "2", "transformers": "5"}, "plans": {"one": 1}}))
+    session = command.Session.__new__(command.Session)
+    session.options = command.parse(["--out", "gpu.json", "--plans", str(path)])
+    for torch_version, plans_taken in (("2", {"one": 1}), ("3", {})):
+        monkeypatch.setattr(command.card, "versions", lambda: {"torch": torch_version, "transformers": "5"})  # noqa: B023
+        assert session._made_before() == plans_taken
+    assert "made with torch 2, this is 3" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [["--device", "cpu"], ["--methods", "adam"], ["--model", "huge"]])
 def test_what_the_command_does_not_know_ends_it(arguments, capsys):
     with pytest.raises(SystemExit) as stop:

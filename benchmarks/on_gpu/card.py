@@ -107,10 +107,16 @@ def conditions(card: Card, commit: str | None) -> dict[str, Any]:
         "nvidia_smi": nvidia_smi() if card.on_gpu else {},
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": versions(),
         "commit": commit,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that are installed; torch's as it says it itself, with what it was built for."""
+    found = {name: number for name in PACKAGES if (number := _version(name))}
+    return {**found, "torch": torch.__version__}
 
 
 def _version(package: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import optimizers
 from benchmarks.on_gpu import card, largest, meter, methods, plans, promises, races
 from benchmarks.on_gpu.journal import Broken, Journal, Part
-from benchmarks.on_gpu.workloads import PROGRAMS, RACED_IN_BF16, REFERENCE, Budget, Program
+from benchmarks.on_gpu.workloads import GIB, PROGRAMS, RACED_IN_BF16, REFERENCE, Budget, Program
 
 FIRST = ("adamw", "badam", "lora", "galore", "lomo", "blockllm", "lisa", "hft")  # of most worth, on each workload
 
@@ -23,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     journal = Journal(options.out, options.minutes, options.resume)
     session = Session(options, journal)
+    if options.plan_only:
+        session.make_plans()
+        return 0
     try:
         for part in session.parts():
             record = journal.do(part)
@@ -51,6 +55,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, default=5, help="that are timed, of each method (5)")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 3), help="processes that plan")
+    parser.add_argument(
+        "--plan-only", action="store_true", help="make the plans alone; it needs no GPU, but --card-gib"
+    )
+    parser.add_argument(
+        "--card-gib", type=float, help="what programs may use of the card (default: as the driver says)"
+    )
+    parser.add_argument("--plans", type=Path, metavar="FILE", help="made before by --plan-only, with the same versions")
     parser.add_argument("--commit", help="of the code, for the record")
     parser.add_argument("--resume", action="store_true", help="go on with FILE")
     options = parser.parse_args(arguments)
@@ -72,15 +83,48 @@ class Session:
         self.options, self.journal = options, journal
         self.card = card.Card(options.device)
         self.program: Program = PROGRAMS[options.model]
-        self.total_bytes = _total_bytes() if self.card.on_gpu else None
+        self.total_bytes = self._total_bytes()
         self.planner = plans.Plans(options.workers)
         journal.document["workloads"] = {name: asdict(one) for name, one in self.program.workloads.items()}
         journal.document["reference"] = REFERENCE
+        journal.document["planned_with"] = card.versions()
+        journal.document.setdefault("plans", self._made_before())
         self._begin_plans()
+
+    def _total_bytes(self) -> int | None:
+        if self.options.card_gib is not None:
+            return int(self.options.card_gib * GIB)
+        return driver_total_bytes() if self.card.on_gpu else None
+
+    def _made_before(self) -> dict[str, Any]:
+        if self.options.plans is None:
+            return {}
+        before = json.loads(self.options.plans.read_text(encoding="utf-8"))
+        for package in ("torch", "transformers"):
+            theirs, ours = before["planned_with"][package], card.versions()[package]
+            if theirs != ours:
+                say(
+                    f"{self.options.plans} was made with {package} {theirs}, this is {ours}: everything is planned anew"
+                )
+                return {}
+        return before["plans"]
+
+    def make_plans(self) -> None:
+        """All plans, and nothing on the device."""
+        for name, *_ in self._plans():
+            if not self._is_wanted(name):
+                continue
+            try:
+                self._planned(name)
+                say(f"planned {name}")
+            except Exception as error:  # its part will fail alike, and keep the traceback
+                say(f"{name}: {error}")
+            self.journal.save()
+        self.planner.stop()
 
     def _begin_plans(self) -> None:
         """In the order in which they are needed, and before anything here talks to the GPU."""
-        made = self.journal.document.setdefault("plans", {})
+        made = self.journal.document["plans"]
         for name, work, *arguments in self._plans():
             if self._is_wanted(name) and name not in made:
                 self.planner.begin(name, work, *arguments)
@@ -184,7 +228,7 @@ def _largest_name(budget: Budget) -> str:
     return f"largest/{budget.workload}/{budget.method}/{size}"
 
 
-def _total_bytes() -> int | None:
+def driver_total_bytes() -> int | None:
     """What programs may use of the GPU, asked of the driver: this process mustn't talk to it before it has forked."""
     said = card.nvidia_smi()
     sizes = [said.get(key, "").split(" ")[0] for key in ("memory.total", "memory.reserved")]
