@@ -5,11 +5,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from reports.record import Record
+from reports.schema import training
 from reports.setups import Setup
 
 _IGNORED = ("seed", "always_train")  # of a method: the first follows the run's, the second the task's head
 _VERSIONS = {"membench": "versions of membench", "python": "versions of Python", "commit": "commits"}
-_WORDS = {"family": "tasks", "weights": "weights", "gradient_accumulation_steps": "micro-batches"}
+_WORDS = {"family": "tasks", "gradient_accumulation_steps": "micro-batches"}
 
 
 def between_rows(setup: Setup) -> list[str]:
@@ -78,16 +79,15 @@ def _others(runs: dict[str, list[Record]]) -> list[str]:
 def _training(runs: dict[str, list[Record]]) -> list[str]:
     """What runs of one task share where they are compared; from task to task it may differ."""
     sentences = []
-    names = dict.fromkeys(name for found in runs.values() for run in found for name in run["training"])
-    for name in names:
+    given = [(run["task"], training(run)) for found in runs.values() for run in found]
+    for name in dict.fromkeys(name for _, values in given for name in values):
         by_task: dict[str, set[str]] = {}
-        for found in runs.values():
-            for run in found:
-                if (value := run["training"].get(name)) is not None or name != "steps":
-                    by_task.setdefault(run["task"], set()).add(_text(value))
-        values = sorted({value for seen in by_task.values() if len(seen) > 1 for value in seen})
-        if values:
-            sentences.append(f"{_name(name).capitalize()} differs between runs of one task: {_list(values)}.")
+        for task, values in given:
+            if (value := values.get(name)) is not None or name != "steps":
+                by_task.setdefault(task, set()).add(_text(value))
+        several = sorted({value for seen in by_task.values() if len(seen) > 1 for value in seen})
+        if several:
+            sentences.append(f"{_name(name).capitalize()} differs between runs of one task: {_list(several)}.")
     return sentences
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from reports import formats
-from reports.record import PARTS
+from reports.parts import PARTS, Part, shown
 from reports.statistics import round_parts
 from reports.text import NOTHING, Table
 
@@ -57,10 +57,11 @@ def gib(size: float) -> str:
 
 
 def _memory(document: dict[str, Any]) -> Table:
+    parts = shown(row["at_peak"] for row in document["rows"])
     columns: list[Column] = [
         ("method", lambda row: row["method"]),
-        ("peak", lambda row: _parts(row)[0]),
-        *((_SHORT[part], _part(1 + number)) for number, part in enumerate(PARTS)),
+        ("peak", lambda row: _rounded(row, parts)[0]),
+        *((part.word, _part(part, parts)) for part in parts),
         ("reserved", lambda row: gib(row["peak_reserved_bytes"])),
         ("total", lambda row: gib(row["estimated_total_bytes"])),
     ]
@@ -71,22 +72,13 @@ def _memory(document: dict[str, Any]) -> Table:
     return _table("Memory at the peak, GiB", document["rows"], columns, {"method", "fits"}, notes)
 
 
-_SHORT = {
-    "weights": "weights",
-    "gradients": "gradients",
-    "optimizer_state": "states",
-    "activations": "activations",
-    "temporaries": "temporary",
-}
+def _part(part: Part, parts: list[Part]) -> Callable[[Row], str]:
+    return lambda row: _rounded(row, parts)[1 + parts.index(part)]
 
 
-def _part(number: int) -> Callable[[Row], str]:
-    return lambda row: _parts(row)[number]
-
-
-def _parts(row: Row) -> list[str]:
+def _rounded(row: Row, parts: list[Part]) -> list[str]:
     """The peak and its parts, rounded so that they add up."""
-    sizes = [row["at_peak"][f"{part}_bytes"] * 100 for part in PARTS]
+    sizes = [part.of(row["at_peak"]) * 100 for part in parts]
     hundredths = round_parts(sizes, GIB)
     return [f"{value / 100:,.2f}" for value in (sum(hundredths), *hundredths)]
 
@@ -186,6 +178,6 @@ def _by_size(table: dict[str, dict[str, int]], least: float) -> list[tuple[str, 
 
 def _shares(parts: dict[str, int], peak: int) -> str:
     size = sum(parts.values())
-    held = sorted(((parts[f"{part}_bytes"], _SHORT[part]) for part in PARTS), reverse=True)
+    held = sorted(((part.of(parts), part.word) for part in PARTS), reverse=True)
     words = ", ".join(f"{word} {gib(part)}" for part, word in held if part >= peak / 10_000)
     return f"{gib(size):>8} {size / peak:>6.1%}   {words}".rstrip()

@@ -4,7 +4,9 @@ import statistics
 from functools import lru_cache
 from typing import Any
 
-from reports.record import PARTS, STATUSES, Record
+from reports.parts import PARTS
+from reports.record import Record
+from reports.schema import STATUSES
 from reports.setups import Key, Setup, machine, peak_bytes
 from reports.statistics import paired_ratio, summarise, tied_with_best
 
@@ -30,7 +32,7 @@ def _memory_row(setup: Setup, label: str) -> Row:
         "task": key[0],
         "seed": key[1],
         "peak_allocated_bytes": memory["peak_allocated_bytes"],
-        **{f"{part}_bytes": memory["at_peak"][f"{part}_bytes"] for part in PARTS},
+        **{part.field: part.of(memory["at_peak"]) for part in PARTS},
         "peak_ratio": memory["peak_allocated_bytes"] / peak_bytes(same) if same else None,
         "peak_reserved_bytes": memory["peak_reserved_bytes"],
         "process_peak_bytes": memory["process_peak_bytes"],

@@ -1,25 +1,17 @@
 """Which runs may stand in one table: the same family of tasks, model, data, training and machine, side by side."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from reports.record import Record
+from reports.schema import TRAINING, Field, training
 
 REFERENCE = "adamw"  # the method that ratios compare with
 
-_TRAINING = (
-    "batch_size",
-    "sequence_length",
-    "gradient_accumulation_steps",
-    "dtype",
-    "autocast",
-    "schedule",
-    "warmup_fraction",
-    "max_grad_norm",
-    "gradient_checkpointing",
-    "profile",
-)
+_SIZES = ("steps", "batch_size", "sequence_length")
+_SAID_FIRST = (*_SIZES, "weights", "data")  # in a heading
 _MACHINE = ("device", "threads")  # of the environment, where a run that crashed may not know them
 
 Key = tuple[str, int]  # task, seed
@@ -90,18 +82,22 @@ def group(records: list[Record]) -> list[Setup]:
 
 
 def _conditions(record: Record) -> dict[str, Any]:
-    training, environment = record["training"], record["environment"]
+    given, environment = training(record), record["environment"]
+    shared = {one.name: _flat(given[one.name]) for one in TRAINING if one.apart}
+    first = {name: shared.pop(name) for name in ("weights", "data")}
     return {
         "family": record["task"].split("/")[0],
         "model": record["model"],
-        "weights": training["weights"],
-        "data": training["data"],
+        **first,
         "steps": None,  # may differ from task to task, where epochs are given
-        **{name: training[name] for name in _TRAINING},
-        "final_fraction": training.get("final_fraction") or 0.0,
-        "options": ", ".join(f"{name}={value}" for name, value in sorted((training.get("options") or {}).items())),
+        **shared,
         **{name: environment.get(name) for name in _MACHINE},
     }
+
+
+def _flat(value: Any) -> Any:
+    """A table (the task's options) as a text."""
+    return ", ".join(f"{name}={item}" for name, item in sorted(value.items())) if isinstance(value, dict) else value
 
 
 def _unknowns(record: Record) -> int:
@@ -163,21 +159,31 @@ def heading(setup: Setup) -> list[str]:
 
 
 def _how(known: dict[str, Any], machines: list[str]) -> list[str]:
+    steps, batch_size, sequence_length = (known[name] for name in _SIZES)
+    words = [f"{steps or '?'} steps of {batch_size} x {sequence_length} tokens"]
+    words += [_said(one, known[one.name]) for one in TRAINING if one.apart and one.name not in _SAID_FIRST]
     name = f" ({machines[0]})" if len(machines) == 1 and machines[0] != known["device"] else ""
-    micro = known["gradient_accumulation_steps"]
-    words = {
-        f"{known['steps'] or '?'} steps of {known['batch_size']} x {known['sequence_length']} tokens": True,
-        f"{micro} micro-batches a step": micro > 1,
-        known["dtype"]: True,
-        f"autocast {known['autocast']}": known["autocast"],
-        "gradient checkpointing": known["gradient_checkpointing"],
-        f"{known['schedule']} schedule": True,
-        f"warm-up {100 * known['warmup_fraction']:g}%": known["warmup_fraction"],
-        f"down to {100 * known['final_fraction']:g}%": known["final_fraction"],
-        known["options"]: known["options"],
-        f"clipped at {known['max_grad_norm']}": known["max_grad_norm"] is not None,
-        f"{known['device']}{name}": known["device"] is not None,
-        f"{known['threads']} threads": known["threads"] is not None,
-        f"profile {known['profile']}": known["profile"] is not None,
-    }
-    return [word for word, said in words.items() if said]
+    words += [f"{known['device']}{name}"] if known["device"] is not None else []
+    words += [f"{known['threads']} threads"] if known["threads"] is not None else []
+    return list(filter(None, words))
+
+
+_WORDS: dict[str, Callable[[Any], str]] = {  # what reads better than its name and value
+    "gradient_accumulation_steps": lambda count: f"{count} micro-batches a step" if count > 1 else "",
+    "dtype": str,
+    "schedule": "{} schedule".format,
+    "warmup_fraction": lambda share: f"warm-up {100 * share:g}%",
+    "final_fraction": lambda share: f"down to {100 * share:g}%",
+    "max_grad_norm": "clipped at {}".format,
+    "options": str,
+}
+
+
+def _said(field: Field, value: Any) -> str:
+    """A condition in words; "" where there is nothing to say of it."""
+    if not value or value == _flat(field.missing):
+        return ""
+    if field.name in _WORDS:
+        return _WORDS[field.name](value)
+    words = field.name.replace("_", " ")
+    return words if value is True else f"{words} {value}"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from reports import rows as raw
-from reports.record import PARTS
+from reports.parts import Part, shown
 from reports.rows import AVERAGE, Row
 from reports.setups import REFERENCE, Setup
 from reports.statistics import SIGNIFICANCE, decimals, round_parts
@@ -111,12 +111,13 @@ def _scored(row: Row) -> Row:
 
 def memory(setup: Setup, *, compact: bool) -> Table:
     rows = raw.memory(setup)
+    parts = shown(row for row in rows if row["runs_ok"])
     tasks = {row["task"] for row in rows if row.get("task")}
     columns = [
         ("method", _word("method")),
         ("peak", _or_why(_bytes("peak_allocated_bytes"))),
         (f"/ {setup.reference}", _number("peak_ratio")),
-        *((_PART_WORDS.get(part, part), _part(index)) for index, part in enumerate(PARTS)),
+        *((part.word, _part(part, parts)) for part in parts),
         ("reserved", _bytes("peak_reserved_bytes")),
         ("phase", _word("peak_phase")),
         ("task", lambda row: _short(row.get("task") or NOTHING) if len(tasks) > 1 else NOTHING),
@@ -127,16 +128,13 @@ def memory(setup: Setup, *, compact: bool) -> Table:
     return _table(f"Memory at the peak{where}, MiB", rows, columns, {"method", "phase", "task"}, notes)
 
 
-_PART_WORDS = {"optimizer_state": "states"}
-
-
-def _part(index: int) -> Callable[[Row], str]:
+def _part(part: Part, parts: list[Part]) -> Callable[[Row], str]:
     """One of the parts, rounded together with the others so that they add up to the peak as printed, too."""
 
     def show(row: Row) -> str:
         if row.get("peak_allocated_bytes") is None:
             return NOTHING
-        return _mib(round_parts([row[f"{part}_bytes"] * 10 for part in PARTS], MIB)[index])
+        return _mib(round_parts([one.of(row) * 10 for one in parts], MIB)[parts.index(part)])
 
     return show
 

@@ -5,7 +5,8 @@ import random
 import pytest
 
 from membench.memory.allocator import MIB, CachingAllocator, estimate_reserved_bytes
-from membench.memory.trace import TEMPORARIES, Trace
+from membench.memory.trace import Trace
+from reports.parts import TEMPORARIES
 
 
 def trace_of(*steps: int | str) -> Trace:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import optimizers
 from membench.memory.components import classify
-from membench.memory.trace import PARTS
 from membench.planning.blueprint import Blueprint
 from membench.planning.moments import profile
 from membench.planning.planner import method_values
@@ -23,6 +22,7 @@ from optimizers.shared.adapters import find_targets
 from optimizers.shared.blocks import split_into_blocks
 from optimizers.shared.layer_parts import parts_of_layers
 from optimizers.shared.matrices import layer_matrices
+from reports.parts import FIELDS
 from tasks.models.source import Source
 
 PAIRS = [(name, method) for name in ARCHITECTURES for method in optimizers.available()]
@@ -260,7 +260,7 @@ def test_planned_on_fake_tensors_equals_metered_on_real_ones(name, method, tmp_p
     assert b.is_causal == ARCHITECTURES[name].is_causal and b.head == ARCHITECTURES[name].head
     values = method_values(b, method, {})
     planned, metered = (profile(simulate(b, method, values, b.depth, device=d), complete=True) for d in (None, "cpu"))
-    for part in range(1 + len(PARTS)):
+    for part in range(1 + len(FIELDS)):
         assert planned.maximum(part) == metered.maximum(part) > 0
     assert planned.moments[planned.peak].sizes == metered.moments[metered.peak].sizes
 

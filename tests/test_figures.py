@@ -12,9 +12,11 @@ from reports_factory import MIB, make_failure, make_record
 from reports import figures
 from reports.figures import bars, curves, pareto, style, svg
 from reports.figures.pareto import Point, front
+from reports.parts import PARTS
 from reports.setups import group
 
 SVG = "{http://www.w3.org/2000/svg}"
+MEMORY = [style.NAMED[part.colour] for part in PARTS]
 HOSTILE = '"><script>alert(1)</script>'
 
 
@@ -252,7 +254,7 @@ def lab(rgb):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_colours_that_touch_can_be_told_apart_by_the_colour_blind(sight, scheme, palette):
     """A difference of 2.3 is just noticeable; neighbours in a stacked bar get more than six times that."""
-    for colours in (list(bars._MEMORY.values()), list(bars._PHASES.values())):
+    for colours in (MEMORY, list(bars._PHASES.values())):
         seen = [lab(BLIND[sight] @ linear(palette[scheme][style.VARIABLES[colour]])) for colour in colours]
         for one, other in itertools.pairwise(seen):
             assert np.linalg.norm(one - other) > 15
@@ -283,7 +285,7 @@ def test_letters_can_be_read_on_what_they_stand_on(scheme, palette):
     for ground in ("paper", "ground", "notice", "bad", "best"):
         assert contrast(colours["ink"], colours[ground]) >= 4.5
     assert contrast(colours["muted"], colours["paper"]) >= 4.5
-    for colour in {*bars._MEMORY.values(), *bars._PHASES.values()}:
+    for colour in {*MEMORY, *bars._PHASES.values()}:
         letters = "on-dark" if colour == style.BLUE else "on-light"
         assert contrast(colours[letters], colours[style.VARIABLES[colour]]) >= 4.5
     for colour in (*style._HUES, style.INK):

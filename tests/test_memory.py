@@ -12,9 +12,9 @@ from torch.utils.checkpoint import checkpoint
 import optimizers
 from membench.memory.breakdown import alive_at, find_peaks
 from membench.memory.meter import MemoryMeter
-from membench.memory.trace import PARTS
 from membench.training.metering import meter_cycle
 from optimizers import MemoryEfficientOptimizer
+from reports.parts import FIELDS
 
 SCALAR = 4  # the loss, and the gradient of the loss
 
@@ -29,7 +29,7 @@ W1, W2, HIDDEN, OUTPUT = 512, 256, 32 * 16 * 4, 32 * 4 * 4
 
 
 def parts(*sizes: int) -> dict[str, int]:
-    return dict(zip(PARTS, sizes, strict=True))
+    return dict(zip(FIELDS, sizes, strict=True))
 
 
 def test_two_layers_with_adamw_agree_with_a_count_by_hand():
@@ -496,7 +496,7 @@ def test_the_parts_add_up_at_every_moment():
     peaks, _ = find_peaks(metered.trace)
     assert sum(report["at_peak"].values()) == report["peak_allocated_bytes"] == max(peak for peak, _ in peaks)
     for split in ("components", "modules"):
-        for part in PARTS:
+        for part in FIELDS:
             assert sum(group[part] for group in report[split].values()) == report["at_peak"][part]
 
 

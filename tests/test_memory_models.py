@@ -15,10 +15,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import optimizers
-from membench.memory.breakdown import PARTS
 from membench.memory.components import classify
 from membench.memory.meter import MemoryMeter
 from membench.training.metering import meter_cycle
+from reports.parts import FIELDS
 
 MODELS = [roberta, llama, gpt2]
 RNG_STATE = 5056  # bytes of a CPU generator's state: checkpointing saves one a segment, in host memory
@@ -200,8 +200,8 @@ def test_what_backward_makes_belongs_to_the_module_that_it_passes_through():
     x = torch.randn(32, 8)
     report = meter_cycle(model, optimizer, lambda model, batch: model(batch["x"]).sum(), lambda step: [{"x": x}])
     hidden = 32 * 16 * 4
-    assert report["modules"]["0"] == dict(zip(PARTS, (512, 0, 0, hidden, 0), strict=True))
-    assert report["modules"]["1"] == dict(zip(PARTS, (256, 256, 0, 0, hidden), strict=True))
+    assert report["modules"]["0"] == dict(zip(FIELDS, (512, 0, 0, hidden, 0), strict=True))
+    assert report["modules"]["1"] == dict(zip(FIELDS, (256, 256, 0, 0, hidden), strict=True))
     assert report["modules"]["(inputs)"]["activations_bytes"] == x.nbytes
 
 

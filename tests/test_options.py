@@ -16,7 +16,7 @@ from membench.config.errors import UserError
 from membench.config.options import ExecutionOptions, TrainingOptions
 from membench.config.run import Training
 from membench.config.settings import Settings, resolve
-from reports.record import SCHEMA
+from reports.schema import OPTIONAL, SCHEMA, training
 
 COMMANDS = {"compare": Settings, "study": ExecutionOptions, "plan": PlanOptions}
 
@@ -106,6 +106,12 @@ def test_a_file_has_the_keys_of_the_command_line(tmp_path):
 def test_the_schema_of_records_has_a_row_for_every_recorded_option_and_no_other():
     rows = {field.path.removeprefix("training.") for field in SCHEMA if field.path.startswith("training.")}
     assert rows == set(Training(steps=1).record)
+
+
+def test_what_old_records_mean_by_an_option_that_they_lack_is_its_default():
+    new = Training(steps=1).record
+    later = {field.name for field in SCHEMA if field.path.startswith("training.") and field.null == OPTIONAL}
+    assert later and {name: training({"training": {}})[name] for name in later} == {name: new[name] for name in later}
 
 
 def test_every_option_of_the_training_reaches_it():

@@ -6,12 +6,12 @@ import pytest
 from plan_models import blueprint
 
 import optimizers
-from membench.memory.trace import PARTS
 from membench.planning.blueprint import Blueprint
 from membench.planning.moments import profile
 from membench.planning.planner import method_values
 from membench.planning.simulate import simulate
 from membench.planning.workload import Workload
+from reports.parts import FIELDS
 
 QUICK = [
     (("llama", "roberta")[n % 2], method, ("float32", "bfloat16")[n // 2 % 2], bool(n % 3))
@@ -37,7 +37,7 @@ def expect_equal(b: Blueprint, method: str) -> None:
     """
     values: dict[str, Any] = method_values(b, method, {})
     planned, metered = (profile(simulate(b, method, values, b.depth, device=d), complete=True) for d in (None, "cpu"))
-    maxima = [tuple(one.maximum(part) for part in range(1 + len(PARTS))) for one in (planned, metered)]
+    maxima = [tuple(one.maximum(part) for part in range(1 + len(FIELDS))) for one in (planned, metered)]
     at_peak = [one.moments[one.peak].sizes for one in (planned, metered)]
     slack = 0.005 * metered.maximum(0) if method in BY_VALUES else 0
     for plan, real in (maxima, at_peak):

@@ -317,7 +317,7 @@ def test_a_heading_tells_the_conditions_and_random_weights():
     what, how = text.split("\n\n")[0].split("\n", 1)
     assert what == "superglue/rte - config:roberta-tiny, random weights - data: demo"
     assert " ".join(how.split()) == (
-        "100 steps of 16 x 64 tokens, float32, linear schedule, warm-up 10%, cpu (Epyc), 2 threads, profile demo"
+        "100 steps of 16 x 64 tokens, float32, linear schedule, warm-up 10%, profile demo, cpu (Epyc), 2 threads"
     )
     assert "pretrained weights" in tables.render([make_record(training__weights="pretrained")])
 

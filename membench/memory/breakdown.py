@@ -10,9 +10,10 @@ from torch import nn
 
 from membench.memory.allocator import estimate_reserved_bytes
 from membench.memory.components import COMPONENTS, classify
-from membench.memory.trace import PARTS, Trace
+from membench.memory.trace import Trace
+from reports.parts import FIELDS
 
-Parts = dict[str, int]  # bytes of each of the PARTS
+Sizes = dict[str, int]  # bytes of each part
 
 
 def summarize(trace: Trace, model: nn.Module) -> dict[str, Any]:
@@ -20,8 +21,8 @@ def summarize(trace: Trace, model: nn.Module) -> dict[str, Any]:
 
     Returns:
         peak_allocated_bytes: the most that was there at once, as asked for (not rounded as an allocator would).
-        at_peak: the five `PARTS` at that moment; they add up to it.
-        maximum: the same five, each at its own maximum; they don't add up.
+        at_peak: the parts (`reports.parts`) at that moment; they add up to it.
+        maximum: the same, each at its own maximum; they don't add up.
         peak_phase: the phase of the peak: "forward", "backward", "update", "switch", or "" outside of all.
         peak_module: the module that holds most at the peak, without what its children hold.
         peak_selection: what was trained then, or None for a method without a choice.
@@ -41,7 +42,7 @@ def summarize(trace: Trace, model: nn.Module) -> dict[str, Any]:
     return {
         "peak_allocated_bytes": peak_bytes,
         "at_peak": _group(trace, alive, [""] * len(trace.sizes))[""],
-        "maximum": dict(zip(PARTS, maximum, strict=True)),
+        "maximum": dict(zip(FIELDS, maximum, strict=True)),
         "peak_phase": trace.phases[trace.events[moment]],
         "peak_module": max(modules, key=lambda module: sum(modules[module].values())),
         "peak_selection": trace.selections[highest][1],
@@ -57,7 +58,7 @@ def summarize(trace: Trace, model: nn.Module) -> dict[str, Any]:
 
 def find_peaks(trace: Trace) -> tuple[list[tuple[int, int]], list[int]]:
     """The peak of each selection as (bytes, index of the event that made it), and the maximum of each part."""
-    now, maximum, peaks = [0] * len(PARTS), [0] * len(PARTS), []
+    now, maximum, peaks = [0] * len(FIELDS), [0] * len(FIELDS), []
     total, sizes, parts = 0, trace.sizes, trace.parts
     starts = [start for start, _ in trace.selections]
     for start, end in pairwise([*starts, len(trace.events)]):
@@ -90,13 +91,13 @@ def alive_at(trace: Trace, moment: int) -> list[int]:
     return list(alive)
 
 
-def _group(trace: Trace, allocations: Iterable[int], key: Sequence[Hashable]) -> dict[Any, Parts]:
+def _group(trace: Trace, allocations: Iterable[int], key: Sequence[Hashable]) -> dict[Any, Sizes]:
     """The parts of `allocations`, summed by `key`, which has one entry an allocation."""
-    groups: dict[Any, Parts] = {}
+    groups: dict[Any, Sizes] = {}
     for index in allocations:
-        groups.setdefault(key[index], _nothing())[PARTS[trace.parts[index]]] += trace.sizes[index]
+        groups.setdefault(key[index], _nothing())[FIELDS[trace.parts[index]]] += trace.sizes[index]
     return groups
 
 
-def _nothing() -> Parts:
-    return dict.fromkeys(PARTS, 0)
+def _nothing() -> Sizes:
+    return dict.fromkeys(FIELDS, 0)

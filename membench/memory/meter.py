@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from membench.memory.breakdown import summarize
 from membench.memory.modules import AccumulateGrad, ModuleTracker
 from membench.memory.stock import StockOptimizer
-from membench.memory.trace import ACTIVATIONS, GRADIENTS, INPUTS, OPTIMIZER_STATE, TEMPORARIES, WEIGHTS, Trace
+from membench.memory.trace import INPUTS, Trace
 from optimizers import MemoryEfficientOptimizer
+from reports.parts import ACTIVATIONS, GRADIENTS, OPTIMIZER_STATE, TEMPORARIES, WEIGHTS
 
 current_node = torch._C._current_autograd_node
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field
 
-WEIGHTS, GRADIENTS, OPTIMIZER_STATE, ACTIVATIONS, TEMPORARIES = range(5)
-PARTS = ("weights_bytes", "gradients_bytes", "optimizer_state_bytes", "activations_bytes", "temporaries_bytes")
+from reports.parts import ACTIVATIONS, TEMPORARIES
 
 # Where an allocation belongs that no module of the model made.
 INPUTS, ROOT, OPTIMIZER = "(inputs)", "", "(optimizer)"
@@ -18,7 +17,7 @@ class Trace:
 
     Attributes:
         sizes: bytes, as asked for (an allocator may round them up).
-        parts: what it is for, an index of `PARTS`; known for sure only when the steps are over.
+        parts: what it is for, the number of one of `reports.parts`; known for sure only when the steps are over.
         phases: "forward", "backward", "update", "switch", or "" for what was there before.
         modules: name of the module that made or owns it; see `INPUTS`, `ROOT` and `OPTIMIZER` for the others.
         events: `i` where allocation `i` is made, `~i` where it is freed.

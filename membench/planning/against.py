@@ -11,6 +11,7 @@ from membench.planning.blueprint import Blueprint
 from membench.planning.planner import Job, carry_out, method_values
 from membench.planning.workload import Workload
 from reports import formats, published
+from reports.parts import FIELDS, TEMPORARIES
 
 Row = dict[str, Any]
 
@@ -90,7 +91,7 @@ def _bytes(row: Row, figure: str, settings: Mapping[str, Any]) -> int:
     if figure != "total":
         return row["maximum"][f"{figure}_bytes"]
     if settings["total"] == "sum_of_maxima":
-        return sum(size for part, size in row["maximum"].items() if part != "temporaries_bytes")
+        return sum(size for field, size in row["maximum"].items() if field != FIELDS[TEMPORARIES])
     return row[settings["total"]]
 
 

@@ -15,6 +15,7 @@ from membench.planning.extrapolate import weights
 from membench.planning.method import Plan, profile_like
 from membench.planning.moments import Moments
 from membench.planning.workload import Workload
+from reports.parts import LASTING
 from tasks.models.source import CONFIGURATIONS, DTYPES, PREFIX
 
 _MOST = 1 << 22  # sequences or tokens: beyond any use
@@ -52,8 +53,8 @@ def find_limits(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], bud
 
 
 def lasting_bytes(profile: Moments) -> int:
-    """What weights, gradients and optimizer state need whatever the batch is."""
-    return max(sum(moment.sizes[1:4]) for moment in profile.moments.values())
+    """What is there all the time, whatever the batch is."""
+    return max(sum(moment.sizes[1 + part] for part in LASTING) for moment in profile.moments.values())
 
 
 def total_bytes(profile: Moments) -> int:

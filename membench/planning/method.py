@@ -9,7 +9,6 @@ from typing import Any
 
 from membench.memory.allocator import CUDA_CONTEXT_BYTES
 from membench.memory.breakdown import alive_at
-from membench.memory.trace import PARTS
 from membench.planning.blueprint import Blueprint
 from membench.planning.extrapolate import (
     NotAlikeError,
@@ -22,6 +21,7 @@ from membench.planning.extrapolate import (
 )
 from membench.planning.moments import Moments, profile
 from membench.planning.simulate import Simulation, layer_pattern, simulate
+from reports.parts import FIELDS
 
 SHALLOWEST = 3  # layers: a first, a last and one in between
 
@@ -89,8 +89,8 @@ def _combine(method: str, simulations: Sequence[Simulation], depth: int) -> Plan
     row = {
         "method": method,
         "peak_allocated_bytes": whole.maximum(0),
-        "at_peak": dict(zip(PARTS, whole.moments[whole.peak].sizes[1:], strict=True)),
-        "maximum": {part: whole.maximum(1 + number) for number, part in enumerate(PARTS)},
+        "at_peak": dict(zip(FIELDS, whole.moments[whole.peak].sizes[1:], strict=True)),
+        "maximum": {part: whole.maximum(1 + number) for number, part in enumerate(FIELDS)},
         "peak_reserved_bytes": reserved,
         "estimated_total_bytes": reserved + CUDA_CONTEXT_BYTES,
         "peak_phase": whole.peak.phase,
@@ -131,8 +131,8 @@ def _sizes(simulation: Simulation, position: int, name: Any) -> Table:
     trace = simulation.trace
     table: Table = {}
     for index in alive_at(trace, position):
-        row = table.setdefault(name(trace.modules[index]), dict.fromkeys(PARTS, 0))
-        row[PARTS[trace.parts[index]]] += trace.sizes[index]
+        row = table.setdefault(name(trace.modules[index]), dict.fromkeys(FIELDS, 0))
+        row[FIELDS[trace.parts[index]]] += trace.sizes[index]
     return table
 
 

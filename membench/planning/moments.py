@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from membench.memory.allocator import estimate_reserved_bytes
-from membench.memory.trace import OPTIMIZER, PARTS, Trace
+from membench.memory.trace import OPTIMIZER, Trace
 from membench.planning.simulate import Simulation, layer_pattern
+from reports.parts import FIELDS
 
 ENDS = 2  # layers at each end of the model whose moments have names of their own
 
@@ -32,7 +33,7 @@ class Moment:
     """What is there right after an allocation.
 
     Attributes:
-        sizes: bytes of everything, and of each of the `PARTS`.
+        sizes: bytes of everything, and of each part (`reports.parts`).
         position: of the event in the trace.
     """
 
@@ -56,7 +57,7 @@ class Moments:
         return max(self.moments, key=lambda key: self.moments[key].sizes[0])
 
     def maximum(self, part: int) -> int:
-        """Bytes of everything (0) or of one of the `PARTS` (from 1), at their own maximum."""
+        """Bytes of everything (0) or of a part (from 1), at their own maximum."""
         return max(moment.sizes[part] for moment in self.moments.values())
 
 
@@ -87,7 +88,7 @@ def profile(simulation: Simulation, *, complete: bool) -> Moments:
 
 def _walk(trace: Trace, ranks: dict[str | None, int]) -> Iterator[tuple[int, Selected, int, tuple[int, ...]]]:
     """Each allocation: its event's position, the selection and step that it falls into, and the bytes after it."""
-    sizes = [0] * (1 + len(PARTS))
+    sizes = [0] * (1 + len(FIELDS))
     starts = dict(trace.selections)
     selection, step, phase = (0, 0), 0, ""
     visits: Counter[int] = Counter()

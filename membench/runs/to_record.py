@@ -5,21 +5,7 @@ from typing import Any
 
 from membench.config.run import Run
 from membench.runs.processes import Outcome
-from reports import record
-
-_UNKNOWN: dict[str, Any] = {
-    "parameters": None,
-    "trainable_parameters": None,
-    "trained_fraction": None,
-    "block_coverage": None,
-    "metrics": None,
-    "initial_metrics": None,
-    "headline": None,
-    "higher_is_better": None,
-    "history": [],
-    "memory": None,
-    "time": None,
-}
+from reports import record, schema
 
 
 def assemble(run: Run, outcome: Outcome) -> dict[str, Any]:
@@ -34,25 +20,22 @@ def assemble(run: Run, outcome: Outcome) -> dict[str, Any]:
 
 
 def _assemble(run: Run, measured: dict[str, Any]) -> dict[str, Any]:
-    measured = {**_UNKNOWN, "hyperparameters": run.hyperparameters, **measured}
-    measured["memory"] = _complete(measured["memory"], "memory")
-    measured["time"] = _complete(measured["time"], "time")
-    return {
-        "schema": record.VERSION,
+    made = {
+        **schema.unmeasured(),
+        "schema": schema.VERSION,
         "run_id": run.run_id,
         "task": run.task,
         "method": run.method,
         "model": run.training.model,
         "seed": run.seed,
+        "hyperparameters": run.hyperparameters,
         "training": run.training.record,
         "environment": {**run.environment, "created": datetime.now(UTC).isoformat(timespec="seconds")},
         **measured,
     }
+    return {**made, **{section: _complete(made[section], section) for section in ("memory", "time")}}
 
 
 def _complete(measured: dict[str, Any] | None, section: str) -> dict[str, Any] | None:
     """A section that was only partly measured, with null for the rest."""
-    if measured is None:
-        return None
-    paths = [field.path.split(".") for field in record.SCHEMA if field.null != record.OPTIONAL]
-    return {**{path[1]: None for path in paths if len(path) == 2 and path[0] == section}, **measured}
+    return None if measured is None else {**dict.fromkeys(schema.below(section)), **measured}

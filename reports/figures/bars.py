@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from reports import rows as raw
 from reports.figures import style
 from reports.figures.svg import Plot
-from reports.record import PARTS
+from reports.parts import shown
 from reports.rows import Row
 from reports.setups import Setup
 from reports.statistics import round_parts
@@ -22,7 +22,6 @@ _BAR, _TOP, _BOTTOM, _SIDE = 38, 12, 42, 12  # pixels: a bar with its name, and 
 _THICK = 0.4  # of it, the bar itself
 _LETTER = 6.3  # pixels, about
 
-_MEMORY = dict(zip(PARTS, (style.BLUE, style.VERMILION, style.GREEN, style.ORANGE, style.PINK), strict=True))
 _PHASES = {"forward": style.SKY, "backward": style.BLUE, "update": style.VERMILION}
 
 
@@ -37,17 +36,20 @@ class Bar(NamedTuple):
 
 def memory(setup: Setup) -> Plot:
     """Peak memory as stacked bars, by component."""
+    rows = raw.memory(setup)
+    parts = shown(row for row in rows if row["runs_ok"])
     bars = []
-    for row in raw.memory(setup):
+    for row in rows:
         if not row["runs_ok"]:
             bars.append(Bar(row["method"], ended(row), {}, {}))
             continue
-        sizes = [row[f"{part}_bytes"] for part in PARTS]
-        tenths = round_parts([size * 10 for size in sizes], MIB)  # add up, as in the table
-        lengths = {part: size / MIB for part, size in zip(PARTS, sizes, strict=True)}
-        figures = {part: f"{tenth / 10:,.1f}" for part, tenth in zip(PARTS, tenths, strict=True)}
+        sizes = {part.name: part.of(row) for part in parts}
+        tenths = round_parts([size * 10 for size in sizes.values()], MIB)  # add up, as in the table
+        lengths = {part: size / MIB for part, size in sizes.items()}
+        figures = {part: f"{tenth / 10:,.1f}" for part, tenth in zip(sizes, tenths, strict=True)}
         bars.append(Bar(row["method"], _peak(row, sum(tenths) / 10, setup), lengths, figures))
-    return _stacked("memory", "Peak memory by component", "MiB at the peak", bars, _MEMORY)
+    colours = {part.name: style.NAMED[part.colour] for part in parts}
+    return _stacked("memory", "Peak memory by component", "MiB at the peak", bars, colours)
 
 
 def step_time(setup: Setup) -> Plot:

@@ -28,6 +28,8 @@ VARIABLES = {
     ON_LIGHT: "on-light",
 }
 
+NAMED = {name: colour for colour, name in VARIABLES.items()}
+
 _HUES = (BLUE, VERMILION, GREEN, PINK, ORANGE, SKY)  # Okabe & Ito, without the yellow that white paper swallows
 _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 _MARKERS = "osD^vPX<>p*h"

@@ -3,7 +3,8 @@
 import json
 from collections.abc import Iterator
 
-from reports.record import PARTS, Record
+from reports.parts import PARTS
+from reports.record import Record
 from reports.regressions import findings
 from reports.regressions.findings import Finding, mib
 from reports.regressions.pairing import Pair, Row, RowKey
@@ -84,13 +85,10 @@ def _verdict(rise: float, tolerance: float) -> str:
 
 def _moved(old: Record, new: Record) -> str:
     """Which parts of the peak changed, the largest change first."""
-    parts = [(_part(new, part) - _part(old, part), part.replace("_", " ")) for part in PARTS]
+    sides = [run["memory"]["at_peak"] for run in (new, old)]
+    parts = [(part.of(sides[0]) - part.of(sides[1]), part.words) for part in PARTS]
     told = sorted((part for part in parts if part[0]), key=lambda part: -abs(part[0]))
     return ", ".join(f"{name} {'+' if size > 0 else '-'}{mib(abs(size))} MiB" for size, name in told)
-
-
-def _part(run: Record, part: str) -> int:
-    return run["memory"]["at_peak"][f"{part}_bytes"] or 0
 
 
 def saving(key: RowKey, row: Row, references: References, thresholds: Thresholds) -> Iterator[Finding]:

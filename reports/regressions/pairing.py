@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from reports.record import Record
+from reports.schema import training
 from reports.setups import row_label, varied_hyperparameters
 
 Pair = tuple[Record, Record]  # baseline, candidate
@@ -41,7 +42,7 @@ def pair(baseline: Iterable[Record], candidate: Iterable[Record]) -> dict[RowKey
 
     def row(run: Record) -> Row:
         several = {name: None for side in names for name in side.get(run["method"], [])}
-        words = [row_label(run, list(several)), *(f"{name}={run['training'][name]}" for name in trainings)]
+        words = [row_label(run, list(several)), *(f"{name}={training(run)[name]}" for name in trainings)]
         return rows.setdefault(RowKey(run["task"], " ".join(dict.fromkeys(words)), run["model"]), Row())
 
     for old, new in _matches(before, after):
@@ -73,7 +74,7 @@ def _by_key(records: Iterable[Record]) -> dict[_Key, list[Record]]:
 
 def _varied_training(side: dict[_Key, list[Record]]) -> list[str]:
     """What tells apart runs that one side has of one key."""
-    trainings = [[run["training"] for run in runs] for runs in side.values() if len(runs) > 1]
+    trainings = [[training(run) for run in runs] for runs in side.values() if len(runs) > 1]
     return [name for runs in trainings for name in runs[0] if any(run.get(name) != runs[0][name] for run in runs)]
 
 
@@ -108,9 +109,9 @@ def _same_configuration(old: list[Record], new: list[Record]) -> Iterator[Pair]:
 
 def differences(old: Record, new: Record) -> list[str]:
     """What forbids comparing two runs, each as `steps: 100 -> 200`. What one of them doesn't know is no difference."""
-    places = [(old["training"], new["training"]), (old["environment"], new["environment"]), (old, new)]
+    places = [(training(old), training(new)), (old["environment"], new["environment"]), (old, new)]
     same_data = old["environment"].get("data_sha256") and _equal(*places[1], "data_sha256")
-    names = [name for name in old["training"] if not (name == "data" and same_data)]
+    names = [name for name in places[0][0] if not (name == "data" and same_data)]
     provenance = [name for name in _PROVENANCE if not (name == "data_revision" and same_data)]
     counted = ["parameters"] if old["parameters"] and new["parameters"] else []  # a count of 0 is unknown
     fields = (names, provenance, ["model", *counted, "headline", "higher_is_better"])
