@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from membench.memory.stock import StockOptimizer
+from optimizers.shared.blocks import find_layers
 from optimizers.shared.matrices import layer_matrices
 from optimizers.shared.subspace import randomized_vectors
 
@@ -288,6 +289,21 @@ def _with_timed_hooks(base: type) -> type:
 
 
 # ---- peft
+
+
+def qlora(model: nn.Module, rank: int, **settings: Any) -> tuple[nn.Module, StockOptimizer]:
+    """LoRA by peft on linear modules of bitsandbytes in NF4, as `BitsAndBytesConfig(load_in_4bit=True)` makes them."""
+    from bitsandbytes.nn import Linear4bit
+
+    settings_of_base = {"compress_statistics": False, "quant_type": "nf4"}
+    for layer in find_layers(model).values():
+        for name, dense in list(layer.named_modules()):
+            if isinstance(dense, nn.Linear):
+                shape = (dense.in_features, dense.out_features, dense.bias is not None)
+                quantized = Linear4bit(*shape, compute_dtype=dense.weight.dtype, **settings_of_base)
+                quantized.load_state_dict(dense.state_dict())
+                layer.set_submodule(name, quantized.to(dense.weight.device))  # quantises
+    return lora(model, rank, **settings)
 
 
 def lora(model: nn.Module, rank: int, **settings: Any) -> tuple[nn.Module, StockOptimizer]:

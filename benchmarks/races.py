@@ -13,7 +13,7 @@ from torch import nn
 from benchmarks import peers
 from benchmarks.models import Size, build
 from benchmarks.side import Side, with_timed_hooks
-from optimizers import HFT, LISA, LOMO, SGD, Adafactor, AdaLomo, AdamW, BAdam, BlockLLM, GaLore, LoRA, Muon
+from optimizers import HFT, LISA, LOMO, SGD, Adafactor, AdaLomo, AdamW, BAdam, BlockLLM, GaLore, LoRA, Muon, QLoRA
 from optimizers.shared.blocks import split_into_blocks
 
 NEVER = 10**9  # steps: no switch during a race
@@ -158,6 +158,18 @@ RACES: dict[str, Race] = {
         theirs=lambda model, size, ours: peers.lora(model, 8, lr=1e-4, weight_decay=0.01),
         update_limit=1.02,
         notes=('without a task type peft\'s "all-linear" adapts the head too: it is given one',),
+    ),
+    "qlora": Race(
+        f"peft on bitsandbytes 0.50.2 + {FUSED}",
+        "bitsandbytes",
+        ours=lambda model, size: QLoRA(model, lr=1e-4, rank=8, alpha=32.0, dropout=0.0, double_quantization=False),
+        theirs=lambda model, size, ours: peers.qlora(model, 8, lr=1e-4),
+        update_limit=1.02,
+        notes=(
+            "without double quantisation: on a CPU its kernel for 8 bits is coarser than on a GPU, so that magnitudes "
+            "would differ",
+            "the update is that of the adapters alone; what 4 bits cost is in the step",
+        ),
     ),
     "lomo": Race(
         "lomo-optim 0.1.1",

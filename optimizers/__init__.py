@@ -12,6 +12,7 @@ from optimizers.lisa import LISA
 from optimizers.lomo import LOMO
 from optimizers.lora import LoRA
 from optimizers.muon import Muon
+from optimizers.qlora import QLoRA
 from optimizers.registry import available, create, get, in_use, register, resolve
 from optimizers.sgd import SGD
 
@@ -29,6 +30,7 @@ __all__ = [
     "LoRA",
     "MemoryEfficientOptimizer",
     "Muon",
+    "QLoRA",
     "available",
     "create",
     "get",

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count, check_hyperparameters
 from optimizers.registry import register
-from optimizers.shared.adapters import ALL_LINEAR, find_targets, inject
+from optimizers.shared.adapters import ALL_LINEAR, find_targets, frozen_linears, inject
 from optimizers.shared.arithmetic import adamw_update
 from optimizers.shared.blocks import matching
+from optimizers.shared.nf4_linear import quantize_linears, restore_linears
 
 # what each variant asks of peft
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -21,6 +22,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pissa": {"init_lora_weights": "pissa_niter_4"},
     "lora+": {},
 }
+
+
+BASES = ("full", "nf4")
 
 
 @register("lora")
@@ -39,6 +43,9 @@ class LoRA(MemoryEfficientOptimizer):
     themselves, in the dtype of W, are r (m + n) weights more. Weights that are no linear module (a tensor that holds
     the matrices of several experts) can't be adapted.
 
+    `base="nf4"` holds the layers' linear modules in 4 bits (QLoRA: see `qlora.py`), with any variant. The model is
+    built in full first, so the full weights must fit where it is built; the adapters start from the full weights, too.
+
     Args:
         model: the model to train.
         lr: learning rate.
@@ -52,6 +59,8 @@ class LoRA(MemoryEfficientOptimizer):
             `always_train` are left out.
         variant: "lora", "rslora", "dora", "pissa" or "lora+".
         lora_plus_ratio: of "lora+": the rate of B over that of A.
+        base: "full", or "nf4": frozen linear modules of the layers, adapted or not, in NF4.
+        double_quantization: of "nf4": the magnitudes of its blocks in 8 bits.
         always_train: name patterns of parameters that are trained as they are.
         master_weights: fp32 moments and masters, if the model is of low precision.
         fp32_gradients: fp32 gradients for low-precision weights.
@@ -67,6 +76,7 @@ class LoRA(MemoryEfficientOptimizer):
     keeps = "8 B a new weight (12 B with an fp32 master), and the new weights"
     excludes = "weights outside of linear modules (fused experts)"
     example = {"lr": 1e-2, "rank": 4}
+    added_later = ("base", "double_quantization")
 
     def __init__(
         self,
@@ -82,6 +92,8 @@ class LoRA(MemoryEfficientOptimizer):
         targets: str | tuple[str, ...] = ALL_LINEAR,
         variant: str = "lora",
         lora_plus_ratio: float = 16.0,
+        base: str = "full",
+        double_quantization: bool = True,
         always_train: tuple[str, ...] = (),
         master_weights: bool = True,
         fp32_gradients: bool = False,
@@ -91,6 +103,7 @@ class LoRA(MemoryEfficientOptimizer):
         check_hyperparameters(defaults)  # all checks come before the model is changed
         check_count("rank", rank)
         check_choice("variant", variant, tuple(VARIANTS))
+        check_choice("base", base, BASES)
         alpha = 4.0 * rank if alpha is None else alpha
         for name, value in (("alpha", alpha), ("lora_plus_ratio", lora_plus_ratio)):
             if not 0.0 < value < float("inf"):
@@ -98,11 +111,14 @@ class LoRA(MemoryEfficientOptimizer):
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
         self.variant, self.lora_plus_ratio, self.master_weights = variant, lora_plus_ratio, master_weights
+        self.base = base
         always = matching(model, always_train)
         names = find_targets(model, targets, always)
+        frozen = frozen_linears(model, names, always) if base == "nf4" else []
         before = {p: p.requires_grad for p in model.parameters()}
         settings = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, **VARIANTS[variant]}
         self._adapters = inject(model, names, settings, seed)
+        quantize_linears(model, frozen, double=double_quantization)
         for p in always:
             p.requires_grad_(True)
         super().__init__(model, defaults, fp32_gradients=fp32_gradients)
@@ -122,15 +138,20 @@ class LoRA(MemoryEfficientOptimizer):
         adamw_update([self.state[p] for p in params], params, grads, group, self.master_weights)
 
     def extra_state(self) -> dict[str, Any]:
-        return {"variant": self.variant}
+        return {"variant": self.variant, "base": self.base}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
-        if extra["variant"] != self.variant:
-            raise ValueError(f"this state is of variant={extra['variant']!r}, not {self.variant!r}")
+        for name, value in self.extra_state().items():
+            if extra.get(name, value) != value:
+                raise ValueError(f"this state is of {name}={extra[name]!r}, not {value!r}")
 
     @torch.no_grad()
     def finish(self) -> nn.Module:
-        """End the training: merge the adapters into the weights and give back the model as it was built."""
+        """End the training: merge the adapters into the weights and give back the model as it was built.
+
+        From NF4 come dense weights, what the 4 bits stand for: the function that was trained, not the weights before.
+        """
         model = super().finish()
+        restore_linears(model)
         self._adapters.merge_and_unload()
         return model

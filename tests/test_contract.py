@@ -24,6 +24,9 @@ VARIANTS = {
     "lora-dora": ("lora", {"variant": "dora"}),
     "lora-pissa": ("lora", {"variant": "pissa"}),
     "lora-plus": ("lora", {"variant": "lora+", "lr": 2e-3}),
+    "lora-nf4": ("lora", {"base": "nf4", "double_quantization": False}),
+    "lora-nf4-dora": ("lora", {"base": "nf4", "variant": "dora"}),
+    "lora-nf4-pissa": ("lora", {"base": "nf4", "variant": "pissa"}),
     "sgd-momentum": ("sgd", {"momentum": 0.9, "lr": 0.03}),
 }
 SUBJECTS = {name: (name, {}) for name in optimizers.available()} | VARIANTS

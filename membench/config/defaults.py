@@ -21,6 +21,7 @@ LEARNING_RATES = {
     "lisa": (2e-5, 1e-3, 1e-3),
     "galore": (1e-4, 1e-3, 4e-3),
     "lora": (2e-4, 1e-3, 1e-3),
+    "qlora": (2e-4, 4e-3, 4e-3),
     "lomo": (3e-2, 1e-1, 1e-1),
     "adalomo": (5e-4, 3e-3, 1e-2),
     "hft": (2e-5, 1e-3, 1e-3),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -35,12 +35,30 @@ def find_targets(model: nn.Module, targets: str | tuple[str, ...], leave_out: Co
         if not matched:
             raise ValueError(f"targets: {pattern!r} matches no linear module.{_hint(pattern, linear)}")
         chosen |= dict.fromkeys(matched)
-    left_out = set(leave_out)
-    names = [n for n in chosen if linear[n].weight.requires_grad and not left_out & set(linear[n].parameters())]
+    names = _without(chosen, linear, leave_out)
     if not names:
         raise ValueError(f"targets {', '.join(patterns)}: all of these modules are frozen or always trained")
     _check_not_tied(model, names)
     return names
+
+
+def frozen_linears(model: nn.Module, adapted: Collection[str], leave_out: Collection[nn.Parameter]) -> list[str]:
+    """Names of the linear modules that a method with adapters freezes: `adapted`, and all others of the layers.
+
+    Without those that were frozen before, which are the user's, and those of `leave_out`.
+    """
+    linear = linear_modules(model)
+    try:
+        in_layers = _in_layers(model, linear)
+    except ValueError:  # a model without lists of layers
+        in_layers = []
+    return _without(dict.fromkeys([*adapted, *in_layers]), linear, leave_out)
+
+
+def _without(names: Iterable[str], linear: dict[str, nn.Module], leave_out: Collection[nn.Parameter]) -> list[str]:
+    """`names` without what is frozen and what holds something of `leave_out`."""
+    left_out = set(leave_out)
+    return [n for n in names if linear[n].weight.requires_grad and not left_out & set(linear[n].parameters())]
 
 
 def _check_not_tied(model: nn.Module, names: Collection[str]) -> None:

@@ -1,0 +1,97 @@
+"""NF4: weights in 4 bits, the values the quantiles of a normal distribution (Dettmers et al., 2023, arXiv 2305.14314).
+
+Blocks of 64 weights; the blocks' magnitudes are in fp32 or, under double quantisation, less their mean in 8 bits with
+the signed dynamic map, in blocks of 256. So a weight takes .5 + 4/64 = .5625 bytes, or .5 + 1/64 + 4/(64 x 256) = .516
+(and 4 bytes a matrix, for the mean). Codes, magnitudes and values are those of bitsandbytes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from optimizers.shared.quantized import SIGNED, Codebook, Constant, blocks_of, pieces, scale_
+
+BLOCK, BLOCK_OF_MAGNITUDES = 64, 256
+# Appendix E of the paper
+VALUES = torch.tensor(
+    [
+        -1.0,
+        -0.6961928009986877,
+        -0.5250730514526367,
+        -0.39491748809814453,
+        -0.28444138169288635,
+        -0.18477343022823334,
+        -0.09105003625154495,
+        0.0,
+        0.07958029955625534,
+        0.16093020141124725,
+        0.24611230194568634,
+        0.33791524171829224,
+        0.44070982933044434,
+        0.5626170039176941,
+        0.7229568362236023,
+        1.0,
+    ]
+)
+NF4 = Codebook(VALUES)
+PAIRS = Constant(torch.stack([VALUES.repeat_interleave(16), VALUES.repeat(16)], 1))  # (256, 2): of each byte
+
+Packed = dict[str, Tensor]
+
+
+def quantize(weight: Tensor, *, double: bool) -> Packed:
+    """A weight of any shape in NF4.
+
+    Returns:
+        codes: two a byte (ceil(n / 2),), the first in the upper half; magnitudes: (ceil(n / 64),), fp32, or under
+        double quantisation their codes in 8 bits, with magnitudes_of_magnitudes (a block of 256), fp32, and their mean.
+    """
+    flat = weight.detach().reshape(-1)
+    packed = {
+        "codes": flat.new_empty(-(-flat.numel() // 2), dtype=torch.uint8),
+        "magnitudes": flat.new_empty(-(-flat.numel() // BLOCK), dtype=torch.float32),
+    }
+    for piece in pieces(flat):
+        codes, magnitudes = NF4.quantize(flat[piece].float(), BLOCK)
+        packed["codes"][piece.start // 2 : -(-piece.stop // 2)] = _pack(codes)
+        packed["magnitudes"][blocks_of(piece, BLOCK)] = magnitudes
+    return _quantize_magnitudes(packed) if double else packed
+
+
+def dequantize(packed: Packed, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """The weight that `packed` stands for."""
+    weight = torch.empty(shape, dtype=dtype, device=packed["codes"].device)
+    flat, magnitudes, pairs = weight.view(-1), _magnitudes(packed), PAIRS.on(weight)
+    for piece in pieces(flat):
+        codes = packed["codes"][piece.start // 2 : -(-piece.stop // 2)]
+        values = pairs.index_select(0, codes.int()).view(-1)[: piece.stop - piece.start]
+        flat[piece] = scale_(values, magnitudes[blocks_of(piece, BLOCK)], BLOCK)
+    return weight
+
+
+def _pack(codes: Tensor) -> Tensor:
+    if codes.numel() % 2:
+        codes = F.pad(codes, (0, 1), value=7)  # of zero, as bitsandbytes does
+    first, second = codes.view(-1, 2).unbind(1)
+    return (first << 4) | second
+
+
+def _quantize_magnitudes(packed: Packed) -> Packed:
+    magnitudes = packed["magnitudes"]
+    mean = magnitudes.mean()
+    codes = torch.empty_like(magnitudes, dtype=torch.uint8)
+    of_magnitudes = magnitudes.new_empty(-(-magnitudes.numel() // BLOCK_OF_MAGNITUDES))
+    for piece in pieces(magnitudes):
+        blocks = blocks_of(piece, BLOCK_OF_MAGNITUDES)
+        codes[piece], of_magnitudes[blocks] = SIGNED.quantize(magnitudes[piece] - mean, BLOCK_OF_MAGNITUDES)
+    return {**packed, "magnitudes": codes, "magnitudes_of_magnitudes": of_magnitudes, "mean": mean}
+
+
+def _magnitudes(packed: Packed) -> Tensor:
+    """The magnitudes in fp32."""
+    if "mean" not in packed:
+        return packed["magnitudes"]
+    codes, of_magnitudes = packed["magnitudes"], packed["magnitudes_of_magnitudes"]
+    return SIGNED.dequantize(codes, of_magnitudes, BLOCK_OF_MAGNITUDES).add_(packed["mean"])

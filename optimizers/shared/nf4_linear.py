@@ -1,0 +1,89 @@
+"""Linear modules on weights that are frozen in NF4: the base of QLoRA (Dettmers et al., 2023, arXiv 2305.14314)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from optimizers.shared import nf4
+
+
+class NF4Linear(nn.Module):
+    """Stands for a linear module (`nn.Linear`, or `Conv1D` of transformers): y = x W^T + b, with W in NF4.
+
+    W is dequantised to the compute dtype for each product, forward and backward, and kept by neither: autograd keeps
+    nothing but the input's gradient function. The bytes of W are buffers, so they are in `state_dict` and move with
+    the model.
+
+    Args:
+        dense: the module. Its weight gives its values up until `restore`; it must be frozen.
+        double: double quantisation.
+    """
+
+    def __init__(self, dense: Any, *, double: bool):
+        super().__init__()
+        self._dense = (dense,)  # in a tuple, so that it is no submodule
+        self._shape, self._dtype = dense.weight.shape, dense.weight.dtype
+        self._is_transposed = not isinstance(dense, nn.Linear)
+        self.bias = dense.bias
+        for name, tensor in nf4.quantize(dense.weight, double=double).items():
+            self.register_buffer(name, tensor)
+        dense.weight.data = dense.weight.new_empty(0)
+
+    @property
+    def weight(self) -> Tensor:
+        """W as the dense module has it, dequantised anew each time it is asked for."""
+        return nf4.dequantize(dict(self.named_buffers()), self._shape, self._dtype)
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        y: Tensor = _Product.apply(x, self)
+        return y
+
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        """W (out, in) in `dtype`."""
+        weight = nf4.dequantize(dict(self.named_buffers()), self._shape, dtype)
+        return weight.t() if self._is_transposed else weight
+
+    def restore(self) -> Any:
+        """The dense module, its weight now what the bytes stand for."""
+        (dense,) = self._dense
+        dense.weight.data = self.weight
+        return dense
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: NF4Linear) -> Tensor:
+        ctx.module = (
+            module  # not `save_for_backward`: what keeps activations elsewhere must leave weights where they are
+        )
+        return F.linear(x, module.matrix(x.dtype), module.bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad @ ctx.module.matrix(grad.dtype), None
+
+
+def quantize_linears(model: nn.Module, names: Iterable[str], *, double: bool) -> None:
+    """Put `NF4Linear`s in place of the linear modules `names`; where one is adapted by peft, in place of its base."""
+    for name in names:
+        module: Any = model.get_submodule(name)
+        path, _, attribute = name.rpartition(".")
+        owner = model.get_submodule(path)
+        if "base_layer" in dict(module.named_children()):
+            owner, attribute, module = module, "base_layer", module.base_layer
+        setattr(owner, attribute, NF4Linear(module, double=double))
+
+
+def restore_linears(model: nn.Module) -> None:
+    """Put the dense modules back that `quantize_linears` replaced."""
+    for owner in list(model.modules()):
+        for attribute, module in list(owner.named_children()):
+            if isinstance(module, NF4Linear):
+                setattr(owner, attribute, module.restore())

@@ -1,0 +1,119 @@
+"""Numbers in few bits, as plain torch: a code a number, and for each block of them the largest magnitude.
+
+A code stands for a value of a codebook between -1 and 1, times the block's magnitude. Codes, magnitudes and values are
+those of bitsandbytes (its CUDA kernels, and its kernels of plain torch): the nearest value, of two equally near ones
+the lower. Its CPU kernel for 8 bits is coarser: it looks numbers up in a table of steps of 2 ** -15.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from optimizers.base import has_values
+
+# Values that are worked on at a time, which bounds all temporaries; a multiple of every block. On a CPU they stay in
+# its cache.
+PIECE = 1 << 18
+SMALLEST = 1e-38  # magnitude: its reciprocal is still finite
+
+
+def pieces(like: Tensor) -> Iterator[slice]:
+    """Cuts a flattened tensor into pieces. Without values one tells the bytes: all others are made in its place."""
+    count = like.numel()
+    for start in range(0, count if has_values(like) else min(count, PIECE), PIECE):
+        yield slice(start, min(start + PIECE, count))
+
+
+def blocks_of(piece: slice, size: int) -> slice:
+    """The blocks of `size` values that a piece consists of."""
+    return slice(piece.start // size, -(-piece.stop // size))
+
+
+def magnitudes(numbers: Tensor, size: int) -> Tensor:
+    """The largest magnitude of each block of `size` of `numbers` (n,); the last block may be shorter."""
+    whole = numbers.numel() // size * size
+    largest = numbers[:whole].view(-1, size).abs().amax(1)
+    rest = numbers[whole:]
+    return torch.cat([largest, rest.abs().amax(0, keepdim=True)]) if rest.numel() else largest
+
+
+def scale_(numbers: Tensor, factors: Tensor, size: int) -> Tensor:
+    """Multiply each block of `numbers` (n,) by its factor, in place."""
+    whole = numbers.numel() // size * size
+    numbers[:whole].view(-1, size).mul_(factors[: whole // size, None])
+    if whole < numbers.numel():
+        numbers[whole:].mul_(factors[-1])
+    return numbers
+
+
+class Constant:
+    """A tensor of the code's own, needed on any device."""
+
+    def __init__(self, tensor: Tensor):
+        self._array = tensor.numpy()  # no mode of torch sees it
+        self._on_gpu: dict[torch.device, Tensor] = {}
+
+    def on(self, like: Tensor) -> Tensor:
+        """It on the device of `like`. A GPU keeps it: a copy from the host waits for all that is queued."""
+        if like.is_cpu or not has_values(like):
+            return torch.tensor(self._array, device=like.device)
+        if like.device not in self._on_gpu:
+            self._on_gpu[like.device] = torch.tensor(self._array, device=like.device)
+        return self._on_gpu[like.device]
+
+
+class Codebook:
+    """Up to 256 rising values; a number's code is the place of the nearest one.
+
+    Found by the leading 17 bits of the number (sign, exponent, 8 bits of the fraction): a table has the code of the
+    lowest number that starts so, and since at most one boundary between two values lies among these numbers, one
+    comparison tells whether it is the next code. That is ten times as fast as a search.
+    """
+
+    def __init__(self, values: Tensor):
+        boundaries = (values[:-1] + values[1:]) / 2
+        self.values = Constant(values)
+        self._lowest = Constant(torch.bucketize(_ends_of_cells()[0], boundaries).to(torch.uint8))
+        self._boundary_above = Constant(torch.cat([boundaries, torch.full((1,), torch.inf)]))
+
+    def quantize(self, numbers: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Codes (n,), uint8, and magnitudes (a block), fp32, of `numbers` (n,), fp32; for at most a piece of them."""
+        largest = magnitudes(numbers, size)
+        scaled = scale_(numbers.clone(), 1.0 / largest.clamp(min=SMALLEST), size)
+        return self._encode(scaled), largest
+
+    def dequantize(self, codes: Tensor, magnitudes: Tensor, size: int) -> Tensor:
+        """The numbers (n,), fp32, that `codes` (n,) and `magnitudes` (a block) stand for."""
+        return scale_(self.values.on(codes).index_select(0, codes.int()), magnitudes, size)
+
+    def _encode(self, scaled: Tensor) -> Tensor:
+        cells = scaled.view(torch.int32).bitwise_right_shift(15).bitwise_and_(0x1FFFF)
+        codes = self._lowest.on(scaled).index_select(0, cells)
+        del cells
+        return codes.add_(scaled > self._boundary_above.on(scaled).index_select(0, codes.int()))
+
+
+def _ends_of_cells() -> tuple[Tensor, Tensor]:
+    """The lowest and the highest of the numbers that share their leading 17 bits, for each of these."""
+    first = torch.arange(-(1 << 16), 1 << 16, dtype=torch.int32).roll(1 << 16) << 15
+    ends = torch.stack([first, first | 0x7FFF]).view(torch.float32).nan_to_num(torch.inf)
+    return ends.amin(0), ends.amax(0)
+
+
+def dynamic_values(*, signed: bool) -> Tensor:
+    """The dynamic map of 8 bits (Dettmers et al., 2110.02861, section 2): a power of ten, and the linear fraction that
+    is left beside it; the smaller the power, the fewer bits are left.
+    """
+    values = [torch.tensor([0.0, 1.0])]
+    for power in range(7):
+        edges = torch.linspace(0.1, 1.0, (1 if signed else 2) * 2**power + 1)
+        means = 10 ** (power - 6) * ((edges[:-1] + edges[1:]) / 2)
+        values += [means, -means] if signed else [means]
+    return torch.cat(values).sort().values
+
+
+SIGNED = Codebook(dynamic_values(signed=True))
+UNSIGNED = Codebook(dynamic_values(signed=False))
