@@ -39,7 +39,8 @@ class Result:
         checks = {
             f"update time {self.update} above {limit}": limit is None or self.update.holds(limit),
             f"step time {self.step} above {limit}": limit is None or self.step.holds(limit),
-            f"peak memory {self.memory:.4f} above 1": limit is None or self.memory <= 1.0,
+            f"peak memory {self.memory:.4f} above {self.race.memory_limit:g}": limit is None
+            or self.memory <= self.race.memory_limit,
             f"weights differ by {self.difference:.1e}, above {exact}": exact is None or self.difference <= exact,
         }
         return [text for text, holds in checks.items() if not holds]

@@ -302,7 +302,9 @@ def qlora(model: nn.Module, rank: int, **settings: Any) -> tuple[nn.Module, Stoc
                 shape = (dense.in_features, dense.out_features, dense.bias is not None)
                 quantized = Linear4bit(*shape, compute_dtype=dense.weight.dtype, **settings_of_base)
                 quantized.load_state_dict(dense.state_dict())
-                layer.set_submodule(name, quantized.to(dense.weight.device))  # quantises
+                quantized.to(dense.weight.device)  # quantises
+                quantized.register_buffer("magnitudes", quantized.weight.quant_state.absmax)  # for the meter to see
+                layer.set_submodule(name, quantized)
     return lora(model, rank, **settings)
 
 

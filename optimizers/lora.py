@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,7 @@ class LoRA(MemoryEfficientOptimizer):
     keeps = "8 B a new weight (12 B with an fp32 master), and the new weights"
     excludes = "weights outside of linear modules (fused experts)"
     example = {"lr": 1e-2, "rank": 4}
-    added_later = ("base", "double_quantization")
+    added_later: ClassVar[tuple[str, ...]] = ("base", "double_quantization")
 
     def __init__(
         self,

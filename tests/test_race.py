@@ -135,7 +135,7 @@ def test_the_full_size_has_about_100_million_parameters_and_8_blocks():
 def test_ours_ends_with_the_peers_weights_and_never_needs_more_memory(name):
     outcome = measure.run(name, installed(name), TINY, steps=10, warm_up=2)
     assert outcome.race.same_weights is None or outcome.difference <= outcome.race.same_weights
-    assert outcome.race.update_limit is None or outcome.memory <= 1.0
+    assert outcome.race.update_limit is None or outcome.memory <= outcome.race.memory_limit
     for ratio in (outcome.update, outcome.step):
         assert 0.0 < ratio.low <= ratio.median <= ratio.high
 

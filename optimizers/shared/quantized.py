@@ -14,17 +14,17 @@ from torch import Tensor
 
 from optimizers.base import has_values
 
-# Values that are worked on at a time, which bounds all temporaries; a multiple of every block. On a CPU they stay in
-# its cache.
-PIECE = 1 << 18
+# Values that are worked on at a time, which bounds all temporaries; a multiple of every block. A CPU keeps them in its
+# cache; for a GPU it must be more, or it would wait for the next kernel.
+PIECE, PIECE_ON_GPU = 1 << 16, 1 << 22
 SMALLEST = 1e-38  # magnitude: its reciprocal is still finite
 
 
 def pieces(like: Tensor) -> Iterator[slice]:
     """Cuts a flattened tensor into pieces. Without values one tells the bytes: all others are made in its place."""
-    count = like.numel()
-    for start in range(0, count if has_values(like) else min(count, PIECE), PIECE):
-        yield slice(start, min(start + PIECE, count))
+    count, size = like.numel(), PIECE_ON_GPU if like.is_cuda else PIECE
+    for start in range(0, count if has_values(like) else min(count, size), size):
+        yield slice(start, min(start + size, count))
 
 
 def blocks_of(piece: slice, size: int) -> slice:
