@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from optimizers.base import MemoryEfficientOptimizer
+from optimizers.shared.names import suggestion
 
 Method = type[MemoryEfficientOptimizer]
 
@@ -47,7 +47,7 @@ def get(name: str) -> Method:
     for point in entry_points(group=ENTRY_POINTS):
         if point.name == name:
             return _checked(name, point.load())
-    raise ValueError(f"unknown method {name!r}.{_hint(name, available())} Available: {', '.join(available())}")
+    raise ValueError(f"unknown method {name!r}. {suggestion(name, available())}")
 
 
 def resolve(name: str, **given: Any) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def resolve(name: str, **given: Any) -> dict[str, Any]:
     known = [key for key in list(parameters)[1:] if parameters[key].kind is not inspect.Parameter.VAR_KEYWORD]
     for key in given:
         if key not in known:
-            raise ValueError(f"{name} has no hyper-parameter {key!r}.{_hint(key, known)} It has: {', '.join(known)}")
+            raise ValueError(f"{name} has no hyper-parameter {key!r}. {suggestion(key, known)}")
     return {key: given.get(key, parameters[key].default) for key in known}
 
 
@@ -96,8 +96,3 @@ def _checked(name: str, method: Any) -> Method:
     if not (isinstance(method, type) and issubclass(method, MemoryEfficientOptimizer)):
         raise ValueError(f"method {name!r} must be a subclass of optimizers.MemoryEfficientOptimizer, not {method!r}")
     return method
-
-
-def _hint(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,12 +1,12 @@
 """Published figures as data: one TOML file a table, with source and set-up; the docs have a page of all of them."""
 
-import difflib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from reports import formats
+from reports.names import suggestion
 from reports.text import Table
 
 FOLDER = Path(__file__).parent / "published"
@@ -30,9 +30,7 @@ def load(name: str) -> Published:
         ValueError: there is no such table, or its file is malformed.
     """
     if name not in names():
-        near = difflib.get_close_matches(name, names(), 1)
-        hint = f"Did you mean {near[0]}? " if near else ""
-        raise ValueError(f"there is no published table {name!r}. {hint}Available: {', '.join(names())}")
+        raise ValueError(f"there is no published table {name!r}. {suggestion(name, names())}")
     table = tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
     _check(name, table)
     return {"notes": [], **table}

@@ -4,11 +4,11 @@ Runs of different set-ups never share a mean: each set-up (model, data, training
 conditions above them. Rows are in the same order everywhere: the reference first, then by peak memory.
 """
 
-import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from reports import formats, rows, text
+from reports.names import suggestion
 from reports.record import Record
 from reports.setups import Setup, group, heading
 
@@ -49,9 +49,7 @@ def render(records: list[Record], format: str = "plain", tables: Sequence[str] =
 
 def _choose(what: str, given: str, known: Sequence[str]) -> None:
     if given not in known:
-        near = difflib.get_close_matches(given, known, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"There is no {what} {given!r}.{hint} Available: {', '.join(known)}.")
+        raise ValueError(f"There is no {what} {given!r}. {suggestion(given, known)}")
 
 
 def _section(setup: Setup, tables: Sequence[str], *, compact: bool) -> formats.Section:

@@ -175,6 +175,11 @@ def quality(setup: Setup, *, compact: bool) -> Table:
     return Table(f"Quality, {seeds}", headers, lines, set(headers), notes)
 
 
+def average_words(setup: Setup) -> str:
+    """What an average over tasks is."""
+    return f"the unweighted mean of the headline metrics of {len(setup.tasks)} tasks, for each seed that has all"
+
+
 def _metric(row: Row) -> str:
     if row["task"] == AVERAGE:
         return ""

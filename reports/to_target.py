@@ -1,10 +1,10 @@
 """The training time, and the tokens, that each method takes to a target quality."""
 
-import difflib
 import statistics
 from collections.abc import Callable
 from typing import Any
 
+from reports.names import suggestion
 from reports.rankings import Column, Ranking, Row, headline, lay_out, render
 from reports.record import Record
 from reports.setups import Setup, group, heading
@@ -22,9 +22,7 @@ def to_target(records: list[Record], metric: str, target: float, format: str = "
     """
     known = sorted({name for run in records for name in run["metrics"] or {}})
     if metric not in known:
-        near = difflib.get_close_matches(metric, known, 1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise ValueError(f"No run has a metric {metric!r}.{hint} Available: {', '.join(known) or 'none'}.")
+        raise ValueError(f"No run has a metric {metric!r}. {suggestion(metric, known)}")
     rankings = [
         _race(setup, task, metric, target)
         for setup in group(records)

@@ -1,11 +1,12 @@
 """What a task is, and the families of tasks by name."""
 
-import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
+
+from tasks.names import suggestion
 
 
 class Task(Protocol):
@@ -96,10 +97,8 @@ def check_name(families: Sequence[Family], name: str) -> Family:
     if name in known:
         return next(family for family in families if name.partition("/")[0] == family.NAME)
     names = list(dict.fromkeys([*known, *(family.NAME for family in families)]))
-    by_last_part = {one.rpartition("/")[2]: one for one in reversed(names)}
-    close = difflib.get_close_matches(name, names, n=1) or difflib.get_close_matches(name, by_last_part, n=1)
-    hint = f" (did you mean {by_last_part.get(close[0], close[0])!r}?)" if close else ""
-    raise ValueError(f"unknown task {name!r}{hint}: there are {', '.join(names)}")
+    called = {one.rpartition("/")[2]: one for one in reversed(names)} | {one: one for one in names}
+    raise ValueError(f"unknown task {name!r}. {suggestion(name, names, called)}")
 
 
 def options(family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,7 +111,7 @@ def options(family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
     known = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     for name, value in given.items():
         if name not in known:
-            raise ValueError(f"{family.NAME} has no option {name!r}: there are {', '.join(known) or 'none'}")
+            raise ValueError(f"{family.NAME} has no option {name!r}. {suggestion(name, known)}")
         if type(value) is not type(known[name]):
             wanted = "true or false" if isinstance(known[name], bool) else "a whole number"
             raise ValueError(f"{family.NAME}: the option {name} must be {wanted}, not {value!r}")

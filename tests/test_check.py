@@ -9,7 +9,11 @@ from suites import check, run
 
 from reports.record import Found
 from reports.regressions import evidence, thresholds
+from reports.regressions.check import METRICS
 from reports.regressions.check import check as judge
+from reports.regressions.findings import Finding
+from reports.regressions.metric import Metric, arrow
+from reports.regressions.render import render
 
 
 def verdicts(result, *metrics):
@@ -333,6 +337,26 @@ def test_only_the_metrics_asked_for_are_judged():
     assert result.code == 0 and {finding.metric for finding in result.findings} == {"runs", "memory"}
 
 
+def test_a_new_metric_is_a_row_of_one_table(monkeypatch):
+    def seconds(suite):
+        for key, row in suite.rows.items():
+            (old, new) = (run["time"]["train_seconds"] for run in row.pairs[0])
+            yield Finding("seconds", "regression" if new > old else "fine", "", *key, (0,), old, new, new - old)
+
+    shown = ("{:.0f} s".format, "{:+.0f} s".format, (("train s", arrow("{:.0f}".format)),))
+    monkeypatch.setitem(METRICS, "seconds", Metric("seconds", seconds, *shown))
+    result = judge(
+        Found([run(time__train_seconds=10.0)], []),
+        Found([run(time__train_seconds=12.0)], []),
+        thresholds.load(),
+        METRICS,
+    )
+    assert result.code == 1 and verdicts(result) == {("seconds", "adamw"): "regression"}
+    text = " ".join(render(result, "terminal", ("a", "b")).split())
+    assert "regression seconds superglue/t0 adamw 10 s 12 s +2 s" in text and "10 -> 12" in text
+    assert 'testsuite name="seconds"' in render(result, "junit", ("a", "b"))
+
+
 # Thresholds
 
 
@@ -348,7 +372,7 @@ def test_the_default_thresholds_are_the_commented_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("qualty_points = 1", "unknown key 'qualty_points'. Did you mean quality_points?"),
+        ("qualty_points = 1", "unknown key 'qualty_points'. Did you mean 'quality_points'?"),
         ("quality_points = 'two'", "quality_points must be a number of at least 0, not 'two'"),
         ("memory_percent = -1", "memory_percent must be a number of at least 0, not -1"),
         ("memory_percent = true", "memory_percent must be a number of at least 0, not True"),

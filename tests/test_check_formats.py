@@ -136,8 +136,8 @@ def test_exit_codes_say_what_is_wrong(capsys, two, changes, code):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--format", "juint"], "--format juint: there is no such format. Did you mean junit?"),
-        (["--only", "memroy"], "--only memroy: there is no such check. Did you mean memory?"),
+        (["--format", "juint"], "--format juint: there is no such format. Did you mean 'junit'?"),
+        (["--only", "memroy"], "--only memroy: there is no such check. Did you mean 'memory'?"),
         (["--only", ","], "--only names nothing"),
         (["--thresholds", "nowhere.toml"], "nowhere.toml: can't be read"),
     ],

@@ -77,7 +77,7 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--task", "superglue/rtee"], "unknown task 'superglue/rtee' (did you mean 'superglue/rte'?)"),
+        (["--task", "superglue/rtee"], "unknown task 'superglue/rtee'. Did you mean 'superglue/rte'?"),
         (["--steps", "0"], "--steps must be at least 1, not 0"),
         (["--learning-rate", "-1"], "--learning-rate must be finite and at least 0, not -1.0"),
         (["--set", "badam.lr=-1"], "badam: lr must be a finite number of at least 0, not -1.0"),

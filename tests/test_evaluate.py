@@ -184,7 +184,7 @@ def test_the_command_adds_scores_to_the_record_which_stays_valid(folder, capsys,
 def test_every_short_name_is_a_task_or_group_of_the_harness():
     known = harness.index(Request(())).all_tasks
     assert set(harness.resolve(tuple(harness.BENCHMARKS), known)) <= set(known)
-    with pytest.raises(UserError, match="--tasks hellaswagg: no such benchmark; did you mean 'hellaswag'"):
+    with pytest.raises(UserError, match="--tasks hellaswagg: there is no such benchmark. Did you mean 'hellaswag'"):
         harness.resolve(("hellaswagg",), known)
 
 

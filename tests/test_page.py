@@ -2,12 +2,14 @@
 
 import re
 import time
+from html import escape
 from html.parser import HTMLParser
 
 import pytest
 from reports_factory import MIB, make_failure, make_record
 
-from reports import differences, page
+from reports import differences, figures, page
+from reports.figures.chart import Chart
 from reports.setups import group
 from reports.winners import scores, winners
 
@@ -261,6 +263,33 @@ def test_other_differences_are_said_too_and_a_seed_is_none():
     assert "eps" in said and "2 commits" in said and "torch" in said and "Evaluate every" in said
     assert "all 2 runs" in said and "adamw 1" in said
     assert "seed," not in said and "Learning rates" not in said
+
+
+# Charts
+
+
+def test_every_chart_hangs_on_the_page_with_its_caption():
+    runs = [make_record(method=m, task=f"t/{t}") for m in ("adamw", "badam") for t in "ab"]
+    html = page.render(runs)
+    for chart in figures.CHARTS:
+        plots = chart.draw(setup_of(*runs), alone=False)
+        assert plots and escape(chart.caption(setup_of(*runs)), quote=False) in html.replace("&#39;", "'")
+        assert all(f'aria-label="{plot.alt}"' in html for plot in plots)
+    assert len(re.findall("<svg", html)) == figures.count(setup_of(*runs)) + 1  # the key of the losses
+
+
+def test_a_new_chart_is_a_row_of_one_table(monkeypatch):
+    def draw(setup):
+        plot = figures.bars.coverage(setup)
+        plot.alt = "Something new."
+        return plot
+
+    charts = (*figures.CHARTS, Chart("new", "speed", lambda setup: "Its own caption.", draw))
+    for module in (figures, page.content):
+        monkeypatch.setattr(module, "CHARTS", charts)
+    html = page.render([make_record(), make_record(method="badam")])
+    assert "Its own caption." in html and 'aria-label="Something new."' in html
+    assert figures.count(setup_of(make_record())) == sum(chart.count(setup_of(make_record())) for chart in charts)
 
 
 # Size

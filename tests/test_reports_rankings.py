@@ -128,7 +128,7 @@ def test_where_less_is_better_the_target_is_an_upper_bound():
 
 def test_an_unknown_metric_is_refused_with_those_there_are():
     with pytest.raises(
-        ValueError, match=r"No run has a metric 'acuracy'. Did you mean accuracy\? Available: accuracy."
+        ValueError, match=r"No run has a metric 'acuracy'. Did you mean 'accuracy'\? Available: accuracy"
     ):
         to_target.to_target([run()], "acuracy", 0.8)
 

@@ -98,7 +98,7 @@ def test_a_users_own_method_can_be_set():
         ({"checkpoint_every": -5}, "--checkpoint-every must be at least 0, not -5"),
         ({"dtype": "float64"}, "--dtype must be one of float32, bfloat16, not 'float64'"),
         ({"autocast": "float16"}, "--autocast must be one of bfloat16 or none, not 'float16'"),
-        ({"profile": "papr"}, "Did you mean paper"),
+        ({"profile": "papr"}, "Did you mean 'paper'"),
         ({"seeds": "0,x"}, "--seeds must be a list of whole numbers, not '0,x'"),
         ({"seeds": "-1"}, "--seeds must be at least 0 and below 2147483648, not -1"),
         ({"optimizers": ""}, "--optimizers is empty: give at least one"),
@@ -113,7 +113,7 @@ def test_a_bad_value_is_refused_with_its_name_and_what_it_must_be(given, message
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("stepz = 3", "unknown key 'stepz'. Did you mean steps?"),
+        ("stepz = 3", "unknown key 'stepz'. Did you mean 'steps'?"),
         ('steps = "many"', "steps must be a whole number or none, not 'many'"),
         ("steps = 2.5", "steps must be a whole number or none, not 2.5"),
         ("steps = true", "steps must be a whole number or none, not True"),

@@ -23,7 +23,7 @@ BELOW = {
     "membench.commands": {"runs", "planning", "training", "memory", "config"},
     "membench.cli": {"commands", "config", "paths"},
     "tasks.data": set(),
-    "tasks.models": {"data"},
+    "tasks.models": {"data", "names"},
     "tasks.superglue": {"models", "data", "metrics"},
     "tasks.c4": {"models", "data", "metrics"},
     "tasks.instruct": {"models", "data", "metrics"},

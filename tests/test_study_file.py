@@ -73,7 +73,7 @@ def test_without_tune_nothing_is_tuned(tmp_path):
         ("tune = {lr", "tune = {budget = 3, lr", "badam.tune.budget: it is the same for all methods"),
         ("memory = [", "memory = ['x', ", "memory: x: give a number and a unit"),
         ("models = [", "model = 'x'\nmodels = [", "give either model or models, not both"),
-        ("seeds = ", "sedes = ", "unknown key 'sedes'. Did you mean seeds?"),
+        ("seeds = ", "sedes = ", "unknown key 'sedes'. Did you mean 'seeds'?"),
         ("optimizers", "= 1", "not valid TOML"),
     ],
 )

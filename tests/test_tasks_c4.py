@@ -251,7 +251,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_grows_its_embedding_and_says_s
         ({"model": "config:roberta-tiny"}, "is an encoder, which sees the tokens that it should predict"),
         ({"sequence_length": 1}, "sequence_length 1 is too short"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"options": {"packing": True}}, "c4 has no option 'packing': there are validation_tokens"),
+        ({"options": {"packing": True}}, "c4 has no option 'packing'. Available: validation_tokens"),
         ({"options": {"validation_tokens": "many"}}, "the option validation_tokens must be a whole number, not 'many'"),
     ],
 )

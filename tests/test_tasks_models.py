@@ -49,7 +49,7 @@ def test_low_precision_weights_are_the_fp32_ones_rounded():
 
 
 def test_an_unknown_configuration_suggests_the_nearest_one():
-    with pytest.raises(ValueError, match=r"config:roberta-tniy \(did you mean config:roberta-tiny\?\)"):
+    with pytest.raises(ValueError, match=r"config:roberta-tniy'. Did you mean 'config:roberta-tiny'\?"):
         create(model="config:roberta-tniy")
 
 

@@ -31,7 +31,7 @@ def create(name, **given):
 )
 def test_an_unknown_task_suggests_the_nearest_one(wrong, meant):
     for act in (lambda: create(wrong), lambda: tasks.expand(wrong)):
-        with pytest.raises(ValueError, match=f"unknown task '{wrong}' \\(did you mean '{meant}'\\?\\)"):
+        with pytest.raises(ValueError, match=f"unknown task '{wrong}'. Did you mean '{meant}'\\?"):
             act()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from membench.config.errors import UserError
-from membench.config.values import suggestion
+from reports.names import suggestion
 
 if TYPE_CHECKING:
     from reports.record import Found
@@ -60,13 +60,14 @@ def _check(
     baseline: Path, candidate: Path, format: str, thresholds: Path | None, only: str | None, update: bool
 ) -> int:
     from reports.record import Found
-    from reports.regressions import findings, render
+    from reports.regressions import render
     from reports.regressions import thresholds as limits
+    from reports.regressions.check import ALWAYS, METRICS
     from reports.regressions.check import check as judge
 
     if format not in render.FORMATS:
         raise UserError(f"--format {format}: there is no such format. {suggestion(format, render.FORMATS)}")
-    metrics = _metrics(only, [metric for metric in findings.METRICS if metric != "runs"])
+    metrics = _metrics(only, [name for name in METRICS if name != ALWAYS])
     tolerated = limits.load(thresholds)
     first = update and not baseline.exists()
     before, after = Found([], []) if first else _read(baseline), _read(candidate)

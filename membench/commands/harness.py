@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from membench.config.errors import UserError
 from membench.runs.model_folder import CONFIG
 from reports import record
+from reports.names import suggestion
 
 # The names that papers use, and the harness's own.
 BENCHMARKS: dict[str, tuple[str, ...]] = {
@@ -161,11 +161,8 @@ def resolve(tasks: Sequence[str], known: Sequence[str]) -> list[str]:
     """The harness's names for `tasks`. Raises UserError for one that it doesn't know, with the nearest name."""
     names = list(dict.fromkeys(name for task in tasks for name in BENCHMARKS.get(task, (task,))))
     for name in set(names) - set(known):
-        close = difflib.get_close_matches(name, [*BENCHMARKS, *known], n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise UserError(
-            f"--tasks {name}: no such benchmark; {hint}There are {', '.join(BENCHMARKS)}, and the harness's own"
-        )
+        hint = suggestion(name, BENCHMARKS, unlisted=known)
+        raise UserError(f"--tasks {name}: there is no such benchmark. {hint}, and the harness's own")
     return names
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from membench.config.errors import UserError
-from membench.config.values import suggestion
+from reports.names import suggestion
 
 Values = dict[str, Any]
 

@@ -11,7 +11,7 @@ from membench.config.declare import check, declared, option, typed
 from membench.config.errors import UserError
 from membench.config.options import ExecutionOptions, RunOptions, TrainingOptions, writable_folder
 from membench.config.profiles import choose
-from membench.config.values import suggestion
+from reports.names import suggestion
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,6 @@
 """Values that users write, as text or TOML, turned into what an annotation asks for."""
 
 import ast
-import difflib
 import inspect
 import types
 from collections.abc import Collection, Iterable, Sequence
@@ -100,10 +99,3 @@ def annotations(function: Any) -> dict[str, Any]:
     except NameError:  # imported for type checkers only: such a method's values are checked by itself
         return {}
     return {name: parameter.annotation for name, parameter in signature.parameters.items()}
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """`Did you mean ...? Available: ...` for a name that isn't among `known`."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return (f"Did you mean {close[0]}? " if close else "") + f"Available: {', '.join(known)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from optimizers.base import has_values
 from optimizers.shared.blocks import find_layers
+from optimizers.shared.names import suggestion
 
 if TYPE_CHECKING:  # peft imports transformers, which takes seconds
     from peft import LoraModel
@@ -33,7 +33,7 @@ def find_targets(model: nn.Module, targets: str | tuple[str, ...], leave_out: Co
     for pattern in patterns:
         matched = _in_layers(model, linear) if pattern == ALL_LINEAR else _named(pattern, linear)
         if not matched:
-            raise ValueError(f"targets: {pattern!r} matches no linear module.{_hint(pattern, linear)}")
+            raise ValueError(f"targets: {pattern!r} matches no linear module. {_hint(pattern, linear)}")
         chosen |= dict.fromkeys(matched)
     names = _without(chosen, linear, leave_out)
     if not names:
@@ -102,8 +102,7 @@ def _in_layers(model: nn.Module, names: Collection[str]) -> list[str]:
 
 def _hint(pattern: str, linear: Collection[str]) -> str:
     known = list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
-    close = difflib.get_close_matches(pattern, [*known, ALL_LINEAR], n=1)
-    return (f" Did you mean {close[0]!r}?" if close else "") + f" There are {', '.join(known)}"
+    return suggestion(pattern, known, unlisted=(ALL_LINEAR,))
 
 
 def inject(model: nn.Module, names: list[str], settings: dict[str, Any], seed: int) -> LoraModel:

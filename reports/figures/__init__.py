@@ -1,58 +1,47 @@
 """The plots of a set-up, for a page or as files. Importing this needs matplotlib."""
 
-import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from reports import files
 from reports.figures import bars, curves, pareto, svg
-from reports.figures.style import look
+from reports.figures.chart import Chart
 from reports.figures.svg import Plot
 from reports.record import Record
 from reports.setups import Setup, group
 
-MOST_TASKS = 12  # with panels of their own
+# All there are, in the order of the page: a new one is a row here, and a function that draws it.
+CHARTS = (
+    Chart("memory", "memory", bars.memory_caption, bars.memory),
+    Chart("pareto", "memory", pareto.caption, pareto.overall),
+    Chart(
+        "pareto_by_task",
+        "quality",
+        pareto.caption_by_task,
+        by_task=pareto.by_task,
+        title="Memory against quality, task by task",
+        behind="pareto",
+    ),
+    Chart(
+        "loss_by_step", "training", curves.caption, by_task=curves.by_step, title="Loss against steps", key=curves.key
+    ),
+    Chart(
+        "loss_by_time", "training", curves.caption, by_task=curves.by_time, title="Loss against time", key=curves.key
+    ),
+    Chart("step_time", "speed", bars.step_time_caption, bars.step_time),
+    Chart("coverage", "speed", bars.coverage_caption, bars.coverage),
+)
+
+Gallery = dict[str, list[Plot]]  # by the names of charts
 
 
-@dataclass
-class Gallery:
-    """What is drawn of a set-up; the last three have a plot for each task, up to `MOST_TASKS`."""
-
-    memory: Plot
-    step_time: Plot
-    coverage: Plot
-    pareto: Plot | None
-    key: Plot
-    pareto_by_task: list[Plot]
-    loss_by_step: list[Plot]
-    loss_by_time: list[Plot]
-
-    @property
-    def plots(self) -> list[Plot]:
-        whole = [self.memory, self.step_time, self.coverage, *([self.pareto] if self.pareto else [])]
-        return [*whole, *self.pareto_by_task, *self.loss_by_step, *self.loss_by_time]
+def draw(setup: Setup, *, alone: bool = False) -> Gallery:
+    """Draw a set-up. `alone`: plots that share a key on the page get one each."""
+    return {chart.name: chart.draw(setup, alone=alone) for chart in CHARTS}
 
 
-def draw(setup: Setup, *, keys: bool = False) -> Gallery:
-    """Draw a set-up. `keys`: each panel of curves gets a key of its own, to stand alone."""
-    tasks = {task: _stem(number, task) for number, task in enumerate(setup.tasks[:MOST_TASKS], 1)}
-    several = len(setup.tasks) > 1
-    with look():
-        by_task = [pareto.by_task(setup, task, f"pareto-{stem}") for task, stem in tasks.items() if several]
-        by_step = [
-            curves.panel(setup, task, "step", f"loss-step-{stem}", with_key=keys) for task, stem in tasks.items()
-        ]
-        by_time = [
-            curves.panel(setup, task, "seconds", f"loss-time-{stem}", with_key=keys) for task, stem in tasks.items()
-        ]
-        return Gallery(
-            bars.memory(setup),
-            bars.step_time(setup),
-            bars.coverage(setup),
-            pareto.overall(setup),
-            curves.key(setup),
-            *([plot for plot in plots if plot] for plots in (by_task, by_step, by_time)),
-        )
+def count(setup: Setup) -> int:
+    """How many plots `draw` may make of a set-up."""
+    return sum(chart.count(setup) for chart in CHARTS)
 
 
 def write(records: list[Record], folder: Path | str) -> list[Path]:
@@ -67,12 +56,7 @@ def write(records: list[Record], folder: Path | str) -> list[Path]:
     paths = []
     for number, setup in enumerate(setups, 1):
         place = Path(folder) / f"setup-{number}" if len(setups) > 1 else Path(folder)
-        for plot in draw(setup, keys=True).plots:
+        for plot in [plot for plots in draw(setup, alone=True).values() for plot in plots]:
             paths.append(files.write(place / f"{plot.name}.svg", svg.standalone(plot).encode()))
             paths.append(files.write(place / f"{plot.name}.png", svg.png(plot)))
     return paths
-
-
-def _stem(number: int, task: str) -> str:
-    """A part of a file name that no other task has, whatever the task calls itself."""
-    return f"{number}-{re.sub(r'[^A-Za-z0-9_]+', '-', task).strip('-')[-40:] or 'task'}"

@@ -10,6 +10,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from reports import rows as raw
 from reports.figures import style
+from reports.figures.chart import rows_left_out
 from reports.figures.svg import Plot
 from reports.parts import shown
 from reports.rows import Row
@@ -52,6 +53,10 @@ def memory(setup: Setup) -> Plot:
     return _stacked("memory", "Peak memory by component", "MiB at the peak", bars, colours)
 
 
+def memory_caption(setup: Setup) -> str:
+    return "The parts add up to the peak." + rows_left_out(setup, MOST_BARS)
+
+
 def step_time(setup: Setup) -> Plot:
     """A step's forward, backward and update as stacked bars."""
     bars = []
@@ -60,6 +65,10 @@ def step_time(setup: Setup) -> Plot:
         remark = f"{sum(parts.values()):,.1f} ms" if parts else ended(row)
         bars.append(Bar(row["method"], remark, parts, {part: f"{length:,.1f}" for part, length in parts.items()}))
     return _stacked("step-time", "Time of a step", "ms a step (medians)", bars, _PHASES)
+
+
+def step_time_caption(setup: Setup) -> str:
+    return "Medians of a run's steps, averaged over runs." + rows_left_out(setup, MOST_BARS)
 
 
 def coverage(setup: Setup) -> Plot:
@@ -82,6 +91,11 @@ def coverage(setup: Setup) -> Plot:
     _legend(plot.figure, handles)
     plot.alt += " " + "; ".join(f"{label} {words}" for label, words in _said(setup, shown)) + "."
     return plot
+
+
+def coverage_caption(setup: Setup) -> str:
+    what = "Weights that differ from their initial values; of methods with blocks, the blocks they came to."
+    return what + rows_left_out(setup, MOST_BARS)
 
 
 def covered(setup: Setup, label: str) -> tuple[float | None, float | None]:

@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from reports.figures import style
+from reports.figures.chart import rows_left_out, tasks_left_out
 from reports.figures.style import RowStyle
 from reports.figures.svg import Plot
 from reports.record import Record
@@ -31,6 +32,24 @@ class Curve(NamedTuple):
     seconds: list[float]
     losses: list[float]
     ended: str | None = None
+
+
+def by_step(setup: Setup, task: str, stem: str, alone: bool) -> Plot | None:
+    """A task's losses against steps."""
+    return panel(setup, task, "step", f"loss-step-{stem}", with_key=alone)
+
+
+def by_time(setup: Setup, task: str, stem: str, alone: bool) -> Plot | None:
+    """A task's losses against seconds of training."""
+    return panel(setup, task, "seconds", f"loss-time-{stem}", with_key=alone)
+
+
+def caption(setup: Setup) -> str:
+    return (
+        f"Each line is a mean over seeds and over 1/{STRETCHES} of the steps; a run that isn't ok has its own, ended "
+        f"by a cross. The axis ends with what finished runs reached.{rows_left_out(setup, MOST_ROWS)}"
+        f"{tasks_left_out(setup)}"
+    )
 
 
 def panel(setup: Setup, task: str, axis: Axis, name: str, *, with_key: bool = False) -> Plot | None:

@@ -11,15 +11,17 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from reports import rows as raw
 from reports.figures import style
+from reports.figures.chart import rows_left_out, tasks_left_out
 from reports.figures.style import RowStyle
 from reports.figures.svg import Plot
 from reports.rows import AVERAGE, Row
 from reports.setups import Setup, peak_bytes
 from reports.statistics import decimals
-from reports.text import MIB
+from reports.text import MIB, average_words
 
 MOST_POINTS = 60
 MOST_NAMES = 14  # beyond them only the front is named
+MOST_MISSING = 40  # names of rows without a point
 
 Corner = tuple[float, float]
 Box = tuple[float, float, float, float]  # left, bottom, right, top, in pixels
@@ -42,14 +44,30 @@ def overall(setup: Setup) -> Plot | None:
     return _plot(setup, task, "pareto", "Memory against quality", peaks, style.WIDE)
 
 
-def by_task(setup: Setup, task: str, name: str) -> Plot | None:
-    """A task's scores against the peak on that task."""
+def by_task(setup: Setup, task: str, stem: str, alone: bool) -> Plot | None:
+    """A task's scores against the peak on that task; of a single task that is the whole."""
+    if len(setup.tasks) == 1:
+        return None
     peaks = {}
     for label in setup.rows:
         sizes = [peak_bytes(run) for (other, _), run in setup.finished(label).items() if other == task]
         if sizes:
             peaks[label] = max(sizes)
-    return _plot(setup, task, name, task, peaks, style.SMALL)
+    return _plot(setup, task, f"pareto-{stem}", task, peaks, style.SMALL)
+
+
+def caption(setup: Setup) -> str:
+    task = setup.tasks[0] if len(setup.tasks) == 1 else AVERAGE
+    missing = left_out(setup, task)
+    what = f"The score is {average_words(setup)}. " if task == AVERAGE else ""
+    front = "The dashed line is the front: nothing here needs less memory and scores better in the mean. "
+    named = f"Of more than {MOST_NAMES} points only the front's are named. " if len(setup.rows) > MOST_NAMES else ""
+    gone = f" Without a point: {', '.join(missing[:MOST_MISSING])}." if missing else ""
+    return f"{what}{front}{spread_words(setup)} {named}{gone}{rows_left_out(setup, MOST_POINTS)}"
+
+
+def caption_by_task(setup: Setup) -> str:
+    return f"Here the peak is of each task's own runs. {spread_words(setup)}{tasks_left_out(setup)}"
 
 
 def left_out(setup: Setup, task: str) -> list[str]:

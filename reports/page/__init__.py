@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from reports import differences
-from reports.figures import MOST_TASKS, draw, svg
+from reports.figures import count, draw, svg
 from reports.figures.curves import MOST_ROWS
 from reports.figures.style import printable
 from reports.page import content
@@ -51,25 +51,19 @@ def _file(name: str) -> str:
 
 def _to_draw(setups: list[Setup]) -> set[int]:
     """The numbers of the set-ups that get plots: the first, and those with most runs while there is room."""
-    drawn, left = {1}, MOST_PLOTS - _plots(setups[0])
+    drawn, left = {1}, MOST_PLOTS - count(setups[0])
     by_size = sorted(enumerate(setups[1:], 2), key=lambda item: -sum(map(len, item[1].rows.values())))
     for number, setup in by_size:
-        if _plots(setup) <= left:
+        if count(setup) <= left:
             drawn.add(number)
-            left -= _plots(setup)
+            left -= count(setup)
     return drawn
 
 
-def _plots(setup: Setup) -> int:
-    return 4 + 3 * min(len(setup.tasks), MOST_TASKS)
-
-
 def _section(number: int, setup: Setup, drawn: bool) -> dict[str, Any]:
-    gallery = draw(setup) if drawn else None
     return {
         "id": f"setup-{number}",
         "heading": heading(setup),
-        "gallery": gallery,
-        "captions": content.captions(setup) if gallery else {},
+        "walls": content.walls(setup, draw(setup)) if drawn else None,
         **content.of(setup),
     }

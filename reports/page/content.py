@@ -7,11 +7,10 @@ from typing import Any
 
 from reports import differences, text
 from reports import winners as best
-from reports.figures import MOST_TASKS
-from reports.figures.bars import MOST_BARS
-from reports.figures.curves import MOST_ROWS, STRETCHES, curves_of
-from reports.figures.pareto import MOST_NAMES, MOST_POINTS, left_out, spread_words
+from reports.figures import CHARTS, Gallery
+from reports.figures.curves import STRETCHES, curves_of
 from reports.figures.style import shortened
+from reports.figures.svg import Plot
 from reports.record import Record
 from reports.rows import AVERAGE, Row
 from reports.rows import summary as summary_rows
@@ -144,19 +143,15 @@ def _summary(setup: Setup) -> View:
         view.notes.append("A row that lacks runs is the best neither in memory nor in speed, which depend on the task.")
     if AVERAGE in table.headers:
         view.notes.append(
-            _average_words(setup) if _has_average(setup) else "No average, since less is better on some tasks."
+            f"average: {text.average_words(setup)}."
+            if _has_average(setup)
+            else "No average, since less is better on some tasks."
         )
     return view
 
 
 def _has_average(setup: Setup) -> bool:
     return any(row["score_metric"] == AVERAGE for row in summary_rows(setup))
-
-
-def _average_words(setup: Setup) -> str:
-    return (
-        f"average: the unweighted mean of the headline metrics of {len(setup.tasks)} tasks, for each seed that has all."
-    )
 
 
 def _unstarred(cell: str) -> str:
@@ -269,34 +264,34 @@ def _counted(values: dict[str, int], runs: int, longest: int = 4) -> str:
     return "; ".join(shown) + (f"; and {more} other values" if more > 0 else "")
 
 
-def captions(setup: Setup) -> dict[str, str]:
-    """What each kind of plot shows, and what it leaves out."""
-    task = setup.tasks[0] if len(setup.tasks) == 1 else AVERAGE
-    missing = left_out(setup, task)
-    what = f"The score is {_average_words(setup)[9:-1]}. " if task == AVERAGE else ""
-    front = "The dashed line is the front: nothing here needs less memory and scores better in the mean. "
-    named = f"Of more than {MOST_NAMES} points only the front's are named. " if len(setup.rows) > MOST_NAMES else ""
-    gone = f" Without a point: {', '.join(missing[:MOST_BARS])}." if missing else ""
-    return {
-        "memory": "The parts add up to the peak." + _cap(setup, MOST_BARS),
-        "pareto": what + front + spread_words(setup) + " " + named + gone + _cap(setup, MOST_POINTS),
-        "pareto_by_task": "Here the peak is of each task's own runs. " + spread_words(setup) + _tasks(setup),
-        "step_time": "Medians of a run's steps, averaged over runs." + _cap(setup, MOST_BARS),
-        "coverage": "Weights that differ from their initial values; of methods with blocks, the blocks they came to."
-        + _cap(setup, MOST_BARS),
-        "loss": f"Each line is a mean over seeds and over 1/{STRETCHES} of the steps; a run that isn't ok has its own, "
-        "ended by a cross. The axis ends with what finished runs reached." + _cap(setup, MOST_ROWS) + _tasks(setup),
-    }
+@dataclass
+class Grid:
+    """A chart's plots of all tasks. `folded`: behind its title, or open there; None: it is not to be folded."""
+
+    title: str
+    caption: str
+    plots: list[Plot]
+    folded: bool | None
 
 
-def _cap(setup: Setup, most: int) -> str:
-    return (
-        f" Drawn are the first {most} of {len(setup.rows)} rows; all are in the table."
-        if len(setup.rows) > most
-        else ""
-    )
+@dataclass
+class Wall:
+    """The plots of a section of the page: those of the whole set-up with their captions, and grids by task."""
+
+    whole: list[tuple[Plot, str]]
+    grids: list[Grid]
+    key: Plot | None
 
 
-def _tasks(setup: Setup) -> str:
-    more = len(setup.tasks) > MOST_TASKS
-    return f" Drawn are the first {MOST_TASKS} of {len(setup.tasks)} tasks." if more else ""
+def walls(setup: Setup, gallery: Gallery) -> dict[str, Wall]:
+    """Where the plots hang."""
+    found: dict[str, Wall] = {}
+    for chart in CHARTS:
+        wall, plots = found.setdefault(chart.section, Wall([], [], None)), gallery[chart.name]
+        if chart.whole:
+            wall.whole += [(plot, chart.caption(setup)) for plot in plots]
+        elif plots:
+            folded = bool(gallery[chart.behind]) if chart.behind else None
+            wall.grids.append(Grid(chart.title, chart.caption(setup), plots, folded))
+            wall.key = wall.key or chart.draw_key(setup)
+    return found

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from reports.record import Found
 from reports.regressions import exact, findings, uncertain
-from reports.regressions.exact import References, place
-from reports.regressions.findings import METRICS, Finding, exit_code
-from reports.regressions.pairing import Row, RowKey, changed_hyperparameters, pair
+from reports.regressions.findings import Finding, exit_code
+from reports.regressions.metric import Metric, Suite, is_reference
+from reports.regressions.pairing import Pair, Row, RowKey, changed_hyperparameters, pair, place
 from reports.regressions.thresholds import Thresholds
 
 
@@ -27,55 +27,40 @@ class Check:
         return exit_code(self.findings)
 
 
-def check(baseline: Found, candidate: Found, thresholds: Thresholds, metrics: Collection[str] = METRICS) -> Check:
+METRICS = {metric.name: metric for metric in (*exact.METRICS, *uncertain.METRICS)}
+ALWAYS = "runs"  # how runs ended is looked at whatever is asked for
+
+
+def check(
+    baseline: Found, candidate: Found, thresholds: Thresholds, metrics: Collection[str] = tuple(METRICS)
+) -> Check:
     """Compare two sets of records, in `metrics` alone; how runs ended is always looked at."""
     rows = pair(baseline.records, candidate.records)
-    references = _references(rows, thresholds.reference)
+    suite = Suite(rows, _references(rows, thresholds.reference), thresholds)
     found = [Finding("runs", findings.UNREADABLE, text) for text in (*baseline.problems, *candidate.problems)]
     if not any(row.pairs or row.refused for row in rows.values()):
         found.append(Finding("runs", findings.INCOMPARABLE, "the two have no run in common"))
-    for key, row in rows.items():
-        found += exact.runs(key, row, thresholds)
-        found += exact.memory(key, row, thresholds) if "memory" in metrics else []
-        if "saving" in metrics and not _is_reference(row, thresholds.reference):
-            found += exact.saving(key, row, references, thresholds)
-    others = {key: row for key, row in rows.items() if not _is_reference(row, thresholds.reference)}
-    found += uncertain.quality(rows, thresholds) if "quality" in metrics else []
-    found += uncertain.throughput(others, references, thresholds) if "throughput" in metrics else []
+    wanted = [metric for name, metric in METRICS.items() if name in (ALWAYS, *metrics)]
+    found += [finding for metric in wanted for finding in metric.judge(suite)]
     found.sort(key=lambda finding: findings.VERDICTS.index(finding.verdict))
     counts = (len(baseline.records), len(candidate.records))
-    return Check(found, rows, _notes(rows, references, thresholds, metrics), counts, thresholds)
+    return Check(found, rows, _notes(suite, wanted), counts, thresholds)
 
 
-def _is_reference(row: Row, reference: str) -> bool:
-    runs = [run for pair in row.pairs.values() for run in pair]
-    return bool(runs) and runs[0]["method"] == reference
+def _references(rows: dict[RowKey, Row], name: str) -> dict[str, Pair]:
+    return {place(pair): pair for row in rows.values() if is_reference(row, name) for pair in row.pairs.values()}
 
 
-def _references(rows: dict[RowKey, Row], name: str) -> References:
-    return {place(pair): pair for row in rows.values() if _is_reference(row, name) for pair in row.pairs.values()}
-
-
-def _notes(
-    rows: dict[RowKey, Row], references: References, thresholds: Thresholds, metrics: Collection[str]
-) -> list[str]:
+def _notes(suite: Suite, metrics: list[Metric]) -> list[str]:
     notes = []
-    name = thresholds.reference
-    relative = [metric for metric in ("saving", "throughput") if metric in metrics]
-    others = [pair for row in rows.values() if not _is_reference(row, name) for pair in row.pairs.values()]
-    alone = [pair for pair in others if place(pair) not in references]
+    relative = [metric.name for metric in metrics if metric.relative]
+    others = [pair for row in suite.others.values() for pair in row.pairs.values()]
+    alone = [pair for pair in others if place(pair) not in suite.references]
     if relative and alone:
-        what = " and ".join(relative)
+        name, what = suite.thresholds.reference, " and ".join(relative)
         notes.append(f"No run of {name} to compare with beside {len(alone)} runs: {what} of these isn't checked.")
-    pairs = [pair for row in rows.values() for pair in row.pairs.values()]
-    if "throughput" in metrics and (machines := uncertain.other_machines(pairs)):
-        notes.append(f"Speeds are from other machines ({' -> '.join(machines)}): shown, not checked.")
-    if "quality" in metrics and any(len(row.pairs) == 1 for row in rows.values()):
-        points = f"{thresholds.quality_points:g} points"
-        notes.append(
-            f"Rows of one seed: no test over seeds, a margin of {points} alone, beyond the noise between rows."
-        )
-    return notes + _changed_hyperparameters(rows)
+    notes += [note for metric in metrics for note in metric.notes(suite)]
+    return notes + _changed_hyperparameters(suite.rows)
 
 
 def _changed_hyperparameters(rows: dict[RowKey, Row]) -> list[str]:

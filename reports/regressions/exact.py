@@ -1,26 +1,23 @@
 """Checks of what is exact: how runs ended, peak memory, and what a method saves against the reference."""
 
-import json
 from collections.abc import Iterator
 
 from reports.parts import PARTS
 from reports.record import Record
 from reports.regressions import findings
 from reports.regressions.findings import Finding, mib
-from reports.regressions.pairing import Pair, Row, RowKey
+from reports.regressions.metric import Metric, Suite, arrow
+from reports.regressions.pairing import Row, RowKey, place
 from reports.regressions.thresholds import Thresholds
 
-References = dict[str, Pair]  # the reference method's runs, by `place`
 
-
-def place(pair: Pair) -> str:
-    """What a run has in common with those that it is a ratio to."""
-    run = pair[1]
-    return json.dumps([run["task"], run["model"], run["seed"], run["training"]], sort_keys=True)
-
-
-def runs(key: RowKey, row: Row, thresholds: Thresholds) -> Iterator[Finding]:
+def runs(suite: Suite) -> Iterator[Finding]:
     """Runs that have no counterpart, can't be compared, or didn't end well."""
+    for key, row in suite.rows.items():
+        yield from _runs(key, row, suite.thresholds)
+
+
+def _runs(key: RowKey, row: Row, thresholds: Thresholds) -> Iterator[Finding]:
     verdicts: dict[tuple[str, str], list[int]] = {}
     for seed, verdict, reason in _each_run(row):
         verdicts.setdefault((verdict, reason), []).append(seed)
@@ -58,8 +55,13 @@ def peak(run: Record) -> int:
     return (run["memory"] or {}).get("peak_allocated_bytes") or 0
 
 
-def memory(key: RowKey, row: Row, thresholds: Thresholds) -> Iterator[Finding]:
-    """Peak memory of the seed in which it changed most for the worse."""
+def memory(suite: Suite) -> Iterator[Finding]:
+    """Peak memory of each row, in the seed in which it changed most for the worse; bytes, and a share of them."""
+    for key, row in suite.rows.items():
+        yield from _memory(key, row, suite.thresholds)
+
+
+def _memory(key: RowKey, row: Row, thresholds: Thresholds) -> Iterator[Finding]:
     known = [(peak(new) / peak(old) - 1, seed) for seed, (old, new) in row.pairs.items() if peak(old) and peak(new)]
     if not known:
         if row.pairs and any(new["status"] == "ok" for _, new in row.pairs.values()):
@@ -91,11 +93,16 @@ def _moved(old: Record, new: Record) -> str:
     return ", ".join(f"{name} {'+' if size > 0 else '-'}{mib(abs(size))} MiB" for size, name in told)
 
 
-def saving(key: RowKey, row: Row, references: References, thresholds: Thresholds) -> Iterator[Finding]:
-    """What a method saves of the reference's peak, averaged over the seeds that both have."""
-    shares = []
+def saving(suite: Suite) -> Iterator[Finding]:
+    """What each method saves of the reference's peak, a share averaged over the seeds that both have."""
+    for key, row in suite.others.items():
+        yield from _saving(key, row, suite)
+
+
+def _saving(key: RowKey, row: Row, suite: Suite) -> Iterator[Finding]:
+    shares, thresholds = [], suite.thresholds
     for pair in row.pairs.values():
-        reference = references.get(place(pair))
+        reference = suite.references.get(place(pair))
         if reference and all(map(peak, (*pair, *reference))):
             shares.append(tuple(1 - peak(run) / peak(other) for run, other in zip(pair, reference, strict=True)))
     if not shares:
@@ -108,3 +115,17 @@ def saving(key: RowKey, row: Row, references: References, thresholds: Thresholds
 
 def _now(share: float) -> str:
     return f"{share:.1%}" if share > 0 else "nothing" if share == 0 else f"nothing: it needs {-share:.1%} more"
+
+
+METRICS = (
+    Metric("runs", runs),
+    Metric("memory", memory, lambda size: f"{mib(size)} MiB", "{:+.2%}".format, (("peak MiB", arrow(mib)),)),
+    Metric(
+        "saving",
+        saving,
+        "{:.1%}".format,
+        lambda share: f"{100 * share:+.1f} points",
+        (("saving", arrow("{:.1%}".format)),),
+        relative=True,
+    ),
+)

@@ -20,8 +20,6 @@ VERDICTS = (
     *(INCONCLUSIVE, UNKNOWN, NEW, IMPROVED, FINE),
 )
 
-METRICS = ("runs", "memory", "saving", "quality", "throughput")
-
 # exit codes, of several the first
 CODES = {
     3: (INCOMPARABLE, UNREADABLE),
@@ -34,9 +32,7 @@ CODES = {
 class Finding:
     """A verdict. `task`, `method` and `model` are empty where it is about several rows.
 
-    `before`, `after` and `change` are figures of the metric: memory in bytes (change: a share of `before`), saving as a
-    share of the reference's peak, quality as the task scores it (change in points, less than 0 is worse), throughput as
-    a ratio to the reference (change: a share of `before`).
+    `before`, `after` and `change` are figures of the metric, raw: `METRICS` of `check` say in which units.
     """
 
     metric: str

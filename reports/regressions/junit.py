@@ -4,8 +4,8 @@ import re
 import xml.etree.ElementTree as ET
 
 from reports.regressions import findings
-from reports.regressions.check import Check
-from reports.regressions.findings import METRICS, Finding
+from reports.regressions.check import METRICS, Check
+from reports.regressions.findings import Finding
 
 _FAILURES = (findings.REGRESSION, findings.MISSING)
 _ERRORS = (*findings.CODES[3], *findings.CODES[4])

@@ -30,6 +30,12 @@ class Row:
     new: dict[int, Record] = field(default_factory=dict)  # in the candidate only
 
 
+def place(pair: Pair) -> str:
+    """What a run has in common with those that it is a ratio to."""
+    run = pair[1]
+    return json.dumps([run["task"], run["model"], run["seed"], run["training"]], sort_keys=True)
+
+
 _PROVENANCE = ("data_sha256", "data_revision", "model_revision", "tokenizer", "device")  # of the environment
 
 

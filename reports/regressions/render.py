@@ -2,16 +2,15 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 from reports import formats
 from reports.record import Record
 from reports.regressions import findings, junit
-from reports.regressions.check import Check
+from reports.regressions.check import METRICS, Check
 from reports.regressions.exact import peak
-from reports.regressions.findings import METRICS, VERDICTS, Finding, mib
+from reports.regressions.findings import VERDICTS, Finding
 from reports.regressions.pairing import Row, RowKey
 from reports.regressions.uncertain import speed
 from reports.text import NOTHING, Table
@@ -100,20 +99,11 @@ def _what(finding: Finding, models: bool) -> str:
 
 def _figures(finding: Finding) -> list[str]:
     """Baseline, candidate and change, in the units of the metric."""
-    show = _SHOWN.get(finding.metric)
-    if finding.change is None or show is None:
+    metric = METRICS[finding.metric]
+    if finding.change is None or metric.value is None or metric.change is None:
         return [NOTHING] * 3
-    value, change = show
-    known = [NOTHING if side is None else value(side) for side in (finding.before, finding.after)]
-    return [*known, change(finding.change)]
-
-
-_SHOWN: dict[str, tuple[Callable[[float], str], Callable[[float], str]]] = {
-    "memory": (lambda size: f"{mib(size)} MiB", lambda share: f"{share:+.2%}"),
-    "saving": (lambda share: f"{share:.1%}", lambda share: f"{100 * share:+.1f} points"),
-    "quality": (lambda score: f"{score:.4g}", lambda points: f"{points:+.2f} points"),
-    "throughput": (lambda ratio: f"{ratio:.2f} x", lambda share: f"{share:+.1%}"),
-}
+    known = [NOTHING if side is None else metric.value(side) for side in (finding.before, finding.after)]
+    return [*known, metric.change(finding.change)]
 
 
 def _together(together: list[Finding]) -> Table:
@@ -132,33 +122,16 @@ def _rows(check: Check) -> Table:
         keys = [key for key in keys if any(f.verdict != findings.FINE for f in by_row[key].values())]
         title += f" (of {len(check.rows)} rows those with something to look at; --format json has all)"
     models = _several_models(check)
-    headers = ["task", "method", *(["model"] if models else []), "peak MiB", "saving", "score", "tokens/s", "ratio"]
+    columns = [(metric.name, *column) for metric in METRICS.values() for column in metric.columns]
+    headers = ["task", "method", *(["model"] if models else []), *(header for _, header, _ in columns)]
     cells = [
         [
             *map(_printable, key if models else key[:2]),
-            _arrow(by_row[key].get("memory"), mib),
-            _arrow(by_row[key].get("saving"), lambda share: f"{share:.1%}"),
-            _arrow(by_row[key].get("quality"), lambda score: f"{score:.4g}"),
-            _speeds(check.rows[key]),
-            _arrow(by_row[key].get("throughput"), lambda ratio: f"{ratio:.2f}"),
+            *(show(check.rows[key], by_row[key].get(name)) for name, _, show in columns),
         ]
         for key in keys
     ]
     return Table(title, headers, cells, {"task", "method", "model"})
-
-
-def _arrow(finding: Finding | None, show: Callable[[float], str]) -> str:
-    if finding is None or finding.before is None or finding.after is None:
-        return NOTHING
-    before, after = show(finding.before), show(finding.after)
-    return before if before == after else f"{before} -> {after}"
-
-
-def _speeds(row: Row) -> str:
-    """Absolute, of one seed: a reader wants them, no verdict rests on them."""
-    pair = next(iter(row.pairs.values()))
-    before, after = (f"{speed(run):,.0f}" if speed(run) else "?" for run in pair)
-    return f"{before} -> {after}"
 
 
 def _printable(text: str) -> str:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from reports.record import Record
 from reports.regressions import findings
 from reports.regressions.evidence import SHARES, Judgement, Together, judge, judge_together
-from reports.regressions.exact import References, place
 from reports.regressions.findings import Finding
-from reports.regressions.pairing import Pair, Row, RowKey
-from reports.regressions.thresholds import Thresholds
+from reports.regressions.metric import Metric, Suite, arrow
+from reports.regressions.pairing import Pair, Row, RowKey, place
 from reports.statistics import summarise
 
 _VERDICTS = {"worse": findings.REGRESSION, "better": findings.IMPROVED}
@@ -27,9 +26,13 @@ class _Measured:
     seeds: list[int]
 
 
-def quality(rows: dict[RowKey, Row], thresholds: Thresholds) -> Iterator[Finding]:
-    """The headline of each row, then of all rows together and of each method's."""
-    measured = {key: found for key, row in rows.items() if (found := _scores(row))}
+def quality(suite: Suite) -> Iterator[Finding]:
+    """The headline of each row, then of all rows together and of each method's.
+
+    Figures are as the task scores, changes in points: less than 0 is worse.
+    """
+    thresholds = suite.thresholds
+    measured = {key: found for key, row in suite.rows.items() if (found := _scores(row))}
     differences = {key: found.differences for key, found in measured.items()}
     margin, alpha = thresholds.quality_points, thresholds.false_alarms
     judged = judge(differences, margin, alpha * SHARES["quality"])
@@ -117,9 +120,13 @@ def _together(name: str, together: Together) -> str:
     return text + ("" if together.mean_p is None else f", paired mean p = {together.mean_p:.2g}")
 
 
-def throughput(rows: dict[RowKey, Row], references: References, thresholds: Thresholds) -> Iterator[Finding]:
-    """Tokens a second of each row, divided by the reference's on the same task and seed of the same side."""
-    measured = {key: found for key, row in rows.items() if (found := _ratios(row, references))}
+def throughput(suite: Suite) -> Iterator[Finding]:
+    """Tokens a second of each row, divided by the reference's on the same task and seed of the same side.
+
+    The change is a share.
+    """
+    thresholds = suite.thresholds
+    measured = {key: found for key, row in suite.others.items() if (found := _ratios(row, suite.references))}
     margin = -math.log1p(-thresholds.throughput_percent / 100)
     differences = {key: found.differences for key, found in measured.items()}
     judged = judge(differences, margin, thresholds.false_alarms * SHARES["throughput"])
@@ -128,7 +135,7 @@ def throughput(rows: dict[RowKey, Row], references: References, thresholds: Thre
         yield _finding("throughput", key, measured[key], judgement, math.expm1(judgement.mean), reason)
 
 
-def _ratios(row: Row, references: References) -> _Measured | None:
+def _ratios(row: Row, references: dict[str, Pair]) -> _Measured | None:
     found = _Measured([], [], [], [])
     for seed, pair in sorted(row.pairs.items()):
         reference = references.get(place(pair))
@@ -152,12 +159,51 @@ def _one_machine(runs: list[Record]) -> bool:
     return all(len({run["environment"].get(name) for run in runs} - {None}) < 2 for name in _SAME_MACHINE)
 
 
-def other_machines(pairs: list[Pair]) -> list[str]:
-    """The machines of both sides, where they differ, as `AMD EPYC, 2 threads`."""
+def _machine_notes(suite: Suite) -> list[str]:
+    """The machines of both sides, where they differ."""
+    pairs = [pair for row in suite.rows.values() for pair in row.pairs.values()]
     sides = [sorted({_machine(pair[side]) for pair in pairs}) for side in (0, 1)]
-    return [" and ".join(side) for side in sides] if sides[0] != sides[1] else []
+    if sides[0] == sides[1]:
+        return []
+    machines = " -> ".join(" and ".join(side) for side in sides)
+    return [f"Speeds are from other machines ({machines}): shown, not checked."]
+
+
+def _seed_notes(suite: Suite) -> list[str]:
+    if all(len(row.pairs) != 1 for row in suite.rows.values()):
+        return []
+    points = f"{suite.thresholds.quality_points:g} points"
+    return [f"Rows of one seed: no test over seeds, a margin of {points} alone, beyond the noise between rows."]
 
 
 def _machine(run: Record) -> str:
     name, threads = (run["environment"].get(name) for name in _SAME_MACHINE)
     return f"{name or 'an unknown machine'}, {threads or '?'} threads"
+
+
+def _speeds(row: Row, finding: Finding | None) -> str:
+    """Absolute, of one seed: a reader wants them, no verdict rests on them."""
+    pair = next(iter(row.pairs.values()))
+    before, after = (f"{speed(run):,.0f}" if speed(run) else "?" for run in pair)
+    return f"{before} -> {after}"
+
+
+METRICS = (
+    Metric(
+        "quality",
+        quality,
+        "{:.4g}".format,
+        "{:+.2f} points".format,
+        (("score", arrow("{:.4g}".format)),),
+        notes=_seed_notes,
+    ),
+    Metric(
+        "throughput",
+        throughput,
+        "{:.2f} x".format,
+        "{:+.1%}".format,
+        (("tokens/s", _speeds), ("ratio", arrow("{:.2f}".format))),
+        relative=True,
+        notes=_machine_notes,
+    ),
+)

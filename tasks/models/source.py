@@ -1,7 +1,6 @@
 """Models: an id of the hub, a folder, a packaged one, or a built-in configuration with random weights."""
 
 import contextlib
-import difflib
 import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import nn
 from tasks.models import packaged
 from tasks.models.configurations import PUBLISHED, llama
 from tasks.models.loading import FOLDER, cannot_load, locate, quiet
+from tasks.names import suggestion
 
 PREFIX = "config:"
 VOCABULARY_SIZE = 1024  # of roberta-tiny and of the tokenizer that is trained for it
@@ -172,10 +172,8 @@ def _head(
 
 def _built_in(name: str) -> Configuration:
     if name not in CONFIGURATIONS:
-        close = difflib.get_close_matches(name, CONFIGURATIONS, n=1)
-        hint = f" (did you mean {PREFIX}{close[0]}?)" if close else ""
-        known = ", ".join(PREFIX + known for known in CONFIGURATIONS)
-        raise ValueError(f"unknown model {PREFIX}{name}{hint}: there are {known}")
+        known = {one: PREFIX + one for one in CONFIGURATIONS}
+        raise ValueError(f"unknown model {PREFIX + name!r}. {suggestion(name, known.values(), known)}")
     return CONFIGURATIONS[name]
 
 

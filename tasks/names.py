@@ -1,0 +1,13 @@
+"""What to say of a name that nothing has."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+
+def suggestion(name: str, known: Iterable[str], called: Mapping[str, str] | None = None) -> str:
+    """`Did you mean 'superglue/rte'? Available: superglue/boolq, ...`; `called`: words for what may be meant."""
+    known = list(known)
+    meant = {one: one for one in known} if called is None else called
+    nearest = difflib.get_close_matches(name, meant, n=1)
+    hint = f"Did you mean {meant[nearest[0]]!r}? " if nearest else ""
+    return f"{hint}Available: {', '.join(known) or 'none'}"
