@@ -7,7 +7,6 @@ from plan_models import blueprint
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from membench.memory.trace import PARTS
 from membench.planning.blueprint import Blueprint
 from membench.planning.fake import QuickFakeTensorMode
 from membench.planning.moments import profile
@@ -19,8 +18,9 @@ from optimizers.contract import LAYERS, build_model, loss_of, train, weights_of
 from optimizers.shared import nf4
 from optimizers.shared.blocks import find_layers
 from optimizers.shared.nf4_linear import NF4Linear, quantize_linears
+from reports.parts import FIELDS
 
-WEIGHTS, ACTIVATIONS = PARTS.index("weights_bytes"), PARTS.index("activations_bytes")
+WEIGHTS, ACTIVATIONS = FIELDS.index("weights_bytes"), FIELDS.index("activations_bytes")
 
 
 def quantized(model):
