@@ -12,9 +12,9 @@ from importlib import import_module
 from typing import Any
 
 from tasks import base, plugins
-from tasks.base import Family, HasReader, Task
+from tasks.base import Family, HasKind, HasReader, Kind, Task, kind
 
-__all__ = ["FAMILIES", "Family", "HasReader", "Task", "available", "create", "expand"]
+__all__ = ["FAMILIES", "Family", "HasKind", "HasReader", "Kind", "Task", "available", "create", "expand", "kind"]
 
 # Modules of this package, imported when a task is asked for: their metrics and data need packages that the models,
 # the training loop and the planner do without.

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -37,6 +37,31 @@ class Task(Protocol):
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """All metrics on the validation set, on the model's own device; `headline` is one of the keys."""
+
+
+Kind = Literal["classification", "language"]
+
+
+@runtime_checkable
+class HasKind(Protocol):
+    """A task that says what it trains, which decides the default learning rates of random weights."""
+
+    kind: Kind
+
+
+def kind(task: Task) -> Kind:
+    """What a task trains: as it says, else by its model: a causal language model of transformers, or anything else.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    if isinstance(task, HasKind):
+        if task.kind not in get_args(Kind):
+            raise ValueError(f"task {task.name!r}: its kind must be {' or '.join(get_args(Kind))}, not {task.kind!r}")
+        return task.kind
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+
+    return "language" if type(task.build_model()).__name__ in CAUSAL.values() else "classification"
 
 
 @runtime_checkable

@@ -211,8 +211,8 @@ def values(method, given=None, **settings):
 def test_a_learning_rate_comes_from_the_method_over_all_methods_over_the_table():
     assert values("badam")["lr"] == 2e-5
     assert values("badam", from_scratch=True)["lr"] == 8e-4
-    assert [values("badam", from_scratch=True, family=family)["lr"] for family in ("superglue", "c4")] == [8e-4, 2e-3]
-    assert values("adamw", family="instruct")["lr"] == values("adamw")["lr"] == 2e-5
+    assert [values("badam", from_scratch=True, kind=k)["lr"] for k in ("classification", "language")] == [8e-4, 2e-3]
+    assert values("adamw", kind="language")["lr"] == values("adamw")["lr"] == 2e-5
     assert values("badam", learning_rate=3e-4)["lr"] == 3e-4
     assert values("badam", {"*": {"lr": 4e-4}}, learning_rate=3e-4)["lr"] == 4e-4
     assert values("badam", {"badam": {"lr": 5e-4}, "*": {"lr": 4e-4}})["lr"] == 5e-4

@@ -30,6 +30,22 @@ class Mine:
     def evaluate(self, model): ...
 
 
+class Writes(Mine):
+    def build_model(self):
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+        return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=1))
+
+
+class SaysSo(Mine):
+    kind = "language"
+
+
+class SaysNonsense(Mine):
+    kind = "poetry"
+
+
 class NoTask:
     def __init__(self, **given): ...
 
@@ -110,3 +126,18 @@ def test_a_run_of_it_is_called_as_it_was_asked_for_and_a_model_that_can_not_be_s
     assert {run.task for run in runs} == {"own_task:Mine"} and runs[0].run_id.startswith("own_task-Mine--adamw--")
     with pytest.raises(UserError, match="--save: Sequential is no model of transformers"):
         prepare(resolve({**given, "save": "models"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "rate"),
+    [("Mine", "classification", 3e-4), ("Writes", "language", 1e-3), ("SaysSo", "language", 1e-3)],
+)
+def test_the_default_rate_for_random_weights_suits_what_the_task_trains(module, name, kind, rate):
+    assert tasks.kind(tasks.create(f"own_task:{name}", **GIVEN)) == kind
+    (run,) = prepare(resolve({"task": f"own_task:{name}", "optimizers": "adamw", "steps": 1, "model": "x"}))
+    assert run.hyperparameters["lr"] == rate
+
+
+def test_a_kind_that_there_is_none_of_is_refused(module):
+    with pytest.raises(UserError, match="its kind must be classification or language, not 'poetry'"):
+        prepare(resolve({"task": "own_task:SaysNonsense", "optimizers": "adamw", "steps": 1, "model": "x"}))

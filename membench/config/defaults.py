@@ -28,7 +28,7 @@ LEARNING_RATES = {
     "adafactor": (5e-5, 5e-4, 2e-3),
     "muon": (2e-4, 1e-2, 2e-2),
 }
-LANGUAGE = ("c4", "instruct")  # the families of tasks that train a language model
+KINDS = ("classification", "language")  # of tasks, as they say of themselves, in the order of these rates
 
 
 def hyperparameters(
@@ -39,7 +39,7 @@ def hyperparameters(
     seed: int,
     from_scratch: bool,
     head: tuple[str, ...] = (),
-    family: str = "",
+    kind: str = KINDS[0],
 ) -> dict[str, Any]:
     """Every hyper-parameter of `method`: what was given, over what suits the kind of training, over its own defaults.
 
@@ -53,10 +53,10 @@ def hyperparameters(
     """
     known = inspect.signature(optimizers.get(method)).parameters
     chosen: dict[str, Any] = {"seed": seed, "train_embeddings": True} if from_scratch else {"seed": seed}
-    kind = from_scratch * (1 + (family in LANGUAGE))
+    column = 1 + KINDS.index(kind) if from_scratch else 0
     if method in LEARNING_RATES:
-        chosen["lr"] = LEARNING_RATES[method][kind]
-    chosen["adamw_lr"] = LEARNING_RATES["adamw"][kind]  # of methods with a rate of its own for what AdamW trains
+        chosen["lr"] = LEARNING_RATES[method][column]
+    chosen["adamw_lr"] = LEARNING_RATES["adamw"][column]  # of methods with a rate of its own for what AdamW trains
     if learning_rate is not None:
         chosen["lr"] = learning_rate
     chosen = {key: value for key, value in {**chosen, **given.get(ALL_METHODS, {})}.items() if key in known}

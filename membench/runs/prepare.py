@@ -3,6 +3,7 @@
 import math
 import traceback
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ import tasks
 from membench.config.assignments import ALL_METHODS
 from membench.config.defaults import hyperparameters
 from membench.config.errors import UserError
-from membench.config.profiles import family
 from membench.config.run import Run, Training
 from membench.config.settings import Settings
 from membench.runs import environment
@@ -46,14 +46,43 @@ def _prepare(settings: Settings) -> list[Run]:
     names = dict.fromkeys(name for pattern in settings.task for name in tasks.expand(pattern, data=settings.data))
     runs: list[Run] = []
     for name in names:
-        task = create_task(Training.of(settings, steps=1, weights="?"), name, seed=0)
-        weights = "random" if task.from_scratch else "pretrained"
-        training = Training.of(settings, steps=_steps(settings, task), weights=weights)
-        described = {**surroundings, **task.provenance}
+        work = _work(settings, name, device, threads)
         for seed in dict.fromkeys(settings.seeds):
-            runs += [_run(settings, name, task, m, seed, training, device, threads, described) for m in methods]
+            runs += [_run(settings, work, method, seed, surroundings) for method in methods]
     _check_constructors(runs[: len(methods)], save=settings.save is not None)
     return runs
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the runs of one task have in common."""
+
+    name: str
+    task: tasks.Task
+    kind: tasks.Kind
+    training: Training
+    device: torch.device
+    threads: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What is hashed of it."""
+        provenance = self.task.provenance
+        return {
+            "training": self.training.identity,
+            "data": _identity(provenance, self.training.data),
+            "model_revision": provenance["model_revision"],
+            "tokenizer": provenance["tokenizer"],
+            "device": self.device.type,
+            "threads": self.threads,
+        }
+
+
+def _work(settings: Settings, name: str, device: torch.device, threads: int) -> _Work:
+    task = create_task(Training.of(settings, steps=1, weights="?"), name, seed=0)
+    weights = "random" if task.from_scratch else "pretrained"
+    training = Training.of(settings, steps=_steps(settings, task), weights=weights)
+    return _Work(name, task, tasks.kind(task), training, device, threads)
 
 
 def _methods(settings: Settings) -> list[str]:
@@ -96,45 +125,27 @@ def _steps(settings: Settings, task: tasks.Task) -> int:
     return max(1, math.ceil(settings.epochs * task.train_size / settings.batch_size))
 
 
-def _run(
-    settings: Settings,
-    name: str,
-    task: tasks.Task,
-    method: str,
-    seed: int,
-    training: Training,
-    device: torch.device,
-    threads: int,
-    described: dict[str, Any],
-) -> Run:
+def _run(settings: Settings, work: _Work, method: str, seed: int, surroundings: dict[str, Any]) -> Run:
     values = hyperparameters(
         method,
         settings.hyperparameters,
         learning_rate=settings.learning_rate,
         seed=seed,
-        from_scratch=task.from_scratch,
-        head=task.head,
-        family=family([task.name]),
+        from_scratch=work.task.from_scratch,
+        head=work.task.head,
+        kind=work.kind,
     )
-    configuration = {
-        "hyperparameters": values,
-        "training": training.identity,
-        "data": _identity(task.provenance, training.data),
-        "model_revision": task.provenance["model_revision"],
-        "tokenizer": task.provenance["tokenizer"],
-        "device": device.type,
-        "threads": threads,
-    }
+    configuration = {"hyperparameters": values, **work.identity}
     return Run(
-        run_id=record.run_id(name, method, settings.model, seed, configuration),
-        task=name,
+        run_id=record.run_id(work.name, method, settings.model, seed, configuration),
+        task=work.name,
         method=method,
         seed=seed,
         hyperparameters=values,
-        training=training,
-        device=str(device),
-        threads=threads,
-        environment=described,
+        training=work.training,
+        device=str(work.device),
+        threads=work.threads,
+        environment={**surroundings, **work.task.provenance},
     )
 
 

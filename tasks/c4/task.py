@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from tasks.base import Kind
 from tasks.c4.corpus import SUFFIXES, Corpus, Documents, cut
 from tasks.c4.stream import BLOCK, Reader, Stream, text_of
 from tasks.data.files import find
@@ -54,6 +55,7 @@ class Pretraining:
     """Documents joined with end-of-text tokens and packed into full sequences. See `tasks.Task` for what it offers."""
 
     name, headline, higher_is_better = NAME, "perplexity", False
+    kind: Kind = "language"
 
     def __init__(self, given: TaskArguments, validation_tokens: int):
         data, sequence_length = given.data, given.sequence_length

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tasks.base import Kind
 from tasks.classify.data import find, read
 from tasks.data.order import batch_positions
 from tasks.metrics import Classification as Metric
@@ -39,6 +40,7 @@ class Classification:
     """Texts with classes of one's own. See `tasks.Task` for what it offers."""
 
     name, headline, higher_is_better = NAME, "accuracy", True
+    kind: Kind = "classification"
 
     def __init__(self, given: TaskArguments):
         self.batch_size, self.seed = given.batch_size, given.seed

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from tasks.base import Kind
 from tasks.data import cache
 from tasks.data.order import batch_positions
 from tasks.instruct import conversations, gsm8k
@@ -53,6 +54,7 @@ class Tuning:
     """A loss on answers only. See `tasks.Task` for what it offers."""
 
     name = NAME
+    kind: Kind = "language"
 
     def __init__(self, given: TaskArguments, packing: bool, validation_examples: int, answer_tokens: int):
         if min(validation_examples, answer_tokens) < 1:

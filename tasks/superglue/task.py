@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks import metrics
+from tasks.base import Kind
 from tasks.data.order import batch_positions
 from tasks.data.rows import Row
 from tasks.data.tally import Tally
@@ -84,6 +85,7 @@ class SuperGlueTask:
     """One of the eight tasks. See `tasks.create` for the arguments and `tasks.Task` for what it offers."""
 
     higher_is_better = True
+    kind: Kind = "classification"
 
     def __init__(self, name: str, row: Benchmark, given: TaskArguments):
         self.name, self.row = name, row
