@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from membench.memory.stock import StockOptimizer
+from optimizers.apollo import random_projection
 from optimizers.shared.blocks import find_layers
 from optimizers.shared.matrices import layer_matrices
 from optimizers.shared.subspace import randomized_vectors
@@ -56,6 +57,14 @@ def adafactor_of_transformers(model: nn.Module, weight_decay: float, **settings:
 
     groups = two_groups(model.parameters(), weight_decay)
     return StockOptimizer(Adafactor(groups, relative_step=False, scale_parameter=False, **settings))
+
+
+def adam_mini(model: nn.Module, width: int, heads: int, lr: float, weight_decay: float) -> StockOptimizer:
+    """Adam-mini by its package, which has the size of a head from width and heads."""
+    from adam_mini import Adam_mini
+
+    named = list(model.named_parameters())
+    return StockOptimizer(Adam_mini(named, lr=lr, weight_decay=weight_decay, dim=width, n_heads=heads, verbose=False))
 
 
 def train_same(model: nn.Module, ours: nn.Module) -> list[nn.Parameter]:
@@ -225,6 +234,38 @@ def galore(
         {"params": [p for p in model.parameters() if p not in chosen]},
     ]
     return GalorePeer(package.GaLoreAdamW(groups, no_deprecation_warning=True, **settings), shared_subspaces)
+
+
+# ---- apollo-torch
+
+
+def apollo(
+    model: nn.Module, rank: int, scale: float, scale_type: str, update_every: int, lr: float = 1e-4, eps: float = 1e-12
+) -> StockOptimizer:
+    """APOLLO by its package, on the same matrices as ours and with the first projections that ours makes."""
+    from apollo_torch import APOLLOAdamW
+    from apollo_torch.random_projector import GradientProjector
+
+    projected = layer_matrices(model)
+    chosen = set(projected)
+    settings = {"rank": rank, "update_proj_gap": update_every, "scale": scale, "scale_type": scale_type}
+    groups = [
+        {"params": projected, **settings, "proj": "random", "proj_type": "std"},
+        {"params": [p for p in model.parameters() if p not in chosen]},
+    ]
+    optimizer = APOLLOAdamW(groups, lr=lr, eps=eps)
+
+    class Shared(GradientProjector):
+        def get_orthogonal_matrix(self, weights: Tensor, rank: int, type: str, seed: int) -> Tensor:
+            short = min(weights.shape)
+            projection = random_projection(rank, short, weights, (0, seed - 1, 0))  # it numbers from 1
+            return projection.t().contiguous() if type == "left" else projection
+
+    def of_group(group: dict[str, Any], state: dict[str, Any]) -> Shared:
+        return Shared(rank, update_proj_gap=update_every, proj_type="std", seed=state["seed"])
+
+    optimizer._initialize_projector = of_group
+    return StockOptimizer(optimizer)
 
 
 # ---- lomo-optim

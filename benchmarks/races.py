@@ -13,7 +13,25 @@ from torch import nn
 from benchmarks import peers
 from benchmarks.models import Size, build
 from benchmarks.side import Side, with_timed_hooks
-from optimizers import HFT, LISA, LOMO, SGD, Adafactor, AdaLomo, AdamW, BAdam, BlockLLM, GaLore, LoRA, Muon, QLoRA
+from optimizers import (
+    APOLLO,
+    HFT,
+    LISA,
+    LOMO,
+    SCALE,
+    SGD,
+    Adafactor,
+    AdaLomo,
+    AdamMini,
+    AdamW,
+    BAdam,
+    BlockLLM,
+    GaLore,
+    LoRA,
+    Muon,
+    QLoRA,
+    SinkGD,
+)
 from optimizers.shared.blocks import split_into_blocks
 
 NEVER = 10**9  # steps: no switch during a race
@@ -106,6 +124,17 @@ SAME_GRADIENTS = (
     "as large as any other"
 )
 IN_HOOKS = "the update is the time spent in the hooks of the backward pass"
+
+_OF_APOLLO: dict[str, Any] = {
+    "same_weights": 1e-5,
+    "same_gradients": True,
+    "notes": (
+        "it is given the projections that ours makes, anew at every step, and keeps them: ours doesn't",
+        "for what isn't projected it adds eps before the bias correction and ours after it: eps is 1e-12 on both sides",
+        SAME_GRADIENTS,
+    ),
+}
+UNEQUAL: dict[str, Any] = {"same_weights": None, "update_limit": None}
 
 RACES: dict[str, Race] = {
     "adamw": Race(
@@ -217,6 +246,29 @@ RACES: dict[str, Race] = {
         same_gradients=True,
         notes=(SAME_GRADIENTS,),
     ),
+    "adam-mini": Race(
+        "adam-mini 1.1.1",
+        "adam_mini",
+        ours=lambda model, size: AdamMini(model, lr=1e-4, weight_decay=0.01),
+        theirs=lambda model, size, ours: (model, peers.adam_mini(model, size.width, size.heads, 1e-4, 0.01)),
+        same_weights=1e-6,
+        same_gradients=True,
+        notes=("on a Llama whose heads are width / heads wide, which its rule is right for", SAME_GRADIENTS),
+    ),
+    "apollo": Race(
+        "apollo-torch 1.0.3",
+        "apollo_torch",
+        ours=lambda model, size: APOLLO(model, lr=1e-4, eps=1e-12, update_every=NEVER),
+        theirs=lambda model, size, ours: (model, peers.apollo(model, size.width // 4, 1.0, "channel", NEVER)),
+        **_OF_APOLLO,
+    ),
+    "apollo-mini": Race(
+        "apollo-torch 1.0.3",
+        "apollo_torch",
+        ours=lambda model, size: APOLLO(model, lr=1e-4, eps=1e-12, update_every=NEVER, scale_type="tensor"),
+        theirs=lambda model, size, ours: (model, peers.apollo(model, 1, 128.0, "tensor", NEVER)),
+        **_OF_APOLLO,
+    ),
     "muon": Race(
         f"torch.optim.Muon and {FUSED}",
         "torch",
@@ -229,6 +281,22 @@ RACES: dict[str, Race] = {
             "Newton-Schulz's iteration in bf16 on both sides: on a CPU without bf16 of its own a step of the full size "
             "takes an hour, so race it with --model small --steps 5",
         ),
+    ),
+    "sinkgd": Race(
+        FUSED,
+        "torch",
+        ours=lambda model, size: SinkGD(model, lr=0.02),
+        theirs=_on_the_same,
+        **UNEQUAL,
+        notes=(f"{NO_PACKAGE}, which is another method: no race between equals",),
+    ),
+    "scale": Race(
+        FUSED,
+        "torch",
+        ours=lambda model, size: SCALE(model, lr=0.02),
+        theirs=_on_the_same,
+        **UNEQUAL,
+        notes=(f"{NO_PACKAGE}, which is another method: no race between equals",),
     ),
     "lisa": Race(
         FUSED,

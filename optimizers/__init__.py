@@ -2,7 +2,9 @@
 
 from optimizers.adafactor import Adafactor
 from optimizers.adalomo import AdaLomo
+from optimizers.adam_mini import AdamMini
 from optimizers.adamw import AdamW
+from optimizers.apollo import APOLLO
 from optimizers.badam import BAdam
 from optimizers.base import MemoryEfficientOptimizer
 from optimizers.blockllm import BlockLLM
@@ -14,15 +16,20 @@ from optimizers.lora import LoRA
 from optimizers.muon import Muon
 from optimizers.qlora import QLoRA
 from optimizers.registry import available, create, get, in_use, register, resolve
+from optimizers.scale import SCALE
 from optimizers.sgd import SGD
+from optimizers.sinkgd import SinkGD
 
 __all__ = [
+    "APOLLO",
     "HFT",
     "LISA",
     "LOMO",
+    "SCALE",
     "SGD",
     "AdaLomo",
     "Adafactor",
+    "AdamMini",
     "AdamW",
     "BAdam",
     "BlockLLM",
@@ -31,6 +38,7 @@ __all__ = [
     "MemoryEfficientOptimizer",
     "Muon",
     "QLoRA",
+    "SinkGD",
     "available",
     "create",
     "get",

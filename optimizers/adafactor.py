@@ -180,7 +180,7 @@ def _exact(t: Tensor) -> Tensor:
 def _update_moments(moments: list[Tensor], grads: list[Tensor], eps: float, decay: float) -> None:
     """R and C, or V of a vector: moving averages, in place."""
     if len(moments) == 2:
-        update_moments(*moments, grads, eps, decay)
+        update_moments(moments[0], moments[1], grads, eps, decay)
     else:
         squares = torch.cat([grad.to(moments[0].dtype).square() for grad in grads])
         moments[0].lerp_(squares.add_(eps), 1.0 - decay)

@@ -6,6 +6,7 @@ import optimizers
 from optimizers.contract import CHECKS, Subject
 
 VARIANTS = {
+    "apollo-mini": ("apollo", {"scale_type": "tensor"}),
     "badam-ascending-matrix": ("badam", {"order": "ascending", "block": "matrix"}),
     "badam-embeddings-sublayer": ("badam", {"train_embeddings": True, "block": "sublayer", "order": "descending"}),
     "badam-sgd": ("badam", {"inner": "sgd", "lr": 0.3}),
@@ -13,6 +14,7 @@ VARIANTS = {
     "blockllm-release": ("blockllm", {"rule": "release", "probe_every": 2}),
     "blockllm-embeddings": ("blockllm", {"train_embeddings": True}),
     "adafactor-torch": ("adafactor", {"rule": "torch", "lr": 0.1}),
+    "adam-mini-low-precision": ("adam-mini", {"master_weights": False}),
     "adamw-low-precision": ("adamw", {"master_weights": False}),
     "lisa-frozen-embeddings": ("lisa", {"train_embeddings": False, "reset": "all", "layers": 2}),
     "lisa-no-reset": ("lisa", {"reset": "none"}),

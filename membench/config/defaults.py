@@ -26,7 +26,11 @@ LEARNING_RATES = {
     "adalomo": (5e-4, 3e-3, 1e-2),
     "hft": (2e-5, 1e-3, 1e-3),
     "adafactor": (5e-5, 5e-4, 2e-3),
+    "adam-mini": (2e-5, 3e-4, 1e-3),
+    "apollo": (1e-4, 2e-3, 1e-2),
     "muon": (2e-4, 1e-2, 2e-2),
+    "sinkgd": (4e-4, 1e-2, 2e-2),
+    "scale": (6e-4, 5e-3, 1e-2),
 }
 KINDS = ("classification", "language")  # of tasks, as they say of themselves, in the order of these rates
 

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from optimizers.base import MemoryEfficientOptimizer
 from optimizers.shared.arithmetic import adamw_update
@@ -19,6 +20,14 @@ def layer_matrices(model: nn.Module) -> list[nn.Parameter]:
     embeddings = {p for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     inside = dict.fromkeys(p for layer in find_layers(model).values() for p in layer.parameters())
     return [p for p in inside if p.requires_grad and p.dim() == 2 and p not in embeddings]
+
+
+def input_dims(module: nn.Module, p: Tensor) -> tuple[int, ...]:
+    """The dimensions of a matrix (or larger tensor) of `module` that inputs are on; outputs are on the others."""
+    if isinstance(module, _ConvNd):
+        return tuple(range(1, p.dim()))
+    # transformers' Conv1D is a linear module with its weight transposed
+    return (0,) if type(module).__name__ == "Conv1D" else (p.dim() - 1,)
 
 
 def adamw_on_the_rest(

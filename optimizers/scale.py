@@ -1,0 +1,100 @@
+"""SCALE: column-normalised gradients, momentum in the last layer alone (Glentis et al., 2025, arXiv 2506.16659)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optimizers.base import MemoryEfficientOptimizer, check_positive
+from optimizers.registry import register
+from optimizers.shared.blocks import outside_layers
+from optimizers.shared.matrices import adamw_on_the_rest, input_dims, with_rate_of_the_rest
+
+
+@register("scale")
+class SCALE(MemoryEfficientOptimizer):
+    """SCALE (Algorithm 1): each column of a matrix moves by the learning rate along its gradient's direction.
+
+    With G the gradient of a matrix W whose columns are outputs (of an embedding: the features), or of the last layer
+    its moving average: every column of W moves by -lr times that of G divided by its norm. The authors' code divides by
+    the root mean square instead: a rate of theirs, times the root of a column's length, is ours.
+
+    Trains everything. Vectors get AdamW at a rate of their own, in a group of their own. The last layer is all matrices
+    after the layers, or the embeddings if they are tied to the head. Keeps one moving average for these, nothing for
+    other matrices, two moments and a step count (4 bytes) for a vector, in the dtype of the weights.
+
+    Args:
+        model: the model to train; its layers are in `nn.ModuleList`s.
+        lr: learning rate, the norm of every column's step.
+        weight_decay: decoupled; for tensors of two or more dimensions.
+        momentum: share of the last layer's moving average that is kept.
+        adamw_lr: learning rate of vectors.
+        betas, eps: of AdamW.
+        in_backward: update inside the backward pass, so that one gradient lives at a time.
+
+    Raises:
+        ValueError: a value is out of its range, or the model has no list of layers.
+    """
+
+    summary = "gradient descent with every column of a gradient brought to one size; momentum in the head alone"
+    paper = "Glentis, Li, Han & Hong, ICML 2026, arXiv 2506.16659"
+    trains = "everything"
+    keeps = "one value a weight of the head, two an entry of a vector, in the weights' dtype"
+    excludes = "in_backward: accumulation, loop clipping, fp16 scaling"
+    example = {"lr": 0.03, "adamw_lr": 1e-2}
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 0.02,
+        weight_decay: float = 0.0,
+        *,
+        momentum: float = 0.9,
+        adamw_lr: float = 3e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        in_backward: bool = False,
+    ):
+        if not 0.0 <= momentum < 1.0:
+            raise ValueError(f"momentum must be at least 0 and below 1, not {momentum}")
+        check_positive("adamw_lr", adamw_lr)
+        self.adamw_lr = adamw_lr
+        self._summed, self._head = columns_and_head(model)
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas, "eps": eps}
+        super().__init__(model, defaults, in_backward=in_backward)
+
+    def group_parameters(self, model: nn.Module, defaults: dict[str, Any]) -> list[dict[str, Any]]:
+        """The matrices, then the vectors at a rate of their own."""
+        return with_rate_of_the_rest(super().group_parameters(model, defaults), self._summed, self.adamw_lr)
+
+    def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+        for p, g in adamw_on_the_rest(self, self._summed, params, grads, group):
+            if p in self._head:
+                state = self.state[p]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(p)
+                g = state["momentum_buffer"].lerp_(g.to(p.dtype), 1.0 - group["momentum"])
+            norms = torch.linalg.vector_norm(g, dim=self._summed[p], keepdim=True, dtype=torch.float32)
+            factors = norms.clamp_(min=torch.finfo(norms.dtype).tiny).reciprocal_()  # a column of zeros stays one
+            p.mul_(1.0 - group["lr"] * group["weight_decay"]).addcmul_(g, factors, value=-group["lr"])
+
+
+def columns_and_head(model: nn.Module) -> tuple[dict[Tensor, tuple[int, ...]], set[Tensor]]:
+    """For every tensor of two or more dimensions those that a column is on, and which tensors are the last layer's.
+
+    Raises:
+        ValueError: the model has no list of layers.
+    """
+    of_embeddings: dict[Tensor, tuple[int, ...]] = {}
+    of_others: dict[Tensor, tuple[int, ...]] = {}
+    for module in model.modules():
+        for p in module.parameters(recurse=False):
+            if p.dim() >= 2 and isinstance(module, nn.Embedding):
+                of_embeddings[p] = (0,)
+            elif p.dim() >= 2:
+                of_others[p] = input_dims(module, p)
+    _, after = outside_layers(model)
+    tied = of_embeddings.keys() & of_others.keys()
+    return of_embeddings | of_others, tied | {p for p in after if p.dim() >= 2}

@@ -1,0 +1,126 @@
+"""The blocks of weights that Adam-mini gives one second moment: heads of queries and keys, neurons, tokens, norms.
+
+They are the dense blocks on the diagonal of a transformer's Hessian (Zhang et al., ICLR 2025, arXiv 2406.16793,
+Algorithm 3). Parts are told apart by the types of modules; queries and keys by the exact name of their module, since
+nothing else tells them from values.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optimizers.shared.matrices import input_dims
+
+Runs = tuple[tuple[int, int], ...]  # (how many blocks, outputs of each)
+
+QUERIES_OR_KEYS = ("q_proj", "k_proj", "query", "key", "q_lin", "k_lin", "q", "k", "wq", "wk", "to_q", "to_k", "q_attn")
+SIDE_BY_SIDE = ("c_attn", "qkv_proj", "Wqkv", "in_proj_weight")  # all queries, all keys, all values
+BY_HEAD = ("query_key_value",)  # for each head of keys: its queries, the key, the value
+HEAD_SIZE = ("head_dim", "head_size", "attention_head_size", "key_value_proj_dim")  # as attention modules call it
+KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "kv_heads")
+
+
+@dataclass(frozen=True)
+class Partition:
+    """How a tensor is cut into blocks of consecutive outputs (neurons, tokens).
+
+    Attributes:
+        averaged: the dimensions that aren't outputs.
+        runs: how many blocks of how many outputs follow each other.
+        repeats: how often the runs do.
+    """
+
+    averaged: tuple[int, ...]
+    runs: Runs
+    repeats: int = 1
+
+    @property
+    def blocks(self) -> int:
+        """How many there are."""
+        return self.repeats * sum(count for count, _ in self.runs)
+
+    def mean_squares(self, g: Tensor) -> Tensor:
+        """The mean of each block's squared entries, (blocks,) in fp32 or better."""
+        exact = torch.promote_types(g.dtype, torch.float32)
+        if self.averaged:
+            norms = torch.linalg.vector_norm(g, dim=self.averaged, dtype=exact)
+            squares = norms.square_().div_(math.prod(g.shape[d] for d in self.averaged)).flatten()
+        else:
+            squares = g.to(exact).square().flatten()
+        if self._is_fine:
+            return squares
+        pieces = squares.view(self.repeats, -1).split([count * size for count, size in self.runs], 1)
+        means = [piece.unflatten(1, run).mean(-1) for piece, run in zip(pieces, self.runs, strict=True)]
+        return torch.cat(means, 1).flatten()
+
+    def spread(self, values: Tensor, shape: torch.Size) -> Tensor:
+        """A value for each block -> the same for each of its outputs, to be broadcast over a tensor of `shape`."""
+        if not self._is_fine:
+            pieces = values.view(self.repeats, -1).split([count for count, _ in self.runs], 1)
+            spread = [piece.repeat_interleave(size, 1) for piece, (_, size) in zip(pieces, self.runs, strict=True)]
+            values = torch.cat(spread, 1)
+        return values.reshape([1 if d in self.averaged else size for d, size in enumerate(shape)])
+
+    @property
+    def _is_fine(self) -> bool:
+        return all(size == 1 for _, size in self.runs)
+
+
+def partitions(model: nn.Module) -> dict[nn.Parameter, Partition]:
+    """The partition of every parameter; a tied one's is that of its first place.
+
+    A head of a query or key matrix, a neuron of any other matrix (its output), a token of an embedding, a bias's entry
+    and a whole norm are a block. The size of a head is what the attention module says, or the model's configuration;
+    where neither does, queries and keys are cut by neuron.
+    """
+    found: dict[nn.Parameter, Partition] = {}
+    _collect(model, "", None, vars(model).get("config"), found)
+    return found
+
+
+def _collect(
+    module: nn.Module, name: str, attention: nn.Module | None, config: Any, found: dict[nn.Parameter, Partition]
+) -> None:
+    if "attention" in type(module).__name__.lower():
+        attention = module
+    for own, p in module.named_parameters(recurse=False):
+        if p not in found:
+            part = name if own == "weight" else own
+            found[p] = _vector(own, p) if p.dim() < 2 else _matrix(module, part, p, attention, config)
+    for child_name, child in module.named_children():
+        _collect(child, child_name, attention, config, found)
+
+
+def _vector(name: str, p: Tensor) -> Partition:
+    return Partition((), ((p.numel(), 1),) if name.endswith("bias") else ((1, p.numel()),))
+
+
+def _matrix(module: nn.Module, name: str, p: Tensor, attention: nn.Module | None, config: Any) -> Partition:
+    averaged = input_dims(module, p)
+    outputs = p.numel() // math.prod(p.shape[d] for d in averaged)
+    size = None if attention is None else _said(attention, config, HEAD_SIZE)
+    if attention is not None and size and outputs % size == 0:
+        if name in QUERIES_OR_KEYS:
+            return Partition(averaged, ((outputs // size, size),))
+        if name in SIDE_BY_SIDE + BY_HEAD:
+            key_heads = _said(attention, config, KEY_HEADS) or outputs // (3 * size)
+            return _fused(averaged, outputs, size, key_heads, name in BY_HEAD)
+    return Partition(averaged, ((outputs, 1),))
+
+
+def _fused(averaged: tuple[int, ...], outputs: int, size: int, key_heads: int, by_head: bool) -> Partition:
+    """Of one matrix for queries, keys and values: heads, but neurons for the values."""
+    repeats = key_heads if by_head else 1
+    values = (key_heads if not by_head else 1) * size
+    return Partition(averaged, (((outputs // repeats - values) // size, size), (values, 1)), repeats)
+
+
+def _said(attention: nn.Module, config: Any, names: tuple[str, ...]) -> int | None:
+    """The first of `names` that the attention module, or else the configuration, gives a number for."""
+    known = {**(config.to_dict() if config is not None else {}), **vars(attention)}
+    return next((known[name] for name in names if isinstance(known.get(name), int)), None)

@@ -1,0 +1,99 @@
+"""SinkGD: a gradient's rows and columns brought to one size, no state (Scetbon et al., 2025, arXiv 2502.06742)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optimizers.base import MemoryEfficientOptimizer, check_count, check_positive
+from optimizers.registry import register
+from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices, with_rate_of_the_rest
+
+LEAST = 1e-30  # a sum of squares below it counts as this; their mean is 1
+SMALLEST = 1e-20  # a gradient's size below it counts as this
+
+
+@register("sinkgd")
+class SinkGD(MemoryEfficientOptimizer):
+    """SinkGD (Algorithms 3 and 4): gradient descent along the gradient with all its rows and columns of one size.
+
+    For a matrix of the layers W (m, n) with gradient G: X = G, then `iterations` times every row of X is brought to the
+    norm sqrt(n) and every column to sqrt(m); W -= lr scale X. The step doesn't depend on the size of the gradient.
+
+    X is diag(r) G diag(c), as in Sinkhorn's algorithm, so only r and c are computed, from G^2 by products with vectors.
+
+    Trains everything. Embeddings, head, vectors and tensors of three or more dimensions get AdamW at a rate of their
+    own, in groups of their own. Keeps nothing for a matrix of the layers, two moments and a step count (4 bytes) for
+    any other tensor, in the dtype of the weights. One fp32 temporary of a matrix's size lives at a time.
+
+    Args:
+        model: the model to train; its layers are in `nn.ModuleList`s.
+        lr: learning rate.
+        weight_decay: decoupled, not scaled by `scale`; for tensors of two or more dimensions.
+        iterations: how often rows and columns are normalised.
+        scale: of the step; X has entries of size 1.
+        adamw_lr: learning rate of all other tensors.
+        betas, eps: of AdamW.
+        in_backward: update inside the backward pass, so that one gradient lives at a time.
+
+    Raises:
+        ValueError: a value is out of its range, or the model has no list of layers.
+    """
+
+    summary = "gradient descent with all rows and columns of a gradient brought to one size; AdamW on the rest"
+    paper = "Scetbon, Ma, Gong & Meeds, NeurIPS 2025, arXiv 2502.06742"
+    trains = "everything"
+    keeps = "nothing for the layers' matrices; two values a weight of the rest, in the weights' dtype"
+    excludes = "in_backward: accumulation, loop clipping, fp16 scaling"
+    example = {"lr": 0.1, "adamw_lr": 1e-2}
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 0.02,
+        weight_decay: float = 0.0,
+        *,
+        iterations: int = 5,
+        scale: float = 0.05,
+        adamw_lr: float = 3e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        in_backward: bool = False,
+    ):
+        check_count("iterations", iterations)
+        check_positive("scale", scale)
+        check_positive("adamw_lr", adamw_lr)
+        self.iterations, self.scale, self.adamw_lr = iterations, scale, adamw_lr
+        self._matrices = dict.fromkeys(layer_matrices(model))
+        defaults = {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps}
+        super().__init__(model, defaults, in_backward=in_backward)
+
+    def group_parameters(self, model: nn.Module, defaults: dict[str, Any]) -> list[dict[str, Any]]:
+        """The matrices of the layers, then the rest at a rate of its own: matrices, vectors."""
+        return with_rate_of_the_rest(super().group_parameters(model, defaults), self._matrices, self.adamw_lr)
+
+    def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+        for p, g in adamw_on_the_rest(self, self._matrices, params, grads, group):
+            p.mul_(1.0 - group["lr"] * group["weight_decay"])
+            p.addcmul_(*normalized(g, self.iterations), value=-group["lr"] * self.scale)
+
+
+def normalized(g: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """G diag(c) (m, n) and r (m, 1), in fp32, whose product is X; a row or column of zeros stays one.
+
+    Args:
+        g: G (m, n).
+        iterations: how often rows, then columns are normalised.
+    """
+    rows, columns = g.shape
+    work = g.to(torch.float32, copy=True)
+    size = (work.norm() / math.sqrt(g.numel())).clamp_(min=SMALLEST)
+    squares = work.div_(size).square_()  # of size 1, or those of a small gradient would underflow
+    of_columns = torch.ones(columns, device=g.device)  # c^2
+    for _ in range(iterations):
+        of_rows = (squares @ of_columns).clamp_(min=LEAST).reciprocal_().mul_(columns)  # r^2: rows of norm sqrt(n)
+        of_columns = (squares.t() @ of_rows).clamp_(min=LEAST).reciprocal_().mul_(rows)
+    return torch.mul(g, of_columns.sqrt_(), out=work), of_rows.sqrt_().div_(size)[:, None]
