@@ -15,7 +15,7 @@ from optimizers.lomo import LOMO
 from optimizers.lora import LoRA
 from optimizers.muon import Muon
 from optimizers.qlora import QLoRA
-from optimizers.registry import available, create, get, in_use, register, resolve
+from optimizers.registry import available, create, get, in_use, register, resolve, split
 from optimizers.scale import SCALE
 from optimizers.sgd import SGD
 from optimizers.sinkgd import SinkGD
@@ -45,4 +45,5 @@ __all__ = [
     "in_use",
     "register",
     "resolve",
+    "split",
 ]

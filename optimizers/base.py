@@ -10,6 +10,7 @@ Four rules hold for each of them, and `optimizers.contract` checks them:
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
@@ -78,7 +79,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         if fp32_gradients:
             self._set_gradient_dtype(torch.float32)
         if in_backward:
-            self._hooks += [p.register_post_accumulate_grad_hook(self._update_now) for p in self._group_of]
+            self._hooks += [p.register_post_accumulate_grad_hook(_updating(self)) for p in self._group_of]
 
     def group_parameters(self, model: nn.Module, defaults: dict[str, Any]) -> list[dict[str, Any]]:
         """The param groups: tensors of two or more dimensions get weight decay, the others (biases, norms) don't."""
@@ -230,6 +231,19 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         self.load_extra_state(state_dict["extra"])
 
 
+def _updating(optimizer: MemoryEfficientOptimizer) -> Callable[[nn.Parameter], None]:
+    """The hook of `in_backward`. It must not keep the optimizer alive: a hook on a tensor is out of the reach of the
+    garbage collector, so the model, which the optimizer knows, would never be freed."""
+    known = weakref.ref(optimizer)
+
+    def update(p: nn.Parameter) -> None:
+        alive = known()
+        if alive is not None:
+            alive._update_now(p)
+
+    return update
+
+
 def _copy(value: Any, device: torch.device) -> Any:
     return value.detach().to(device, copy=True) if torch.is_tensor(value) else value
 
@@ -246,7 +260,7 @@ def check_hyperparameters(given: dict[str, Any]) -> None:
     for name in ("lr", "weight_decay", "eps"):
         values = given.get(name, 0.0)
         for value in values if isinstance(values, tuple) else (values,):
-            if not 0.0 <= value < float("inf"):
+            if value is not None and not 0.0 <= value < float("inf"):
                 raise ValueError(f"{name} must be a finite number of at least 0, not {value}")
 
 

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import inspect
 import io
 import json
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -438,6 +440,17 @@ def runs_on_fake_tensors(subject: Subject) -> None:
         optimizer.state_bytes()
 
 
+def frees_the_model_when_nobody_needs_it(subject: Subject) -> None:
+    for more in [{}, {"in_backward": True}] if "in_backward" in subject.keywords else [{}]:
+        model = build_model()
+        optimizer = subject.build(model, **more)
+        train(model, optimizer, 2)
+        known = weakref.ref(model)
+        del model, optimizer
+        gc.collect()
+        assert known() is None, "something of the method keeps a model alive that nobody else needs"
+
+
 CHECKS: list[Callable[[Subject], None]] = [
     is_an_optimizer_of_the_models_parameters,
     describes_itself,
@@ -457,4 +470,5 @@ CHECKS: list[Callable[[Subject], None]] = [
     updates_in_backward_as_in_step,
     refuses_accumulation_in_backward,
     runs_on_fake_tensors,
+    frees_the_model_when_nobody_needs_it,
 ]

@@ -1,17 +1,24 @@
-"""Methods by name: ours, those of installed packages, and a user's own `package.module:Class`."""
+"""Methods by name: ours, those of installed packages, a user's own `package.module:Class`, and configurations of them.
+
+`badam:switch_every=50` is a method like any other, BAdam with another default, so that two of them can be compared.
+"""
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
+import torch
 from torch import nn
 
 from optimizers.base import MemoryEfficientOptimizer
 from optimizers.shared.names import suggestion
+from optimizers.stock import wrap
 
 Method = type[MemoryEfficientOptimizer]
 
@@ -35,11 +42,62 @@ def available() -> list[str]:
 
 
 def get(name: str) -> Method:
-    """The class behind `name`, a registered one or `package.module:Class`.
+    """The class behind `name`: a registered one, `package.module:Class` (any of torch's kind, see `optimizers.stock`),
+    or either with other defaults, `NAME:KEY=VALUE:KEY=VALUE`.
 
     Raises:
         ValueError: there is none; the message has the nearest name and the list.
     """
+    base, values = split(name)
+    return _configured(name) if values else _find(base)
+
+
+def split(name: str) -> tuple[str, dict[str, Any]]:
+    """`lora:rank=16` as "lora" and {"rank": 16}: a method's own name, and the defaults that this one changes.
+
+    Raises:
+        ValueError: one is changed twice.
+    """
+    parts = name.split(":")
+    first = next((number for number, part in enumerate(parts) if "=" in part), len(parts))
+    pairs = [part.partition("=")[::2] for part in parts[first:]]
+    values = {key.strip(): _value(text) for key, text in pairs}
+    if len(values) < len(pairs):
+        raise ValueError(f"method {name!r} gives a hyper-parameter twice")
+    return ":".join(parts[:first]), values
+
+
+def _value(text: str) -> Any:
+    """As on the command line: 50, 1e-5, true, none; anything else is a text."""
+    constants = {"true": True, "false": False, "none": None}
+    if text.strip().lower() in constants:
+        return constants[text.strip().lower()]
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError):
+        return text
+
+
+@functools.cache
+def _configured(name: str) -> Method:
+    """A subclass whose defaults are those that the name gives."""
+    base, values = split(name)
+    method = get(base)
+    resolve(base, **values)  # refuses what it doesn't have
+    signature = inspect.signature(method)
+    changed = [p.replace(default=values[p.name]) if p.name in values else p for p in signature.parameters.values()]
+    ordered = sorted(changed, key=lambda p: (p.kind, p.kind is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty))
+
+    def __init__(self: Any, model: nn.Module, *arguments: Any, **given: Any) -> None:
+        bound = signature.bind_partial(model, *arguments, **given).arguments
+        changed = {key: value for key, value in values.items() if key not in bound}
+        method.__init__(self, model, *arguments, **changed, **given)  # type: ignore[misc]
+
+    said = {"__init__": __init__, "__signature__": signature.replace(parameters=ordered), "__doc__": method.__doc__}
+    return type(method.__name__, (method,), said)
+
+
+def _find(name: str) -> Method:
     if name in _METHODS:
         return _METHODS[name]
     if ":" in name:
@@ -75,7 +133,7 @@ def create(name: str, model: nn.Module, **given: Any) -> MemoryEfficientOptimize
 
 def in_use(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The hyper-parameters that make a run what it is: `values` without later additions that are at their defaults."""
-    method = get(name)
+    method = get(split(name)[0])
     defaults = {key: parameter.default for key, parameter in inspect.signature(method).parameters.items()}
     unused = {key for key in method.added_later if values.get(key) == defaults[key]}
     return {key: value for key, value in values.items() if key not in unused}
@@ -93,6 +151,11 @@ def _import(path: str) -> Any:
 
 
 def _checked(name: str, method: Any) -> Method:
-    if not (isinstance(method, type) and issubclass(method, MemoryEfficientOptimizer)):
-        raise ValueError(f"method {name!r} must be a subclass of optimizers.MemoryEfficientOptimizer, not {method!r}")
-    return method
+    if isinstance(method, type) and issubclass(method, MemoryEfficientOptimizer):
+        return method
+    if isinstance(method, type) and issubclass(method, torch.optim.Optimizer):
+        return wrap(name, method)  # type: ignore[arg-type]
+    raise ValueError(
+        f"method {name!r} must be a subclass of optimizers.MemoryEfficientOptimizer or of torch.optim.Optimizer, "
+        f"not {method!r}"
+    )

@@ -6,6 +6,7 @@ import json
 import re
 import textwrap
 from collections.abc import Callable
+from html import escape
 from typing import Any
 
 from tabulate import LATEX_ESCAPE_RULES, SEPARATING_LINE, DataRow, Line, TableFormat, tabulate
@@ -45,6 +46,20 @@ def _markdown_section(section: Section) -> str:
 def _escape(text: str) -> str:
     """Markdown's own signs as they are; `|` would end a cell, `<` open a tag."""
     return re.sub(r"([\\`*_|<>#~])", r"\\\1", text)
+
+
+def html(sections: list[Section]) -> str:
+    """A fragment of a page, for a notebook."""
+    return "\n".join(map(_html_section, sections))
+
+
+def _html_section(section: Section) -> str:
+    heading, tables, remarks = section
+    blocks = [f"<p>{'<br>'.join(map(escape, heading))}</p>"]
+    for table in tables:
+        blocks += [f"<h4>{escape(table.title)}</h4>", _grid(table, "html")]
+    notes = "".join(f"<li>{escape(note)}</li>" for note in _notes(tables, remarks))
+    return "\n".join([*blocks, *([f"<ul>{notes}</ul>"] if notes else [])])
 
 
 def latex(sections: list[Section]) -> str:

@@ -10,7 +10,7 @@ from reports.statistics import round_parts
 from reports.text import NOTHING, Table
 
 GIB = 1 << 30
-FORMATS = ("table", "json", "markdown")
+FORMATS = ("table", "json", "markdown", "html")
 
 Row = dict[str, Any]
 Column = tuple[str, Callable[[Row], str]]
@@ -35,7 +35,7 @@ def render(document: dict[str, Any], format: str) -> str:
         return json.dumps({**document, "rows": rows}, indent=1, allow_nan=False)
     tables = [_memory(document), _where(document), *([_limits(document)] if document["budget_bytes"] else [])]
     section = (heading(document), tables, _remarks(document))
-    return formats.markdown([section]) if format == "markdown" else formats.plain([section])
+    return {"markdown": formats.markdown, "html": formats.html}.get(format, formats.plain)([section])
 
 
 def heading(document: dict[str, Any]) -> list[str]:

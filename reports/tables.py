@@ -13,7 +13,7 @@ from reports.record import Record
 from reports.setups import Setup, group, heading
 
 TABLES = ("summary", "memory", "throughput", "quality")
-FORMATS = ("plain", "markdown", "csv", "json", "latex")
+FORMATS = ("plain", "markdown", "csv", "json", "latex", "html")
 
 _ROWS: dict[str, Callable[[Setup], list[dict[str, Any]]]] = {
     "summary": rows.summary,
@@ -22,14 +22,15 @@ _ROWS: dict[str, Callable[[Setup], list[dict[str, Any]]]] = {
     "quality": rows.quality,
 }
 _TEXTS = {"summary": text.summary, "memory": text.memory, "throughput": text.throughput, "quality": text.quality}
-_WRITERS = {"plain": formats.plain, "markdown": formats.markdown, "latex": formats.latex}
+_WRITERS = {"plain": formats.plain, "markdown": formats.markdown, "latex": formats.latex, "html": formats.html}
 
 
 def render(records: list[Record], format: str = "plain", tables: Sequence[str] = TABLES) -> str:
     """Render records (checked ones, of `record.load_folder`) as text, without a newline at the end.
 
-    plain, markdown and latex round, csv and json hold raw figures with units in their names. Scores on benchmarks, and
-    runs that are not ok, come in tables of their own after the others, whatever `tables` says.
+    plain, markdown, latex and html (a fragment, for notebooks) round, csv and json hold raw figures with units in their
+    names. Scores on benchmarks, and runs that are not ok, come in tables of their own after the others, whatever
+    `tables` says.
 
     Raises:
         ValueError: there are no records, or no such format or table.

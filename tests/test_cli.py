@@ -119,7 +119,7 @@ def test_a_malformed_line_of_the_data_is_named(capsys, tmp_path):
     (tmp_path / "CB").mkdir()
     row = '{"premise": "It rains.", "hypothesis": "It is wet.", "label": "entailment", "idx": 0}\n'
     for name in ("train.jsonl", "val.jsonl"):
-        (tmp_path / "CB" / name).write_text(row * 2 + row[:30])
+        (tmp_path / "CB" / name).write_text(row * 2 + (row[:30] + "\n") * 3)  # more than half
     code, _, stderr = call(capsys, "compare", *TINY, "--task", "superglue/cb", "--data", str(tmp_path), "--dry-run")
     assert code == 2
     assert re.search(r"CB/(train|val)\.jsonl.*\b3\b", stderr)

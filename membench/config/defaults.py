@@ -56,15 +56,17 @@ def hyperparameters(
         ValueError: an unknown method or hyper-parameter.
     """
     known = inspect.signature(optimizers.get(method)).parameters
+    base, own = optimizers.split(method)
     chosen: dict[str, Any] = {"seed": seed, "train_embeddings": True} if from_scratch else {"seed": seed}
     column = 1 + KINDS.index(kind) if from_scratch else 0
-    if method in LEARNING_RATES:
-        chosen["lr"] = LEARNING_RATES[method][column]
+    if base in LEARNING_RATES:
+        chosen["lr"] = LEARNING_RATES[base][column]
     chosen["adamw_lr"] = LEARNING_RATES["adamw"][column]  # of methods with a rate of its own for what AdamW trains
     if learning_rate is not None:
         chosen["lr"] = learning_rate
     chosen = {key: value for key, value in {**chosen, **given.get(ALL_METHODS, {})}.items() if key in known}
-    values = _typed(method, optimizers.resolve(method, **{**chosen, **given.get(method, {})}))
+    asked = {**chosen, **given.get(base, {}), **own, **(given.get(method, {}) if own else {})}
+    values = _typed(method, optimizers.resolve(method, **asked))
     if "always_train" in known:
         values["always_train"] = tuple(dict.fromkeys([*head, *values["always_train"]]))
     return optimizers.in_use(method, values)

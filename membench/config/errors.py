@@ -1,10 +1,31 @@
 """What the command line reports as one sentence instead of a traceback, and other errors in a line."""
 
+import functools
 import traceback
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """A request that can't be carried out: the message has the value and the way out."""
+
+
+def told_in_a_sentence(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """What `function` refuses by a ValueError of any kind is a `UserError`."""
+
+    @functools.wraps(function)
+    def tell(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return function(*args, **kwargs)
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    return tell
 
 
 def explain(error: BaseException) -> str:

@@ -32,7 +32,7 @@ class Study:
         Raises:
             UserError: the grid has fewer points than the budget, which is the same for all methods.
         """
-        grid = self.grids.get(method, self.grids.get("", {}))
+        grid = next((self.grids[name] for name in (method, _base(method), "") if name in self.grids), {})
         if not grid:
             raise UserError(
                 f"{method} has nothing to tune: give [{method}] a tune = {{lr = [...]}}, or all methods a [tune]"
@@ -44,6 +44,11 @@ class Study:
                 "or lower tune's budget"
             )
         return [points[index] for index in _spread(points, self.budget, random.Random(method))]
+
+
+def _base(method: str) -> str:
+    """`lora` of `lora:rank=16`, without importing what knows the methods."""
+    return ":".join(itertools.takewhile(lambda part: "=" not in part, method.split(":")))
 
 
 def _spread(points: list[Values], count: int, rng: random.Random) -> list[int]:

@@ -10,6 +10,9 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
+import optimizers
 from membench.config.defaults import hyperparameters
 from membench.memory.allocator import CUDA_CONTEXT_BYTES
 from membench.planning.blueprint import Blueprint
@@ -84,12 +87,15 @@ def carry_out(jobs: Sequence[Job]) -> Iterator[Planned]:
     """The jobs' plans in their order, made on all cores that this process may use."""
     gc.collect()
     gc.freeze()  # what was imported is no garbage: the meter collects before each step
-    workers = min(len(jobs), _cores())
-    if workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
-        yield from map(_carry_out, jobs)
-        return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
-        yield from pool.map(_carry_out, jobs)
+    try:
+        workers = min(len(jobs), _cores())
+        if workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
+            yield from map(_carry_out, jobs)
+            return
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+            yield from pool.map(_carry_out, jobs)
+    finally:
+        gc.unfreeze()
 
 
 def _carry_out(job: Job) -> Planned:
@@ -99,6 +105,8 @@ def _carry_out(job: Job) -> Planned:
         limits = find_limits(made, blueprint, job.values, job.budget_bytes) if job.budget_bytes else None
     except ValueError as error:
         return Planned(job, None, refused=str(error))
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        return Planned(job, None, refused=f"it depends on values that a plan doesn't have, by {error.func}")
     return Planned(job, made, limits)
 
 
@@ -110,7 +118,7 @@ def row(planned: Planned, blueprint: Blueprint) -> dict[str, Any]:
     """A row of the JSON: the plan's own, the formula beside it, and what the budget says."""
     made, job = planned.plan, planned.job
     assert made is not None
-    paper = formula(job.method, facts(blueprint, parameters(blueprint)), job.values)
+    paper = formula(optimizers.split(job.method)[0], facts(blueprint, parameters(blueprint)), job.values)
     budget, total = job.budget_bytes, made.row["estimated_total_bytes"]
     return {
         **made.row,

@@ -43,22 +43,42 @@ def compare(settings: Settings) -> int:
         return _compare(settings, runs, folder)
 
 
+def make_records(settings: Settings) -> list[Record]:
+    """The records of a comparison, made where they are missing; what `membench.compare` gives.
+
+    Raises:
+        UserError: a setting can't work, or the output folder is in use.
+    """
+    processes.start_server()
+    runs = prepare(settings)
+    folder = Folder(Path(settings.out))
+    with folder.locked():
+        return _make_missing(settings, runs, folder)
+
+
 def _compare(settings: Settings, runs: Sequence[Run], folder: Folder) -> int:
+    try:
+        records = _make_missing(settings, runs, folder)
+    except KeyboardInterrupt:
+        models = Models(Path(settings.save)) if settings.save else None
+        finished = len(_with_models(_kept(settings, runs, folder), models))  # one may be written, and not counted yet
+        print(f"\nInterrupted: {finished} of {len(runs)} runs are finished and kept in {folder.path}.")
+        print("The same command makes the others.")
+        return INTERRUPTED
+    return _conclude(settings, records, folder)
+
+
+def _make_missing(settings: Settings, runs: Sequence[Run], folder: Folder) -> list[Record]:
+    """The records of `runs`, in their order."""
     models = Models(Path(settings.save)) if settings.save else None
     records = _found(settings, runs, folder, models)
     missing = [run for run in runs if run.run_id not in records]
     for task, notes in _notes(missing):
         print(f"{task}: {notes}", flush=True)
-    try:
-        with create_display(missing, len(runs), quiet=settings.quiet) as display:
-            for run in missing:
-                records[run.run_id] = make(run, folder, models, settings.checkpoint_every, display)
-    except KeyboardInterrupt:
-        finished = len(_with_models(_kept(settings, runs, folder), models))  # one may be written, and not counted yet
-        print(f"\nInterrupted: {finished} of {len(runs)} runs are finished and kept in {folder.path}.")
-        print("The same command makes the others.")
-        return INTERRUPTED
-    return _conclude(settings, [records[run.run_id] for run in runs], folder)
+    with create_display(missing, len(runs), quiet=settings.quiet) as display:
+        for run in missing:
+            records[run.run_id] = make(run, folder, models, settings.checkpoint_every, display)
+    return [records[run.run_id] for run in runs]
 
 
 def _found(settings: Settings, runs: Sequence[Run], folder: Folder, models: Models | None) -> dict[str, Record]:

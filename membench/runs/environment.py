@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from membench import __version__
+import membench
 
 _PACKAGES = ("torch", "transformers", "peft", "datasets", "evaluate", "scikit-learn")
 
@@ -16,7 +16,7 @@ _PACKAGES = ("torch", "transformers", "peft", "datasets", "evaluate", "scikit-le
 def describe(device: torch.device, threads: int) -> dict[str, Any]:
     """Versions, device, threads and, in a checkout, the commit."""
     return {
-        "membench": __version__,
+        "membench": membench.__version__,
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in _PACKAGES},
         "platform": platform.platform(),
@@ -24,7 +24,7 @@ def describe(device: torch.device, threads: int) -> dict[str, Any]:
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
         "threads": threads,
-        **_commit(Path(__file__).resolve().parent.parent),
+        **_commit(Path(membench.__file__).resolve().parent.parent),
     }
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from membench.runs import worker
@@ -55,7 +56,8 @@ def call(
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=worker.serve, args=(function, arguments, sender, log))  # type: ignore[attr-defined]
     kills_before = _out_of_memory_kills()
-    process.start()
+    with _nothing_as_main():
+        process.start()
     sender.close()
     try:
         outcome = _listen(receiver, process.sentinel, on_message)
@@ -96,6 +98,17 @@ def _out_of_memory_kills() -> int:
     counters = Path("/proc/vmstat")
     lines = counters.read_text().splitlines() if counters.exists() else []
     return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+
+
+@contextmanager
+def _nothing_as_main() -> Iterator[None]:
+    """A new process imports the main module of the one that starts it; ours must not run a user's script again."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _end(process: Any) -> None:

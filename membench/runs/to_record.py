@@ -1,5 +1,6 @@
 """A record from a run and what became of it."""
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,14 +10,14 @@ from reports import record, schema
 
 
 def assemble(run: Run, outcome: Outcome) -> dict[str, Any]:
-    """The record of a run; what couldn't be measured is null."""
+    """The record of a run, as its file will have it; what couldn't be measured is null."""
     measured = outcome.value or {"status": outcome.status, "error": outcome.error}
     made = _assemble(run, measured)
     try:
         record.check(made, run.run_id)
     except ValueError as error:  # a task or a method of the user's own gave what no record can hold
-        return _assemble(run, {"status": "failed", "error": str(error)})
-    return made
+        made = _assemble(run, {"status": "failed", "error": str(error)})
+    return json.loads(json.dumps(made))
 
 
 def _assemble(run: Run, measured: dict[str, Any]) -> dict[str, Any]:

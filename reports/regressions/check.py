@@ -22,6 +22,11 @@ class Check:
     thresholds: Thresholds
 
     @property
+    def regressions(self) -> list[Finding]:
+        """The findings that fail the check: regressions, missing and failed runs, what can't be compared."""
+        return [finding for finding in self.findings if exit_code([finding])]
+
+    @property
     def code(self) -> int:
         """0: fine; 1: a regression; 3: not comparable; 4: a run failed."""
         return exit_code(self.findings)

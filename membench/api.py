@@ -1,0 +1,382 @@
+"""membench from Python: what the command line does, as functions that return data.
+
+A mistake raises `UserError`, a `ValueError` of one sentence. Runs and plans are made in processes of their own, which
+import membench and nothing of the script or notebook that asked for them: no `if __name__ == "__main__"` is needed, on
+platforms that fork and on those that spawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import dataclass, fields
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from membench.config.errors import UserError, told_in_a_sentence
+
+if TYPE_CHECKING:
+    import pandas
+    import torch
+    from torch import Tensor, nn
+
+    from reports.regressions.check import Check
+
+    Batch = Mapping[str, Tensor]
+
+Record = dict[str, Any]
+Hyperparameters = Mapping[str, Mapping[str, Any]]  # by method; those of "*" go to every method that has them
+
+
+# ---- plan
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """What one method needs.
+
+    Attributes:
+        method: its name.
+        hyperparameters: all that it was planned with.
+        peak_allocated_bytes: the most that tensors take at once; its parts are `at_peak`.
+        at_peak: bytes of each part (weights_bytes, ...) at the moment of the peak; they add up to it.
+        maximum: bytes of each part, each at its own maximum; they don't add up.
+        peak_reserved_bytes: an estimate of what PyTorch's allocator holds for it on a GPU.
+        estimated_total_bytes: with the process's CUDA context, which a card must have free.
+        peak_phase: forward, backward, update or switch.
+        peak_module: the module that holds most at the peak.
+        peak_selection: what is trained then; None for a method without a choice.
+        trained_weights: how many weights are trained then.
+        components: bytes by component of the model, and of each by part.
+        fits, left_bytes: does it fit into the budget, and what is left (or missing, below 0); None without one.
+        limits: the largest batch, sequence and model that fit; None without a budget.
+        formula, formula_bytes: the paper's formula for it, which leaves out activations, and its value; None without.
+    """
+
+    method: str
+    hyperparameters: dict[str, Any]
+    peak_allocated_bytes: int
+    at_peak: dict[str, int]
+    maximum: dict[str, int]
+    peak_reserved_bytes: int
+    estimated_total_bytes: int
+    peak_phase: str
+    peak_module: str
+    peak_selection: str | None
+    trained_weights: int
+    components: dict[str, dict[str, int]]
+    fits: bool | None
+    left_bytes: int | None
+    limits: dict[str, Any] | None
+    formula: str | None
+    formula_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What methods need on a model. It prints as the tables of `membench plan`, in a notebook as HTML.
+
+    Attributes:
+        rows: by method.
+        refused: methods that can't be planned on this model, and why.
+        document: everything, as `membench plan --format json` prints it.
+    """
+
+    rows: dict[str, PlanRow]
+    refused: dict[str, str]
+    document: dict[str, Any]
+
+    def __str__(self) -> str:
+        from reports import plans
+
+        return plans.render(self.document, "table")
+
+    def _repr_html_(self) -> str:
+        from reports import plans
+
+        return plans.render(self.document, "html")
+
+
+@told_in_a_sentence
+def plan(
+    model: str,
+    optimizers: str | Sequence[str] = "all",
+    *,
+    budget: str | int | None = None,
+    hyperparameters: Hyperparameters | None = None,
+    **workload: Any,
+) -> Plan:
+    """How much memory each method needs to train `model`, on tensors without values: no GPU, no weights.
+
+    Args:
+        model: a built-in configuration ("llama3-8b"), a folder or file with a config.json, or an id of the hub.
+        optimizers: names of methods, or "all".
+        budget: memory of a GPU, "24GiB" or bytes: then rows say what fits.
+        hyperparameters: by method; those of "*" go to every method that has them.
+        workload: every option of `membench plan` that describes the training step, under its name: `batch_size` (1),
+            `sequence_length` (512), `dtype` ("bfloat16"), `gradient_checkpointing` (False), `attention`,
+            `trust_remote_code`; see `membench.config.options.WorkloadOptions`.
+
+    Raises:
+        UserError: a value is wrong, or the only method can't be planned on this model.
+    """
+    import optimizers as registry
+    from membench.config.declare import check as hold_to_bounds
+    from membench.config.declare import typed
+    from membench.config.options import WorkloadOptions
+    from membench.config.units import parse_bytes
+    from membench.planning.planner import plan as make
+    from membench.planning.workload import Workload
+
+    asked = Workload(**typed(WorkloadOptions, {"model": model, **_options(WorkloadOptions, "plan", workload)}))
+    hold_to_bounds(asked)
+    methods = registry.available() if optimizers == "all" else _names(optimizers)
+    budget_bytes = parse_bytes(budget) if isinstance(budget, str) else budget
+    document = make(asked, methods, hyperparameters or {}, budget_bytes=budget_bytes)
+    names = [field.name for field in fields(PlanRow)]
+    rows = {row["method"]: PlanRow(**{name: row[name] for name in names}) for row in document["rows"]}
+    return Plan(rows, document["refused"], document)
+
+
+def _names(given: str | Sequence[str]) -> list[str]:
+    """Of methods or tasks: a list, or a text with commas."""
+    names = given.split(",") if isinstance(given, str) else given
+    return list(dict.fromkeys(name.strip() for name in names if name.strip()))
+
+
+# ---- compare
+
+
+@told_in_a_sentence
+def compare(
+    optimizers: str | Sequence[str] = ("badam", "blockllm"),
+    task: str | Sequence[str] = "superglue",
+    *,
+    hyperparameters: Hyperparameters | None = None,
+    out: str | Path = "runs",
+    quiet: bool = False,
+    **settings: Any,
+) -> list[Record]:
+    """Train the same model on the same data with each method, and measure it; returns the runs' records.
+
+    Makes only the runs that are missing in `out`: the same call again returns the same records at once.
+
+    Args:
+        optimizers: names of methods, or "all"; adamw is added unless `reference=False`.
+        task: names of tasks, or of a family for all of its tasks.
+        hyperparameters: by method, as {"badam": {"switch_every": 50}}; those of "*" go to every method that has them.
+        out: folder of the records.
+        quiet: print nothing.
+        settings: every option of `membench compare` under its name: `steps=50`, `model="config:roberta-tiny"`,
+            `seeds=(0, 1, 2)`, `options={"packing": True}`; see `membench.config.settings.Settings`.
+
+    Returns:
+        The records, as the JSON files have them, in the order of tasks, seeds and methods. A run that failed, diverged
+        or ran out of memory is a record too: see its "status".
+
+    Raises:
+        UserError: a value is wrong, or another process is at work in `out`.
+        KeyboardInterrupt: what was finished is kept.
+    """
+    from membench.config.settings import Settings, resolve
+    from membench.runs.compare import make_records
+
+    given = {"optimizers": _names(optimizers), "task": _names(task), "out": str(out), "quiet": quiet}
+    asked = resolve({**given, "hyperparameters": hyperparameters or {}, **_options(Settings, "compare", settings)})
+    with redirect_stdout(StringIO()) if quiet else nullcontext():
+        return make_records(asked)
+
+
+def _options(owner: type, function: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `owner` by the names of their fields; what a record calls one will do, too."""
+    from membench.config.declare import declared
+    from reports.names import suggestion
+
+    names = {name: name for name in declared(owner)}
+    names |= {one.option.record_as: name for name, one in declared(owner).items() if one.option.record_as}
+    for name in given:
+        if name not in names:
+            raise UserError(f"{function} has no option {name!r}. {suggestion(name, names)}")
+    return {names[name]: value for name, value in given.items()}
+
+
+# ---- records
+
+
+@told_in_a_sentence
+def load_records(place: str | Path) -> list[Record]:
+    """The records of a folder (or one file of a record).
+
+    Raises:
+        UserError: there are none, or a file is not a record; it is named.
+    """
+    return _records(place)
+
+
+def _records(given: str | Path | Sequence[Record]) -> list[Record]:
+    """Records that were given as they are, checked, or by the folder that has them."""
+    from reports import record
+
+    if not isinstance(given, str | Path):
+        for number, one in enumerate(given):
+            record.check(one, f"record {number}")
+        return list(given)
+    found = record.read(Path(given))
+    if found.problems:
+        raise UserError(" ".join(found.problems))
+    if not found.records:
+        raise UserError(f"{given}: there are no records")
+    return found.records
+
+
+@told_in_a_sentence
+def report(records: str | Path | Sequence[Record], *, format: str | None = None) -> None:
+    """Show the tables of records: as HTML in a notebook, printed elsewhere.
+
+    Args:
+        records: of `compare` or `load_records`, or a folder.
+        format: "plain", "markdown", "csv", "json" or "latex", printed; by default what suits the place.
+
+    Raises:
+        UserError: there are no records, or no such format.
+    """
+    from reports import tables
+
+    given = _records(records)
+    if format is None and _in_notebook():
+        from IPython.display import HTML, display  # type: ignore[import-not-found]
+
+        display(HTML(tables.render(given, "html")))
+    else:
+        print(tables.render(given, format or "plain"))
+
+
+def _in_notebook() -> bool:
+    """Is this a notebook's kernel? IPython in a terminal has no kernel."""
+    import sys
+
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return hasattr(shell, "kernel")
+
+
+@told_in_a_sentence
+def to_frame(records: str | Path | Sequence[Record]) -> pandas.DataFrame:
+    """Records as a table of pandas: a row a run, a column a field, such as "memory.peak_allocated_bytes".
+
+    The history, which is no single value, is left out: `pandas.DataFrame(record["history"])` is a run's.
+    """
+    import pandas
+
+    flat = [{key: value for key, value in one.items() if key != "history"} for one in _records(records)]
+    return pandas.json_normalize(flat, sep=".")
+
+
+@told_in_a_sentence
+def check(
+    baseline: str | Path | Sequence[Record],
+    candidate: str | Path | Sequence[Record],
+    *,
+    thresholds: str | Path | None = None,
+    only: Sequence[str] | None = None,
+) -> Check:
+    """Is a candidate worse than its baseline? As `membench check`, which explains how it judges.
+
+    Args:
+        baseline, candidate: folders of records, or records.
+        thresholds: a TOML file of what is tolerated; see `membench check --print-thresholds`.
+        only: of "memory", "saving", "quality" and "throughput"; all by default.
+
+    Returns:
+        A `Check`: `regressions` (findings that fail it; empty if it's fine), all `findings`, and `code`, the command's
+        exit code.
+
+    Raises:
+        UserError: a place has no records, or a threshold or a name is wrong.
+    """
+    from reports.record import Found
+    from reports.regressions import thresholds as limits
+    from reports.regressions.check import ALWAYS, METRICS
+    from reports.regressions.check import check as judge
+
+    known = [metric for metric in METRICS if metric != ALWAYS]
+    for name in only or ():
+        if name not in known:
+            raise UserError(f"only={name!r}: the checks are {', '.join(known)}")
+    before, after = (Found(_records(records), []) for records in (baseline, candidate))
+    return judge(before, after, limits.load(Path(thresholds) if thresholds else None), only or known)
+
+
+# ---- memory of any model
+
+
+@dataclass(frozen=True)
+class MemoryUsage:
+    """What training steps hold in memory, exact to the byte, without an allocator's rounding.
+
+    Attributes:
+        peak_allocated_bytes: the most that was there at once; its parts are `at_peak`.
+        at_peak: bytes of each part (weights_bytes, gradients_bytes, ...) at that moment; they add up to the peak.
+        maximum: bytes of each part, each at its own maximum; they don't add up.
+        estimated_reserved_bytes: what PyTorch's allocator would reserve for it on a GPU.
+        peak_phase: forward, backward, update or switch.
+        peak_module: the module that holds most at the peak.
+        peak_selection: what was trained then; None for an optimizer without a choice.
+        components: bytes by component of the model, and of each by part.
+        modules: bytes by module, and of each by part, without what its children hold.
+    """
+
+    peak_allocated_bytes: int
+    at_peak: dict[str, int]
+    maximum: dict[str, int]
+    estimated_reserved_bytes: int
+    peak_phase: str
+    peak_module: str
+    peak_selection: str | None
+    components: dict[str, dict[str, int]]
+    modules: dict[str, dict[str, int]]
+
+    def __str__(self) -> str:
+        sizes = {part.removesuffix("_bytes").replace("_", " "): size for part, size in self.at_peak.items() if size}
+        held = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in sizes.items())
+        return f"{self.peak_allocated_bytes / 2**20:,.1f} MiB at the peak, in the {self.peak_phase} phase: {held}"
+
+
+def measure_memory(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_fn: Callable[[nn.Module, Any], Tensor],
+    batches: Sequence[Any],
+    *,
+    max_grad_norm: float | None = None,
+) -> MemoryUsage:
+    """The memory of training `model` with `optimizer`, measured on real steps on the model's own device.
+
+    Each of `batches` is a step; they are gone through at least twice, so that what the first update creates is there in
+    a later step, and once more for each block of a method that trains blocks in turn. It trains the model: give it one
+    that you don't need any more.
+
+    Args:
+        model: any module.
+        optimizer: any optimizer of torch's kind on it, or a method of `optimizers`.
+        loss_fn: `loss_fn(model, batch)` is the loss, a scalar.
+        batches: whatever `loss_fn` takes, on the model's device; tensors in dicts, lists and tuples are counted while
+            their step lasts.
+        max_grad_norm: clip the gradients' norm to this before each update.
+
+    Raises:
+        ValueError: there are no batches, or the model has no parameters.
+    """
+    from membench.training.metering import meter_cycle
+
+    if not batches:
+        raise UserError("batches is empty: give at least one")
+    found = meter_cycle(
+        model,
+        optimizer,
+        loss_fn,
+        lambda step: [batches[step % len(batches)]],
+        max_grad_norm=max_grad_norm,
+        steps_per_selection=max(2, len(batches)),
+    )
+    return MemoryUsage(**{field.name: found[field.name] for field in fields(MemoryUsage)})

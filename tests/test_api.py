@@ -1,0 +1,194 @@
+"""membench from Python: the documented examples run, and the functions give what the command line gives."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import membench
+from membench.testing import assert_peak_at_most
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = {"steps": 2, "batch_size": 4, "threads": 1, "quiet": True}
+
+
+def python(folder, *arguments):
+    path = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *arguments], cwd=folder, env=path, capture_output=True, text=True)
+
+
+def test_the_documents_examples_run_as_a_plain_script_without_a_guard(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 5
+    (tmp_path / "script.py").write_text("print('started')\n" + "\n".join(blocks))
+    done = python(tmp_path, "script.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("started") == 1, "a child process ran the script again"
+    assert "badam" in done.stdout and "MiB at the peak" in done.stdout
+
+
+def test_importing_membench_imports_nothing_heavy(tmp_path):
+    code = "import membench, sys; print({'torch', 'transformers', 'typer', 'pandas', 'rich'} & set(sys.modules))"
+    assert python(tmp_path, "-c", code).stdout.strip() == "set()"
+
+
+def test_every_exported_name_is_there_and_documented():
+    for name in membench.__all__:
+        assert name == "__version__" or getattr(membench, name).__doc__
+
+
+def without_times(record):
+    history = [{key: value for key, value in entry.items() if key != "seconds"} for entry in record["history"]]
+    environment = {key: value for key, value in record["environment"].items() if key != "created"}
+    memory = {key: value for key, value in record["memory"].items() if key != "process_peak_bytes"}
+    kept = {**record, "history": history, "environment": environment, "memory": memory}
+    return {key: value for key, value in kept.items() if key != "time"}
+
+
+def test_compare_and_the_command_make_the_same_records_apart_from_times(tmp_path):
+    options = ("--steps", "2", "--batch-size", "4", "--threads", "1", "--no-reference", "--set", "badam.switch_every=1")
+    command = ("-m", "membench", "compare", "--optimizers", "badam", "--task", "superglue/cb", "--out", "there")
+    assert python(tmp_path, *command, *options).returncode == 0
+    made = membench.compare(
+        ["badam"],
+        task="superglue/cb",
+        out=tmp_path / "here",
+        reference=False,
+        hyperparameters={"badam": {"switch_every": 1}},
+        **TINY,
+    )
+    assert [without_times(run) for run in made] == [
+        without_times(run) for run in membench.load_records(tmp_path / "there")
+    ]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    out = tmp_path_factory.mktemp("api") / "runs"
+    return membench.compare("sgd", task="superglue/cb", out=out, **TINY), out
+
+
+def test_the_same_call_again_makes_nothing_and_prints_nothing(runs, capfd):
+    made, out = runs
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*.json")}
+    again = membench.compare("sgd", task="superglue/cb", out=out, **TINY)
+    assert again == made and {path: path.stat().st_mtime_ns for path in out.glob("*.json")} == before
+    assert capfd.readouterr().out == ""
+
+
+def test_a_frame_has_a_row_a_run_and_flat_columns(runs):
+    made, out = runs
+    frame = membench.to_frame(out)
+    assert len(frame) == len(made) == 2
+    assert set(frame["method"]) == {"adamw", "sgd"}
+    by_method = {run["method"]: run for run in made}
+    for _, row in frame.iterrows():
+        run = by_method[row["method"]]
+        assert row["memory.peak_allocated_bytes"] == run["memory"]["peak_allocated_bytes"]
+        assert row["training.steps"] == 2 and row["metrics.score"] == run["metrics"]["score"]
+    assert not any(isinstance(value, dict) and value for value in frame.iloc[0])
+
+
+def test_report_prints_what_the_command_prints(runs, capsys):
+    from reports import tables
+
+    membench.report(runs[0])
+    assert capsys.readouterr().out == tables.render(runs[0]) + "\n"
+    membench.report(runs[1], format="markdown")
+    assert "|" in capsys.readouterr().out
+
+
+def test_report_shows_html_in_a_notebook_with_names_escaped(runs, monkeypatch):
+    import types
+
+    shown = []
+    display = types.SimpleNamespace(HTML=lambda text: text, display=shown.append)
+    notebook = types.SimpleNamespace(get_ipython=lambda: types.SimpleNamespace(kernel=object()), display=display)
+    monkeypatch.setitem(sys.modules, "IPython", notebook)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    membench.report([{**run, "model": "<script>"} for run in runs[0]])
+    assert "<table>" in shown[0] and "&lt;script&gt;" in shown[0] and "<script>" not in shown[0]
+
+
+def test_check_finds_nothing_in_equal_records_and_a_peak_that_grew(runs):
+    made = runs[0]
+    assert membench.check(made, runs[1], only=["memory"]).regressions == []
+    grown = json.loads(json.dumps(made))
+    for run in grown:
+        for place in ("at_peak", "maximum"):
+            run["memory"][place]["weights_bytes"] += 10**8
+        run["memory"]["peak_allocated_bytes"] += 10**8
+    verdict = membench.check(made, grown, only=["memory"])
+    assert {finding.metric for finding in verdict.regressions} == {"memory"} and verdict.code == 1
+
+
+def test_a_mistake_is_a_value_error_of_one_sentence(tmp_path):
+    for call, word in [
+        (lambda: membench.compare("badm", out=tmp_path), "badam"),
+        (lambda: membench.compare("badam", out=tmp_path, stepz=3), "steps"),
+        (lambda: membench.compare("badam", out=tmp_path, steps=0), "steps"),
+        (lambda: membench.compare("badam", out=tmp_path, hyperparameters={"badam": {"switch": 1}}), "switch_every"),
+        (lambda: membench.plan("llama3-8b", "lroa"), "lora"),
+        (lambda: membench.plan("llama3-8b", "lora", budget="24 bananas"), "24 bananas"),
+        (lambda: membench.plan("no-such-model", "lora"), "no-such-model"),
+        (lambda: membench.report(tmp_path / "nowhere"), "nowhere"),
+        (lambda: membench.check(tmp_path, tmp_path), "records"),
+        (lambda: membench.check([], [], only=["speed"]), "speed"),
+    ]:
+        with pytest.raises(membench.UserError) as caught:
+            call()
+        assert isinstance(caught.value, ValueError)
+        assert word in str(caught.value) and "\n" not in str(caught.value)
+
+
+def linear():
+    model = nn.Linear(10, 1, bias=False)
+    return model, [torch.ones(4, 10)], lambda model, batch: model(batch).sum()
+
+
+def test_measured_memory_is_the_bytes_that_adam_is_known_to_keep():
+    model, batches, loss_fn = linear()
+    usage = membench.measure_memory(model, torch.optim.Adam(model.parameters()), loss_fn, batches)
+    assert usage.maximum["weights_bytes"] == usage.maximum["gradients_bytes"] == 40
+    assert usage.maximum["optimizer_state_bytes"] == 2 * 40 + 4  # two moments, and the step's count
+    assert sum(usage.at_peak.values()) == usage.peak_allocated_bytes
+
+
+def test_a_ceiling_holds_to_the_byte():
+    model, batches, loss_fn = linear()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    peak = membench.measure_memory(model, optimizer, loss_fn, batches).peak_allocated_bytes
+    assert assert_peak_at_most(peak, model, optimizer, loss_fn, batches).peak_allocated_bytes == peak
+    with pytest.raises(AssertionError, match=rf"{peak:,} bytes at its peak, 1 more than {peak - 1:,}"):
+        assert_peak_at_most(peak - 1, model, optimizer, loss_fn, batches)
+    with pytest.raises(ValueError, match="batches is empty"):
+        assert_peak_at_most(peak, model, optimizer, loss_fn, [])
+
+
+def test_planning_leaves_the_callers_garbage_to_the_collector():
+    import gc
+
+    membench.plan("llama-60m", "sgd", sequence_length=8)
+    assert gc.get_freeze_count() == 0
+
+
+def test_a_plan_has_the_figures_of_its_document():
+    plan = membench.plan("llama-60m", ["sgd", "badam"], sequence_length=8, budget=2 * 2**30)
+    assert list(plan.rows) == ["sgd", "badam"]
+    for row in plan.document["rows"]:
+        mine = plan.rows[row["method"]]
+        assert (mine.peak_allocated_bytes, mine.fits) == (row["peak_allocated_bytes"], True)
+        assert sum(mine.at_peak.values()) == mine.peak_allocated_bytes
+    assert "badam" in str(plan) and "<table>" in plan._repr_html_()
+
+
+def test_a_record_made_in_a_checkout_names_its_commit(runs):
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout")
+    commits = subprocess.run(["git", "rev-list", "HEAD", "-n", "50"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert runs[0][0]["environment"]["commit"] in commits.split()

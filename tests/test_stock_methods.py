@@ -1,0 +1,108 @@
+"""Optimizers of torch's kind are methods by their path; a method with other defaults is one of its own name."""
+
+import json
+
+import pytest
+import torch
+
+import membench
+import optimizers
+from optimizers.contract import CHECKS, Subject, build_model, loss_of, train, weights_of
+
+# Which values it refuses, beside a bad lr, is an optimizer's own affair.
+PROMISES = [check for check in CHECKS if check.__name__ != "refuses_bad_values"]
+RATES = {"torch.optim:NAdam": 3e-3, "torch.optim:RMSprop": 3e-3, "torch.optim:Muon": 0.02}
+
+
+@pytest.mark.parametrize("path", RATES)
+@pytest.mark.parametrize("check", PROMISES, ids=lambda check: check.__name__)
+def test_a_stock_optimizer_keeps_the_contract(path, check):
+    check(Subject(optimizers.get(path), {"lr": RATES[path]}))
+
+
+@pytest.mark.parametrize("name, keywords", [("Adafactor", {}), ("SGD", {"momentum": 0.9}), ("NAdam", {"eps": 1e-6})])
+def test_a_stock_optimizer_moves_weights_as_it_does_alone(name, keywords):
+    ours, theirs = build_model(), build_model()
+    train(ours, optimizers.create(f"torch.optim:{name}", ours, lr=0.01, weight_decay=0.1, **keywords), 5)
+    groups = [
+        {"params": [p for p in theirs.parameters() if p.dim() >= 2], "weight_decay": 0.1},
+        {"params": [p for p in theirs.parameters() if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    alone = getattr(torch.optim, name)(groups, lr=0.01, **keywords)
+    for step in range(5):
+        loss_of(theirs, step).backward()
+        alone.step()
+        alone.zero_grad()
+    for name, weight in weights_of(ours).items():
+        assert torch.equal(weight, theirs.get_parameter(name)), name
+
+
+def test_an_optimizer_of_matrices_gets_those_of_the_layers_and_adamw_the_rest():
+    model, ours = build_model(), build_model()
+    method = optimizers.create("torch.optim:Muon", ours, lr=0.02, weight_decay=0.1, adamw_lr=1e-2)
+    assert [group["lr"] for group in method.param_groups] == [0.02, 1e-2, 1e-2]
+    own = optimizers.create("muon", model, lr=0.02, weight_decay=0.1, adamw_lr=1e-2)
+    train(ours, method, 3)
+    train(model, own, 3)
+    for name, weight in weights_of(ours).items():
+        assert torch.equal(weight, model.get_parameter(name)), name
+
+
+def test_what_needs_a_closure_or_refuses_a_value_says_so_in_a_sentence():
+    with pytest.raises(ValueError, match="LBFGS needs a closure"):
+        optimizers.create("torch.optim:LBFGS", build_model())
+    with pytest.raises(ValueError, match=r"RMSprop has no hyper-parameter 'alhpa'\. Did you mean 'alpha'"):
+        optimizers.resolve("torch.optim:RMSprop", alhpa=1)
+    with pytest.raises(ValueError, match="Invalid alpha"):
+        optimizers.create("torch.optim:RMSprop", build_model(), alpha=-1.0)
+
+
+def test_a_configuration_is_the_method_with_other_defaults():
+    method = optimizers.get("badam:switch_every=7:order=ascending")
+    assert issubclass(method, optimizers.BAdam)
+    values = optimizers.resolve("badam:switch_every=7:order=ascending")
+    assert (values["switch_every"], values["order"]) == (7, "ascending")
+    assert {**values, "switch_every": 100, "order": "random"} == optimizers.resolve("badam")
+    assert optimizers.resolve("badam:switch_every=7", switch_every=8)["switch_every"] == 8
+    assert (
+        method(build_model()).extra_state()
+        == optimizers.create("badam:switch_every=7:order=ascending", build_model()).extra_state()
+    )
+    with pytest.raises(ValueError, match=r"badam has no hyper-parameter 'swich_every'\. Did you mean 'switch_every'"):
+        optimizers.get("badam:swich_every=7")
+    with pytest.raises(ValueError, match="twice"):
+        optimizers.get("badam:switch_every=7:switch_every=8")
+
+
+def test_configurations_of_a_method_are_rows_of_their_own(tmp_path):
+    rows = ["badam", "badam:switch_every=1", "torch.optim:SGD:momentum=0.9"]
+    runs = membench.compare(
+        rows,
+        task="superglue/cb",
+        out=tmp_path,
+        reference=False,
+        hyperparameters={"badam": {"weight_decay": 0.5}},
+        learning_rate=1e-3,
+        steps=2,
+        batch_size=4,
+        threads=1,
+        quiet=True,
+    )
+    assert [run["method"] for run in runs] == rows and {run["status"] for run in runs} == {"ok"}
+    values = [run["hyperparameters"] for run in runs]
+    assert [v.get("switch_every") for v in values] == [10, 1, None]  # the demo's, and the row's own
+    assert values[0]["weight_decay"] == values[1]["weight_decay"] == 0.5
+    assert values[2]["momentum"] == 0.9 and values[2]["lr"] == 1e-3
+    assert len({run["run_id"] for run in runs}) == 3
+    assert all(json.loads((tmp_path / f"{run['run_id']}.json").read_text()) == run for run in runs)
+
+
+def test_stock_optimizers_and_configurations_are_planned():
+    rows = ["torch.optim:RMSprop", "lora:rank=2", "lora:rank=4"]
+    plan = membench.plan("llama-60m", [*rows, "torch.optim:Adafactor"], sequence_length=8)
+    assert list(plan.rows) == rows
+    assert "values that a plan doesn't have" in plan.refused["torch.optim:Adafactor"]  # it calls .item()
+    small, large = (plan.rows[row].maximum["optimizer_state_bytes"] for row in rows[1:])
+    steps = 4 * 7 * 8 * 2  # bytes of a count a factor: two factors of seven matrices in each of eight layers
+    assert large - steps == 2 * (small - steps)
+    assert plan.rows["lora:rank=2"].formula == "2M + 36rM/m"
