@@ -74,11 +74,22 @@ def tab(tmp_path_factory):
     tab.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1400, 390])
-def test_the_page_fits_its_window_and_its_labels_can_be_read(tab, report, width, scheme):
+# what a page may be shown in, from narrow to wide; where one is missing, the system's stands for it
+FONTS = ("Liberation Sans", "Noto Sans", "DejaVu Sans", "DejaVu Sans Mono")
+IN_FONT = """(font => { const style = document.createElement('style'); document.head.append(style);
+  style.textContent = `html body, html body *, html body svg text { font-family: "${font}" !important }` })"""
+
+
+@pytest.mark.parametrize(
+    ("width", "scheme", "font"),
+    [(1400, "light", None), (1400, "dark", None), (390, "light", None), (390, "dark", None)]
+    + [(width, "light", font) for width in (1400, 390) for font in FONTS],
+)
+def test_the_page_fits_its_window_and_its_labels_can_be_read(tab, report, width, scheme, font):
     tab.open(report, width, scheme)
     tab.ask("document.querySelectorAll('details').forEach(d => d.open = true)")
+    if font:
+        tab.ask(f"{IN_FONT}({font!r})")
     seen = tab.ask(MEASURE)
     assert seen["page"] == seen["window"] == width
     assert seen["wide"] == []

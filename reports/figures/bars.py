@@ -22,6 +22,7 @@ MOST_BARS = 40
 _BAR, _TOP, _BOTTOM, _SIDE = 38, 12, 42, 12  # pixels: a bar with its name, and what lies around all of them
 _THICK = 0.4  # of it, the bar itself
 _LETTER = 6.3  # pixels, about
+_GAP = 8  # pixels, at least, between a name and its remark
 
 _PHASES = {"forward": style.SKY, "backward": style.BLUE, "update": style.VERMILION}
 
@@ -177,8 +178,9 @@ def _frame(name: str, title: str, labels: list[tuple[str, str]], legend: int = 4
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     for place, (label, remark) in enumerate(labels):
-        room = 50 - len(style.shortened(remark))
-        axes.text(0, place - 0.29, style.shortened(label, room), transform=axes.get_yaxis_transform(), weight="bold")
+        room = style.WIDE - 2 * _SIDE - style.width(style.shortened(remark)) - _GAP
+        left: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "weight": "bold"}
+        axes.text(0, place - 0.29, style.fitted(label, room, "bold"), **left)
         right: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "color": style.MUTED}
         axes.text(1, place - 0.29, style.shortened(remark), **right)
     return Plot(name, title, title + ".", figure), axes

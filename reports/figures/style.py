@@ -5,9 +5,12 @@ from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import matplotlib
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
 WIDE, SMALL = 384, 360  # pixels: of a figure that stands alone, and of one in a grid of its like
 LONGEST_LABEL = 38  # letters
+FONT_SIZE = 11  # pixels
 
 # Figures are drawn in the colours of the light page, each of which the page knows as a CSS variable.
 INK, MUTED, LINE, PAPER = "#1f2328", "#59636e", "#d5dbe1", "#ffffff"
@@ -62,7 +65,7 @@ def look() -> AbstractContextManager[None]:
             "text.parse_math": False,  # a name may hold a dollar
             "svg.fonttype": "none",
             "svg.hashsalt": "membench",
-            "font.size": 11,
+            "font.size": FONT_SIZE,
             "font.family": "DejaVu Sans",
             "axes.edgecolor": LINE,
             "axes.labelcolor": MUTED,
@@ -99,3 +102,17 @@ def shortened(text: str, longest: int = LONGEST_LABEL) -> str:
     text = printable(text)
     half = (longest - 1) // 2
     return text if len(text) <= longest else f"{text[:half]}…{text[-half:]}"
+
+
+def width(text: str, weight: str = "normal") -> float:
+    """Pixels that a label of the usual size takes in DejaVu Sans, which is wider than the other fonts of a page."""
+    font = FontProperties(family="DejaVu Sans", size=FONT_SIZE, weight=weight)
+    return text_to_path.get_text_width_height_descent(text, font, False)[0]
+
+
+def fitted(text: str, room: float, weight: str = "normal") -> str:
+    """A text shortened to so many pixels."""
+    longest = LONGEST_LABEL
+    while longest > 3 and width(shortened(text, longest), weight) > room:
+        longest -= 1
+    return shortened(text, longest)
