@@ -2,6 +2,7 @@
 
 import math
 
+import lomo_optim
 import pytest
 import torch
 from torch import nn
@@ -83,7 +84,6 @@ def test_adalomo_follows_its_formulas(weight_decay, chunk, monkeypatch):
 
 
 def test_adalomo_agrees_with_the_authors_package(monkeypatch):
-    lomo_optim = pytest.importorskip("lomo_optim")
     monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)  # it can't do without a GPU otherwise
     model, other = build_model(), build_model()
     train(model, AdaLomo(model, lr=0.03), 12)

@@ -1,9 +1,11 @@
 """membench evaluate: saved models on benchmarks of lm-evaluation-harness, here on tiny tasks of our own."""
 
+import importlib.machinery
 import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import tokenizers
@@ -18,7 +20,8 @@ from membench.commands.harness import Request
 from membench.config.errors import UserError
 from reports import record
 
-needs_harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
+# These run the harness itself, which takes seconds to import and more to index its tasks: `make test-slow` installs it.
+with_harness = pytest.mark.slow
 
 QUESTIONS = [
     {"question": f"The number after {i} is", "choices": [f"{i + 1}", f"{i + 7}"], "label": i % 2} for i in range(12)
@@ -130,7 +133,7 @@ def likelihood(model, tokenizer, question: str, answer: str) -> float:
     return float(scores[start - 1 :].sum())
 
 
-@needs_harness
+@with_harness
 def test_a_choice_is_scored_by_the_likelihood_of_the_answers(folder):
     path = model_of(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(path).eval()
@@ -147,21 +150,21 @@ def test_a_choice_is_scored_by_the_likelihood_of_the_answers(folder):
     assert (entry["fewshot"], entry["limit"], entry["version"]) == (0, None, "2.5")
 
 
-@needs_harness
+@with_harness
 def test_a_limit_takes_the_first_documents_and_few_shots_are_counted(folder):
     entry = evaluate(folder, "tiny_choice", limit=1)["tiny_choice"]
     assert entry["scores"]["acc"] in (0.0, 1.0) and entry["limit"] == 1
     assert evaluate(folder, "tiny_choice", limit=3, fewshot=2)["tiny_choice"]["fewshot"] == 2
 
 
-@needs_harness
+@with_harness
 def test_of_a_group_without_a_score_its_members_are_kept_with_the_filter_of_their_answers(folder):
     found = evaluate(folder, "tiny", limit=4)
     assert set(found) == {"tiny_choice", "tiny_answer"}
     assert list(found["tiny_answer"]["scores"]) == ["exact_match,first-number"]
 
 
-@needs_harness
+@with_harness
 def test_the_command_adds_scores_to_the_record_which_stays_valid(folder, capsys, monkeypatch):
     monkeypatch.setattr(harness, "index", lambda request: manager(folder))
     path = model_of(folder)
@@ -180,7 +183,7 @@ def test_the_command_adds_scores_to_the_record_which_stays_valid(folder, capsys,
     assert path.name in shown and f"{score:.4f}" in shown and "exact_match,first-number" in shown
 
 
-@needs_harness
+@with_harness
 def test_every_short_name_is_a_task_or_group_of_the_harness():
     known = harness.index(Request(())).all_tasks
     assert set(harness.resolve(tuple(harness.BENCHMARKS), known)) <= set(known)
@@ -188,13 +191,102 @@ def test_every_short_name_is_a_task_or_group_of_the_harness():
         harness.resolve(("hellaswagg",), known)
 
 
-@needs_harness
+@with_harness
 def test_data_that_can_not_be_loaded_are_said_in_a_sentence(folder):
     (folder / "benchmarks" / "gone.yaml").write_text(
         CHOICE.format(data=folder / "nowhere.jsonl").replace("tiny_choice", "gone")
     )
     with pytest.raises(UserError, match=r" on gone: .*nowhere\.jsonl"):
         evaluate(folder, "gone")
+
+
+# ---- with a stand-in for the harness, whose results have its form
+
+
+RESULTS = {
+    "results": {
+        "one": {"alias": "one", "acc,none": 0.75, "acc_stderr,none": 0.05, "acc_norm,none": 0.5, "note": "text"},
+        "member": {"alias": " - member", "exact_match,strict": 0.25, "exact_match_stderr,strict": "N/A"},
+        "silent": {"alias": "silent"},
+    },
+    "group_subtasks": {"group": ["silent", "member"], "one": []},
+    "versions": {"one": 2.5, "member": 1},
+    "n-shot": {"one": 5, "member": 0},
+}
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """A module `lm_eval` with what we use of it; gives the calls of `simple_evaluate`."""
+    calls = []
+
+    def simple_evaluate(**given):
+        calls.append(given)
+        if "broken" in given["tasks"]:
+            raise OSError("no such data\nand a long story")
+        return RESULTS
+
+    package, of_tasks = ModuleType("lm_eval"), ModuleType("lm_eval.tasks")
+    package.simple_evaluate = simple_evaluate
+    of_tasks.TaskManager = lambda include_path: SimpleNamespace(
+        all_tasks=["one", "group", "broken", "gsm8k", "arc_easy", "arc_challenge"], include_path=include_path
+    )
+    package.__spec__ = importlib.machinery.ModuleSpec("lm_eval", None)
+    monkeypatch.setitem(sys.modules, "lm_eval", package)
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", of_tasks)
+    monkeypatch.setattr(harness.metadata, "version", lambda name: "0.4.13")
+    return calls
+
+
+def run_command(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["membench", "evaluate", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    return exit.value.code
+
+
+def test_a_record_gets_the_scores_and_their_errors_of_tasks_and_of_the_members_of_groups(
+    folder, stand_in, monkeypatch, capsys
+):
+    path = model_of(folder)
+    options = ["--device", "cpu", "--limit", "4", "--fewshot", "5", "--batch-size", "3", "--chat-template"]
+    assert not run_command(monkeypatch, folder / "models", "--tasks", "one,group", *options, "--include", folder)
+    (call,) = stand_in
+    assert call["model_args"] == {"pretrained": str(path)} and call["tasks"] == ["one", "group"]
+    assert (call["num_fewshot"], call["limit"], call["batch_size"], call["device"]) == (5, 4, 3, "cpu")
+    assert call["apply_chat_template"] is True and call["confirm_run_unsafe_code"] is False
+    assert call["task_manager"].include_path == str(folder)
+    benchmarks = record.load(path.with_name(f"{path.name}.json"))["benchmarks"]
+    shared = {"limit": 4, "chat_template": True, "harness": "0.4.13"}
+    assert benchmarks["one"] == {
+        "scores": {"acc": 0.75, "acc_norm": 0.5},
+        "standard_errors": {"acc": 0.05},
+        "fewshot": 5,
+        "version": "2.5",
+        **shared,
+    }
+    assert benchmarks["member"] == {
+        "scores": {"exact_match,strict": 0.25},
+        "standard_errors": {},
+        "fewshot": 0,
+        "version": "1",
+        **shared,
+    }
+    shown = capsys.readouterr().out
+    assert "0.7500" in shown and "± 0.0500" in shown and "exact_match,strict" in shown
+
+
+def test_what_the_harness_can_not_load_or_does_not_know_is_said_in_a_sentence(folder, stand_in, monkeypatch, capsys):
+    assert run_command(monkeypatch, folder / "models", "--tasks", "broken", "--device", "cpu") == 2
+    said = capsys.readouterr().err
+    assert "on broken: no such data" in said and "long story" not in said and "Traceback" not in said
+    assert run_command(monkeypatch, folder / "models", "--tasks", "gsm8kk", "--device", "cpu") == 2
+    assert "--tasks gsm8kk: no such benchmark; did you mean 'gsm8k'" in capsys.readouterr().err
+    assert harness.resolve(("arc", "one", "arc_easy"), ["one", "arc_easy", "arc_challenge"]) == [
+        "arc_easy",
+        "arc_challenge",
+        "one",
+    ]
 
 
 # ---- what is refused, also without the harness
@@ -206,16 +298,14 @@ def test_without_the_harness_it_says_what_to_install(folder, monkeypatch):
         harness.check([model_of(folder)], Request(("gsm8k",)))
 
 
-@needs_harness
 @pytest.mark.parametrize("name", ["humaneval", "mbpp", "mbpp_plus"])
-def test_code_that_a_model_wrote_is_only_run_with_leave(folder, name):
+def test_code_that_a_model_wrote_is_only_run_with_leave(folder, stand_in, name):
     with pytest.raises(UserError, match=f"--tasks {name}: it runs code that the model wrote.*--run-code"):
         harness.check([model_of(folder)], Request((name,)))
     harness.check([model_of(folder)], Request((name,), run_code=True))
 
 
-@needs_harness
-def test_only_causal_language_models_are_evaluated(tmp_path):
+def test_only_causal_language_models_are_evaluated(tmp_path, stand_in):
     config = transformers.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     transformers.BertForSequenceClassification(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="a BertForSequenceClassification can't be evaluated.*causal language models"):

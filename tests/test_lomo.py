@@ -2,6 +2,7 @@
 
 import sys
 
+import lomo_optim
 import pytest
 import torch
 from torch import nn
@@ -205,7 +206,6 @@ def test_the_work_grows_with_the_number_of_tensors_not_with_its_square():
 
 
 def test_lomo_agrees_with_the_authors_package():
-    lomo_optim = pytest.importorskip("lomo_optim")
     model, other = build_model(), build_model()
     train(model, LOMO(model, lr=0.3, clip_norm=0.5), STEPS)
     reference = lomo_optim.Lomo(other, lr=0.3, clip_grad_norm=0.5)

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import growth
+import peft
 import pytest
 import torch
 from meter_models import build, gpt2, llama, roberta, text_batch, text_loss, train
@@ -167,7 +168,6 @@ def test_components_follow_from_classes_and_tree(make):
 
 
 def test_adapters_belong_to_the_component_that_they_adapt():
-    peft = pytest.importorskip("peft")
     model = peft.get_peft_model(build(llama), peft.LoraConfig(target_modules=["q_proj", "up_proj"]))
     found = classify(model)
     layer = "base_model.model.model.layers.0"

@@ -4,13 +4,12 @@ import contextlib
 import io
 import warnings
 
+import badam
 import pytest
 import torch
 
 from optimizers import BAdam
 from optimizers.contract import build_model, loss_of, weights_of
-
-badam = pytest.importorskip("badam")
 
 EVERY = 4  # K
 BLOCKS = [f"layers.{number}" for number in range(len(build_model().layers))]

