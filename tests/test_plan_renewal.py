@@ -1,4 +1,4 @@
-"""A plan, and what a record's meter goes through, hold what renewals and switches take on top of what there is by then."""
+"""Switches and renewals: plans, and what a record's meter goes through, hold what they take on top of what there is."""
 
 from typing import Any
 
@@ -7,37 +7,55 @@ import torch
 from plan_models import blueprint
 
 import optimizers
-from membench.memory.breakdown import find_peaks
 from membench.memory.meter import MemoryMeter
-from membench.memory.trace import PARTS
+from membench.planning.blueprint import Blueprint
 from membench.planning.method import plan_method
 from membench.planning.planner import method_values
 from membench.planning.workload import model_loss
-from membench.training.metering import meter_cycle
 from membench.training.loop import training_step
+from membench.training.metering import meter_cycle
+from optimizers import MemoryEfficientOptimizer
 
-def short(method: str) -> dict[str, Any]:
-    """Hyper-parameters with which a method switches or renews every other step."""
-    given = {"switch_every": 2, "update_every": 2, "patience": 1}
-    return {key: given[key] for key in optimizers.resolve(method) if key in given}
+DEPTH = 3
+OFTEN = {"switch_every": 2, "update_every": 2, "rank": 4}  # of low rank, a renewal needs more than what it is kept in
+ABOUT = {"hft", "lisa"}  # the worst of what is drawn at random, as far as sizes tell: within 3 %
+BY_VALUES = {"blockllm"}  # it renews when the loss stalls, by the gradients that there are
 
 
-@pytest.mark.parametrize("method", optimizers.available())
-def test_dbg(method, tmp_path):
-    b = blueprint(tmp_path, "llama", 4)
-    values = {**method_values(b, method, {}), **short(method)}
-    plan = plan_method(b, method, values)
+def renews(method: str) -> bool:
+    return optimizers.get(method).advance is not MemoryEfficientOptimizer.advance
+
+
+METHODS = [name for name in optimizers.available() if renews(name) and name not in BY_VALUES]
+
+
+def trained(b: Blueprint, method: str, values: dict[str, Any]) -> int:
+    """The peak of real training steps through two rounds of all that the method trains in turn, and a renewal more."""
     torch.manual_seed(0)
-    model = b.build(4)
-    opt = optimizers.create(method, model, **values)
-    with MemoryMeter(model, opt) as meter:
-        for _ in range(4 * max(2, opt.cycle_length)):
+    model = b.build(DEPTH)
+    optimizer = optimizers.create(method, model, **values)
+    with MemoryMeter(model, optimizer) as meter:
+        for _ in range(4 * optimizer.cycle_length + 4):
             batch = [b.batch("cpu")]
             with meter.hold(batch):
-                training_step(model, opt, model_loss, batch, phase=meter.phase)
-    rep = meter.report()
-    m2 = b.build(4)
-    cyc = meter_cycle(m2, optimizers.create(method, m2, **values), model_loss, lambda step: [b.batch("cpu")])
-    print("XX", method, "plan", plan.row["peak_allocated_bytes"], "real", rep["peak_allocated_bytes"], "cycle", cyc["peak_allocated_bytes"], opt.cycle_length)
-    print("XX", plan.row["peak_phase"], plan.row["at_peak"], rep["peak_phase"], rep["at_peak"], rep["selections"], cyc["selections"])
-    print("XX", {p: (plan.row["maximum"][p], rep["maximum"][p], cyc["maximum"][p]) for p in PARTS})
+                training_step(model, optimizer, model_loss, batch, phase=meter.phase)
+    return meter.report()["peak_allocated_bytes"]
+
+
+# of a short text the update makes the peak, of a longer one the backward pass
+@pytest.mark.parametrize("tokens", [2, 24])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_peak_of_a_training_with_its_renewals_is_what_was_planned_and_what_is_metered(method, tokens, tmp_path):
+    b = blueprint(tmp_path, "llama", DEPTH, batch_size=1, sequence_length=tokens)
+    often = {key: value for key, value in OFTEN.items() if key in optimizers.resolve(method)}
+    values = {**method_values(b, method, {}), **often}
+    planned = plan_method(b, method, values).row["peak_allocated_bytes"]
+    model = b.build(DEPTH)
+    metered = meter_cycle(model, optimizers.create(method, model, **values), model_loss, lambda step: [b.batch("cpu")])[
+        "peak_allocated_bytes"
+    ]
+    real = trained(b, method, values)
+    if method in ABOUT:
+        assert real <= 1.03 * min(planned, metered)
+    else:
+        assert (planned, metered) == (real, real)

@@ -18,7 +18,7 @@ from membench.memory.trace import Trace
 from membench.planning.blueprint import Blueprint
 from membench.planning.fake import QuickFakeTensorMode
 from membench.planning.workload import LOSSES
-from membench.training.metering import train_selection
+from membench.training.metering import train_selection, turns_of
 from optimizers import MemoryEfficientOptimizer
 from optimizers.shared.blocks import find_layers
 
@@ -93,9 +93,7 @@ def _worst_turns(optimizer: MemoryEfficientOptimizer) -> int:
     if method.worst_case is not MemoryEfficientOptimizer.worst_case:
         optimizer.worst_case()
         return 1
-    if optimizer.cycle_length == 1 and method.advance is not MemoryEfficientOptimizer.advance:
-        return 2  # what a renewal takes comes on top of the state that there is by then
-    return optimizer.cycle_length
+    return turns_of(optimizer)
 
 
 def _is_an_end(selection: str | None, layers: list[str], depth: int) -> bool:

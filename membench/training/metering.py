@@ -39,16 +39,25 @@ def meter_cycle(
         batches: the micro-batches of a step, on the model's device; they are counted while that step lasts.
         max_grad_norm: clip gradients in the loop.
         steps_per_selection: training steps for each selection.
-        selections: how many to go through; the optimizer's `cycle_length` if None.
+        selections: how many to go through; `turns_of` the optimizer if None.
     """
     method = optimizer if isinstance(optimizer, MemoryEfficientOptimizer) else StockOptimizer(optimizer)
     method.worst_case()
     with MemoryMeter(model, method) as meter:
-        for turn in range(selections or method.cycle_length):
+        for turn in range(selections or turns_of(method)):
             if turn:
                 method.advance()
             train_selection(meter, loss_fn, batches, turn, max_grad_norm, steps_per_selection)
     return meter.report()
+
+
+def turns_of(method: MemoryEfficientOptimizer | StockOptimizer) -> int:
+    """The selections of a cycle; two for a method that has one, and renews what it keeps: a renewal's bytes come on top
+    of the state that there is by then."""
+    base, kind = MemoryEfficientOptimizer, type(method)
+    chooses = not isinstance(method, base) or kind.worst_case is not base.worst_case
+    renews = method.cycle_length == 1 and not chooses and kind.advance is not base.advance
+    return 2 if renews else method.cycle_length
 
 
 def train_selection(
