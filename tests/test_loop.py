@@ -327,5 +327,23 @@ def test_the_clock_adds_up_what_a_step_spends_in_a_phase():
     assert clock.medians()["backward_seconds"] == 0.0
 
 
+def test_the_time_of_a_phase_is_the_median_of_the_steps_after_the_warm_up(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def medians(*steps):
+        clock = Clock(CPU)
+        for seconds in steps:
+            with clock.phase("backward"):
+                now[0] += seconds
+            clock.end_step()
+        return clock.medians()["backward_seconds"]
+
+    assert medians(90, 80, 70, 1, 2, 30) == 2  # of the last three; their mean is 11
+    assert medians(90, 80, 70, 1, 2, 3, 30) == 2.5
+    assert medians(9, 1) == 1 and medians(9) == 9  # of few steps, the later half
+    assert medians() is None
+
+
 def test_a_net_of_the_tests_has_blocks():
     assert optimizers.create("badam", Net(), lr=0.1).cycle_length == 3

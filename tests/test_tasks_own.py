@@ -141,3 +141,13 @@ def test_the_default_rate_for_random_weights_suits_what_the_task_trains(module, 
 def test_a_kind_that_there_is_none_of_is_refused(module):
     with pytest.raises(UserError, match="its kind must be classification or language, not 'poetry'"):
         prepare(resolve({"task": "own_task:SaysNonsense", "optimizers": "adamw", "steps": 1, "model": "x"}))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "batch_size", "steps"),
+    [(1.0, 4, 3), (2.0, 4, 5), (1.0, 5, 2), (0.1, 4, 1), (0.01, 4, 1), (0.25, 1, 3), (1.0, 100, 1), (3.0, 7, 5)],
+)
+def test_epochs_are_as_many_steps_as_show_every_example_so_often(module, epochs, batch_size, steps):
+    given = {"task": "own_task:Mine", "optimizers": "sgd", "reference": False, "model": "x"}  # ten examples
+    (run,) = prepare(resolve({**given, "epochs": epochs, "batch_size": batch_size}))
+    assert run.training.steps == steps
