@@ -4,8 +4,9 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import BaseContext
@@ -14,6 +15,8 @@ from types import ModuleType
 from typing import Any
 
 from membench.runs import worker
+
+_server_answered = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,11 @@ def call(
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=worker.serve, args=(function, arguments, sender, log))  # type: ignore[attr-defined]
     kills_before = _out_of_memory_kills()
-    with _nothing_as_main():
+    # Ctrl-C while its work is sent would make a child complain; but the first one may have to wait for imports
+    uninterrupted = _blocked(signal.SIGINT) if _server_answered.is_set() else nullcontext()
+    with _nothing_as_main(), uninterrupted:
         process.start()
+    _server_answered.set()
     sender.close()
     try:
         outcome = _listen(receiver, process.sentinel, on_message)
