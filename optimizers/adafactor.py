@@ -92,6 +92,9 @@ class Adafactor(MemoryEfficientOptimizer):
             state["step"] += 1
             self._update_one(state, chunks_of(p, g), group)
 
+    def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
+        return _initial_state(torch.empty(p.shape, dtype=p.dtype, device="meta"))
+
     def _update_one(self, state: dict[str, Any], chunks: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:
         rule, eps, count = self.rule, group["eps"][0], sum(weight.numel() for weight, _ in chunks)
         grads = [grad for _, grad in chunks]

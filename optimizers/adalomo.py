@@ -28,7 +28,7 @@ class AdaLomo(MemoryEfficientOptimizer):
     whose R and C are smallest. The update doesn't depend on the scale of the loss.
 
     Trains everything. Keeps, in fp32, m + n values for an m x n matrix and n for a vector of n; the arithmetic is fp32
-    for low-precision weights. One gradient lives at a time, and no temporary is larger than 4 MB (or a row).
+    for low-precision weights. One gradient lives at a time, and no temporary is larger than 64 MiB (or a row).
 
     Args:
         model: the model to train.
@@ -75,6 +75,9 @@ class AdaLomo(MemoryEfficientOptimizer):
                 state |= _initial_state(p)
             state["step"] += 1
             _update_one(state, p, g, group)
+
+    def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
+        return _initial_state(torch.empty(p.shape, dtype=p.dtype, device="meta"))
 
 
 def _initial_state(p: Tensor) -> dict[str, Any]:

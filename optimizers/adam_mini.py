@@ -72,6 +72,9 @@ class AdamMini(MemoryEfficientOptimizer):
                 state |= self._initial_state(p, partition)
             update_through_masters(functools.partial(_kernel, partition), [state], [p], [g], group)
 
+    def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
+        return self._initial_state(torch.empty(p.shape, dtype=p.dtype, device="meta"), self._partitions[p])
+
     def _initial_state(self, p: Tensor, partition: Partition) -> dict[str, Any]:
         exact = torch.promote_types(p.dtype, torch.float32)
         state: dict[str, Any] = {"step": 0}

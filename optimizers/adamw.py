@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer
 from optimizers.registry import register
-from optimizers.shared.arithmetic import adamw_update
+from optimizers.shared.arithmetic import adamw_update, expected_adam_state
 
 
 @register("adamw")
@@ -54,3 +54,6 @@ class AdamW(MemoryEfficientOptimizer):
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         adamw_update([self.state[p] for p in params], params, grads, group, self.master_weights)
+
+    def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
+        return expected_adam_state(p, self.master_weights)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count, check_positive, has_values
 from optimizers.registry import register
-from optimizers.shared.arithmetic import adamw_update
+from optimizers.shared.arithmetic import adamw_update, expected_adam_state
 from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices
 
 SCALES = {"channel": 1.0, "tensor": 128.0}  # by scale_type: APOLLO's and APOLLO-Mini's
@@ -93,6 +93,15 @@ class APOLLO(MemoryEfficientOptimizer):
         for name, value in self.extra_state().items():
             if extra[name] != value:
                 raise ValueError(f"this state is of {name}={extra[name]!r}, not {value!r}")
+
+    def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
+        if p not in self._number:
+            return expected_adam_state(p, master_weights=False)
+        rows, columns = p.shape
+        rank = self.rank or max(1, min(p.shape) // 4)
+        low_rank = (rank, columns) if rows < columns else (rows, rank)
+        norm = torch.empty((), dtype=torch.float32, device="meta")
+        return {**expected_adam_state(p, False, *low_rank), "updates": 0, "norm": norm}
 
     def _update_matrix(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
         state = self.state[p]

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count
 from optimizers.registry import register
-from optimizers.shared.arithmetic import adamw_update, sgd_update
-from optimizers.shared.blocks import GRANULARITIES, matching, shuffled, split_into_blocks, train_only
+from optimizers.shared.arithmetic import adamw_update, expected_adam_state, expected_sgd_state, sgd_update
+from optimizers.shared.blocks import GRANULARITIES, matching, shuffled, split_into_blocks, train_only, without
 from optimizers.shared.checkpointing import keep_backward_short
+from optimizers.shared.reach import Reach
 
 UPDATES = {"adamw": adamw_update, "sgd": sgd_update}
 ORDERS = ("random", "ascending", "descending")
@@ -93,6 +94,8 @@ class BAdam(MemoryEfficientOptimizer):
         self._reached = False  # has any gradient reached the active block in this visit?
         self._hooks.append(keep_backward_short(model))
         self._activate()
+        self._reach = Reach(model, self._leave_out, self.worst_case)
+        self._hooks.append(self._reach.hook)
 
     @property
     def selection(self) -> str:
@@ -112,6 +115,11 @@ class BAdam(MemoryEfficientOptimizer):
         self._reached = self._reached or any(p in self._active for p in params)
         self._inner_update([self.state[p] for p in params], params, grads, group, self.master_weights)
 
+    def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
+        if self._inner_update is sgd_update:
+            return expected_sgd_state(p, saved, self.master_weights)
+        return expected_adam_state(p, self.master_weights)
+
     def after_step(self) -> None:
         self._steps += 1
         if self._steps >= self.switch_every:
@@ -127,12 +135,18 @@ class BAdam(MemoryEfficientOptimizer):
         self._activate()
 
     def extra_state(self) -> dict[str, Any]:
-        return {"blocks": list(self.blocks), "visit": self._visit, "steps": self._steps, "reached": self._reached}
+        position = {"visit": self._visit, "steps": self._steps, "reached": self._reached}
+        return {"blocks": list(self.blocks), **position, **self._reach.state()}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
+        self._reach.load_state(extra)
         if extra["blocks"] != list(self.blocks):
             raise ValueError(f"this state is of other blocks: {extra['blocks']}, not {list(self.blocks)}")
         self._visit, self._steps, self._reached = extra["visit"], extra["steps"], extra["reached"]
+        self._activate()
+
+    def _leave_out(self, unreached: set[nn.Parameter]) -> None:
+        self.blocks = without(self.blocks, unreached)
         self._activate()
 
     def _activate(self) -> None:

@@ -10,6 +10,8 @@ Four rules hold for each of them, and `optimizers.contract` checks them:
 
 from __future__ import annotations
 
+import functools
+import gc
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
@@ -18,7 +20,17 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from optimizers.shared import saved_states
+from optimizers.shared.loop_guards import watch
+from optimizers.shared.model_checks import check_model, check_parameters, restored_on_error
+from optimizers.shared.storages import storages_of
+from optimizers.shared.values import check_choice, check_count, check_hyperparameters, check_positive
+
+__all__ = ["MemoryEfficientOptimizer", "check_choice", "check_count", "check_hyperparameters", "check_positive"]
+
 LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+_built: weakref.WeakSet[MemoryEfficientOptimizer] = weakref.WeakSet()  # to notice two on one model
 
 
 class MemoryEfficientOptimizer(torch.optim.Optimizer):
@@ -37,7 +49,9 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         fp32_gradients: give low-precision parameters fp32 gradients (torch's `param.grad_dtype`).
 
     Raises:
-        ValueError: a hyper-parameter is out of range, or nothing is left to train.
+        TypeError: what is given isn't a model.
+        ValueError: a hyper-parameter is out of range, nothing is left to train, a parameter is of a kind that can't be
+            trained, or another method is training it. The model is then as it was.
     """
 
     summary: ClassVar[str] = ""  # one line: what it does
@@ -53,6 +67,12 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
     in_backward: bool = False
     # the loop must call `backward(loss)`: a bare `loss.backward()` raises, at once or in `step()`
     needs_loss: bool = False
+    adds_parameters: ClassVar[bool] = False  # are modules of its own in the model, until `finish()`?
+
+    def __init_subclass__(cls, **given: Any):
+        super().__init_subclass__(**given)
+        if "__init__" in vars(cls):
+            cls.__init__ = _guarded(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(
         self,
@@ -71,13 +91,16 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
             chosen = set(may_train)
             for p in self._requires_grad:
                 p.requires_grad_(p.requires_grad and p in chosen)
+        check_parameters(type(self).__name__, model, [(n, p) for n, p in model.named_parameters() if p.requires_grad])
         super().__init__(self.group_parameters(model, defaults), defaults)
         self._hooks: list[Any] = []
         self._group_of = {p: index for index, group in enumerate(self.param_groups) for p in group["params"]}
         self._updated: set[nn.Parameter] = set()
         self._finished = False
+        self._gradient_dtypes: dict[nn.Parameter, torch.dtype | None] = {}
         if fp32_gradients:
-            self._set_gradient_dtype(torch.float32)
+            self._gradient_dtypes = {p: p.grad_dtype for p in self._group_of if p.dtype in LOW_PRECISION}
+            _set_gradient_dtypes(dict.fromkeys(self._gradient_dtypes, torch.float32))
         if in_backward:
             self._hooks += [p.register_post_accumulate_grad_hook(_updating(self)) for p in self._group_of]
 
@@ -110,7 +133,12 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         """Make the selection with the largest memory peak, where a selection depends on values."""
 
     def backward(self, loss: Tensor) -> None:
-        """Compute the gradients of `loss`, a scalar."""
+        """Compute the gradients of `loss`, a scalar.
+
+        Raises:
+            RuntimeError: `loss` doesn't depend on anything that is trained now.
+        """
+        self.check_loss(loss)
         loss.backward()
 
     def extra_state(self) -> dict[str, Any]:
@@ -118,7 +146,19 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         return {}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
-        """Take back what `extra_state` gave."""
+        """Take back what `extra_state` gave.
+
+        Raises:
+            ValueError: it doesn't fit this optimizer.
+        """
+
+    def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
+        """What the method keeps for `p`, where `saved` was kept: the same entries, with meta tensors as examples.
+
+        `load_state_dict` refuses what differs in names, shapes or dtypes. By default any tensor is of the shape of `p`,
+        or a scalar, and a floating-point one of its dtype or fp32; a method that keeps other ones says so here.
+        """
+        return {key: saved_states.example(value, p) for key, value in saved.items()}
 
     def finish(self) -> nn.Module:
         """End the training: remove all hooks, restore `requires_grad`, and give back a plain model."""
@@ -128,7 +168,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         for p, requires_grad in self._requires_grad.items():
             p.requires_grad_(requires_grad)
             p.grad = None
-        self._set_gradient_dtype(None)
+        _set_gradient_dtypes(self._gradient_dtypes)
         self._finished = True
         return self.model
 
@@ -155,8 +195,9 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         return None
 
     def state_bytes(self) -> int:
-        """Bytes of all that is kept in `self.state`, each storage counted once."""
-        storages = [t.untyped_storage() for state in self.state.values() for t in state.values() if torch.is_tensor(t)]
+        """Bytes of all that this process keeps in `self.state`, each storage counted once."""
+        tensors = [t for state in self.state.values() for t in state.values() if torch.is_tensor(t)]
+        storages = [storage for t in tensors for storage in storages_of(t)]
         return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
     @torch.no_grad()
@@ -168,6 +209,8 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         """
         if self._finished:
             raise RuntimeError(f"{type(self).__name__}.step() after finish(): build a new optimizer to train on")
+        if not self.state and type(self).after_step is not MemoryEfficientOptimizer.after_step:
+            self._check_not_rehearsed()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -181,8 +224,9 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
     def _update_all(self) -> None:
         self.before_update()
         for group in self.param_groups:
-            pairs = [(p, p.grad) for p in group["params"] if p.requires_grad and p.grad is not None]
+            pairs = [(p, p.grad) for p in group["params"] if p.requires_grad and p.grad is not None and p.numel()]
             if pairs:
+                self._check_dense(pairs)
                 self.update([p for p, _ in pairs], [grad for _, grad in pairs], group)
 
     @torch.no_grad()
@@ -190,7 +234,9 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         """The hook of `in_backward`: update one parameter and free its gradient."""
         self._check_not_updated(p)
         assert p.grad is not None  # a hook that torch calls after accumulating it
-        self.update([p], [p.grad], self.param_groups[self._group_of[p]])
+        if p.numel():
+            self._check_dense([(p, p.grad)])
+            self.update([p], [p.grad], self.param_groups[self._group_of[p]])
         self._updated.add(p)
         p.grad = None
 
@@ -201,34 +247,110 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
                 "several backward passes: call step() after each, or use in_backward=False where the method has it"
             )
 
-    def _set_gradient_dtype(self, dtype: torch.dtype | None) -> None:
-        """Gradients of low-precision parameters in `dtype`; None for the parameter's own."""
-        for p in self._group_of:
-            if p.dtype in LOW_PRECISION and p.is_leaf:
-                p.grad_dtype = dtype or p.dtype
+    def _check_dense(self, pairs: list[tuple[nn.Parameter, Tensor]]) -> None:
+        for p, grad in pairs:
+            if grad.layout is not torch.strided:
+                name = next((name for name, other in self.model.named_parameters() if other is p), "a parameter")
+                raise ValueError(f"{type(self).__name__} can't use the sparse gradient of {name}: make it dense")
+
+    def check_loss(self, loss: Tensor) -> None:
+        """Refuse a loss without a graph, which torch would do in words that don't name the reason.
+
+        Raises:
+            RuntimeError: nothing that is trained now has a part in it.
+        """
+        if not loss.requires_grad:
+            raise RuntimeError(
+                f"the loss depends on nothing that {type(self).__name__} trains now ({self.selection or 'all'}): "
+                "freeze what the loss doesn't reach before the method is built, and compute it with gradients enabled"
+            )
+
+    def _check_not_rehearsed(self) -> None:
+        """Refuse torch.distributed.checkpoint's way to create state: a step of zero gradients at a rate of 0."""
+        grads = [p.grad for p in self.trainable if p.grad is not None]
+        rates = [group["lr"] for group in self.param_groups]
+        if not grads or any(rates) or not has_values(grads[0]) or any(grad.any() for grad in grads):
+            return
+        raise RuntimeError(
+            f"a step with zero gradients at a learning rate of 0 would count as a step of {type(self).__name__}'s "
+            f"choice of what to train: {saved_states.HOW_TO_SAVE}"
+        )
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            f"{type(self).__name__} can't be copied or pickled, since it acts on its own model: keep its state_dict() "
+            "and load that into one built from the other model"
+        )
+
+    def finished_state_dict(self) -> dict[str, Tensor]:
+        """The `state_dict` of the model that `finish()` would give now; the training isn't touched."""
+        return self.model.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, and `extra`: the method's name and its JSON."""
-        return {**super().state_dict(), "extra": {"method": type(self).__name__, **self.extra_state()}}
+        saved = super().state_dict()
+        tensors = saved_states.count_tensors(saved["state"])
+        extra = {"method": type(self).__name__, "tensors": tensors, **self.extra_state()}
+        saved["param_groups"][0]["extra"] = extra  # torch.distributed.checkpoint drops all but state and groups
+        return {**saved, "extra": extra}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken, to the last bit: tensors keep the dtype that they were saved in.
 
         Raises:
-            ValueError: it was saved by another method, or for a model with other parameters.
+            ValueError: it was saved by another method, for a model with other parameters, or isn't whole. The optimizer
+                is then as it was.
         """
-        saved_by = state_dict.get("extra", {}).get("method")
-        if saved_by != type(self).__name__:
-            raise ValueError(f"this state was saved by {saved_by or 'another optimizer'}, not by {type(self).__name__}")
-        names = [group["param_names"] for group in self.param_groups]
-        if [group.get("param_names") for group in state_dict["param_groups"]] != names:
-            raise ValueError("this state belongs to a model with other parameters: their names differ")
+        extra, groups, saved = saved_states.parts(self, state_dict)
+        before = self.extra_state()
+        try:
+            self.load_extra_state(extra)
+            saved_states.check_entries(self, saved)
+        except Exception as error:
+            self.load_extra_state(before)
+            if isinstance(error, ValueError):
+                raise
+            raise ValueError(f"this state is damaged: {type(error).__name__}: {error}") from error
         # torch casts floating-point state to the parameter's dtype, so the tensors are put in place after it.
-        super().load_state_dict({**state_dict, "state": {}})
+        super().load_state_dict({**state_dict, "param_groups": groups, "state": {}})
         params = list(self._group_of)
-        for index, saved in state_dict["state"].items():
-            self.state[params[index]] = {key: _copy(value, params[index].device) for key, value in saved.items()}
-        self.load_extra_state(state_dict["extra"])
+        for index, entries in saved.items():
+            self.state[params[index]] = {key: _copy(value, params[index].device) for key, value in entries.items()}
+
+
+def _guarded(init: Callable[..., None]) -> Callable[..., None]:
+    """The constructor `init`, with the model checked before it, and put back as it was when it raises."""
+
+    @functools.wraps(init)
+    def guarded(self: MemoryEfficientOptimizer, *args: Any, **given: Any) -> None:
+        if type(self).__init__ is not guarded or not (args or "model" in given):  # called by that of a subclass
+            return init(self, *args, **given)
+        model = args[0] if args else given["model"]
+        check_model(type(self).__name__, model)
+        with restored_on_error(model):
+            init(self, *args, **given)
+            _check_alone(self)
+        _built.add(self)
+        if self.in_backward or self.needs_loss:
+            watch(self)
+
+    return guarded
+
+
+def _check_alone(method: MemoryEfficientOptimizer) -> None:
+    def others() -> list[str]:
+        trained = method._group_of.keys()
+        return [type(one).__name__ for one in _built if not one._finished and trained & one._group_of.keys()]
+
+    if others():
+        gc.collect()  # one that nobody holds any more isn't in the way
+        for name in others():
+            raise ValueError(f"{type(method).__name__}: {name} is training this model: call its finish() first")
+
+
+def _set_gradient_dtypes(dtypes: dict[nn.Parameter, torch.dtype | None]) -> None:
+    for p, dtype in dtypes.items():
+        p.grad_dtype = dtype
 
 
 def _updating(optimizer: MemoryEfficientOptimizer) -> Callable[[nn.Parameter], None]:
@@ -246,56 +368,6 @@ def _updating(optimizer: MemoryEfficientOptimizer) -> Callable[[nn.Parameter], N
 
 def _copy(value: Any, device: torch.device) -> Any:
     return value.detach().to(device, copy=True) if torch.is_tensor(value) else value
-
-
-def check_hyperparameters(given: dict[str, Any]) -> None:
-    """Refuse a value that is out of its range.
-
-    Raises:
-        ValueError: names the hyper-parameter, its value and what it must be.
-    """
-    betas = given.get("betas", (0.0, 0.0))
-    if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
-        raise ValueError(f"betas must be two numbers of at least 0 and below 1, not {betas}")
-    for name in ("lr", "weight_decay", "eps"):
-        values = given.get(name, 0.0)
-        for value in values if isinstance(values, tuple) else (values,):
-            if value is not None and not 0.0 <= value < float("inf"):
-                raise ValueError(f"{name} must be a finite number of at least 0, not {value}")
-
-
-def check_count(name: str, value: int | None, *, optional: bool = False) -> None:
-    """Refuse a count (of steps, blocks, ranks) that isn't a positive whole number.
-
-    Raises:
-        ValueError: names the hyper-parameter and its value.
-    """
-    if optional and value is None:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
-
-
-def check_positive(name: str, value: float | None, *, optional: bool = False) -> None:
-    """Refuse a quantity (a threshold, a scale) that isn't a finite number above 0.
-
-    Raises:
-        ValueError: names the hyper-parameter and its value.
-    """
-    if optional and value is None:
-        return
-    if value is None or not 0.0 < value < float("inf"):
-        raise ValueError(f"{name} must be a finite number above 0, not {value}")
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a word that isn't one of `choices`.
-
-    Raises:
-        ValueError: names the hyper-parameter, its value and the choices.
-    """
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
 
 
 def has_values(t: Tensor) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import accumulate
+import functools
 from typing import Any
 
 import torch
@@ -11,10 +10,13 @@ from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count, has_values
 from optimizers.registry import register
-from optimizers.shared.arithmetic import adamw_update
-from optimizers.shared.blockllm_rules import RULES
+from optimizers.shared.arithmetic import adamw_update, expected_adam_state
+from optimizers.shared.blockllm_rules import RULES, PaperRule
 from optimizers.shared.blocks import matching, shuffled, split_into_blocks, train_only
 from optimizers.shared.checkpointing import keep_backward_short
+from optimizers.shared.largest import largest_entries
+from optimizers.shared.reach import Reach
+from optimizers.shared.values import check_indices
 
 
 @register("blockllm")
@@ -25,7 +27,7 @@ class BlockLLM(MemoryEfficientOptimizer):
     chosen, until they hold a share 1 - s of the weights; of their entries only those with the largest |g| at the first
     step after the choice are trained, exactly round((1 - s) n) of n weights in all. The choice is renewed when the loss
     is not below the mean of the last `patience` ones. `rule="release"` is what the authors' package does: whole
-    tensors, chosen by ||g|| / exp(f / step), renewed at most every `update_every` steps.
+    tensors, by ||g|| / exp(f / step), renewed at most every `update_every` steps (`optimizers.shared.blockllm_rules`).
 
     Where the paper is silent: norms of tensors that aren't trained come from `probe` more tensors a step, in turn, so
     each norm is an estimate of known age and no full gradient ever exists (the authors' scripts take one at each
@@ -101,14 +103,27 @@ class BlockLLM(MemoryEfficientOptimizer):
             may_train=[*self._always, *self._pool],
             fp32_gradients=fp32_gradients,
         )
-        self.rule = RULES[rule]([p.numel() for p in self._pool], sparsity, patience, update_every)
+        self._new_rule = functools.partial(RULES[rule], sparsity=sparsity, patience=patience, update_every=update_every)
+        self.rule: PaperRule = self._new_rule([p.numel() for p in self._pool])
         self.master_weights, self.seed, self.probe = master_weights, seed, probe
         self.probe_every = probe_every or self.rule.probe_every
         self._hooks.append(keep_backward_short(model))
         self._loss: Tensor | None = None  # of the step that is under way
         self._probed: list[int] = []
         self._probes_done = 0
-        self._choose(self.rule.first(shuffled(len(self._pool), seed)))
+        self._choose_first()
+        self._reach = Reach(model, self._leave_out, self.worst_case)
+        self._hooks.append(self._reach.hook)
+
+    def _choose_first(self) -> None:
+        self._choose(self.rule.first(shuffled(len(self._pool), self.seed)))
+
+    def _leave_out(self, unreached: set[nn.Parameter]) -> None:
+        self._pool = [p for p in self._pool if p not in unreached]
+        if not self._pool:
+            raise ValueError("no layer that the loss reaches has anything to train")
+        self.rule = self._new_rule([p.numel() for p in self._pool])
+        self._choose_first()
 
     @property
     def selection(self) -> str:
@@ -122,8 +137,14 @@ class BlockLLM(MemoryEfficientOptimizer):
 
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients and note the loss; micro-batches' losses, each divided by their number, add up."""
+        self.check_loss(loss)
         loss.backward()
         self._loss = loss.detach() + (0.0 if self._loss is None else self._loss)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients, and the loss that goes with them: a step may be left out."""
+        super().zero_grad(set_to_none)
+        self._loss = None
 
     def before_update(self) -> None:
         if self._loss is None:
@@ -154,49 +175,92 @@ class BlockLLM(MemoryEfficientOptimizer):
         loss = self._loss.item() if self._loss is not None and has_values(self._loss) else 0.0
         self._loss = None
         if self.rule.is_time(loss):
+            self._check_reached()
             self.advance()
         else:
-            self._probe_next()
+            self._probed = self._next_probes()
+            self._activate()
+
+    def _check_reached(self) -> None:
+        if not any(self.state.get(self._pool[i]) for i in self.rule.chosen):
+            raise RuntimeError(
+                f"no gradient ever reached any of the {len(self.rule.chosen)} tensors that are trained now: the loss "
+                "doesn't depend on them; freeze what it doesn't reach before BlockLLM is built"
+            )
 
     def advance(self) -> None:
         """Choose anew by the norms that are known; all moments are dropped."""
         self._measure(self.rule.chosen)
-        self._choose(self.rule.choose())
+        self._choose(self.rule.choose(shuffled(len(self._pool), self.seed, 2, self.rule.steps)))
 
     def worst_case(self) -> None:
         """Choose the largest tensors, of the first layers where several are of one size."""
+        self._reach.at_worst = True
         largest = sorted(range(len(self._pool)), key=lambda i: -self._pool[i].numel())
         self._choose(self.rule.first(largest))
 
     def extra_state(self) -> dict[str, Any]:
         sizes = [p.numel() for p in self._pool]
-        return {"sizes": sizes, "probed": self._probed, "probes_done": self._probes_done, **self.rule.state()}
+        return {
+            "sizes": sizes,
+            "probed": self._probed,
+            "probes_done": self._probes_done,
+            **self.rule.state(),
+            **self._reach.state(),
+        }
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
+        self._reach.load_state(extra)
         if extra["sizes"] != [p.numel() for p in self._pool]:
             raise ValueError("this state is of other tensors: always_train, train_embeddings or the model differ")
-        self._probed, self._probes_done = list(extra["probed"]), extra["probes_done"]
+        check_indices("probed", extra["probed"], len(self._pool))
         self.rule.load_state(extra)
+        self._probed, self._probes_done = list(extra["probed"]), extra["probes_done"]
         self._activate()
+
+    def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
+        index = saved.get("index")
+        if not self.rule.masks_entries or p in set(self._always) or not torch.is_tensor(index) or index.dim() != 1:
+            return expected_adam_state(p, self.master_weights)
+        inside = index.numel() and index[0] >= 0 and index[-1] < p.numel()
+        if not inside or not (index.diff() > 0).all():
+            raise ValueError(f"this state is damaged: an index isn't of rising positions below {p.numel()}")
+        kept = expected_adam_state(p, self.master_weights, len(index))
+        return {**kept, "index": torch.empty(len(index), dtype=torch.int32, device="meta")}
 
     def _choose(self, chosen: list[int]) -> None:
         for p in self._pool:
             self.state.pop(p, None)
         self.rule.take(chosen)
-        self._probe_next()
-
-    def _probe_next(self) -> None:
-        """Give gradients to the next tensors of a random order that goes through all, again and again."""
-        self._probed = []
-        unchosen = len(self._pool) - len(self.rule.chosen)
-        if self.rule.steps % self.probe_every == 0:
-            while len(self._probed) < min(self.probe, unchosen):
-                epoch, place = divmod(self._probes_done, len(self._pool))
-                candidate = shuffled(len(self._pool), self.seed, 1, epoch)[place]
-                self._probes_done += 1
-                if candidate not in self.rule.chosen and candidate not in self._probed:
-                    self._probed.append(candidate)
+        self._probed = [] if self.rule.keeps_probes else self._next_probes()
         self._activate()
+
+    def _next_probes(self) -> list[int]:
+        """The tensors to give a gradient at the next step, for its norm."""
+        if self.rule.steps % self.probe_every:
+            return self._probed if self.rule.keeps_probes else []
+        return self._random_probes() if self.rule.keeps_probes else self._probes_in_turn()
+
+    def _probes_in_turn(self) -> list[int]:
+        """The next ones of a random order that goes through all, again and again."""
+        probed: list[int] = []
+        unchosen = len(self._pool) - len(self.rule.chosen)
+        while len(probed) < min(self.probe, unchosen):
+            epoch, place = divmod(self._probes_done, len(self._pool))
+            candidate = shuffled(len(self._pool), self.seed, 1, epoch)[place]
+            self._probes_done += 1
+            if candidate not in self.rule.chosen and candidate not in probed:
+                probed.append(candidate)
+        return probed
+
+    def _random_probes(self) -> list[int]:
+        """Any of those that aren't chosen, each time anew."""
+        unchosen = [i for i in range(len(self._pool)) if i not in self.rule.chosen]
+        start = self._probes_done
+        self._probes_done += self.probe
+        numbers = range(start, self._probes_done)
+        drawn = (unchosen[shuffled(len(unchosen), self.seed, 1, number)[0]] for number in numbers if unchosen)
+        return list(dict.fromkeys(drawn))
 
     def _activate(self) -> None:
         chosen = [self._pool[i] for i in self.rule.chosen]
@@ -217,15 +281,11 @@ class BlockLLM(MemoryEfficientOptimizer):
         pairs = [(p, p.grad) for p in chosen if p.grad is not None]
         if not pairs:
             return
-        params = [p for p, _ in pairs]
-        sizes = [p.numel() for p in params]
-        budget = min(self.rule.budget, sum(sizes))
-        magnitudes = torch.cat([grad.abs().flatten() for _, grad in pairs])
-        largest = magnitudes.topk(budget, sorted=False).indices
-        del magnitudes
-        for p, positions in zip(params, split_positions(largest, sizes), strict=True):
+        grads = [grad for _, grad in pairs]
+        budget = min(self.rule.budget, sum(grad.numel() for grad in grads))
+        for (p, _), positions in zip(pairs, largest_entries(grads, budget), strict=True):
             if len(positions):
-                self.state[p]["index"] = positions.to(torch.int32)
+                self.state[p]["index"] = positions
 
 
 def put_entries(p: Tensor, index: Tensor, entries: Tensor) -> None:
@@ -234,15 +294,3 @@ def put_entries(p: Tensor, index: Tensor, entries: Tensor) -> None:
         p.view(-1).scatter_(0, index, entries)
     else:
         p.put_(index, entries)
-
-
-def split_positions(positions: Tensor, sizes: list[int]) -> Iterator[Tensor]:
-    """Positions (k,) in tensors laid end to end -> for each of them the positions in it, in rising order."""
-    chosen = torch.zeros(sum(sizes), dtype=torch.bool, device=positions.device).index_fill_(0, positions, True)
-    if has_values(positions):
-        for part in chosen.split(sizes):
-            yield part.nonzero().flatten()
-    else:  # how they are shared out doesn't change the bytes
-        count = len(positions)
-        for end, size in zip(accumulate(sizes), sizes, strict=True):
-            yield positions.new_empty(max(0, min(size, count - (end - size))))

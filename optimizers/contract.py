@@ -347,6 +347,78 @@ def trains_what_it_selects_and_nothing_else(subject: Subject) -> None:
         optimizer.advance()
 
 
+def refuses_a_state_that_does_not_fit(subject: Subject) -> None:
+    model = build_model()
+    optimizer = subject.build(model)
+    train(model, optimizer, 4)
+    state = optimizer.state_dict()
+    other = subject.build(build_model())
+    before = copy.deepcopy(other.state_dict())
+    kept = [
+        (i, key) for i, saved in state["state"].items() for key, t in saved.items() if torch.is_tensor(t) and t.dim()
+    ]
+    for number, key in kept[:1]:  # a fused kernel would write beyond what is too short
+        short = {**state["state"][number], key: state["state"][number][key][:0]}
+        bad = {**state, "state": {**state["state"], number: short}}
+        what = f"a state whose {key!r} is of another shape (see expected_state)"
+        _refuses(functools.partial(other.load_state_dict, bad), what)
+    for missing in ("state", "param_groups", *(["extra"] if state["extra"].keys() - {"method", "tensors"} else [])):
+        bad = {**state, missing: {"method": state["extra"]["method"]} if missing == "extra" else None}
+        _refuses(functools.partial(other.load_state_dict, bad), f"a state without its {missing!r}")
+    assert _equal(other.state_dict(), before), "a state that was refused left something behind"
+
+
+def leaves_the_model_as_it_was_when_it_refuses(subject: Subject) -> None:
+    model = build_model(torch.bfloat16)
+    model.embed_tokens.weight.requires_grad_(False)
+    before, names = _described(model), list(model.state_dict())
+    _refuses(lambda: _fails_late(subject)(model), "a constructor that raises", KeyError)
+    assert _described(model) == before and list(model.state_dict()) == names, (
+        "a constructor that raised changed the model"
+    )
+    subject.build(model).finish()
+
+
+def _described(model: nn.Module) -> list[Any]:
+    modules = [(type(module), len(module._forward_pre_hooks), sorted(vars(module))) for module in model.modules()]
+    hooks = [len(p._post_accumulate_grad_hooks or ()) for p in model.parameters()]
+    return [*modules, *hooks, *((id(p), p.requires_grad, p.grad_dtype) for p in model.parameters())]
+
+
+def _fails_late(subject: Subject) -> Callable[[nn.Module], Any]:
+    class Late(subject.method):  # type: ignore[name-defined,misc]
+        def __init__(self, model: nn.Module, **given: Any):
+            super().__init__(model, **given)
+            raise KeyError("late")
+
+    Late.__name__ = subject.method.__name__
+    return lambda model: Late(model, **subject.hyperparameters)
+
+
+def refuses_what_is_no_model_and_a_model_in_training(subject: Subject) -> None:
+    model = build_model()
+    parameters: Any = model.parameters()
+    _refuses(lambda: subject.build(parameters), "a model's parameters in place of the model", TypeError)
+    optimizer = subject.build(model)
+    _refuses(lambda: subject.build(model), "a model that another method is training")
+    _refuses(lambda: copy.deepcopy(optimizer), "to be copied without its model", TypeError)
+    optimizer.finish()
+
+
+def says_what_the_finished_model_will_be(subject: Subject) -> None:
+    model = build_model()
+    optimizer = subject.build(model)
+    losses = train(model, optimizer, 3)
+    now = {name: t.clone() for name, t in optimizer.finished_state_dict().items()}
+    plain = optimizer.finish().state_dict()
+    assert now.keys() == plain.keys() and all(torch.equal(t, plain[name]) for name, t in now.items())
+    other = build_model()
+    again = subject.build(other)
+    undisturbed = train(other, again, 1)
+    again.finished_state_dict()
+    assert undisturbed + train(other, again, 2, start=1) == losses, "looking at the finished model changed the training"
+
+
 def finishes_with_a_plain_model(subject: Subject) -> None:
     model = build_model()
     model.embed_tokens.weight.requires_grad_(False)
@@ -463,6 +535,10 @@ CHECKS: list[Callable[[Subject], None]] = [
     never_changes_its_groups,
     never_moves_what_was_frozen,
     trains_what_it_selects_and_nothing_else,
+    refuses_a_state_that_does_not_fit,
+    leaves_the_model_as_it_was_when_it_refuses,
+    refuses_what_is_no_model_and_a_model_in_training,
+    says_what_the_finished_model_will_be,
     finishes_with_a_plain_model,
     refuses_bad_values,
     takes_its_own_state_back_at_the_start,

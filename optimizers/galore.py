@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count
 from optimizers.registry import register
-from optimizers.shared.arithmetic import adamw_update
+from optimizers.shared.arithmetic import adamw_update, expected_adam_state
 from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices
 from optimizers.shared.subspace import exact_vectors, randomized_vectors
 
@@ -100,6 +100,18 @@ class GaLore(MemoryEfficientOptimizer):
         for name, value in self.extra_state().items():
             if extra[name] != value:
                 raise ValueError(f"this state is of {name}={extra[name]!r}, not {value!r}")
+
+    def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
+        if p not in self._number:
+            return expected_adam_state(p, master_weights=False)
+        left, right = sides(self.projection, *p.shape)
+        rows, columns, rank = *p.shape, min(self.rank, *p.shape)
+        state = expected_adam_state(p, False, rank if left else rows, rank if right else columns)
+        vectors = {"left": (rows, rank)} if left else {}
+        vectors |= {"right": (rank, columns)} if right else {}
+        if vectors.keys() & saved.keys():  # else they were dropped, and will be chosen anew
+            state |= {name: torch.empty(shape, dtype=p.dtype, device="meta") for name, shape in vectors.items()}
+        return {**state, "updates": 0}
 
     def _update_matrix(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
         state = self.state[p]

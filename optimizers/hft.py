@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer, check_count
 from optimizers.registry import register
-from optimizers.shared.arithmetic import adamw_update
-from optimizers.shared.blocks import matching, outside_layers, shuffled, train_only
+from optimizers.shared.arithmetic import adamw_update, expected_adam_state
+from optimizers.shared.blocks import matching, outside_layers, shuffled
 from optimizers.shared.checkpointing import keep_backward_short
-from optimizers.shared.draws import Draws
-from optimizers.shared.layer_parts import CATEGORIES, parts_of_layers
+from optimizers.shared.draws import Draws, drop_state
+from optimizers.shared.layer_parts import CATEGORIES, parts_of_layers, parts_without
+from optimizers.shared.reach import Reach, check_reached
 
 
 @register("hft")
@@ -82,7 +83,14 @@ class HFT(MemoryEfficientOptimizer):
         )
         if not any(p.requires_grad for p in before):  # the user froze them: the backward pass ends at a layer
             self._hooks.append(keep_backward_short(model))
-        train_only(self._group_of, self._active)
+        self._draws.train(self._group_of, self._always)
+        self._reach = Reach(model, self._leave_out, self.worst_case)
+        self._hooks.append(self._reach.hook)
+
+    def _leave_out(self, unreached: set[nn.Parameter]) -> None:
+        self.parts, self._layers = parts_without(self.parts, self._layers, unreached)
+        self._draws = Draws(self.parts, self._draw, self._draws.every)
+        self._draws.train(self._group_of, self._always)
 
     def _draw(self, number: int) -> list[int]:
         """The parts of draw `number`: a function of it and the seed."""
@@ -122,8 +130,12 @@ class HFT(MemoryEfficientOptimizer):
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         adamw_update([self.state[p] for p in params], params, grads, group, self.master_weights)
 
+    def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
+        return expected_adam_state(p, self.master_weights)
+
     def after_step(self) -> None:
         if self._draws.count_step():
+            check_reached(self.model, self.state)
             self.advance()
 
     def advance(self) -> None:
@@ -139,6 +151,7 @@ class HFT(MemoryEfficientOptimizer):
         """
         if self._draws.every is None:
             return
+        self._reach.at_worst = True
         sizes = [sum(p.numel() for p in params) for params in self.parts.values()]
         self._draws.take(
             self._halves(
@@ -149,19 +162,12 @@ class HFT(MemoryEfficientOptimizer):
         self._select()
 
     def extra_state(self) -> dict[str, Any]:
-        return self._draws.state()
+        return {**self._draws.state(), **self._reach.state()}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
+        self._reach.load_state(extra)
         self._draws.load_state(extra)
-        train_only(self._group_of, self._active)
-
-    @property
-    def _active(self) -> set[nn.Parameter]:
-        parts = list(self.parts.values())
-        return self._always.union(*(parts[i] for i in self._draws.drawn))
+        self._draws.train(self._group_of, self._always)
 
     def _select(self) -> None:
-        active = self._active
-        for p in [p for p in self.state if p not in active]:
-            del self.state[p]
-        train_only(self._group_of, active)
+        drop_state(self.state, keep=self._draws.train(self._group_of, self._always))

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count
 from optimizers.registry import register
-from optimizers.shared.arithmetic import adamw_update, init_adam_state
-from optimizers.shared.blocks import matching, outside_layers, shuffled, split_into_blocks, train_only
+from optimizers.shared.arithmetic import adamw_update, expected_adam_state, init_adam_state
+from optimizers.shared.blocks import matching, outside_layers, shuffled, split_into_blocks, without
 from optimizers.shared.checkpointing import keep_backward_short
-from optimizers.shared.draws import Draws
+from optimizers.shared.draws import Draws, drop_state
+from optimizers.shared.reach import Reach, check_reached
 
 RESETS = ("sampled", "all", "none")
 
@@ -81,9 +82,8 @@ class LISA(MemoryEfficientOptimizer):
         before, after = outside_layers(model)
         self._always = {*matching(model, always_train), *([*before, *after] if train_embeddings else ())}
         self.blocks = split_into_blocks(model, leave_out=self._always)
-        if layers > len(self.blocks):
-            raise ValueError(f"layers must be at most {len(self.blocks)}, as many as the model has, not {layers}")
         self.layers, self.reset, self.seed, self.master_weights = layers, reset, seed, master_weights
+        self._check_layers()
         self._draws = Draws(self.blocks, self._draw, switch_every)
         super().__init__(
             model,
@@ -94,7 +94,19 @@ class LISA(MemoryEfficientOptimizer):
         )
         if not any(p.requires_grad for p in before):  # then the backward pass ends at the lowest layer drawn
             self._hooks.append(keep_backward_short(model))
-        train_only(self._group_of, self._active)
+        self._draws.train(self._group_of, self._always)
+        self._reach = Reach(model, self._leave_out, self.worst_case)
+        self._hooks.append(self._reach.hook)
+
+    def _leave_out(self, unreached: set[nn.Parameter]) -> None:
+        self.blocks = without(self.blocks, unreached)
+        self._check_layers()
+        self._draws = Draws(self.blocks, self._draw, self._draws.every)
+        self._draws.train(self._group_of, self._always)
+
+    def _check_layers(self) -> None:
+        if self.layers > len(self.blocks):
+            raise ValueError(f"layers must be at most {len(self.blocks)}, as many as the model has, not {self.layers}")
 
     def _draw(self, number: int) -> tuple[int, ...]:
         return shuffled(len(self.blocks), self.seed, number)[: self.layers]
@@ -116,8 +128,12 @@ class LISA(MemoryEfficientOptimizer):
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         adamw_update([self.state[p] for p in params], params, grads, group, self.master_weights)
 
+    def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
+        return expected_adam_state(p, self.master_weights)
+
     def after_step(self) -> None:
         if self._draws.count_step():
+            check_reached(self.model, self.state)
             self.advance()
 
     def advance(self) -> None:
@@ -131,6 +147,7 @@ class LISA(MemoryEfficientOptimizer):
         Where gradients outweigh activations, the peak of another draw can be a few percent higher. With `reset="none"`
         all layers get the state that they will have in the end.
         """
+        self._reach.at_worst = True
         blocks = list(self.blocks.values())
         sizes = [sum(p.numel() for p in params) for params in blocks]
         self._draws.take(sorted(range(len(blocks)), key=lambda i: -sizes[i])[: self.layers])
@@ -140,20 +157,14 @@ class LISA(MemoryEfficientOptimizer):
                 init_adam_state(self.state[p], p, self.master_weights)
 
     def extra_state(self) -> dict[str, Any]:
-        return self._draws.state()
+        return {**self._draws.state(), **self._reach.state()}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
+        self._reach.load_state(extra)
         self._draws.load_state(extra)
-        train_only(self._group_of, self._active)
-
-    @property
-    def _active(self) -> set[nn.Parameter]:
-        blocks = list(self.blocks.values())
-        return self._always.union(*(blocks[i] for i in self._draws.drawn))
+        self._draws.train(self._group_of, self._always)
 
     def _select(self) -> None:
-        active = self._active
-        for p in list(self.state):
-            if self.reset == "all" or (self.reset == "sampled" and p not in active):
-                del self.state[p]
-        train_only(self._group_of, active)
+        active = self._draws.train(self._group_of, self._always)
+        if self.reset != "none":
+            drop_state(self.state, keep=active if self.reset == "sampled" else ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, ClassVar
 
 import torch
@@ -9,8 +10,15 @@ from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count, check_hyperparameters
 from optimizers.registry import register
-from optimizers.shared.adapters import ALL_LINEAR, find_targets, frozen_linears, inject
-from optimizers.shared.arithmetic import adamw_update
+from optimizers.shared.adapters import (
+    ALL_LINEAR,
+    adapted_modules,
+    find_targets,
+    frozen_linears,
+    inject,
+    merged_state_dict,
+)
+from optimizers.shared.arithmetic import adamw_update, expected_adam_state
 from optimizers.shared.blocks import matching
 from optimizers.shared.nf4_linear import quantize_linears, restore_linears
 
@@ -77,6 +85,7 @@ class LoRA(MemoryEfficientOptimizer):
     excludes = "weights outside of linear modules (fused experts)"
     example = {"lr": 1e-2, "rank": 4}
     added_later: ClassVar[tuple[str, ...]] = ("base", "double_quantization")
+    adds_parameters = True
 
     def __init__(
         self,
@@ -123,6 +132,7 @@ class LoRA(MemoryEfficientOptimizer):
             p.requires_grad_(True)
         super().__init__(model, defaults, fp32_gradients=fp32_gradients)
         self._requires_grad = before
+        self._looked = False  # were gradients looked for, at the first step?
 
     def group_parameters(self, model: nn.Module, defaults: dict[str, Any]) -> list[dict[str, Any]]:
         """As for every method; with "lora+" a third group, of all B, at its own rate."""
@@ -136,6 +146,28 @@ class LoRA(MemoryEfficientOptimizer):
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         adamw_update([self.state[p] for p in params], params, grads, group, self.master_weights)
+
+    def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
+        return expected_adam_state(p, self.master_weights)
+
+    def before_update(self) -> None:
+        if not self._looked:
+            self._looked = True
+            self._warn_of_idle()
+
+    def _warn_of_idle(self) -> None:
+        adapted = adapted_modules(self.model)
+        own = self._group_of.keys()
+        idle = [n for n, m in adapted.items() if all(p.grad is None for p in m.parameters() if p in own)]
+        if idle:
+            warnings.warn(
+                f"no gradient reached the adapters of {len(idle)} of {len(adapted)} modules in the first step, "
+                f"{idle[0]} first: the model didn't call them, so leave them out of targets",
+                stacklevel=2,
+            )
+
+    def finished_state_dict(self) -> dict[str, Tensor]:
+        return merged_state_dict(self.model)
 
     def extra_state(self) -> dict[str, Any]:
         return {"variant": self.variant, "base": self.base}

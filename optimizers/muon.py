@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count, check_positive
 from optimizers.registry import register
+from optimizers.shared.arithmetic import expected_adam_state
 from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices, with_rate_of_the_rest
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -103,6 +104,11 @@ class Muon(MemoryEfficientOptimizer):
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         for p, g in adamw_on_the_rest(self, self._matrices, params, grads, group):
             self._update_matrix(p, g.to(p.dtype), group)
+
+    def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
+        if p in self._matrices:
+            return {"momentum_buffer": torch.empty(p.shape, dtype=p.dtype, device="meta")}
+        return expected_adam_state(p, master_weights=False)
 
     def _update_matrix(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
         state = self.state[p]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer, check_positive
 from optimizers.registry import register
+from optimizers.shared.arithmetic import expected_adam_state
 from optimizers.shared.blocks import outside_layers
 from optimizers.shared.matrices import adamw_on_the_rest, input_dims, with_rate_of_the_rest
 
@@ -79,6 +80,12 @@ class SCALE(MemoryEfficientOptimizer):
             norms = torch.linalg.vector_norm(g, dim=self._summed[p], keepdim=True, dtype=torch.float32)
             factors = norms.clamp_(min=torch.finfo(norms.dtype).tiny).reciprocal_()  # a column of zeros stays one
             p.mul_(1.0 - group["lr"] * group["weight_decay"]).addcmul_(g, factors, value=-group["lr"])
+
+    def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
+        if p not in self._summed:
+            return expected_adam_state(p, master_weights=False)
+        buffer = torch.empty(p.shape, dtype=p.dtype, device="meta")
+        return {"momentum_buffer": buffer} if p in self._head else {}
 
 
 def columns_and_head(model: nn.Module) -> tuple[dict[Tensor, tuple[int, ...]], set[Tensor]]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer, check_count, check_positive
 from optimizers.registry import register
+from optimizers.shared.arithmetic import expected_adam_state
 from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices, with_rate_of_the_rest
 
 LEAST = 1e-30  # a sum of squares below it counts as this; their mean is 1
@@ -79,6 +80,9 @@ class SinkGD(MemoryEfficientOptimizer):
         for p, g in adamw_on_the_rest(self, self._matrices, params, grads, group):
             p.mul_(1.0 - group["lr"] * group["weight_decay"])
             p.addcmul_(*normalized(g, self.iterations), value=-group["lr"] * self.scale)
+
+    def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
+        return {} if p in self._matrices else expected_adam_state(p, master_weights=False)
 
 
 def normalized(g: Tensor, iterations: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer
-from optimizers.shared.arithmetic import adamw_update
+from optimizers.shared.arithmetic import adamw_update, expected_adam_state
 from optimizers.shared.matrices import layer_matrices, with_rate_of_the_rest
 
 ADAMW = {"betas": (0.9, 0.999), "eps": 1e-8}  # of what an optimizer of matrices doesn't take
@@ -41,7 +41,7 @@ class StockMethod(MemoryEfficientOptimizer):
             raise ValueError(
                 f"{self.optimizer.__name__} needs a closure in each step, which no training loop here gives"
             )
-        self._adamw_lr = adamw_lr
+        self._adamw_lr, self._keywords = adamw_lr, keywords
         self._matrices = set(layer_matrices(model)) if self.only_matrices else set()
         if self.only_matrices and not self._matrices:
             raise ValueError(f"{self.optimizer.__name__} trains matrices in layers, and this model has none")
@@ -53,6 +53,19 @@ class StockMethod(MemoryEfficientOptimizer):
             return self.optimizer(params, **keywords)
         except (TypeError, AssertionError) as error:
             raise ValueError(f"{self.optimizer.__name__}: {error}") from error
+
+    def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
+        """What the optimizer makes in a step on a tensor like `p` that has no values; anything, where it can't do one."""
+        if self.only_matrices and p not in self._matrices:
+            return expected_adam_state(p, master_weights=False)
+        example = nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta"))
+        example.grad = torch.empty_like(example)
+        try:
+            inner = self._made([example], self._keywords)
+            inner.step()
+        except Exception:  # somebody's own code, which may look at values
+            return saved
+        return dict(inner.state[example])
 
     def group_parameters(self, model: nn.Module, defaults: dict[str, Any]) -> list[dict[str, Any]]:
         """As of every method; of an optimizer of matrices those of the layers first, the others at AdamW's rate."""

@@ -195,18 +195,23 @@ class TestReleaseRule:
         assert ReleaseRule([1] * 10, 0.75, 1, 1).first(range(10)) == [0, 1]
         assert ReleaseRule([1] * 10, 0.95, 1, 1).first(range(10)) == [0]
 
-    def test_the_choice_is_by_norm_over_exp_of_frequency_and_fills_below_the_budget(self):
-        rule = ReleaseRule([50, 30, 20], sparsity=0.45, patience=1, update_every=1)  # budget 55
-        rule.norms = {0: 3.0, 1: 2.0, 2: 1.0}
-        rule.steps, rule.counts = 2, [1, 0, 0]
-        assert 3.0 / math.exp(1 / 2) < 2.0
-        assert rule.choose() == [1, 2]
+    def test_the_choice_is_by_norm_over_exp_of_frequency_up_to_the_first_tensor_that_reaches_the_budget(self):
+        rule = ReleaseRule([50, 30, 20, 1], sparsity=0.45, patience=1, update_every=1)  # budget 55
+        rule.norms = {0: 2.5, 1: 2.0, 2: 3.0, 3: 0.1}
+        rule.steps, rule.shares = 2, [0.9, 0.1, 0.0, 0.0]
+        assert 2.5 / math.exp(0.9 / 2) < 2.0 / math.exp(0.1 / 2)
+        assert rule.choose() == [2, 1]  # the third reaches it; that the fourth would fit doesn't matter
+
+    def test_where_too_few_norms_are_known_others_are_added_at_random_until_the_budget_is_reached(self):
+        rule = ReleaseRule([10, 10, 10, 10], sparsity=0.25, patience=1, update_every=1)  # budget 30
+        rule.norms = {2: 1.0}
+        assert rule.choose([3, 2, 0, 1]) == [2, 3, 0]
 
     def test_a_tensor_larger_than_the_budget_leaves_the_choice_to_the_others_or_is_taken_alone(self):
-        rule = ReleaseRule([90, 5, 5], sparsity=0.9, patience=1, update_every=1)
+        rule = ReleaseRule([86, 5, 5, 4], sparsity=0.875, patience=1, update_every=1)  # budget 12
         rule.norms = {0: 3.0, 1: 2.0, 2: 1.0}
         assert rule.choose() == [1, 2]
-        rule = ReleaseRule([90, 80], sparsity=0.9, patience=1, update_every=1)
+        rule = ReleaseRule([90, 80], sparsity=0.875, patience=1, update_every=1)
         rule.norms = {0: 1.0, 1: 2.0}
         assert rule.choose() == [1]
 

@@ -36,15 +36,19 @@ def build_method(name, model, **more):
     return cls(model, **{**cls.example, **head, **more})
 
 
-def build_trainer(cls, name, folder, dtype=torch.float32, **more):
-    model = build_model(dtype)
-    arguments = {
+def arguments(folder, **more):
+    usual = {
         "output_dir": str(folder), "max_steps": STEPS, "save_steps": PAUSE, "per_device_train_batch_size": 4,
         "learning_rate": 1e-3, "use_cpu": True, "report_to": [], "disable_tqdm": True, "logging_steps": 1,
         "max_grad_norm": 0.0, "save_only_model": False,
     }  # fmt: skip
-    args = TrainingArguments(**{**arguments, **more})
-    return cls(model=model, args=args, train_dataset=Sentences(), optimizers=(build_method(name, model), None))
+    return TrainingArguments(**{**usual, **more})
+
+
+def build_trainer(cls, name, folder, dtype=torch.float32, **more):
+    model = build_model(dtype)
+    given = {"train_dataset": Sentences(), "optimizers": (build_method(name, model), None)}
+    return cls(model=model, args=arguments(folder, **more), **given)
 
 
 def in_backward(name):
@@ -117,6 +121,112 @@ def test_what_a_method_that_updates_in_backward_cannot_honour_is_refused(given, 
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[], **{"max_grad_norm": 0.0, **given})
     with pytest.raises(ValueError, match=words):
         MethodTrainer(model=model, args=args, train_dataset=Sentences(), optimizers=(method, None))
+
+
+@pytest.mark.parametrize("name", optimizers.available())
+def test_a_saved_model_and_a_checkpoint_load_as_what_was_trained(name, tmp_path):
+    trainer = build_trainer(MethodTrainer, name, tmp_path)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    batch = {"input_ids": torch.stack([Sentences()[i]["input_ids"] for i in range(4)])}
+    trainer.model.eval()
+    expected = trainer.model(**batch).logits
+    last = tmp_path / f"checkpoint-{STEPS}"
+    for folder in (tmp_path / "saved", last):
+        model, report = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+        assert not report["missing_keys"] and not report["unexpected_keys"]
+        torch.testing.assert_close(model(**batch).logits, expected, rtol=0, atol=1e-6)
+    finished = trainer.method.finish()
+    torch.testing.assert_close(finished(**batch).logits, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["badam", "lora", "blockllm", "lomo"])
+def test_a_method_by_its_name_is_built_on_the_trainers_model_and_resumes_to_the_last_bit(name, tmp_path):
+    cls = optimizers.get(name)
+    given = {key: value for key, value in cls.example.items() if key != "lr"}
+    if "always_train" in optimizers.resolve(name):
+        given["always_train"] = ("classifier",)
+
+    def trainer(folder, **how):
+        args = arguments(folder, learning_rate=1e-3)
+        return MethodTrainer(model=build_model(), args=args, train_dataset=Sentences(), **how)
+
+    straight = trainer(tmp_path / "a", method=name, method_kwargs=given)
+    straight.train()
+    assert straight.method.defaults["lr"] == 1e-3
+    resumed = trainer(tmp_path / "b", optimizer_cls_and_kwargs=(cls, given))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{PAUSE}"))
+    for p, q in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+class TrainerOfItsOwnModel(Trainer):
+    """As TRL's trainers, which take the path of a model."""
+
+    def __init__(self, model, **given):
+        super().__init__(model=AutoModelForSequenceClassification.from_pretrained(model), **given)
+
+
+class Mixed(MethodTrainer, TrainerOfItsOwnModel):
+    pass
+
+
+def test_the_method_trainer_is_a_mix_in_for_a_trainer_that_builds_its_model(tmp_path):
+    build_model().save_pretrained(tmp_path / "model")
+    given = {"switch_every": 2, "always_train": ("classifier",)}
+    trainer = Mixed(
+        str(tmp_path / "model"),
+        args=arguments(tmp_path),
+        train_dataset=Sentences(),
+        method="badam",
+        method_kwargs=given,
+    )
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    assert any("encoder.layer" in name for name in moved) and not any("embeddings" in name for name in moved)
+
+
+def test_accumulated_losses_are_seen_as_in_a_stock_trainer(tmp_path):
+    stock = build_trainer(Trainer, "adamw", tmp_path / "stock", gradient_accumulation_steps=2)
+    stock.train()
+    ours = build_trainer(MethodTrainer, "adamw", tmp_path / "ours", gradient_accumulation_steps=2)
+    ours.train()
+    for p, q in zip(stock.model.parameters(), ours.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("name", ["lomo", "adalomo"])
+def test_a_stock_trainer_that_clips_learns_that_there_is_nothing_to_clip(name, tmp_path):
+    with pytest.raises(ValueError, match="leaves no gradients to clip: .* max_grad_norm=0"):
+        build_trainer(Trainer, name, tmp_path, max_grad_norm=1.0).train()
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({}, "needs a method of membench"),
+        ({"method_kwargs": {"lr": 1.0}}, "needs the name of a method"),
+        ({"method": "badam", "optimizer_cls_and_kwargs": (optimizers.AdamW, {})}, "not both"),
+        ({"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 1.0})}, "not SGD"),
+    ],
+)
+def test_how_the_method_is_given_is_clear(how, words, tmp_path):
+    with pytest.raises(TypeError, match=words):
+        MethodTrainer(model=build_model(), args=arguments(tmp_path), train_dataset=Sentences(), **how)
+
+
+def test_a_mistyped_method_or_keyword_is_refused_before_the_model_is_built(tmp_path):
+    for how in ({"method": "badma"}, {"method": "badam", "method_kwargs": {"switch": 3}}):
+        with pytest.raises(ValueError, match="Did you mean"):
+            MethodTrainer(model=None, args=arguments(tmp_path), **how)
+
+
+def test_torchs_habit_of_giving_parameters_is_answered_in_a_stock_trainer(tmp_path):
+    given = {"optimizer_cls_and_kwargs": (optimizers.BAdam, {"lr": 1e-3})}
+    trainer = Trainer(model=build_model(), args=arguments(tmp_path), train_dataset=Sentences(), **given)
+    with pytest.raises(TypeError, match=r"give the model, .*MethodTrainer\(method="):
+        trainer.train()
 
 
 def test_a_stock_optimizer_is_refused_with_the_way_out(tmp_path):

@@ -1,45 +1,166 @@
-"""The Hugging Face Trainer for methods that need a say in the backward pass.
+"""The Hugging Face Trainer with a method of membench as its optimizer.
 
-Most methods work in a stock one: `Trainer(model, ..., optimizers=(BAdam(model, lr=1e-5), None))`. Those that update
-inside the backward pass (`in_backward`) or must see the loss (`needs_loss`: BlockLLM, clipped LOMO) need this one: it
-calls `optimizer.backward(loss)` and refuses the arguments that would silently do nothing.
+    MethodTrainer(model, args, train_dataset=..., method="badam", method_kwargs={"switch_every": 50})
+
+builds the method on the trainer's own model, when that is ready; `optimizers=(BAdam(model, lr=1e-5), None)` takes one
+that is built already. It is a mix-in as well, for a trainer that makes its own model:
+
+    class BAdamSFT(MethodTrainer, SFTTrainer):
+        pass
+
+    BAdamSFT("path/of/a/model", method="badam", train_dataset=...)
+
+It calls `optimizer.backward(loss)`, refuses the arguments that would silently do nothing, and saves models that
+`from_pretrained` reads. Most methods work in a stock Trainer, too; those that update inside the backward pass
+(`in_backward`) or must see the loss (`needs_loss`: BlockLLM, clipped LOMO) need this one.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
+from torch import nn
 from transformers import Trainer, TrainingArguments
 
+import optimizers
 from optimizers import MemoryEfficientOptimizer
+
+UNMERGED = "unmerged.pt"  # beside a checkpoint's merged model: the weights with their adapters, to resume from
 
 
 class MethodTrainer(Trainer):
-    """A `Trainer` that lets the method compute the gradients: `MethodTrainer(..., optimizers=(LOMO(model), None))`.
+    """A `Trainer` that lets the method compute the gradients.
 
     Args:
-        As of `Trainer`; `optimizers` must hold a `MemoryEfficientOptimizer`.
+        As of `Trainer`, and one of these three:
+        method: name of a method, built on the trainer's model.
+        optimizer_cls_and_kwargs: its class and its hyper-parameters.
+        optimizers: the method, built on `model`, and a scheduler or None.
+        method_kwargs: hyper-parameters of `method`; by default learning rate, weight decay, betas and eps are those of
+            the training arguments.
+
+    Attributes:
+        method: the method, once it is built; `finish()` it to get the plain model.
 
     Raises:
-        TypeError: `optimizers` holds none.
-        ValueError: the arguments ask for what the method can't do: gradient accumulation or clipping by the trainer for
-            a method that updates inside the backward pass, fp16 loss scaling for either kind.
+        TypeError: no method is given, or more than one.
+        ValueError: a hyper-parameter is refused, or the arguments ask for what the method can't do: gradient
+            accumulation or clipping by the trainer for a method that updates inside the backward pass, fp16 loss
+            scaling for either kind.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    method: MemoryEfficientOptimizer | None = None
+
+    def __init__(
+        self,
+        *args: Any,
+        method: str | None = None,
+        method_kwargs: dict[str, Any] | None = None,
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        **kwargs: Any,
+    ):
+        self._build: tuple[type[MemoryEfficientOptimizer], dict[str, Any]] | None = None
+        if method is not None:
+            optimizers.resolve(method, **(method_kwargs or {}))
+            self._build = optimizers.get(method), dict(method_kwargs or {})
+        elif method_kwargs:
+            raise TypeError(f"method_kwargs={method_kwargs} needs the name of a method: method='badam'")
+        if optimizer_cls_and_kwargs is not None:
+            if self._build is not None:
+                raise TypeError("give method or optimizer_cls_and_kwargs, not both")
+            if not issubclass(optimizer_cls_and_kwargs[0], MemoryEfficientOptimizer):
+                _refuse(optimizer_cls_and_kwargs[0])
+            self._build = optimizer_cls_and_kwargs  # type: ignore[assignment]
         super().__init__(*args, **kwargs)
-        if not isinstance(self.optimizer, MemoryEfficientOptimizer):
-            raise TypeError(
-                "MethodTrainer needs optimizers=(method, scheduler or None) with a method of membench, "
-                f"not {type(self.optimizer).__name__}; for a stock optimizer use transformers.Trainer"
-            )
-        self.method = self.optimizer
-        check_arguments(self.method, self.args)
+        if self.optimizer is not None:
+            if self._build is not None:
+                raise TypeError("give a method by its name or class, or as optimizers=(method, scheduler), not both")
+            self._use(self.optimizer)
+        elif self._build is None:
+            _refuse(type(None))
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
         self.accelerator.backward = self._backward
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The method, built on the trainer's model (which FSDP has wrapped by now)."""
+        if self.optimizer is None and self._build is not None:
+            cls, given = self._build
+            build: Any = cls
+            self.optimizer = build(self.model if model is None else model, **_from_arguments(cls, self.args) | given)
+            self._use(self.optimizer)
+        return super().create_optimizer(model)
+
+    def _use(self, method: torch.optim.Optimizer | None) -> None:
+        if not isinstance(method, MemoryEfficientOptimizer):
+            _refuse(type(method))
+        check_arguments(method, self.args)
+        self.method = method
+
     def _backward(self, loss: torch.Tensor, **_: Any) -> None:
+        assert self.method is not None  # training began, so create_optimizer was called
         self.method.backward(loss)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model as `from_pretrained` reads it, adapters merged; a checkpoint also as it is, to resume from."""
+        super().save_model(output_dir, _internal_call)
+        if _internal_call and self._has_adapters() and self.args.should_save:
+            folder: Any = output_dir or self.args.output_dir
+            torch.save(self._model.state_dict(), Path(folder, UNMERGED))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if state_dict is None and self.method is not None and self._has_adapters():
+            state_dict = self.method.finished_state_dict()
+        super()._save(output_dir, state_dict)
+
+    @property
+    def _model(self) -> nn.Module:
+        assert self.model is not None
+        return self.model
+
+    def _has_adapters(self) -> bool:
+        return self.method is not None and self.method.adds_parameters
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        path = Path(resume_from_checkpoint, UNMERGED)
+        if path.exists() and self.method is None:
+            self.create_optimizer()  # the adapters, which the weights are for
+        if not self._has_adapters():
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if not path.exists():
+            raise ValueError(f"{resume_from_checkpoint} has no {UNMERGED}: it isn't a checkpoint of this method")
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        (self._model if model is None else model).load_state_dict(weights)
+
+    def _load_best_model(self) -> None:
+        best: Any = self.state.best_model_checkpoint
+        if self._has_adapters():
+            self._load_from_checkpoint(best)
+        else:
+            super()._load_best_model()
+
+
+def _refuse(cls: type) -> NoReturn:
+    raise TypeError(
+        "MethodTrainer needs a method of membench: method='badam', or optimizers=(method, scheduler or None), "
+        f"not {cls.__name__}; for a stock optimizer use transformers.Trainer"
+    )
+
+
+def _from_arguments(cls: type[MemoryEfficientOptimizer], args: TrainingArguments) -> dict[str, Any]:
+    """The training arguments that are hyper-parameters of the method, too."""
+    known = {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
+    given = {
+        "lr": args.learning_rate,
+        "weight_decay": args.weight_decay,
+        "betas": (args.adam_beta1, args.adam_beta2),
+        "eps": args.adam_epsilon,
+    }
+    return {key: value for key, value in given.items() if key in known and type(known[key]) is type(value)}
 
 
 def check_arguments(method: MemoryEfficientOptimizer, args: TrainingArguments) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -14,27 +16,41 @@ from torch import Tensor, nn
 from optimizers.base import has_values
 from optimizers.shared.blocks import find_layers
 from optimizers.shared.names import suggestion
+from optimizers.shared.nf4_linear import NF4Linear, restore_linears
 
 if TYPE_CHECKING:  # peft imports transformers, which takes seconds
     from peft import LoraModel
 
 ALL_LINEAR = "all-linear"
+MODEL = "model"  # the model's name in the shell that peft gets
+READ_BY_MAMBA = (".x_proj", ".dt_proj", ".out_proj")  # in_proj alone is always called
 
 
 def find_targets(model: nn.Module, targets: str | tuple[str, ...], leave_out: Collection[nn.Parameter]) -> list[str]:
     """Names of the linear modules that match one of `targets` and hold nothing frozen and nothing of `leave_out`.
 
+    Warns of those that can't be adapted and are left out.
+
     Raises:
-        ValueError: a pattern matches no linear module, or one whose weight is another module's too; or none is left.
+        ValueError: a pattern matches no linear module, or none that can be adapted, or one whose weight is another
+            module's too; or none is left.
     """
     linear = linear_modules(model)
     patterns = [part.strip() for part in targets.split(",")] if isinstance(targets, str) else targets
+    unfit = unadaptable(model, linear)
     chosen: dict[str, None] = {}
+    refused: list[str] = []
     for pattern in patterns:
         matched = _in_layers(model, linear) if pattern == ALL_LINEAR else _named(pattern, linear)
         if not matched:
             raise ValueError(f"targets: {pattern!r} matches no linear module. {_hint(pattern, linear)}")
-        chosen |= dict.fromkeys(matched)
+        if all(name in unfit for name in matched):
+            raise ValueError(f"targets: {pattern!r} can't be adapted: {unfit[matched[0]]}")
+        chosen |= dict.fromkeys(name for name in matched if name not in unfit)
+        refused += [name for name in matched if name in unfit]
+    if refused:
+        text = f"LoRA leaves out {len(refused)} modules, {refused[0]} first: {unfit[refused[0]]}"
+        warnings.warn(text, stacklevel=2)
     names = _without(chosen, linear, leave_out)
     if not names:
         raise ValueError(f"targets {', '.join(patterns)}: all of these modules are frozen or always trained")
@@ -48,6 +64,7 @@ def frozen_linears(model: nn.Module, adapted: Collection[str], leave_out: Collec
     Without those that were frozen before, which are the user's, and those of `leave_out`.
     """
     linear = linear_modules(model)
+    linear = {name: module for name, module in linear.items() if name not in unadaptable(model, linear)}
     try:
         in_layers = _in_layers(model, linear)
     except ValueError:  # a model without lists of layers
@@ -59,6 +76,20 @@ def _without(names: Iterable[str], linear: dict[str, nn.Module], leave_out: Coll
     """`names` without what is frozen and what holds something of `leave_out`."""
     left_out = set(leave_out)
     return [n for n in names if linear[n].weight.requires_grad and not left_out & set(linear[n].parameters())]
+
+
+def unadaptable(model: nn.Module, linear: Mapping[str, nn.Module]) -> dict[str, str]:
+    """The modules of `linear` whose adapter would be ignored or can't be merged, each with the reason."""
+    reasons: dict[str, str] = {}
+    for name, module in linear.items():
+        parent = model.get_submodule(name.rpartition(".")[0])
+        if "weight" not in module._parameters:
+            reasons[name] = "its weight is computed (weight_norm, spectral_norm, a parametrization): remove that first"
+        elif isinstance(parent, nn.MultiheadAttention):
+            reasons[name] = "nn.MultiheadAttention reads its weight without calling it"
+        elif {"A_log", "D"} <= parent._parameters.keys() and name.endswith(READ_BY_MAMBA):
+            reasons[name] = "the kernels of a Mamba layer read its weight without calling it"
+    return reasons
 
 
 def _check_not_tied(model: nn.Module, names: Collection[str]) -> None:
@@ -82,10 +113,7 @@ def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
 
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ValueError(f"{type(model).__name__} has adapters already: finish() the method that made them first")
-    # nn.MultiheadAttention reads the weight of its output projection without calling it: an adapter would be ignored
-    read_only = {module.out_proj for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
-    modules = ((name, module) for name, module in model.named_modules() if module not in read_only)
-    return {name: module for name, module in modules if isinstance(module, nn.Linear | Conv1D)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
 
 
 def _named(pattern: str, names: Collection[str]) -> list[str]:
@@ -106,16 +134,58 @@ def _hint(pattern: str, linear: Collection[str]) -> str:
 
 
 def inject(model: nn.Module, names: list[str], settings: dict[str, Any], seed: int) -> LoraModel:
-    """Adapt the modules `names` of `model` in place; everything else is frozen."""
+    """Adapt exactly the modules `names` of `model` in place; everything else is frozen.
+
+    Raises:
+        ValueError: peft adapted others.
+    """
     from peft import LoraConfig, LoraModel
     from peft.tuners.lora.layer import Conv1D
 
     # a regular expression, since peft takes a name for an ending, which may fit other modules too
-    config = LoraConfig(target_modules="|".join(map(re.escape, names)), **settings)
+    config = LoraConfig(target_modules="|".join(re.escape(f"{MODEL}.{name}") for name in names), **settings)
     config.fan_in_fan_out = isinstance(model.get_submodule(names[0]), Conv1D)  # peft finds out itself, but warns
     like = next(model.parameters())
+    # in a shell, where peft doesn't see what kind of model it is: for some kinds it puts other targets in place of ours
+    shell = nn.ModuleDict({MODEL: model})
     with _seeded(seed, like), _conversion_of_fake_tensors(like):
-        return LoraModel(model, config, "default")
+        adapters = LoraModel(shell, config, "default")
+    adapted = {name.removeprefix(f"{MODEL}.") for name in adapted_modules(shell)}
+    if adapted != set(names):
+        strangers = ", ".join(sorted(adapted ^ set(names)))
+        raise ValueError(f"peft didn't adapt what was asked for; it differs in {strangers}")
+    return adapters
+
+
+def adapted_modules(model: nn.Module) -> dict[str, Any]:
+    """The modules with an adapter, by the names that they had without one."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """What `model.state_dict()` will be once adapters are merged and weights are dense again; they stay as they are."""
+    adapted = adapted_modules(model)
+    stand_ins = {n: m for n, m in model.named_modules() if n in adapted or isinstance(m, NF4Linear)}
+    state = dict(model.state_dict())
+    for name, module in stand_ins.items():
+        if name.rpartition(".")[0] in stand_ins:  # the base of an adapted one
+            continue
+        state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
+        state |= {f"{name}.{key}": value for key, value in _plain(module).state_dict().items()}
+    return state
+
+
+@torch.no_grad()
+def _plain(module: nn.Module) -> Any:
+    """A dense module of its own with the adapter merged into it."""
+    shell: Any = nn.ModuleDict({MODEL: copy.deepcopy(module)})
+    restore_linears(shell)
+    if adapted_modules(shell):
+        shell[MODEL].merge()
+        return shell[MODEL].get_base_layer()
+    return shell[MODEL]
 
 
 @contextmanager

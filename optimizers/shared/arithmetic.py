@@ -42,6 +42,21 @@ def init_adam_state(state: dict[str, Any], p: Tensor, master_weights: bool) -> N
     state["exp_avg_sq"] = torch.zeros_like(weight)
 
 
+def expected_adam_state(p: Tensor, master_weights: bool, *shape: int) -> dict[str, Any]:
+    """What `adamw_update` keeps for a tensor like `p`, or like it in another shape; as meta tensors."""
+    state: dict[str, Any] = {}
+    init_adam_state(state, torch.empty(shape or p.shape, dtype=p.dtype, device="meta"), master_weights)
+    return state
+
+
+def expected_sgd_state(p: Tensor, saved: dict[str, Any], master_weights: bool) -> dict[str, Any]:
+    """What `sgd_update` keeps for a tensor like `p`, with momentum if `saved` was; as meta tensors."""
+    low = master_weights and p.dtype in LOW_PRECISION
+    weight = torch.empty(p.shape, dtype=torch.float32 if low else p.dtype, device="meta")
+    names = (["master"] if low else []) + (["momentum_buffer"] if "momentum_buffer" in saved else [])
+    return dict.fromkeys(names, weight)
+
+
 def sgd_update(
     states: list[dict[str, Any]], params: list[Tensor], grads: list[Tensor], group: dict[str, Any], master_weights: bool
 ) -> None:

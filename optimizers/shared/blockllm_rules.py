@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
+
+from optimizers.shared.values import check_indices
 
 
 class PaperRule:
@@ -19,6 +21,7 @@ class PaperRule:
 
     masks_entries: ClassVar[bool] = True
     probe_every: ClassVar[int] = 1
+    keeps_probes: ClassVar[bool] = False  # is a tensor probed until the next ones are due?
 
     def __init__(self, sizes: list[int], sparsity: float, patience: int, update_every: int):
         self.sizes, self.sparsity, self.patience, self.update_every = sizes, sparsity, patience, update_every
@@ -38,8 +41,8 @@ class PaperRule:
             chosen.append(i)
         return chosen
 
-    def choose(self) -> list[int]:
-        """The tensors to train from now on, by what is known."""
+    def choose(self, order: Sequence[int] = ()) -> list[int]:
+        """The tensors to train from now on, by what is known; `order` is a random one."""
         return self.first(sorted(range(len(self.sizes)), key=self._rank))
 
     def take(self, chosen: list[int]) -> None:
@@ -63,7 +66,15 @@ class PaperRule:
         return {**shared, "norms": norms}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back what `state` gave."""
+        """Take back what `state` gave.
+
+        Raises:
+            ValueError: it is of another number of tensors, or chooses one that isn't there.
+        """
+        count = len(self.sizes)
+        if len(state["counts"]) != count or len(state["norms"]) != count:
+            raise ValueError(f"this state is damaged: its counts and norms must be of {count} tensors")
+        check_indices("chosen", state["chosen"], count)
         self.chosen, self.counts = list(state["chosen"]), list(state["counts"])
         self.steps, self.losses = state["steps"], list(state["losses"])
         self.norms = {i: norm for i, norm in enumerate(state["norms"]) if norm is not None}
@@ -76,47 +87,86 @@ class PaperRule:
 
 
 class ReleaseRule(PaperRule):
-    """The package's rule: whole tensors by ||g|| / exp(f / step), at most every `update_every` steps.
+    """The authors' package: whole tensors, by ||g|| / exp(f / step), f being a tensor's share of all choices so far.
 
-    Two defects are mended: the first choice and each later one hold at least one tensor, and the best that fits is
-    taken where the very best is larger than the budget.
+    It chooses anew at steps that `update_every` divides, once more than `patience` losses have come since the last
+    choice and their mean is below that of the newest `patience` ones. The ranking, of tensors with a known norm, is
+    followed to the first tensor that reaches the budget of int((1 - s) n) weights, which is left out; where too few
+    norms are known, others are added at random. The loss of the very first step isn't kept.
+
+    Three defects are mended: the first step trains; a choice holds at least one tensor; and where the very best is
+    larger than the budget, the best that fit are taken.
     """
 
     masks_entries = False
     probe_every = 20
+    keeps_probes = True
 
     def __init__(self, sizes: list[int], sparsity: float, patience: int, update_every: int):
         super().__init__(sizes, sparsity, patience, update_every)
-        self.loss_sum = 0.0  # over all steps
+        self.budget = int((1.0 - sparsity) * sum(sizes))
+        self.loss_sum, self.loss_count = 0.0, 0  # of the losses since the last choice
+        self.shares = [1.0 / len(sizes)] * len(sizes)  # f of each
 
     def first(self, order: Iterable[int]) -> list[int]:
         """The first int((1 - s) T) of T tensors."""
         return list(order)[: max(1, int((1.0 - self.sparsity) * len(self.sizes)))]
 
-    def choose(self) -> list[int]:
+    def choose(self, order: Sequence[int] = ()) -> list[int]:
+        ranked = sorted(self.norms, key=self._rank)
         chosen: list[int] = []
-        ranked = sorted(range(len(self.sizes)), key=self._rank)
+        reached = 0
         for i in ranked:
-            if sum(self.sizes[j] for j in chosen) + self.sizes[i] <= self.budget:
+            reached += self.sizes[i]
+            if reached >= self.budget:
+                return chosen or self._that_fit(ranked)
+            chosen.append(i)
+        for i in order:
+            if reached >= self.budget:
+                break
+            if i not in chosen:
+                chosen.append(i)
+                reached += self.sizes[i]
+        return chosen or self._that_fit(ranked or list(order))
+
+    def _that_fit(self, ranked: list[int]) -> list[int]:
+        chosen: list[int] = []
+        for i in ranked:
+            if sum(self.sizes[j] for j in chosen) + self.sizes[i] < self.budget:
                 chosen.append(i)
         return chosen or ranked[:1]
 
+    def take(self, chosen: list[int]) -> None:
+        super().take(chosen)
+        self.loss_sum, self.loss_count = 0.0, 0
+        for i in sorted(chosen) if self.steps else ():  # the first choice isn't counted
+            self.shares[i] += 1.0
+            self._normalise()
+
+    def _normalise(self) -> None:
+        total = sum(self.shares)
+        self.shares = [share / total for share in self.shares]
+
     def is_time(self, loss: float) -> bool:
         self.steps += 1
-        self.loss_sum += loss
-        self.losses = [*self.losses, loss][-self.patience :]
-        due = len(self.losses) == self.patience and self.steps % self.update_every == 0
-        return due and self.loss_sum / self.steps < sum(self.losses) / self.patience
+        if self.steps > 1:
+            self.loss_sum += loss
+            self.loss_count += 1
+            self.losses = [*self.losses, loss][-self.patience :]
+        if self.loss_count <= self.patience or self.steps % self.update_every:
+            return False
+        return self.loss_sum / self.loss_count < sum(self.losses) / self.patience
 
     def state(self) -> dict[str, Any]:
-        return {**super().state(), "loss_sum": self.loss_sum}
+        return {**super().state(), "loss_sum": self.loss_sum, "loss_count": self.loss_count, "shares": self.shares}
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
-        self.loss_sum = state["loss_sum"]
+        self.loss_sum, self.loss_count = state["loss_sum"], state["loss_count"]
+        self.shares = list(state["shares"])
 
     def _penalty(self, i: int) -> float:
-        return math.exp(self.counts[i] / max(1, self.steps))
+        return math.exp(self.shares[i] / max(1, self.steps))
 
 
 RULES = {"paper": PaperRule, "release": ReleaseRule}

@@ -39,12 +39,21 @@ def split_into_blocks(
     if embeddings:
         before, after = outside_layers(model)
         blocks = {"embeddings": before, **blocks, "head": after}
-    left_out = set(leave_out)
-    blocks = {name: [p for p in params if p.requires_grad and p not in left_out] for name, params in blocks.items()}
-    blocks = {name: params for name, params in blocks.items() if params}
-    if not blocks:
+    return without(blocks, {*leave_out, *(p for p in model.parameters() if not p.requires_grad)})
+
+
+def without(blocks: Blocks, left_out: Collection[nn.Parameter]) -> Blocks:
+    """The blocks without these parameters; one that has no others is none.
+
+    Raises:
+        ValueError: no block is left.
+    """
+    gone = set(left_out)
+    kept = {name: [p for p in params if p not in gone] for name, params in blocks.items()}
+    kept = {name: params for name, params in kept.items() if params}
+    if not kept:
         raise ValueError("no block has anything to train: all parameters of the layers are frozen or always trained")
-    return blocks
+    return kept
 
 
 def find_layers(model: nn.Module) -> dict[str, nn.Module]:

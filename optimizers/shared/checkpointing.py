@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import types
+from typing import Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -21,10 +22,10 @@ def keep_backward_short(model: nn.Module) -> RemovableHandle:
         ValueError: a layer is checkpointed in the re-entrant way, which loses the gradients of a layer whose input
             requires none.
     """
-    return model.register_forward_pre_hook(lambda module, args: _before_forward(module))
+    return model.register_forward_pre_hook(_before_forward)
 
 
-def _before_forward(model: nn.Module) -> None:
+def _before_forward(model: nn.Module, args: tuple[Any, ...]) -> None:
     for module in model.modules():
         _drop_input_gradients(module)
         attributes = module.__dict__

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, MutableMapping
 from typing import Any
+
+from torch import Tensor, nn
+
+from optimizers.shared.blocks import Blocks, train_only
+from optimizers.shared.values import check_indices
 
 
 class Draws:
     """Which blocks are trained now, which ever were, and when the next draw is due.
 
     Args:
-        names: of the blocks.
+        blocks: to draw from.
         draw: number of a draw (from 0) -> indices of blocks; a function of that number alone.
         every: steps between draws; None: the first one stays.
     """
 
-    def __init__(self, names: Iterable[str], draw: Callable[[int], Iterable[int]], every: int | None):
-        self.names = list(names)
+    def __init__(self, blocks: Blocks, draw: Callable[[int], Iterable[int]], every: int | None):
+        self.blocks = blocks
+        self.names = list(blocks)
         self.every = every
         self._draw = draw
         self._number = 0
@@ -54,6 +60,13 @@ class Draws:
         """Put `chosen` in place of what was drawn."""
         self.drawn = sorted(chosen)
 
+    def train(self, params: Iterable[nn.Parameter], always: Collection[nn.Parameter]) -> set[nn.Parameter]:
+        """Let exactly what is drawn and `always`, of `params`, require gradients; gives these."""
+        blocks = list(self.blocks.values())
+        active = set(always).union(*(blocks[i] for i in self.drawn))
+        train_only(params, active)
+        return active
+
     def state(self) -> dict[str, Any]:
         """What must be remembered, as JSON."""
         position = {"number": self._number, "steps": self._steps, "drawn": self.drawn}
@@ -67,5 +80,13 @@ class Draws:
         """
         if state["blocks"] != self.names:
             raise ValueError(f"this state is of other blocks: {state['blocks']}, not {self.names}")
+        for key in ("drawn", "visited"):
+            check_indices(key, state[key], len(self.names))
         self._number, self._steps, self.drawn = state["number"], state["steps"], list(state["drawn"])
         self._visited = set(state["visited"])
+
+
+def drop_state(state: MutableMapping[Tensor, Any], keep: Collection[Tensor]) -> None:
+    """Forget what is kept for all parameters but those of `keep`."""
+    for p in [p for p in state if p not in keep]:
+        del state[p]

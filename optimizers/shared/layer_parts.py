@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 
 from torch import nn
 
-from optimizers.shared.blocks import find_layers
+from optimizers.shared.blocks import find_layers, without
 
 CATEGORIES = ("attention", "mlp", "norms")
 Parts = dict[str, list[nn.Parameter]]  # a matrix with its bias, or a norm, by its name
@@ -33,6 +33,17 @@ def parts_of_layers(model: nn.Module, leave_out: Collection[nn.Parameter]) -> tu
     if not all_parts:
         raise ValueError("nothing to draw from: all parameters of the layers are frozen or always trained")
     return all_parts, layers
+
+
+def parts_without(
+    parts: Parts, layers: list[list[list[int]]], left_out: Collection[nn.Parameter]
+) -> tuple[Parts, list[list[list[int]]]]:
+    """As from `parts_of_layers`, without these parameters; a layer of which nothing is left is none."""
+    kept = without(parts, left_out)
+    number = {name: i for i, name in enumerate(kept)}
+    moved = {i: number[name] for i, name in enumerate(parts) if name in number}
+    remaining = [[[moved[i] for i in category if i in moved] for category in layer] for layer in layers]
+    return kept, [layer for layer in remaining if any(layer)]
 
 
 def _parts_of(module: nn.Module, path: str, attends: bool = False) -> Iterator[tuple[str, str, list[nn.Parameter]]]:

@@ -1,0 +1,76 @@
+"""The entries of largest magnitude in several tensors together, without sorting them.
+
+A sort or `topk` needs 16 bytes of workspace an entry on a CPU, where no meter sees it. The magnitude of an fp32 number
+is an integer of 31 bits, in the same order; so the smallest magnitude that is kept is found digit by digit, from
+histograms over pieces of the tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from optimizers.base import has_values
+
+PIECE = 2**20  # entries looked at at once, or a row of a tensor if that is longer: 17 bytes each
+DIGITS = ((20, 11), (10, 10), (0, 10))  # (lowest bit, width), the highest digit first
+
+
+def largest_entries(tensors: list[Tensor], count: int) -> Iterator[Tensor]:
+    """For each tensor the positions (k,), int32 and rising, of its entries among the `count` largest |x| of all.
+
+    Of equal ones at the limit the first are taken. Magnitudes are compared in fp32; NaN counts as the largest. Without
+    values, what is taken are the first entries: how they are shared out doesn't change the bytes.
+
+    Args:
+        tensors: of any shapes; positions are in each one flattened.
+        count: at most as many as there are entries.
+    """
+    limit, ties = _limit(tensors, count)
+    left = count
+    for tensor in tensors:
+        start, found = 0, []
+        for bits in _pieces(tensor):
+            if has_values(bits):
+                chosen = bits > limit
+                equal = (bits == limit).nonzero().flatten()[:ties]
+                chosen[equal] = True
+                ties -= len(equal)
+                positions = chosen.nonzero().flatten()
+            else:
+                positions = torch.empty(min(left, len(bits)), dtype=torch.int64, device=bits.device)
+            found.append((positions + start).to(torch.int32))
+            left -= len(positions)
+            start += len(bits)
+        yield found[0] if len(found) == 1 else torch.cat(found)
+
+
+def _limit(tensors: list[Tensor], count: int) -> tuple[int, int]:
+    """The smallest magnitude among the `count` largest, as bits, and how many of just that magnitude are among them."""
+    prefix = 0
+    for shift, width in DIGITS:
+        digits = 2**width
+        histogram = torch.zeros(digits + 1, dtype=torch.int64, device=tensors[0].device)  # the last: another prefix
+        for tensor in tensors:
+            for bits in _pieces(tensor):
+                digit = (bits >> shift) - (prefix << width)
+                digit = digit.where((digit >= 0) & (digit < digits), digits)
+                if has_values(digit):
+                    histogram += torch.bincount(digit, minlength=digits + 1).to(histogram.device)
+        if has_values(histogram):
+            place = digits
+            numbers = histogram.tolist()
+            while numbers[place - 1] < count:
+                place -= 1
+                count -= numbers[place]
+            prefix = (prefix << width) + place - 1
+    return prefix, count
+
+
+def _pieces(tensor: Tensor) -> Iterator[Tensor]:
+    """|x| of the entries, in their order, as the bits of fp32 numbers: int32 tensors (n,)."""
+    rows = tensor[None] if tensor.dim() == 0 else tensor
+    for piece in rows.split(max(1, PIECE * len(rows) // max(1, rows.numel()))):
+        yield piece.abs().reshape(-1).to(torch.float32).view(torch.int32)

@@ -1,0 +1,130 @@
+"""What a method asks of the model that it is built on, and how a failed construction leaves that model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+TRAINABLE = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check_model(method: str, model: Any) -> None:
+    """Refuse what isn't a model, above all `model.parameters()`, which torch's own optimizers take.
+
+    Raises:
+        TypeError: says what was given and what to give.
+        ValueError: a lazy module hasn't seen its first batch.
+    """
+    if not isinstance(model, nn.Module):
+        what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise TypeError(
+            f"{method} is built from a model, not from {what}: give the model, {method}(model, ...), in place of its "
+            "parameters or groups (in the Trainer: membench.MethodTrainer(method=..., method_kwargs=...))"
+        )
+    for name, p in model.named_parameters():
+        if nn.parameter.is_lazy(p):
+            raise ValueError(
+                f"{method} can't train {name}, which has no shape yet: run a batch through the model first"
+            )
+
+
+def check_parameters(method: str, model: nn.Module, named: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuse parameters that no kernel can update in place.
+
+    Raises:
+        ValueError: names the parameter, what it is, and the way out.
+    """
+    sparse = {
+        id(module.weight): path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse
+    }
+    owners: dict[int, list[tuple[int, int, str]]] = {}
+    for name, p in named:
+        problem = _problem(p) or (id(p) in sparse and "has sparse gradients: build its module with sparse=False")
+        if problem:
+            raise ValueError(f"{method} can't train {name}: it {problem}")
+        if p.numel() and p.is_contiguous():
+            start = int(p.storage_offset())
+            owners.setdefault(p.untyped_storage()._cdata, []).append((start, start + int(p.numel()), name))
+    for places in owners.values():
+        places.sort()
+        for (_, end, one), (start, _, other) in zip(places, places[1:], strict=False):
+            if start < end:
+                raise ValueError(
+                    f"{method} can't train {one} and {other}: they are two parameters in the same memory; tie them as "
+                    "one nn.Parameter, or clone() one"
+                )
+
+
+def _problem(p: Tensor) -> str | None:
+    if p.layout is not torch.strided:
+        return f"is a {str(p.layout).removeprefix('torch.')} tensor: make it dense"
+    if p.is_complex():
+        return "is complex: keep its real and imaginary part (torch.view_as_real)"
+    if p.dtype not in TRAINABLE:
+        return f"is of {p.dtype}: cast it to float32 or bfloat16"
+    if _overlaps_itself(p):
+        return "shares memory between its entries, as after expand(): clone() it"
+    return None
+
+
+def _overlaps_itself(p: Tensor) -> bool:
+    """May two entries lie in one place? True also for a few exotic strides under which they don't."""
+    reach = 0
+    for stride, size in sorted(zip(p.stride(), p.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return True
+            reach += stride * (size - 1)
+    return False
+
+
+@contextmanager
+def restored_on_error(model: nn.Module) -> Iterator[None]:
+    """If the body raises, put back what the model's modules and parameters were: parts, hooks, flags, gradients."""
+    modules = [(module, vars(module).copy(), _contents(module)) for module in model.modules()]
+    parameters = [(p, _attributes(p)) for p in model.parameters()]
+    try:
+        yield
+    except BaseException:
+        for module, attributes, contents in modules:
+            vars(module).clear()
+            vars(module).update(attributes)
+            for name, items in contents.items():  # in place: handles of hooks know their dict
+                attributes[name].clear()
+                attributes[name].update(items)
+        for p, attributes in parameters:
+            _restore(p, attributes)
+        raise
+
+
+def _contents(module: nn.Module) -> dict[str, dict[Any, Any]]:
+    return {name: value.copy() for name, value in vars(module).items() if isinstance(value, dict)}
+
+
+def _attributes(p: nn.Parameter) -> dict[str, Any]:
+    hooks = p._post_accumulate_grad_hooks
+    return {
+        "data": p.data,
+        "requires_grad": p.requires_grad,
+        "grad": p.grad,
+        "grad_dtype": p.grad_dtype,
+        "hooks": None if hooks is None else dict(hooks),
+    }
+
+
+def _restore(p: nn.Parameter, before: dict[str, Any]) -> None:
+    p.data = before["data"]
+    p.requires_grad_(before["requires_grad"])
+    p.grad = None  # a gradient of another dtype stands in the way of grad_dtype
+    p.grad_dtype = before["grad_dtype"]
+    p.grad = before["grad"]
+    hooks = p._post_accumulate_grad_hooks
+    if hooks is not None:
+        hooks.clear()
+        hooks.update(before["hooks"] or {})

@@ -1,0 +1,125 @@
+"""Which layers does the loss reach? A model of several towers may run some of them only, as of images on texts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optimizers.base import has_values
+from optimizers.shared.blocks import find_layers
+
+
+class Reach:
+    """Before the first forward pass of training, leave out the layers that it doesn't run, and warn of it.
+
+    To see which these are, that pass is run once more, without gradients, and in evaluation mode, where no layer is
+    dropped at random. A model of which all layers stand in one list is taken to run them all.
+
+    Args:
+        model: the model that the method trains.
+        leave_out: called with the parameters that nothing reaches; the method then chooses among the others.
+        worst_case: of the method; called again if it was before, since what it chose may be left out.
+    """
+
+    def __init__(
+        self, model: nn.Module, leave_out: Callable[[set[nn.Parameter]], None], worst_case: Callable[[], None]
+    ):
+        self.model, self._leave_out, self._worst_case = model, leave_out, worst_case
+        self.at_worst = False  # did the method choose its worst case?
+        self.unreached: list[str] | None = None  # layers, once that is known
+        self._layers = find_layers(model)
+        self.hook = model.register_forward_pre_hook(_Probe(self._probe), with_kwargs=True)
+        if len({name.rpartition(".")[0] for name in self._layers}) < 2:
+            self._know([])
+
+    def state(self) -> dict[str, Any]:
+        """What must be remembered, as JSON."""
+        return {"unreached": self.unreached}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave; call it first, since the method's choice depends on it.
+
+        Raises:
+            ValueError: it names a layer that the model hasn't got.
+        """
+        unreached = state.get("unreached")
+        strangers = set(unreached or ()) - self._layers.keys()
+        if strangers:
+            raise ValueError(f"this state is of another model: it leaves out {', '.join(sorted(strangers))}")
+        if unreached is not None and unreached != self.unreached:
+            self._know(unreached)
+
+    def _probe(self, *args: Any, **kwargs: Any) -> None:
+        if self.unreached is not None:
+            return
+        ran = self._run(args, kwargs)
+        unreached = [name for name in self._layers if name not in ran] if ran else []
+        if unreached:
+            names = unreached[0] if len(unreached) == 1 else f"{unreached[0]} to {unreached[-1]}"
+            warnings.warn(
+                f"{len(unreached)} layers that the first batch doesn't reach aren't trained: {names}", stacklevel=2
+            )
+        self._know(unreached)
+        if self.at_worst:
+            self._worst_case()
+
+    def _know(self, unreached: list[str]) -> None:
+        self.unreached = unreached
+        self.hook.remove()
+        if unreached:
+            reached = {p for name, layer in self._layers.items() if name not in unreached for p in layer.parameters()}
+            self._leave_out({p for name in unreached for p in self._layers[name].parameters()} - reached)
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[str]:
+        """The names of the layers that a forward pass runs."""
+        ran: set[str] = set()
+        handles = [
+            layer.register_forward_pre_hook(lambda *_, name=name: ran.add(name))  # type: ignore[misc]
+            for name, layer in self._layers.items()
+        ]
+        modes = [(module, module.training) for module in self.model.modules()]
+        like = next(self.model.parameters())
+        devices = [like.device.index] if like.is_cuda and has_values(like) else []
+        try:
+            self.model.eval()
+            with torch.no_grad(), torch.random.fork_rng(devices):
+                self.model.forward(*args, **kwargs)
+        finally:
+            for module, training in modes:
+                module.training = training
+            for handle in handles:
+                handle.remove()
+        return ran
+
+
+def check_reached(model: nn.Module, state: Mapping[Tensor, Any]) -> None:
+    """Refuse to go on where something of a layer was to be trained, and nothing of it was: it has no state.
+
+    Raises:
+        RuntimeError: names the layer.
+    """
+    for name, layer in find_layers(model).items():
+        trained = [p for p in layer.parameters() if p.requires_grad]
+        if trained and not any(state.get(p) for p in trained):
+            raise RuntimeError(
+                f"no gradient ever reached {name}: the loss doesn't depend on it; freeze its parameters before the "
+                "method is built"
+            )
+
+
+class _Probe:
+    """The hook; in a copy of the model it does nothing, since the copy isn't what is trained."""
+
+    def __init__(self, probe: Callable[..., None] = lambda *_, **__: None):
+        self.probe = probe
+
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if model.training and torch.is_grad_enabled():
+            self.probe(*args, **kwargs)
+
+    def __reduce__(self) -> Any:
+        return _Probe, ()

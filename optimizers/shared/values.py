@@ -1,0 +1,65 @@
+"""Hyper-parameters within their range, or a sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def check_hyperparameters(given: dict[str, Any]) -> None:
+    """Refuse a value that is out of its range.
+
+    Raises:
+        ValueError: names the hyper-parameter, its value and what it must be.
+    """
+    betas = given.get("betas", (0.0, 0.0))
+    if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+        raise ValueError(f"betas must be two numbers of at least 0 and below 1, not {betas}")
+    for name in ("lr", "weight_decay", "eps"):
+        values = given.get(name, 0.0)
+        for value in values if isinstance(values, tuple) else (values,):
+            if value is not None and not 0.0 <= value < float("inf"):
+                raise ValueError(f"{name} must be a finite number of at least 0, not {value}")
+
+
+def check_count(name: str, value: int | None, *, optional: bool = False) -> None:
+    """Refuse a count (of steps, blocks, ranks) that isn't a positive whole number.
+
+    Raises:
+        ValueError: names the hyper-parameter and its value.
+    """
+    if optional and value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+
+
+def check_positive(name: str, value: float | None, *, optional: bool = False) -> None:
+    """Refuse a quantity (a threshold, a scale) that isn't a finite number above 0.
+
+    Raises:
+        ValueError: names the hyper-parameter and its value.
+    """
+    if optional and value is None:
+        return
+    if value is None or not 0.0 < value < float("inf"):
+        raise ValueError(f"{name} must be a finite number above 0, not {value}")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a word that isn't one of `choices`.
+
+    Raises:
+        ValueError: names the hyper-parameter, its value and the choices.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def check_indices(name: str, indices: list[int], count: int) -> None:
+    """Refuse numbers of things, in a saved state, of which there are `count`.
+
+    Raises:
+        ValueError: names the entry and what is in it.
+    """
+    if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < count for i in indices):
+        raise ValueError(f"this state is damaged: {name} must be whole numbers below {count}, not {indices}")
