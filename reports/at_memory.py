@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from reports import rows
-from reports.rankings import Column, Ranking, Row, headline, lay_out, render
+from reports.rankings import Ranking, headline, render
 from reports.record import Record
-from reports.setups import Setup, group, heading
+from reports.setups import Setup, group, heading, score
 from reports.statistics import decimals, summarise, tied_with_best
-from reports.text import NOTHING, Table
-
-MIB = 1 << 20
+from reports.table import MIB, NOTHING, Column, Row, Table, lay_out, mib
 
 _POOLED = ("family", "model", "weights", "data")  # of a set-up: what must be the same for qualities to compare
 
@@ -87,7 +85,7 @@ def _contender(setup: Setup, label: str, tasks: list[str], setups: list[Setup]) 
     runs = {key: run for key, run in setup.finished(label).items() if key[0] in tasks}
     have = {task for task, _ in runs}
     seeds = sorted({seed for _, seed in runs if all((task, seed) in runs for task in have)})
-    scores = [statistics.fmean(_score(runs[task, seed]) for task in sorted(have)) for seed in seeds]
+    scores = [statistics.fmean(score(runs[task, seed]) for task in sorted(have)) for seed in seeds]
     method = next(iter(setup.rows[label].values()))["method"]
     words = [label.removeprefix(method).strip(), *_differing(setup, setups)]
     statuses = {run["status"] for run in setup.rows[label].values() if run["task"] in tasks} - {"ok"}
@@ -99,10 +97,6 @@ def _contender(setup: Setup, label: str, tasks: list[str], setups: list[Setup]) 
         len(have) if scores else 0,
         " / ".join(sorted(statuses)).replace("_", " ") or "not run on every task",
     )
-
-
-def _score(run: Record) -> float:
-    return run["metrics"][run["headline"]]
 
 
 def _needs(run: Record) -> int:
@@ -149,7 +143,7 @@ def _why_not(made: _Contender, budget: int) -> str:
     if made.needs_bytes is None:
         return made.ended
     if made.needs_bytes > budget:
-        return f"{(made.needs_bytes - budget) / MIB:,.1f} MiB missing"
+        return f"{mib(made.needs_bytes - budget)} MiB missing"
     return made.ended
 
 
@@ -159,8 +153,8 @@ def _table(title: str, made: list[Row], tasks: int) -> Table:
         ("method", lambda row: row["method"]),
         ("configuration", lambda row: row["configuration"] or NOTHING),
         ("score", lambda row: _shown(row) if row["tasks"] == tasks else NOTHING),
-        ("needs MiB", lambda row: NOTHING if row["needs_bytes"] is None else f"{row['needs_bytes'] / MIB:,.1f}"),
-        ("left MiB", lambda row: f"{row['left_bytes'] / MIB:,.1f}" if row["fits"] else NOTHING),
+        ("needs MiB", lambda row: NOTHING if row["needs_bytes"] is None else mib(row["needs_bytes"])),
+        ("left MiB", lambda row: mib(row["left_bytes"]) if row["fits"] else NOTHING),
         ("why not", lambda row: row["remark"] or NOTHING),
     ]
     return lay_out(title, made, columns, {"method", "configuration", "score", "why not"})

@@ -11,7 +11,7 @@ from typing import Any
 
 from tabulate import LATEX_ESCAPE_RULES, SEPARATING_LINE, DataRow, Line, TableFormat, tabulate
 
-from reports.text import Table
+from reports.table import Table
 
 WIDTH = 110  # of a terminal, for sentences
 

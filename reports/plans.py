@@ -7,13 +7,9 @@ from typing import Any
 from reports import formats
 from reports.parts import PARTS, Part, shown
 from reports.statistics import round_parts
-from reports.text import NOTHING, Table
+from reports.table import GIB, NOTHING, Column, Row, Table, gib, lay_out
 
-GIB = 1 << 30
 FORMATS = ("table", "json", "markdown", "html")
-
-Row = dict[str, Any]
-Column = tuple[str, Callable[[Row], str]]
 
 _PARTS = "parts: what there is at the moment of the peak; they add up to it."
 _RESERVED = (
@@ -51,11 +47,6 @@ def heading(document: dict[str, Any]) -> list[str]:
     return [", ".join(words)]
 
 
-def gib(size: float) -> str:
-    """Bytes in GiB, with two decimals."""
-    return f"{size / GIB:,.2f}"
-
-
 def _memory(document: dict[str, Any]) -> Table:
     parts = shown(row["at_peak"] for row in document["rows"])
     columns: list[Column] = [
@@ -69,7 +60,7 @@ def _memory(document: dict[str, Any]) -> Table:
         columns.append(("fits", _fits))
     context = gib(document["context_bytes"])
     notes = [_PARTS, _RESERVED.format(context=context)]
-    return _table("Memory at the peak, GiB", document["rows"], columns, {"method", "fits"}, notes)
+    return lay_out("Memory at the peak, GiB", document["rows"], columns, {"method", "fits"}, notes)
 
 
 def _part(part: Part, parts: list[Part]) -> Callable[[Row], str]:
@@ -98,7 +89,7 @@ def _where(document: dict[str, Any]) -> Table:
         ("GiB", lambda row: NOTHING if row["formula_bytes"] is None else gib(row["formula_bytes"])),
     ]
     left = {"method", "peak in", "most of it in", "training", "formula"}
-    return _table("Where the peak is, and what is trained then", document["rows"], columns, left, [_FORMULA])
+    return lay_out("Where the peak is, and what is trained then", document["rows"], columns, left, [_FORMULA])
 
 
 def _limits(document: dict[str, Any]) -> Table:
@@ -110,16 +101,11 @@ def _limits(document: dict[str, Any]) -> Table:
         ("largest model", lambda row: row["limits"]["model"] or "none"),
     ]
     title = f"What fits into {gib(document['budget_bytes'])} GiB"
-    return _table(title, document["rows"], columns, {"method", "largest model"}, [_MODELS])
+    return lay_out(title, document["rows"], columns, {"method", "largest model"}, [_MODELS])
 
 
 def _or_none(count: int) -> str:
     return f"{count:,}" if count else "none"
-
-
-def _table(title: str, rows: list[Row], columns: list[Column], left: set[str], notes: list[str]) -> Table:
-    cells = [[show(row) for _, show in columns] for row in rows]
-    return Table(title, [name for name, _ in columns], cells, left, notes)
 
 
 def _remarks(document: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from reports import formats
 from reports.names import suggestion
-from reports.text import Table
+from reports.table import Table
 
 FOLDER = Path(__file__).parent / "published"
 KINDS = {"memory": "Memory", "time": "Time", "quality": "Quality", "noise": "Noise"}

@@ -1,14 +1,10 @@
 """What rankings have in common: a table for each question, raw rows beside it, in every format of a report."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from reports import formats
 from reports.setups import Setup
-from reports.text import NOTHING, Table
-
-Row = dict[str, Any]
-Column = tuple[str, Callable[[Row], str]]
+from reports.table import Row, Table
 
 
 class Ranking(NamedTuple):
@@ -33,12 +29,6 @@ def render(rankings: list[Ranking], name: str, format: str) -> str:
         remarks.extend(remark for remark in ranking.remarks if remark not in remarks)
     write = {"plain": formats.plain, "markdown": formats.markdown, "latex": formats.latex}[format]
     return write(list(sections.values()))
-
-
-def lay_out(title: str, made: list[Row], columns: list[Column], left: set[str]) -> Table:
-    """A column in which no row says anything is left out."""
-    said = [(name, show) for name, show in columns if any(show(row) != NOTHING for row in made)]
-    return Table(title, [name for name, _ in said], [[show(row) for _, show in said] for row in made], left)
 
 
 def headline(setups: list[Setup], task: str) -> tuple[str, bool]:

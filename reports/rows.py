@@ -7,10 +7,10 @@ from typing import Any
 from reports.parts import PARTS
 from reports.record import Record
 from reports.schema import STATUSES
-from reports.setups import Key, Setup, machine, peak_bytes
+from reports.setups import Key, Setup, machine, peak_bytes, score
 from reports.statistics import paired_ratio, summarise, tied_with_best
+from reports.table import Row
 
-Row = dict[str, Any]
 AVERAGE = "average"  # stands for a task in the rows of quality
 
 
@@ -108,7 +108,7 @@ def quality(setup: Setup) -> list[Row]:
 
 def _scores(setup: Setup, label: str, task: str) -> list[float]:
     runs = [run for seed in setup.seeds if (run := setup.rows[label].get((task, seed))) and run["status"] == "ok"]
-    return [run["metrics"][run["headline"]] for run in runs]
+    return [score(run) for run in runs]
 
 
 def _before(setup: Setup, task: str) -> float | None:
@@ -151,10 +151,7 @@ def _average(setup: Setup, label: str) -> tuple[list[float], int]:
         means = [statistics.fmean(_scores(setup, label, task)) for task in tasks]
         return ([statistics.fmean(means)] if means else []), len(tasks)
 
-    def score(task: str, seed: int) -> float:
-        return runs[task, seed]["metrics"][runs[task, seed]["headline"]]
-
-    return [statistics.fmean(score(task, seed) for task in tasks) for seed in complete], len(tasks)
+    return [statistics.fmean(score(runs[task, seed]) for task in tasks) for seed in complete], len(tasks)
 
 
 def summary(setup: Setup) -> list[Row]:
@@ -185,9 +182,9 @@ def benchmarks(setup: Setup) -> list[Row]:
     for label in setup.rows:
         for (task, _), run in setup.finished(label).items():
             for name, entry in (run.get("benchmarks") or {}).items():
-                for metric, score in entry["scores"].items():
+                for metric, value in entry["scores"].items():
                     key = (label, task, name, metric, entry["fewshot"], entry["limit"])
-                    scores.setdefault(key, []).append(score)
+                    scores.setdefault(key, []).append(value)
     names = ("method", "task", "benchmark", "metric", "fewshot", "limit", "mean", "standard_deviation", "n")
     return [dict(zip(names, (*key, *summarise(values)), strict=True)) for key, values in scores.items()]
 

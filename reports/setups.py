@@ -57,6 +57,11 @@ def machine(run: Record) -> str | None:
     return run["environment"].get("device_name")
 
 
+def score(run: Record) -> float:
+    """Its headline, of a run that is ok."""
+    return run["metrics"][run["headline"]]
+
+
 def peak_bytes(run: Record) -> int:
     return run["memory"]["peak_allocated_bytes"]
 

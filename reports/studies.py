@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from reports import formats, rows
-from reports.at_memory import MIB, rankings
-from reports.rankings import Column, Ranking, Row, lay_out
+from reports.at_memory import rankings
+from reports.rankings import Ranking
 from reports.record import Record
-from reports.setups import group, row_label, varied_hyperparameters
+from reports.setups import group, row_label, score, varied_hyperparameters
 from reports.statistics import decimals
-from reports.text import NOTHING, Table
+from reports.table import MIB, NOTHING, Column, Row, Table, lay_out, mib
 
 NO_LIMIT = 1 << 62  # bytes
 
@@ -22,11 +22,7 @@ def best(trials: Sequence[Record]) -> int:
     if not able:
         return 0
     sign = 1 if trials[able[0]]["higher_is_better"] else -1
-    return max(able, key=lambda index: sign * _score(trials[index]))
-
-
-def _score(run: Record) -> float:
-    return run["metrics"][run["headline"]]
+    return max(able, key=lambda index: sign * score(trials[index]))
 
 
 def render(finals: list[Record], trials: list[Record], budgets: Sequence[int]) -> str:
@@ -53,7 +49,7 @@ def sensitivity(trials: Iterable[Record]) -> list[Row]:
 def _sensitivity_row(key: tuple[str, str, str], trials: list[Record]) -> Row:
     names = varied_hyperparameters(trials)[key[2]]
     chosen = trials[best(trials)]
-    scores = [_score(trial) for trial in trials if trial["status"] == "ok"]
+    scores = [score(trial) for trial in trials if trial["status"] == "ok"]
     higher = chosen["higher_is_better"] is not False
     return {
         **dict(zip(("task", "model", "method"), key, strict=True)),
@@ -162,7 +158,7 @@ def _score_words(row: Row) -> str:
 
 
 def _mib(row: Row) -> str:
-    return f"{row['needs_bytes'] / MIB:,.1f} MiB"
+    return f"{mib(row['needs_bytes'])} MiB"
 
 
 def _speed(take: Row, finals: list[Record]) -> str:

@@ -1,16 +1,14 @@
 """The tables as a reader sees them: headings with units, figures rounded, and notes that say how to read them."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 from reports import rows as raw
 from reports.parts import Part, shown
-from reports.rows import AVERAGE, Row
+from reports.rows import AVERAGE
 from reports.setups import REFERENCE, Setup
 from reports.statistics import SIGNIFICANCE, decimals, round_parts
+from reports.table import MIB, NOTHING, Row, Table, lay_out
 
-MIB = 1 << 20
-NOTHING = "-"
 LONGEST_ERROR = 64  # letters
 
 _TIED = f"* the best, or can't be told from it (Welch's t-test over seeds, p ≥ {SIGNIFICANCE})."
@@ -20,28 +18,6 @@ _PARTS = "parts: what there is at the moment of the peak; they add up to it."
 _SPEED = "tokens/s: all tokens over all training time; / {0}: geometric mean over pairs of task and seed."
 _STEP = "ms: the median of a run's steps, averaged over runs."
 _FEWER = "ok runs: where some are missing, only the ratios compare, not tokens/s and ms."
-
-
-@dataclass
-class Table:
-    """Cells as text; columns named in `left` are words, the others are figures."""
-
-    title: str
-    headers: list[str]
-    cells: list[list[str]]
-    left: set[str] = field(default_factory=set)
-    notes: list[str] = field(default_factory=list)
-
-
-Column = tuple[str, Callable[[Row], str]]
-
-
-def _table(title: str, rows: list[Row], columns: Sequence[Column], left: set[str], notes: list[str]) -> Table:
-    """Lay out rows; a column in which no row says anything is left out."""
-    cells = [[show(row) for row in rows] for _, show in columns]
-    said = [index for index, column in enumerate(cells) if any(cell != NOTHING for cell in column)]
-    headers = [columns[index][0] for index in said]
-    return Table(title, headers, [list(row) for row in zip(*(cells[i] for i in said), strict=True)], left, notes)
 
 
 def _number(name: str, pattern: str = "{:.2f}", scale: float = 1) -> Callable[[Row], str]:
@@ -101,7 +77,7 @@ def summary(setup: Setup, *, compact: bool) -> Table:
     ]
     notes = [_PEAK, _SPEED] if setup.reference else []
     told = [note.format(setup.reference) for note in notes] + _score_notes([_scored(row) for row in rows], setup)
-    return _table("Summary", rows, columns, {"method", score, "runs"}, told)
+    return lay_out("Summary", rows, columns, {"method", score, "runs"}, told)
 
 
 def _scored(row: Row) -> Row:
@@ -125,7 +101,7 @@ def memory(setup: Setup, *, compact: bool) -> Table:
     ]
     notes = [_PEAK.format(setup.reference), _PARTS] if setup.reference else [_PARTS]
     where = f" on {_short(*tasks)}" if len(tasks) == 1 and len(setup.tasks) > 1 else ""
-    return _table(f"Memory at the peak{where}, MiB", rows, columns, {"method", "phase", "task"}, notes)
+    return lay_out(f"Memory at the peak{where}, MiB", rows, columns, {"method", "phase", "task"}, notes)
 
 
 def _part(part: Part, parts: list[Part]) -> Callable[[Row], str]:
@@ -150,7 +126,7 @@ def throughput(setup: Setup, *, compact: bool) -> Table:
     ]
     notes = [_SPEED.format(setup.reference), _STEP] if setup.reference else [_STEP]
     notes += [_FEWER] if any(_share(row) != NOTHING for row in rows) else []
-    return _table("Throughput", rows, columns, {"method"}, notes)
+    return lay_out("Throughput", rows, columns, {"method"}, notes)
 
 
 def quality(setup: Setup, *, compact: bool) -> Table:
@@ -243,7 +219,7 @@ def benchmarks(setup: Setup, *, compact: bool) -> Table | None:
         ("documents", lambda row: "all" if row["limit"] is None else str(row["limit"])),
     ]
     return (
-        _table("Benchmarks after training", rows, columns, {"method", "trained on", "benchmark", "metric"}, [])
+        lay_out("Benchmarks after training", rows, columns, {"method", "trained on", "benchmark", "metric"}, [])
         if rows
         else None
     )
@@ -264,7 +240,7 @@ def unfinished(setup: Setup, *, compact: bool) -> Table | None:
         ("error", lambda row: _cut(row["error"]) if compact else row["error"]),
     ]
     headers = {name for name, _ in columns}
-    return _table("Runs that are not ok", rows, columns, headers, []) if rows else None
+    return lay_out("Runs that are not ok", rows, columns, headers, []) if rows else None
 
 
 def _alike(rows: list[Row]) -> list[Row]:

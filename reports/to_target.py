@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 from reports.names import suggestion
-from reports.rankings import Column, Ranking, Row, headline, lay_out, render
+from reports.rankings import Ranking, headline, render
 from reports.record import Record
 from reports.setups import Setup, group, heading
 from reports.statistics import decimals
-from reports.text import NOTHING, Table
+from reports.table import NOTHING, Column, Row, Table, lay_out
 
 _LESS_IS_BETTER = ("loss", "perplexity")  # among metrics that aren't the headline, whose direction a record says
 

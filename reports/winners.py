@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from scipy.stats import ttest_1samp
 
 from reports import rows as raw
-from reports.rows import Row
 from reports.setups import Setup
 from reports.statistics import SIGNIFICANCE
+from reports.table import Row
 
 SAME_MEMORY = 0.01  # the share by which peaks may differ and still count as the same
 

@@ -412,7 +412,8 @@ def test_c4_is_streamed_in_english_at_its_revision(monkeypatch):
 
 
 def test_the_hub_that_can_not_be_reached_is_said():
-    with pytest.raises(ValueError, match=r"can't stream allenai/c4 from the hub: .*--data also takes a file or folder"):
+    words = r"can't load allenai/c4 \(en\) from the hub: .*--data also takes a file or folder"
+    with pytest.raises(ValueError, match=words):
         create("hub")
 
 

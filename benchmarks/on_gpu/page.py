@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.on_gpu import tables
 from benchmarks.on_gpu.tables import Record, finished, gib
 from reports.formats import Section, markdown
-from reports.text import NOTHING
+from reports.table import NOTHING
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from reports.text import NOTHING, Table
+from reports.table import NOTHING, Table
 
 Record = dict[str, Any]
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 
 from membench.memory.trace import Trace
+from reports.table import MIB
 
-MIB = 2**20
 ROUND_BYTES = 512
 SMALL_REQUEST_BYTES = MIB
 SMALL_SEGMENT_BYTES = 2 * MIB

@@ -12,8 +12,7 @@ from membench.planning.planner import Job, carry_out, method_values
 from membench.planning.workload import Workload
 from reports import formats, published
 from reports.parts import FIELDS, TEMPORARIES
-
-Row = dict[str, Any]
+from reports.table import Row
 
 
 def compare(name: str, format: str) -> str:

@@ -13,8 +13,7 @@ from membench.planning.planner import Given, method_values
 from membench.planning.simulate import simulate
 from membench.planning.workload import Workload
 from reports import formats
-from reports.plans import gib
-from reports.text import NOTHING, Table
+from reports.table import NOTHING, Table, gib
 
 _NO_GPU = "--verify runs real steps on a GPU, and there is none here: nothing was measured."
 _NOTE = "planned, allocated and reserved at their peaks, GiB; of weights that are random, on the same selection."

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from membench.config.run import Run
+from reports.setups import score
+from reports.table import mib
 
 
 class Display(Protocol):
@@ -128,5 +130,5 @@ def summarize(record: dict[str, Any]) -> str:
     name = f"{record['task']} {record['method']} seed {record['seed']}"
     if record["status"] != "ok":
         return f"{name}: {record['status'].replace('_', ' ')}: {record['error']}"
-    peak = record["memory"]["peak_allocated_bytes"] / 2**20
-    return f"{name}: ok, {record['headline']} {record['metrics'][record['headline']]:.3f}, peak {peak:,.1f} MiB"
+    peak = mib(record["memory"]["peak_allocated_bytes"])
+    return f"{name}: ok, {record['headline']} {score(record):.3f}, peak {peak} MiB"

@@ -13,10 +13,10 @@ from reports.figures import style
 from reports.figures.chart import rows_left_out
 from reports.figures.svg import Plot
 from reports.parts import shown
-from reports.rows import Row
 from reports.setups import Setup
 from reports.statistics import round_parts
-from reports.text import MIB, ended
+from reports.table import MIB, Row
+from reports.text import ended
 
 MOST_BARS = 40
 _BAR, _TOP, _BOTTOM, _SIDE = 38, 12, 42, 12  # pixels: a bar with its name, and what lies around all of them

@@ -14,10 +14,11 @@ from reports.figures import style
 from reports.figures.chart import rows_left_out, tasks_left_out
 from reports.figures.style import RowStyle
 from reports.figures.svg import Plot
-from reports.rows import AVERAGE, Row
+from reports.rows import AVERAGE
 from reports.setups import Setup, peak_bytes
 from reports.statistics import decimals
-from reports.text import MIB, average_words
+from reports.table import MIB, Row
+from reports.text import average_words
 
 MOST_POINTS = 60
 MOST_NAMES = 14  # beyond them only the front is named

@@ -12,11 +12,11 @@ from reports.figures.curves import STRETCHES, curves_of
 from reports.figures.style import shortened
 from reports.figures.svg import Plot
 from reports.record import Record
-from reports.rows import AVERAGE, Row
+from reports.rows import AVERAGE
 from reports.rows import summary as summary_rows
 from reports.setups import Setup
 from reports.statistics import decimals
-from reports.text import MIB, NOTHING, Table
+from reports.table import NOTHING, Row, Table, mib
 
 LONGEST_VALUE = 20  # letters, of a hyper-parameter with a column of its own
 LONGEST_LISTED = 60
@@ -112,7 +112,7 @@ def _figure(name: str, row: Row, setup: Setup) -> str:
         spread = "" if deviation is None else f" ± {deviation:.{digits}f} ({row['score_n']} seeds)"
         return f"{row['score_mean']:.{digits}f}{spread}"
     value, ratio = (
-        (f"{row['peak_allocated_bytes'] / MIB:,.1f} MiB", row["peak_ratio"])
+        (f"{mib(row['peak_allocated_bytes'])} MiB", row["peak_ratio"])
         if name == "memory"
         else (f"{row['tokens_per_second']:,.0f} tokens/s", row["tokens_per_second_ratio"])
     )

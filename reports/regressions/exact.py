@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from reports.parts import PARTS
 from reports.record import Record
 from reports.regressions import findings
-from reports.regressions.findings import Finding, mib
+from reports.regressions.findings import Finding
 from reports.regressions.metric import Metric, Suite, arrow
 from reports.regressions.pairing import Row, RowKey, place
 from reports.regressions.thresholds import Thresholds
+from reports.table import mib
 
 
 def runs(suite: Suite) -> Iterator[Finding]:

@@ -53,8 +53,3 @@ def exit_code(findings: list[Finding]) -> int:
     """0 if nothing is wrong, else 3 (not comparable), 4 (a run failed) or 1 (a regression), the first that applies."""
     grave = {finding.verdict for finding in findings if finding.fatal}
     return next((code for code, verdicts in CODES.items() if grave & set(verdicts)), 0)
-
-
-def mib(size: float) -> str:
-    """Bytes in MiB, with a decimal."""
-    return f"{size / (1 << 20):,.1f}"

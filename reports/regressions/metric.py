@@ -7,7 +7,7 @@ from typing import Any
 from reports.regressions.findings import Finding
 from reports.regressions.pairing import Pair, Row, RowKey
 from reports.regressions.thresholds import Thresholds
-from reports.text import NOTHING
+from reports.table import NOTHING
 
 Show = Callable[[float], str]
 Column = tuple[str, Callable[[Row, Finding | None], str]]  # of the table of rows: a header, and what stands below

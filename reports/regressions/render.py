@@ -13,7 +13,7 @@ from reports.regressions.exact import peak
 from reports.regressions.findings import VERDICTS, Finding
 from reports.regressions.pairing import Row, RowKey
 from reports.regressions.uncertain import speed
-from reports.text import NOTHING, Table
+from reports.table import NOTHING, Table
 
 FORMATS = ("terminal", "markdown", "junit", "json")
 MOST_ROWS = 100  # in the table of all rows; of more, those with something to say

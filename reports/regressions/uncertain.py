@@ -10,6 +10,7 @@ from reports.regressions.evidence import SHARES, Judgement, Together, judge, jud
 from reports.regressions.findings import Finding
 from reports.regressions.metric import Metric, Suite, arrow
 from reports.regressions.pairing import Pair, Row, RowKey, place
+from reports.setups import score
 from reports.statistics import summarise
 
 _VERDICTS = {"worse": findings.REGRESSION, "better": findings.IMPROVED}
@@ -63,7 +64,7 @@ def _scores(row: Row) -> _Measured | None:
     ok = {seed: pair for seed, pair in sorted(row.pairs.items()) if all(run["status"] == "ok" for run in pair)}
     if not ok:
         return None
-    before, after = ([_score(pair[side]) for pair in ok.values()] for side in (0, 1))
+    before, after = ([score(pair[side]) for pair in ok.values()] for side in (0, 1))
     scale = 100.0 if max(map(abs, [*before, *after])) <= 1 else 1.0
     pairs = zip(before, after, strict=True)
     if next(iter(ok.values()))[0]["higher_is_better"]:
@@ -71,10 +72,6 @@ def _scores(row: Row) -> _Measured | None:
     else:
         differences = [_rounded(100 * (old - new) / (abs(old) or 1)) for old, new in pairs]
     return _Measured(before, after, differences, list(ok))
-
-
-def _score(run: Record) -> float:
-    return run["metrics"][run["headline"]]
 
 
 def _rounded(difference: float) -> float:

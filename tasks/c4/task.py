@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tasks.base import Kind
 from tasks.c4.corpus import SUFFIXES, Corpus, Documents, cut
 from tasks.c4.stream import BLOCK, Reader, Stream, text_of
+from tasks.data import hub
 from tasks.data.files import find
 from tasks.data.held_out import hash_of
 from tasks.models import language
@@ -182,10 +183,4 @@ def _first(documents: Iterator[str], language: LanguageModel, tokens: int) -> tu
 
 def open_hub(split: str) -> Reader:
     """A split of `allenai/c4`, from its beginning. Raises ValueError where the hub can't be reached."""
-    import datasets
-
-    try:
-        return datasets.load_dataset(HUB_ID, HUB_CONFIG, split=split, revision=HUB_REVISION, streaming=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"can't stream {HUB_ID} from the hub: {reason}; --data also takes a file or folder") from error
+    return hub.load(HUB_ID, HUB_CONFIG, split=split, revision=HUB_REVISION, way_out="a file or folder", streaming=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks.data import files
+from tasks.data import files, hub
 from tasks.data.files import File
 from tasks.data.held_out import HELD_OUT, is_chosen
 from tasks.data.rows import Row, RowError
@@ -133,11 +133,5 @@ def _is_test(path: Path) -> bool:
 
 
 def _from_hub(known: HubSet, split: str) -> Part:
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(known.id, known.config, split=split, revision=known.revision)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"can't load {known.id} from the hub: {reason}; --data also takes a file or folder") from error
+    rows = hub.load(known.id, known.config, split=split, revision=known.revision, way_out="a file or folder")
     return Part(known.id, (Row(f"{known.id}, row {number}", row) for number, row in enumerate(rows, 1)))

@@ -20,6 +20,7 @@ from tasks.instruct.prompts import Encoded, alpaca, encode
 from tasks.models import language
 from tasks.models.arguments import TaskArguments
 from tasks.models.language import LanguageModel
+from tasks.models.modes import evaluation
 
 NAME = "instruct"
 
@@ -135,12 +136,8 @@ class Tuning:
 
     def _exact_match(self, model: nn.Module) -> float:
         prompts = [_prompt(self.validation[number]) for number in range(len(self.validation))]
-        training = model.training
-        model.eval()
-        try:
+        with evaluation(model):
             written = gsm8k.generate(model, self.tokenizer, prompts, self.answer_tokens)
-        finally:
-            model.train(training)
         return gsm8k.exact_match(written, self.references)
 
 

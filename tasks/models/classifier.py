@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tasks.models.arguments import TaskArguments
 from tasks.models.encoding import Encoder
+from tasks.models.modes import evaluation
 from tasks.models.source import Source, check_fit
 from tasks.models.tokenization import choose_tokenizer, train_tokenizer
 
@@ -117,12 +118,8 @@ class Classifier:
 
         Runs on the model's device, in evaluation mode, without random numbers.
         """
-        training = model.training
-        model.eval()
-        try:
+        with evaluation(model):
             return self._logits(model, pairs)
-        finally:
-            model.train(training)
 
     def _logits(self, model: nn.Module, pairs: Sequence[tuple[str, str]]) -> Tensor:
         device = next(model.parameters()).device

@@ -17,6 +17,7 @@ from transformers.models.auto import modeling_auto
 from tasks.data import cache
 from tasks.models.arguments import TaskArguments
 from tasks.models.loading import quiet
+from tasks.models.modes import evaluation
 from tasks.models.source import DTYPES, Source, check_positions, own_generator
 from tasks.models.tokenization import byte_level_bpe, choose_tokenizer
 
@@ -200,10 +201,9 @@ def score(model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
 
     Runs on the model's device, in evaluation mode.
     """
-    device, training = next(model.parameters()).device, model.training
-    model.eval()
+    device = next(model.parameters()).device
     total, right, count = 0.0, 0, 0
-    try:
+    with evaluation(model):
         for batch in batches:
             moved = {key: value.to(device) for key, value in batch.items()}
             labels = moved.pop("labels")[:, 1:]
@@ -213,8 +213,6 @@ def score(model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
             total += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
             right += int((logits.argmax(1) == labels).sum())
             count += len(labels)
-    finally:
-        model.train(training)
     mean = total / count
     return {"loss": mean, "perplexity": math.exp(mean) if mean < 700 else math.inf, "token_accuracy": right / count}
 

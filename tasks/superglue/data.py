@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from tasks.data import hub
 from tasks.data.files import File
 from tasks.superglue import demo
 
@@ -70,16 +71,8 @@ def available_in(data: str) -> tuple[str, ...]:
 
 
 def _from_hub(folder: str, split: str) -> bytes:
-    import datasets
-
     config = {"WSC": "wsc.fixed", "AX-b": "axb", "AX-g": "axg"}.get(folder, folder.lower())
-    try:
-        rows = datasets.load_dataset(HUB_ID, config, split=HUB_SPLITS[split], revision=HUB_REVISION)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"can't load {HUB_ID} ({config}) from the hub: {reason}; --data also takes a folder"
-        ) from error
+    rows = hub.load(HUB_ID, config, split=HUB_SPLITS[split], revision=HUB_REVISION, way_out="a folder")
     official = OFFICIAL.get(folder, _named_labels)(rows)
     return "".join(json.dumps(row) + "\n" for row in official).encode()
 

@@ -1,0 +1,41 @@
+"""A table: raw rows in, and columns that say what a reader sees of each."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+NOTHING = "-"
+MIB, GIB = 1 << 20, 1 << 30
+
+Row = dict[str, Any]  # figures by name, units in the names
+Column = tuple[str, Callable[[Row], str]]  # its header, and what stands below
+
+
+@dataclass
+class Table:
+    """Cells as text; columns named in `left` are words, the others are figures."""
+
+    title: str
+    headers: list[str]
+    cells: list[list[str]]
+    left: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+
+def lay_out(title: str, rows: list[Row], columns: Sequence[Column], left: set[str], notes: Sequence[str] = ()) -> Table:
+    """Rows as a table; a column in which no row says anything is left out."""
+    cells = [[show(row) for row in rows] for _, show in columns]
+    said = [index for index, column in enumerate(cells) if any(cell != NOTHING for cell in column)]
+    headers = [columns[index][0] for index in said]
+    lines = [list(line) for line in zip(*(cells[index] for index in said), strict=True)]
+    return Table(title, headers, lines, left, list(notes))
+
+
+def mib(size: float) -> str:
+    """Bytes in MiB, with a decimal."""
+    return f"{size / MIB:,.1f}"
+
+
+def gib(size: float) -> str:
+    """Bytes in GiB, with two decimals."""
+    return f"{size / GIB:,.2f}"

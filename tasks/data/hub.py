@@ -1,0 +1,19 @@
+"""Data sets of the hub, at a pinned revision: one sentence where they can't be had."""
+
+from typing import Any
+
+
+def load(repository: str, config: str | None, *, split: str, revision: str | None, way_out: str, **given: Any) -> Any:
+    """A split as `datasets.load_dataset` has it; `given` are more of its arguments.
+
+    Raises:
+        ValueError: it can't be reached or read; `way_out` says what --data takes in its place.
+    """
+    import datasets  # takes seconds
+
+    try:
+        return datasets.load_dataset(repository, config, split=split, revision=revision, **given)
+    except (OSError, ValueError) as error:
+        name = f"{repository} ({config})" if config else repository
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"can't load {name} from the hub: {reason}; --data also takes {way_out}") from error
