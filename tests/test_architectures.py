@@ -25,7 +25,20 @@ from optimizers.shared.matrices import layer_matrices
 from reports.parts import FIELDS
 from tasks.models.source import Source
 
-PAIRS = [(name, method) for name in ARCHITECTURES for method in optimizers.available()]
+# The pairs that tell most are quick: every method with GPT-2 (fused, transposed matrices, tied embeddings), with another
+# language model and with an encoder, which change from method to method. `make test-slow` has all of them.
+ENCODERS = [name for name in ARCHITECTURES if not ARCHITECTURES[name].is_causal]
+OTHERS = [name for name in ARCHITECTURES if name not in ("gpt2", *ENCODERS)]
+QUICK = {
+    (name, method)
+    for n, method in enumerate(optimizers.available())
+    for name in ("gpt2", OTHERS[n % len(OTHERS)], ENCODERS[n % len(ENCODERS)])
+}
+PAIRS = [
+    pytest.param(name, method, marks=() if (name, method) in QUICK else pytest.mark.slow)
+    for name in ARCHITECTURES
+    for method in optimizers.available()
+]
 PER_ARCHITECTURE = pytest.mark.parametrize("name", ARCHITECTURES)
 every_pair = pytest.mark.parametrize(("name", "method"), PAIRS)
 
@@ -63,6 +76,11 @@ def tied(model: Any) -> bool:
 
 
 # ---- every method on every architecture
+
+
+def test_every_architecture_and_every_method_is_among_the_quick_ones():
+    assert {name for name, _ in QUICK} == set(ARCHITECTURES)
+    assert {method for _, method in QUICK} == set(optimizers.available())
 
 
 @every_pair

@@ -47,7 +47,7 @@ def test_a_step_is_what_torch_does_by_hand():
     loss = training_step(model, optimizer, task.loss, [task.batch(0)], phase=phase)
     expected = task.loss(by_hand, task.batch(0))
     expected.backward()
-    assert loss.item() == expected.item()
+    assert loss.item() == expected.item() and not loss.requires_grad
     for p, q in zip(model.parameters(), by_hand.parameters(), strict=True):
         torch.testing.assert_close(p, q - 0.1 * q.grad, rtol=0, atol=1e-7)
         assert p.grad is None
@@ -129,8 +129,9 @@ def test_phases_are_forward_and_backward_of_each_micro_batch_then_one_update():
         seen.append(name)
         return nullcontext()
 
-    training_step(model, optimizer, task.loss, [task.batch(0), task.batch(1)], phase=note)
+    loss = training_step(model, optimizer, task.loss, [task.batch(0), task.batch(1)], phase=note)
     assert seen == ["forward", "backward", "forward", "backward", "update"]
+    assert not loss.requires_grad
 
 
 def test_the_schedule_warms_up_linearly_and_falls_to_zero_after_the_last_step():
@@ -271,6 +272,21 @@ def test_history_counts_steps_tokens_and_seconds():
     assert [entry["tokens"] for entry in history] == [12, 24, 36, 48, 60]
     assert all(a["seconds"] < b["seconds"] for a, b in zip(history, history[1:], strict=False))
     assert history[-1]["seconds"] == run.progress.train_seconds
+
+
+class PaddedTask(ToyTask):
+    """Sequences of three tokens, of which the first example has one and the others all."""
+
+    def batch(self, step):
+        batch = super().batch(step)
+        batch["attention_mask"][0, 1:] = 0
+        return batch
+
+
+def test_padding_is_no_token_and_every_micro_batch_counts():
+    run = loop(task=PaddedTask(), steps=2, gradient_accumulation_steps=2)
+    run.run()
+    assert [entry["tokens"] for entry in run.progress.history] == [2 * (4 * 3 - 2), 4 * (4 * 3 - 2)]
 
 
 def test_a_long_history_is_thinned_and_its_losses_are_means():
