@@ -24,9 +24,9 @@ from optimizers.shared.layer_parts import parts_of_layers
 from optimizers.shared.matrices import layer_matrices
 from reports.parts import FIELDS
 from tasks.models.source import Source
+
 # The pairs that tell most are quick: each method with GPT-2 (fused, transposed matrices, tied embeddings), with another
 # language model and with an encoder, which change from one to the next. `make test-slow` has all of them.
-# language model and with an encoder, which change from method to method. `make test-slow` has all of them.
 ENCODERS = [name for name in ARCHITECTURES if not ARCHITECTURES[name].is_causal]
 OTHERS = [name for name in ARCHITECTURES if name not in ("gpt2", *ENCODERS)]
 QUICK = {
