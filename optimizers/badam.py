@@ -150,7 +150,7 @@ class BAdam(MemoryEfficientOptimizer):
         self._activate()
 
     def _activate(self) -> None:
-        self._active = set(self.blocks[self.selection])
+        self._active = dict.fromkeys(self.blocks[self.selection])  # in order: what is freed, is freed alike each time
         train_only(self._group_of, {*self._always, *self._active})
 
     def _order_of(self, epoch: int) -> Sequence[int]:

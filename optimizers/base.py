@@ -129,8 +129,13 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
     def advance(self) -> None:
         """Select the next block now."""
 
-    def worst_case(self) -> None:
-        """Make the selection with the largest memory peak, where a selection depends on values."""
+    @property
+    def worst_cases(self) -> int:
+        """How many selections may have the largest memory peak, by the model and the shape of its batches."""
+        return 1
+
+    def worst_case(self, number: int = 0) -> None:
+        """Make the selection with the largest peak, where one depends on values: number of `worst_cases`."""
 
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients of `loss`, a scalar.

@@ -193,7 +193,7 @@ class BlockLLM(MemoryEfficientOptimizer):
         self._measure(self.rule.chosen)
         self._choose(self.rule.choose(shuffled(len(self._pool), self.seed, 2, self.rule.steps)))
 
-    def worst_case(self) -> None:
+    def worst_case(self, number: int = 0) -> None:
         """Choose the largest tensors, of the first layers where several are of one size."""
         self._reach.at_worst = True
         largest = sorted(range(len(self._pool)), key=lambda i: -self._pool[i].numel())

@@ -143,11 +143,15 @@ class HFT(MemoryEfficientOptimizer):
         self._draws.next()
         self._select()
 
-    def worst_case(self) -> None:
+    @property
+    def worst_cases(self) -> int:
+        return 1 if self._draws.every is None else 2
+
+    def worst_case(self, number: int = 0) -> None:
         """Train the largest parts, of equal ones the last, whose inputs differ most, and more in the first layers.
 
-        No draw trains more weights; the peak of another can be a few percent higher for the activations that it needs.
-        A training with one draw keeps it.
+        `number` 1: more in the last layers, whose gradients are there the longest. No draw trains more weights. A
+        training with one draw keeps it.
         """
         if self._draws.every is None:
             return
@@ -155,7 +159,7 @@ class HFT(MemoryEfficientOptimizer):
         sizes = [sum(p.numel() for p in params) for params in self.parts.values()]
         self._draws.take(
             self._halves(
-                lambda category: range(len(self._layers)),
+                lambda category: range(len(self._layers))[:: -1 if number else 1],
                 lambda parts, *place: sorted(parts, key=lambda i: (sizes[i], i), reverse=True),
             )
         )

@@ -141,16 +141,24 @@ class LISA(MemoryEfficientOptimizer):
         self._draws.next()
         self._select()
 
-    def worst_case(self) -> None:
-        """Train the largest layers, of equal ones the first: the backward pass ends there, and frees them last.
+    @property
+    def worst_cases(self) -> int:
+        return self.layers + 1
 
-        Where gradients outweigh activations, the peak of another draw can be a few percent higher. With `reset="none"`
-        all layers get the state that they will have in the end.
+    def worst_case(self, number: int = 0) -> None:
+        """Train the largest layers, of equal ones the first and, `number` of them, the last.
+
+        At any moment of the backward pass a trained layer holds a gradient if it has been passed, or else what its
+        matrices need as input. Where activations outweigh gradients, the peak is early and the first layers hold most;
+        else, as with checkpointing, the last ones do, or some of both. With `reset="none"` all layers get the state
+        that they will have in the end.
         """
         self._reach.at_worst = True
         blocks = list(self.blocks.values())
         sizes = [sum(p.numel() for p in params) for params in blocks]
-        self._draws.take(sorted(range(len(blocks)), key=lambda i: -sizes[i])[: self.layers])
+        first = sorted(range(len(blocks)), key=lambda i: (-sizes[i], i))[: self.layers - number]
+        last = sorted(set(range(len(blocks))).difference(first), key=lambda i: (-sizes[i], -i))[:number]
+        self._draws.take([*first, *last])
         self._select()
         if self.reset == "none":
             for p in (p for params in blocks for p in params if not self.state[p]):

@@ -7,9 +7,18 @@ from membench.config.units import parse_bytes
 from membench.memory.allocator import CUDA_CONTEXT_BYTES
 from membench.planning import budget
 from membench.planning.blueprint import Blueprint
-from membench.planning.budget import built_in_models, find_limits, largest, parameters, total_bytes, total_curve, walk
-from membench.planning.method import plan_method, profile_like
-from membench.planning.moments import Moments
+from membench.planning.budget import (
+    built_in_models,
+    find_limits,
+    interpolated,
+    largest,
+    peak_curve,
+    search_down,
+    settle,
+    total_bytes,
+    walk,
+)
+from membench.planning.method import plan_method
 from membench.planning.planner import method_values
 from membench.planning.workload import Workload
 
@@ -28,9 +37,12 @@ def test_the_walk_finds_the_largest_from_any_start(fitting):
         assert walk("abcde", start, lambda name: "abcde".index(name) < fitting) == expected
 
 
-def exact(profile: Moments) -> Moments:
-    """Without what the allocator adds, which follows no rule."""
-    return Moments(profile.moments, 0)
+@pytest.mark.parametrize("start", [0, 1, 7, 8, 9, 30])
+@pytest.mark.parametrize("fitting", [set(), {1}, set(range(1, 9)), set(range(1, 31)), {1, 2, 3, 4, 8, 9, 20, 21}])
+def test_where_what_fits_has_gaps_the_search_still_ends_before_one_that_doesnt(start, fitting):
+    found = settle(lambda x: x in fitting, start, 30)
+    assert (found in fitting and (found == 30 or found + 1 not in fitting)) or (found == 0 and 1 not in fitting)
+    assert search_down(lambda x: x in fitting, 30) == max(fitting, default=0)
 
 
 @pytest.mark.parametrize(("name", "method"), [("llama", "badam"), ("roberta", "lora"), ("llama", "blockllm")])
@@ -38,10 +50,10 @@ def test_the_peak_lies_on_the_line_of_the_batch_to_the_byte(name, method, tmp_pa
     b = blueprint(tmp_path, name, DEPTH, checkpointing=name == "llama")
     values = method_values(b, method, {})
     plan = plan_method(b, method, values)
-    double = profile_like(plan, b.with_workload(batch_size=6), values)
-    curve = total_curve({3: exact(plan.profile), 6: exact(double)})
+    plans = {3: plan, 6: plan_method(b.with_workload(batch_size=6), method, values)}
     seen = plan_method(b.with_workload(batch_size=11), method, values)
-    assert curve(11) - CUDA_CONTEXT_BYTES == seen.row["peak_allocated_bytes"]
+    assert interpolated(plans, 11) == total_bytes(seen.profile)
+    assert peak_curve(plans)(11) - CUDA_CONTEXT_BYTES == seen.row["peak_allocated_bytes"]
 
 
 @pytest.mark.parametrize(("attention", "method"), [("eager", "sgd"), ("sdpa", "lisa")])
@@ -49,11 +61,12 @@ def test_the_peak_lies_on_the_parabola_of_the_sequence_to_the_byte(attention, me
     b = blueprint(tmp_path, "llama", DEPTH, attention=attention)
     values = method_values(b, method, {})
     plan = plan_method(b, method, values)
-    points = {24: exact(plan.profile)}
+    plans = {24: plan}
     for tokens in (48, 72):
-        points[tokens] = exact(profile_like(plan, b.with_workload(sequence_length=tokens), values))
+        plans[tokens] = plan_method(b.with_workload(sequence_length=tokens), method, values)
     seen = plan_method(b.with_workload(sequence_length=301), method, values)
-    assert total_curve(points)(301) - CUDA_CONTEXT_BYTES == seen.row["peak_allocated_bytes"]
+    assert interpolated(plans, 301) == total_bytes(seen.profile)
+    assert peak_curve(plans)(301) - CUDA_CONTEXT_BYTES == seen.row["peak_allocated_bytes"]
 
 
 def test_limits_are_the_last_that_fit_and_never_beyond_the_models_positions(tmp_path, monkeypatch):
@@ -65,8 +78,9 @@ def test_limits_are_the_last_that_fit_and_never_beyond_the_models_positions(tmp_
     limits = find_limits(plan, b, values, size)
     assert limits.model is None  # its weights alone are more than is left
     assert limits.batch > 3 and 24 < limits.sequence <= b.longest_sequence
-    for workload in (b.with_workload(batch_size=limits.batch), b.with_workload(sequence_length=limits.sequence)):
-        assert plan_method(workload, "sgd", values).row["estimated_total_bytes"] == pytest.approx(size, rel=0.1)
+    for name, limit in (("batch_size", limits.batch), ("sequence_length", limits.sequence)):
+        here, beyond = (plan_method(b.with_workload(**{name: n}), "sgd", values).row for n in (limit, limit + 1))
+        assert here["estimated_total_bytes"] <= size < beyond["estimated_total_bytes"]
     roomy = find_limits(plan, b, values, 10 * size)
     assert roomy.sequence == b.longest_sequence == 512 and roomy.model == "llama-60m"
 
@@ -78,9 +92,9 @@ def test_nothing_fits_where_the_weights_alone_are_too_large(tmp_path):
     assert (limits.batch, limits.sequence, limits.model) == (0, 0, None)
 
 
-def test_parameters_are_counted_without_building_the_model():
-    assert parameters(Blueprint(Workload("llama2-70b"))) == 68_976_648_192
-    assert parameters(Blueprint(Workload("gemma2-9b"))) == 9_241_705_984
+def test_parameters_are_counted_without_values():
+    assert Blueprint(Workload("llama2-70b")).parameters == 68_976_648_192
+    assert Blueprint(Workload("gemma2-9b")).parameters == 9_241_705_984
     names = built_in_models(True)
     assert list(names.values()) == sorted(names.values())
     assert "roberta-base" not in names and list(names)[-1] == "llama3-70b"

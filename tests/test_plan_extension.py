@@ -11,7 +11,8 @@ from membench.memory.breakdown import summarize
 from membench.planning import method as planning
 from membench.planning.blueprint import Blueprint
 from membench.planning.extrapolate import NotAlikeError, extend_number, extend_text, weights
-from membench.planning.method import plan_method, simulated_depths
+from membench.planning.layers import simulated_depths
+from membench.planning.method import plan_method
 from membench.planning.planner import method_values
 from membench.planning.simulate import simulate
 
@@ -83,15 +84,20 @@ def test_a_cycle_that_leaves_state_behind_is_gone_through_in_full(tmp_path, monk
     b = blueprint(tmp_path, "llama", 6)
     plan = plan_method(b, "hoarder", {})
     layers = sum(p.numel() for p in b.source.skeleton(b.kind).model.layers.parameters())
-    assert plan.leaves_state
+    assert plan.simulations[0].leaves_state
     assert plan.row["maximum"]["optimizer_state_bytes"] >= 8 * layers
 
 
-def test_simulated_depths_end_on_a_layer_of_the_same_kind():
-    assert simulated_depths(32, 1) == (3, 4, 5)
-    assert simulated_depths(26, 2) == (4, 6, 8)
-    assert simulated_depths(27, 2) == (3, 5, 7)
-    assert simulated_depths(4, 1) == (4,)
+def test_simulated_depths_grow_by_the_same_layers_and_end_on_those_of_the_model():
+    assert simulated_depths("a" * 32) == (3, 4, 5)
+    assert simulated_depths("ab" * 13) == (4, 6, 8)
+    assert simulated_depths("ab" * 13 + "a") == (3, 5, 7)
+    assert simulated_depths("aaaaab" * 4 + "aa") == (8, 14, 20)
+    assert simulated_depths("abbb" * 8) == (4, 8, 12)
+    assert simulated_depths("a" * 3 + "b" * 58) == (5, 6, 7)  # DeepSeek V3: three dense layers, then experts
+    assert simulated_depths("a" * 4) == (4,)
+    assert simulated_depths("a" * 31 + "b") == (32,)
+    assert simulated_depths("abc" * 2) == (6,)
 
 
 def test_extension_is_exact_in_whole_numbers_and_refuses_what_lies_on_no_line():

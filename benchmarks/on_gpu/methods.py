@@ -82,8 +82,9 @@ def turns(optimizer: MemoryEfficientOptimizer) -> Iterator[dict[str, Any]]:
     knows_worst = method.worst_case is not MemoryEfficientOptimizer.worst_case
     changes = method.advance is not MemoryEfficientOptimizer.advance
     if knows_worst:
-        optimizer.worst_case()
-        yield {"worst": True}
+        for number in range(optimizer.worst_cases):
+            optimizer.worst_case(number)
+            yield {"worst": True}
     count = max(optimizer.cycle_length, 2 if changes else 1)
     most = min(count, MOST_VISITS // 2 if knows_worst else MOST_VISITS)
     wanted = {round(number * (count - 1) / max(1, most - 1)) for number in range(most)}

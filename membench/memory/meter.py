@@ -213,17 +213,17 @@ class MemoryMeter(TorchDispatchMode):
             self.trace.selections.append((len(self.trace.events), selection))
 
     def _meter_switching(self, optimizer: MemoryEfficientOptimizer, cleanup: ExitStack) -> None:
-        """Makes `after_step` and `advance` a phase of their own, on this one optimizer, until the meter is left."""
-        for name in ("after_step", "advance"):
+        """Makes what selects a phase of its own, on this one optimizer, until the meter is left."""
+        for name in ("after_step", "advance", "worst_case"):
             setattr(optimizer, name, self._as_switch(getattr(optimizer, name)))
             cleanup.callback(delattr, optimizer, name)
 
     def _as_switch(self, method: Any) -> Any:
         @wraps(method)
-        def switch() -> None:
+        def switch(*given: Any) -> None:
             self._scan()  # a switch may drop state that the scan at the phase's end would miss
             with self.phase("switch"):
-                method()
+                method(*given)
             self._note_selection()
 
         return switch

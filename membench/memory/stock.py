@@ -38,7 +38,9 @@ class StockOptimizer:
         """Compute the gradients of `loss`, a scalar."""
         loss.backward()
 
-    def worst_case(self) -> None:
+    worst_cases = 1
+
+    def worst_case(self, number: int = 0) -> None:
         """Selects nothing: there is no choice."""
 
     def advance(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import transformers
 from torch import nn
 from transformers.models.auto import modeling_auto
 
+from membench.planning.layers import kinds, simulated_depths
 from membench.planning.workload import Batch, Workload, make_batch
 from membench.training.checkpointing import checkpoint_layers
 from tasks.models.loading import quiet
@@ -22,6 +24,7 @@ from tasks.models.source import CONFIGURATIONS, DTYPES, PREFIX, Source, longest_
 
 CONFIG_FILE = "config.json"
 ATTENTION_DROPOUT = ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop")  # as models call it
+POSITIONS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len")  # likewise
 
 
 class Blueprint:
@@ -35,11 +38,14 @@ class Blueprint:
         self.workload = workload
         self.source = Source(source_name(workload.model), workload.trust_remote_code)
         self.depth = self._layers()
-        self.period = _period(self._per_layer())
 
     def with_workload(self, **changes: Any) -> Blueprint:
-        """The blueprint of a set-up with some changes."""
-        return Blueprint(replace(self.workload, **changes))
+        """The blueprint of a set-up with some changes; of other batches alone, what is known of the model is kept."""
+        if not set(changes) <= {"batch_size", "sequence_length"}:
+            return Blueprint(replace(self.workload, **changes))
+        other = copy.copy(self)
+        other.workload = replace(self.workload, **changes)
+        return other
 
     @property
     def attention_dropout(self) -> float:
@@ -48,12 +54,35 @@ class Blueprint:
         return max((float(values.get(name) or 0.0) for name in ATTENTION_DROPOUT), default=0.0)
 
     @property
-    def longest_sequence(self) -> int:
-        """Tokens that the model has positions for."""
-        positions = int(self.source.config.max_position_embeddings)
-        if self.is_causal:
-            return positions
-        return longest_sequence(self.source.skeleton(self.kind)) or positions
+    def longest_sequence(self) -> int | None:
+        """Tokens that the model has positions for; None if it says nothing."""
+        config = self.source.config
+        stated = [getattr(config, name, None) for name in POSITIONS]
+        known = [longest_sequence(self.skeleton), *stated]
+        return min((count for count in known if isinstance(count, int) and count > 0), default=None)
+
+    @cached_property
+    def skeleton(self) -> nn.Module:
+        """The model of its own depth, without values."""
+        with torch.device("meta"):
+            return self.build(self.depth)
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the model."""
+        return sum(p.numel() for p in self.skeleton.parameters())
+
+    @cached_property
+    def depths(self) -> tuple[int, ...]:
+        """The depths to simulate: a few if layers repeat and shallower models have the same ones, or its own."""
+        listed = self._per_layer()
+        own = list(kinds(self.skeleton, listed).values())
+        depths = simulated_depths(own)
+        if len(own) != self.depth or len(depths) == 1:
+            return (self.depth,)
+        with torch.device("meta"):
+            shallower = kinds(self.build(depths[-1]), {name: values[: depths[-1]] for name, values in listed.items()})
+        return depths if list(shallower.values()) == own[: depths[-1]] else (self.depth,)
 
     @property
     def is_causal(self) -> bool:
@@ -84,12 +113,11 @@ class Blueprint:
             checkpoint_layers(model)
         return model.train()
 
-    @cached_property
+    @property
     def attention(self) -> str:
         """The implementation of attention that transformers takes."""
-        with torch.device("meta"):
-            config: Any = self.build(1).config
-            return str(config._attn_implementation)
+        config: Any = self.skeleton.config
+        return str(config._attn_implementation)
 
     def _new(self, depth: int) -> Any:
         try:
@@ -149,14 +177,6 @@ def classifier(model: nn.Module) -> tuple[str, ...]:
     return tuple(
         name for name, child in model.named_children() if name != prefix and any(True for _ in child.parameters())
     )
-
-
-def _period(per_layer: dict[str, list[Any]]) -> int:
-    """After how many layers all lists repeat; 1 where there are none."""
-    if not per_layer:
-        return 1
-    rows = list(zip(*per_layer.values(), strict=True))
-    return next(p for p in range(1, len(rows) + 1) if all(rows[i] == rows[i - p] for i in range(p, len(rows))))
 
 
 @contextmanager

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-import torch
-
 from membench.memory.allocator import CUDA_CONTEXT_BYTES
 from membench.planning.blueprint import Blueprint
-from membench.planning.extrapolate import weights
-from membench.planning.method import Plan, profile_like
+from membench.planning.extrapolate import NotAlikeError, weights
+from membench.planning.method import Plan, plan_method, whole_profile
 from membench.planning.moments import Moments
+from membench.planning.simulate import Simulation
 from membench.planning.workload import Workload
 from reports.parts import LASTING
 from tasks.models.source import CONFIGURATIONS, DTYPES, PREFIX
 
 _MOST = 1 << 22  # sequences or tokens: beyond any use
+_STEPS = 64  # from the largest whose tensors alone would fit, down to nothing
+
+Size = Callable[[int], int]  # batch or sequence -> bytes
 
 
 @dataclass(frozen=True)
 class Limits:
     """The largest of each that fits with all else as planned; 0 or None if nothing does.
+
+    Each is planned: it fits, and one more doesn't. What the allocator adds follows no rule, so a larger one may fit
+    again; the largest found is given.
 
     Attributes:
         batch: sequences.
@@ -39,8 +44,9 @@ class Limits:
 def find_limits(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget_bytes: int) -> Limits:
     """What fits into `budget_bytes`, the process's own context included.
 
-    A batch is on a line and a sequence on a parabola (the attention mask), so a few sizes are simulated and the rest
-    follows. Models are planned, from the size that the plan at hand suggests.
+    Every allocation is on a line in the batch and on a parabola (the attention mask) in the sequence. So a few sizes
+    are simulated, the others follow, and the answer is planned, as is the next one. Models are planned, from the size
+    that the plan at hand suggests.
     """
     model = _largest_model(plan, blueprint, values, budget_bytes)
     if lasting_bytes(plan.profile) + CUDA_CONTEXT_BYTES > budget_bytes:
@@ -66,35 +72,65 @@ def largest_batch(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], b
     """The most sequences a step that fit into `budget` bytes."""
     size = blueprint.workload.batch_size
     start = max(2, size)  # one sequence alone has strides that no other batch has
-    profiles = {size: plan.profile}
-    for batch in {start, 2 * start} - {size}:
-        profiles[batch] = profile_like(plan, blueprint.with_workload(batch_size=batch), values)
-    curve = total_curve({batch: profiles[batch] for batch in (start, 2 * start)})
-    known = {batch: total_bytes(one) for batch, one in profiles.items()}
-    return largest(lambda batch: known.get(batch, curve(batch)) <= budget, _MOST)
+
+    @cache
+    def planned(batch: int) -> Plan:
+        if batch == size:
+            return plan
+        return plan_method(blueprint.with_workload(batch_size=batch), plan.method, values)
+
+    return _last_that_fits(planned, (start, 2 * start), budget, _MOST)
 
 
 def _longest_sequence(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int) -> int:
     length = blueprint.workload.sequence_length
-    profiles = {length: plan.profile}
-    for longer in (2 * length, 3 * length):
-        profiles[longer] = profile_like(plan, blueprint.with_workload(sequence_length=longer), values)
-    curve = total_curve(profiles)
-    return largest(lambda tokens: curve(tokens) <= budget, blueprint.longest_sequence)
+
+    @cache
+    def planned(tokens: int) -> Plan:
+        if tokens == length:
+            return plan
+        return plan_method(blueprint.with_workload(sequence_length=tokens), plan.method, values)
+
+    most = blueprint.longest_sequence or _MOST
+    points = sorted({min(tokens, most) for tokens in (length, 2 * length, 3 * length)})
+    return _last_that_fits(planned, points, budget, most)
 
 
-def total_curve(profiles: Mapping[int, Moments]) -> Callable[[int], int]:
-    """`total_bytes` as a function, from profiles at some points: each moment on a polynomial, the surplus on a line."""
-    points, known = tuple(profiles), list(profiles.values())
+def _last_that_fits(planned: Callable[[int], Plan], points: Sequence[int], budget: int, most: int) -> int:
+    """The largest found, up to `most`, whose plan fits while the next one's doesn't."""
+    known = {point: planned(point) for point in points}
+    peak = peak_curve(known)
+    roof = largest(lambda at: peak(at) <= budget, most)
+    guess = search_down(lambda at: interpolated(known, at) <= budget, roof)
+    return settle(lambda at: total_bytes(planned(at).profile) <= budget, guess, most)
+
+
+def peak_curve(plans: Mapping[int, Plan]) -> Size:
+    """What a process takes without what the allocator adds, from plans at some points: each moment on a polynomial."""
+    points, known = tuple(plans), [plan.profile for plan in plans.values()]
     shared = [key for key in known[0].moments if all(key in one.moments for one in known)]
     rows = {tuple([one.moments[key].sizes[0] for one in known]) for key in shared}
-    surplus = (known[0].surplus_bytes, known[-1].surplus_bytes)
+    return lambda at: max(map(weights(points, at).apply, rows)) + CUDA_CONTEXT_BYTES
 
-    def total(at: int) -> int:
-        weight, line = weights(points, at), weights((points[0], points[-1]), at)
-        return max(map(weight.apply, rows)) + max(0, line.apply(surplus)) + CUDA_CONTEXT_BYTES
 
-    return total
+def interpolated(plans: Mapping[int, Plan], at: int) -> int:
+    """What a process takes, from plans at some points: each allocation's size on a polynomial.
+
+    Where the plans have different allocations, or none that fit together, that of the peak alone.
+    """
+    runs = zip(*(plan.simulations for plan in plans.values()), strict=True)
+    try:
+        simulations = [_interpolate(tuple(plans), run, at) for run in runs]
+        return total_bytes(whole_profile(simulations, plans[max(plans)].depth)[1])
+    except (NotAlikeError, ValueError):
+        return peak_curve(plans)(at)
+
+
+def _interpolate(points: Sequence[int], run: Sequence[Simulation], at: int) -> Simulation:
+    """Raises ValueError where the traces have different lengths."""
+    apply = weights(points, at).apply
+    rows = zip(*(one.trace.sizes for one in run), strict=True)
+    return replace(run[-1], trace=replace(run[-1].trace, sizes=[apply(row) for row in rows]))
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:
@@ -102,17 +138,42 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
     low, high = 0, 1
     while high <= most and fits(high):
         low, high = high, 2 * high
-    high = min(high, most + 1)
+    return _between(fits, low, min(high, most + 1))
+
+
+def _between(fits: Callable[[int], bool], low: int, high: int) -> int:
+    """A number from `low`, which fits, on that fits while the next one doesn't, below `high`, which doesn't."""
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
 
 
+def search_down(fits: Callable[[int], bool], roof: int) -> int:
+    """A number that fits while the next one doesn't, near the largest below `roof`: from there down, in steps."""
+    step = max(1, roof // _STEPS)
+    low = next((at for at in range(roof, 0, -step) if fits(at)), 0)
+    return low if low == roof else _between(fits, low, low + step if low else 1 + (roof - 1) % step)
+
+
+def settle(fits: Callable[[int], bool], start: int, most: int) -> int:
+    """The number nearest to `start` that fits while the next one doesn't, or `most`; 0 if none is found."""
+    low, high, at, step = 0, most + 1, max(start, 1), 1
+    while high - low > 1:
+        if fits(at):
+            low, at = at, at + step
+        else:
+            high, at = at, at - step
+        if low and high <= most:
+            at = (low + high) // 2
+        at, step = min(max(at, low + 1), high - 1), 2 * step
+    return low
+
+
 def _largest_model(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int) -> str | None:
     """Walks up or down from the size that needs the budget, if bytes went by weights alone."""
     names = built_in_models(blueprint.is_causal)
-    expected = parameters(blueprint) * budget / total_bytes(plan.profile)
+    expected = blueprint.parameters * budget / total_bytes(plan.profile)
     start = sum(size <= expected for size in names.values())
     room = budget - CUDA_CONTEXT_BYTES
     ordered = [name for name, size in names.items() if size * DTYPES[blueprint.workload.dtype].itemsize <= room]
@@ -121,8 +182,8 @@ def _largest_model(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], 
         if PREFIX + name == blueprint.source.name:
             return total_bytes(plan.profile) <= budget
         other = blueprint.with_workload(model=name)
-        return other.longest_sequence >= blueprint.workload.sequence_length and (
-            total_bytes(profile_like(plan, other, values)) <= budget
+        return (other.longest_sequence or _MOST) >= blueprint.workload.sequence_length and (
+            total_bytes(plan_method(other, plan.method, values).profile) <= budget
         )
 
     return walk(ordered, min(start, len(ordered)), fits)
@@ -145,13 +206,5 @@ def built_in_models(causal: bool) -> dict[str, int]:
     for name in CONFIGURATIONS:
         blueprint = Blueprint(Workload(name))
         if blueprint.is_causal == causal:
-            sizes.setdefault(parameters(blueprint), name)
+            sizes.setdefault(blueprint.parameters, name)
     return {sizes[size]: size for size in sorted(sizes)}
-
-
-@cache
-def parameters(blueprint: Blueprint) -> int:
-    """Weights of a model; its layers are alike, so two depths tell."""
-    with torch.device("meta"):
-        one, more = (sum(p.numel() for p in blueprint.build(depth).parameters()) for depth in (1, 1 + blueprint.period))
-    return one + (more - one) * (blueprint.depth - 1) // blueprint.period

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from membench.planning.blueprint import Blueprint
 from optimizers.shared.blocks import find_layers
 
@@ -20,7 +18,7 @@ class Facts:
         weights: M, of the whole model.
         layers: D.
         width: m, of the hidden state.
-        matrices: (rows, columns) of all in one layer.
+        matrices: (rows, columns) of all in the layers.
     """
 
     weights: int
@@ -47,11 +45,9 @@ FORMULAS: dict[str, Formula] = {
 
 def facts(blueprint: Blueprint, weights: int) -> Facts:
     """The facts about a model of `weights` weights."""
-    with torch.device("meta"):
-        model = blueprint.build(1)
-    layer = next(iter(find_layers(model).values()))
-    shapes = [(p.shape[0], p.shape[1]) for p in layer.parameters() if p.dim() == 2]
-    return Facts(weights, blueprint.depth, int(blueprint.source.config.hidden_size), tuple(shapes))
+    layers = find_layers(blueprint.skeleton)
+    shapes = [(p.shape[0], p.shape[1]) for layer in layers.values() for p in layer.parameters() if p.dim() == 2]
+    return Facts(weights, len(layers), int(blueprint.source.config.hidden_size), tuple(shapes))
 
 
 def formula(method: str, known: Facts, values: Mapping[str, Any]) -> tuple[str, int] | None:
@@ -64,6 +60,6 @@ def formula(method: str, known: Facts, values: Mapping[str, Any]) -> tuple[str, 
 
 def _galore_states(known: Facts, rank: int) -> int:
     """Values: m r + 2 n r for each matrix of m <= n in the layers, two for each weight elsewhere."""
-    in_layers = known.layers * sum(rows * columns for rows, columns in known.matrices)
+    in_layers = sum(rows * columns for rows, columns in known.matrices)
     projected = sum(min(shape) * rank + 2 * max(shape) * rank for shape in known.matrices)
-    return known.layers * projected + 2 * (known.weights - in_layers)
+    return projected + 2 * (known.weights - in_layers)

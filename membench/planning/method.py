@@ -15,7 +15,6 @@ from membench.planning.extrapolate import (
     Table,
     extend_depth,
     extend_number,
-    extend_profiles,
     extend_tables,
     extend_text,
 )
@@ -23,20 +22,19 @@ from membench.planning.moments import Moments, profile
 from membench.planning.simulate import Simulation, layer_pattern, simulate
 from reports.parts import FIELDS
 
-SHALLOWEST = 3  # layers: a first, a last and one in between
-
 
 @dataclass
 class Plan:
     """What a method needs. The keys of `row` are those of the JSON."""
 
     method: str
+    depth: int  # of the model
     depths: tuple[int, ...]  # that were simulated
     row: dict[str, Any]
     components: Table  # parts at the peak
     modules: dict[str, Table]  # of each component; layers are added up: their numbers are a *
     profile: Moments  # of the model's own depth
-    leaves_state: bool  # see `Simulation`
+    simulations: Sequence[Simulation]  # of `depths`
 
 
 def plan_method(blueprint: Blueprint, method: str, values: Mapping[str, Any]) -> Plan:
@@ -45,7 +43,7 @@ def plan_method(blueprint: Blueprint, method: str, values: Mapping[str, Any]) ->
     Raises:
         ValueError: the method refuses a value or the model.
     """
-    depths = simulated_depths(blueprint.depth, blueprint.period)
+    depths = blueprint.depths
     leaves_state = False
     with suppress(NotAlikeError, ValueError):  # what is refused is refused in full depth too, or was only too shallow
         simulations = [simulate(blueprint, method, values, depth) for depth in depths]
@@ -56,29 +54,21 @@ def plan_method(blueprint: Blueprint, method: str, values: Mapping[str, Any]) ->
     return _combine(method, [whole], blueprint.depth)
 
 
-def profile_like(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any]) -> Moments:
-    """The profile of the same method on another `blueprint`, extended (unchecked) as `plan` was."""
-    if len(plan.depths) == 1:
-        depth = blueprint.depth
-        return profile(simulate(blueprint, plan.method, values, depth, whole_cycle=plan.leaves_state), complete=True)
-    depths = simulated_depths(blueprint.depth, blueprint.period)[::2]
-    simulations = [simulate(blueprint, plan.method, values, depth) for depth in depths]
-    profiles = [profile(one, complete=len(depths) == 1) for one in simulations]
-    return extend_profiles(depths, profiles, blueprint.depth) if len(depths) > 1 else profiles[0]
+def whole_profile(simulations: Sequence[Simulation], depth: int) -> tuple[list[Moments], Moments]:
+    """The profiles of simulations, and that of the model's own depth.
 
-
-def simulated_depths(depth: int, period: int) -> tuple[int, ...]:
-    """Three small depths whose last layer is of the same kind as the model's, or its own depth if that is small."""
-    first = next(d for d in range(SHALLOWEST, SHALLOWEST + period) if (depth - d) % period == 0)
-    depths = (first, first + period, first + 2 * period)
-    return depths if depths[-1] < depth else (depth,)
+    Raises:
+        NotAlikeError: the depths don't follow one rule.
+    """
+    profiles = [profile(one, complete=len(simulations) == 1) for one in simulations]
+    depths = [one.depth for one in simulations]
+    return profiles, extend_depth(depths, profiles, depth) if len(profiles) > 1 else profiles[0]
 
 
 def _combine(method: str, simulations: Sequence[Simulation], depth: int) -> Plan:
     """Raises NotAlikeError."""
     depths = tuple(one.depth for one in simulations)
-    profiles = [profile(one, complete=len(simulations) == 1) for one in simulations]
-    whole = extend_depth(depths, profiles, depth) if len(profiles) > 1 else profiles[0]
+    profiles, whole = whole_profile(simulations, depth)
     positions = [one.moments[whole.peak].position for one in profiles]
     pairs = list(zip(simulations, positions, strict=True))
     modules = extend_tables(depths, [_sizes_by_module(*pair) for pair in pairs], depth)
@@ -99,8 +89,7 @@ def _combine(method: str, simulations: Sequence[Simulation], depth: int) -> Plan
         "trained_weights": extend_number(depths, trained, depth),
         "components": components,
     }
-    leaves_state = any(one.leaves_state for one in simulations)
-    return Plan(method, depths, row, components, _nested(modules), whole, leaves_state)
+    return Plan(method, depth, depths, row, components, _nested(modules), whole, simulations)
 
 
 def _named(depths: Sequence[int], selections: Sequence[str | None], depth: int) -> str | None:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import gc
+import logging
 import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
-
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 import optimizers
 from membench.config.defaults import hyperparameters
+from membench.config.errors import explain
 from membench.memory.allocator import CUDA_CONTEXT_BYTES
 from membench.planning.blueprint import Blueprint
-from membench.planning.budget import Limits, find_limits, parameters
+from membench.planning.budget import Limits, find_limits
 from membench.planning.formulas import facts, formula
 from membench.planning.method import Plan, plan_method
 from membench.planning.workload import Workload
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that no plan runs
 
 Given = Mapping[str, Mapping[str, Any]]  # hyper-parameters by method
 
@@ -69,7 +71,7 @@ def plan(
         raise ValueError(planned[0].refused)
     return {
         "setup": {**asdict(workload), "attention": attention},
-        "parameters": parameters(blueprint),
+        "parameters": blueprint.parameters,
         "attention_dropout": blueprint.attention_dropout,
         "budget_bytes": budget_bytes,
         "context_bytes": CUDA_CONTEXT_BYTES,
@@ -105,9 +107,9 @@ def _carry_out(job: Job) -> Planned:
         limits = find_limits(made, blueprint, job.values, job.budget_bytes) if job.budget_bytes else None
     except ValueError as error:
         return Planned(job, None, refused=str(error))
-    except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        return Planned(job, None, refused=f"it depends on values that a plan doesn't have, by {error.func}")
-    return Planned(job, made, limits)
+    except Exception as error:  # of whatever code comes with a model or a method: the other rows go on
+        return Planned(job, None, refused=explain(error))
+    return Planned(job, replace(made, simulations=()), limits)  # processes hand it over
 
 
 def _cores() -> int:
@@ -118,7 +120,7 @@ def row(planned: Planned, blueprint: Blueprint) -> dict[str, Any]:
     """A row of the JSON: the plan's own, the formula beside it, and what the budget says."""
     made, job = planned.plan, planned.job
     assert made is not None
-    paper = formula(optimizers.split(job.method)[0], facts(blueprint, parameters(blueprint)), job.values)
+    paper = formula(optimizers.split(job.method)[0], facts(blueprint, blueprint.parameters), job.values)
     budget, total = job.budget_bytes, made.row["estimated_total_bytes"]
     return {
         **made.row,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from membench.memory.meter import MemoryMeter
 from membench.memory.trace import Trace
 from membench.planning.blueprint import Blueprint
 from membench.planning.fake import QuickFakeTensorMode
+from membench.planning.layers import ends, kinds
 from membench.planning.workload import LOSSES
 from membench.training.metering import train_selection, turns_of
 from optimizers import MemoryEfficientOptimizer
@@ -53,29 +55,30 @@ def simulate(
     whole_cycle: bool = False,
     device: str | None = None,
 ) -> Simulation:
-    """Trains on the worst selection; on the ends of a cycle of blocks, where memory falls or rises from layer to layer.
+    """Trains on the worst selections, or on the ends of a cycle: memory falls or rises from layer to layer in between.
 
     Args:
         blueprint: of the model.
         method: a name of `optimizers`.
         values: its hyper-parameters.
         depth: layers of the model.
-        whole_cycle: go through all blocks; else leave out those between the first layer and the last.
+        whole_cycle: go through all blocks; else leave out those between the first layer of a kind and the last.
         device: train a real model with random weights there, instead of one of fake tensors.
     """
     with QuickFakeTensorMode() if device is None else nullcontext():
         with nullcontext() if device is None else torch.device(device):
             model = blueprint.build(depth)
         optimizer = optimizers.create(method, model, **values)
-        turns = _worst_turns(optimizer)
+        selections = _selections(optimizer)
+        next(selections)
         meter = MemoryMeter(model, optimizer)
         simulation = Simulation(depth, meter.trace, _lists_of_layers(model), classify(model))
+        ending = ends(kinds(model))
         with meter:
-            for turn in range(turns):
-                if turn:
-                    optimizer.advance()
+            for turn, _ in enumerate(chain([None], selections)):
+                if turn and not _knows_worst_case(optimizer):
                     simulation.leaves_state |= any(not p.requires_grad for p in optimizer.state)
-                if whole_cycle or _is_an_end(optimizer.selection, simulation.layers, depth):
+                if whole_cycle or _is_an_end(optimizer.selection, simulation.layers, ending):
                     simulation.trained[optimizer.selection] = sum(p.numel() for p in optimizer.trainable)
                     train_selection(
                         meter, LOSSES[blueprint.workload.loss], lambda step: [blueprint.batch(device)], turn
@@ -87,19 +90,27 @@ def _lists_of_layers(model: nn.Module) -> list[str]:
     return sorted({name.rpartition(".")[0] for name in find_layers(model)})
 
 
-def _worst_turns(optimizer: MemoryEfficientOptimizer) -> int:
-    """Selects the worst case where the method knows it; else how many selections to go through."""
-    method = type(optimizer)
-    if method.worst_case is not MemoryEfficientOptimizer.worst_case:
-        optimizer.worst_case()
-        return 1
-    return turns_of(optimizer)
+def _selections(optimizer: MemoryEfficientOptimizer) -> Iterator[None]:
+    """Makes the selections to go through, one after the other: the worst cases where the method knows them, or all."""
+    if _knows_worst_case(optimizer):
+        for number in range(optimizer.worst_cases):
+            optimizer.worst_case(number)
+            yield
+        return
+    yield
+    for _ in range(turns_of(optimizer) - 1):
+        optimizer.advance()
+        yield
 
 
-def _is_an_end(selection: str | None, layers: list[str], depth: int) -> bool:
-    """Does a selection hold the first layer or the last, or no layer by name?"""
-    indices = {int(match[2]) for match in layer_pattern(layers).finditer(selection or "")}
-    return not indices or 0 in indices or depth - 1 in indices
+def _knows_worst_case(optimizer: MemoryEfficientOptimizer) -> bool:
+    return type(optimizer).worst_case is not MemoryEfficientOptimizer.worst_case
+
+
+def _is_an_end(selection: str | None, layers: list[str], ending: set[str]) -> bool:
+    """Does a selection hold the first layer of its kind or the last, or no layer by name?"""
+    named = {match[0] for match in layer_pattern(layers).finditer(selection or "")}
+    return not named or bool(named & ending)
 
 
 def layer_pattern(layers: list[str]) -> re.Pattern[str]:

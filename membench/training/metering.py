@@ -28,8 +28,8 @@ def meter_cycle(
 ) -> dict[str, Any]:
     """Trains `model` through a cycle of what `optimizer` selects and reports the memory: see `breakdown.summarize`.
 
-    It begins with the selection that needs most, where a method's choice depends on values (`worst_case`). Two steps a
-    selection are needed: state that the first one's update makes is there in the second one's forward and
+    It begins with the selections that may need most, where a method's choice depends on values (`worst_case`). Two
+    steps a selection are needed: state that the first one's update makes is there in the second one's forward and
     backward. Works on real and on fake tensors. It trains the model, so give it a copy.
 
     Args:
@@ -44,9 +44,11 @@ def meter_cycle(
     method = optimizer if isinstance(optimizer, MemoryEfficientOptimizer) else StockOptimizer(optimizer)
     method.worst_case()
     with MemoryMeter(model, method) as meter:
-        for turn in range(selections or turns_of(method)):
-            if turn:
+        for turn in range(method.worst_cases - 1 + (selections or turns_of(method))):
+            if turn >= method.worst_cases:
                 method.advance()
+            elif turn:
+                method.worst_case(turn)
             train_selection(meter, loss_fn, batches, turn, max_grad_norm, steps_per_selection)
     return meter.report()
 
