@@ -66,6 +66,10 @@ def _answer(options: PlanOptions) -> str:
 
     workload = Workload(**shared(WorkloadOptions, options))
     methods, given = _methods(options), options.hyperparameters
+    if options.verify:
+        from membench.planning.verify import check_gpu
+
+        check_gpu()
     document = make(workload, methods, given, budget_bytes=budget)
     text = plans.why(document, options.why) if options.why else plans.render(document, options.format)
     if not options.verify:
@@ -79,9 +83,12 @@ def _budget(text: str | None) -> int | None:
     from membench.config.units import parse_bytes
 
     try:
-        return None if text is None else parse_bytes(text)
+        size = None if text is None else parse_bytes(text)
     except ValueError as error:
         raise UserError(f"--budget {error}") from error
+    if size is not None and size < 1 << 20:
+        raise UserError(f"--budget {text} is only {size} bytes: give a unit, such as 24GiB")
+    return size
 
 
 def _methods(options: PlanOptions) -> list[str]:

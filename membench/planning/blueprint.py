@@ -36,7 +36,7 @@ class Blueprint:
 
     def __init__(self, workload: Workload):
         self.workload = workload
-        self.source = Source(source_name(workload.model), workload.trust_remote_code)
+        self.source = self._source()
         self.depth = self._layers()
 
     def with_workload(self, **changes: Any) -> Blueprint:
@@ -126,13 +126,17 @@ class Blueprint:
                 attn_implementation=self.workload.attention,
                 trust_remote_code=self.workload.trust_remote_code,
             )
-        except ValueError as error:
-            reason = str(error).strip().splitlines()[0].partition(". ")[0]
+        except Exception as error:  # a configuration can be wrong in any way
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
             raise ValueError(f"model {self.workload.model!r} can't be built: {reason}") from error
 
     def batch(self, device: str | None = None) -> Batch:
-        """A micro-batch of the set-up, on `device`."""
-        return make_batch(self.workload, None if self.is_causal else 2, device)
+        """A micro-batch of the set-up, on `device`; a text that is classified ends as the model's texts do."""
+        batch = make_batch(self.workload, None if self.is_causal else 2, device)
+        end = getattr(self.source.config, "eos_token_id", None)
+        if device is not None and not self.is_causal and isinstance(end, int):
+            batch["input_ids"][:, -1] = end
+        return batch
 
     def config(self, depth: int) -> Any:
         """The configuration with `depth` layers, and what it lists by layer cut to match."""
@@ -144,9 +148,24 @@ class Blueprint:
         config.use_cache = False
         return config
 
+    def _source(self) -> Source:
+        try:
+            return Source(source_name(self.workload.model), self.workload.trust_remote_code)
+        except ValueError:
+            raise
+        except Exception as error:  # a configuration can be wrong in any way
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ValueError(f"model {self.workload.model!r} has a config.json that can't be read: {reason}") from error
+
     def _layers(self) -> int:
         try:
-            return int(self.source.config.num_hidden_layers)
+            depth = self.source.config.num_hidden_layers
+            if not isinstance(depth, int) or depth < 1:
+                raise ValueError(
+                    f"model {self.workload.model!r} has num_hidden_layers {depth!r} in its configuration: "
+                    "give a number of at least 1"
+                )
+            return depth
         except AttributeError:
             kind = self.source.config.model_type
             raise ValueError(
@@ -166,7 +185,7 @@ def source_name(model: str) -> str:
     if model in CONFIGURATIONS:
         return PREFIX + model
     path = Path(model)
-    if "/" not in model and not path.exists() and difflib.get_close_matches(model, CONFIGURATIONS, cutoff=0.85):
+    if "/" not in model and not path.exists() and difflib.get_close_matches(model.lower(), CONFIGURATIONS, cutoff=0.75):
         return PREFIX + model  # misspelt: refused with the right name, without asking the hub for it
     return str(path.parent) if path.name == CONFIG_FILE and path.is_file() else model
 

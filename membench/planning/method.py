@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
 from membench.memory.allocator import CUDA_CONTEXT_BYTES
 from membench.memory.breakdown import alive_at
 from membench.planning.blueprint import Blueprint
@@ -21,6 +23,9 @@ from membench.planning.extrapolate import (
 from membench.planning.moments import Moments, profile
 from membench.planning.simulate import Simulation, layer_pattern, simulate
 from reports.parts import FIELDS
+from tasks.models.source import DTYPES
+
+LARGEST_REAL_BYTES = 2 << 30  # weights of a model that is tried on a CPU where values are needed
 
 
 @dataclass
@@ -40,17 +45,30 @@ class Plan:
 def plan_method(blueprint: Blueprint, method: str, values: Mapping[str, Any]) -> Plan:
     """Plans `method` with the hyper-parameters `values`.
 
+    Where an operation depends on values (the mask's ones are counted, ends of texts are looked for), steps on a real
+    model of random weights are metered instead, on the CPU.
+
     Raises:
-        ValueError: the method refuses a value or the model.
+        ValueError: the method refuses a value or the model, or the model needs values and is large.
     """
-    depths = blueprint.depths
+    try:
+        return _plan_on(None, blueprint, method, values)
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        size = blueprint.parameters * DTYPES[blueprint.workload.dtype].itemsize
+        if size > LARGEST_REAL_BYTES:
+            raise ValueError(f"its operation {error.func} depends on values, and it is too large to try") from error
+    return _plan_on("cpu", blueprint, method, values)
+
+
+def _plan_on(device: str | None, blueprint: Blueprint, method: str, values: Mapping[str, Any]) -> Plan:
+    """Plans from simulations on `device`: fake tensors where that is None."""
     leaves_state = False
     with suppress(NotAlikeError, ValueError):  # what is refused is refused in full depth too, or was only too shallow
-        simulations = [simulate(blueprint, method, values, depth) for depth in depths]
+        simulations = [simulate(blueprint, method, values, depth, device=device) for depth in blueprint.depths]
         leaves_state = any(one.leaves_state for one in simulations)
         if not leaves_state:
             return _combine(method, simulations, blueprint.depth)
-    whole = simulate(blueprint, method, values, blueprint.depth, whole_cycle=leaves_state)
+    whole = simulate(blueprint, method, values, blueprint.depth, whole_cycle=leaves_state, device=device)
     return _combine(method, [whole], blueprint.depth)
 
 

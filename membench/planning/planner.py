@@ -20,6 +20,7 @@ from membench.planning.budget import Limits, find_limits
 from membench.planning.formulas import facts, formula
 from membench.planning.method import Plan, plan_method
 from membench.planning.workload import Workload
+from tasks.models.source import check_positions
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that no plan runs
 
@@ -64,6 +65,7 @@ def plan(
         ValueError: an unknown model, method or hyper-parameter; or a value that the only method refuses.
     """
     blueprint = Blueprint(workload)
+    check_positions(workload.model, blueprint.skeleton, workload.sequence_length)
     attention = blueprint.attention  # has also loaded the model's code, before processes fork
     jobs = [Job(workload, name, method_values(blueprint, name, given), budget_bytes) for name in methods]
     planned = list(carry_out(jobs))

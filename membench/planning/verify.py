@@ -15,14 +15,19 @@ from membench.planning.workload import Workload
 from reports import formats
 from reports.table import NOTHING, Table, gib
 
-_NO_GPU = "--verify runs real steps on a GPU, and there is none here: nothing was measured."
 _NOTE = "planned, allocated and reserved at their peaks, GiB; of weights that are random, on the same selection."
+
+
+def check_gpu() -> None:
+    """Raises ValueError where there is no GPU."""
+    if not torch.cuda.is_available():
+        raise ValueError("--verify runs real steps on a GPU, and there is none here: leave it out")
 
 
 def report(
     workload: Workload, methods: Sequence[str], given: Given, document: Mapping[str, Any], device: str | None = None
 ) -> str:
-    """A table of planned, allocated and reserved bytes; without a GPU, a sentence that says so.
+    """A table of planned, allocated and reserved bytes.
 
     Args:
         workload: what was planned.
@@ -31,8 +36,6 @@ def report(
         document: the plan.
         device: "cpu" to try this without a GPU: the meter then stands for the allocator.
     """
-    if device is None and not torch.cuda.is_available():
-        return _NO_GPU
     blueprint, device = Blueprint(workload), device or "cuda"
     rows = {row["method"]: row for row in document["rows"]}
     cells = [
