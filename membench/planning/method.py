@@ -7,8 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
-
+from membench.config.errors import explain
 from membench.memory.allocator import CUDA_CONTEXT_BYTES
 from membench.memory.breakdown import alive_at
 from membench.planning.blueprint import Blueprint
@@ -53,10 +52,10 @@ def plan_method(blueprint: Blueprint, method: str, values: Mapping[str, Any]) ->
     """
     try:
         return _plan_on(None, blueprint, method, values)
-    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+    except RuntimeError as error:  # of what fake tensors can't do; what no tensor can do fails once more
         size = blueprint.parameters * DTYPES[blueprint.workload.dtype].itemsize
         if size > LARGEST_REAL_BYTES:
-            raise ValueError(f"its operation {error.func} depends on values, and it is too large to try") from error
+            raise ValueError(f"it fails without values, and is too large to try with them: {explain(error)}") from error
     return _plan_on("cpu", blueprint, method, values)
 
 
