@@ -158,7 +158,7 @@ def test_w9_a_sequence_beyond_learned_positions_is_refused():
 
 @pytest.mark.parametrize("name", ["lama3-8b", "llama-3-8b", "gemma-2b", "roberta-bse"])
 def test_w9_a_misspelt_model_is_not_looked_for_on_the_hub(name):
-    with pytest.raises(UserError, match="did you mean config:"):
+    with pytest.raises(UserError, match="Did you mean 'config:"):
         answer(PlanOptions(model=name, optimizers=("sgd",)))
 
 
