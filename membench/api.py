@@ -122,8 +122,7 @@ def plan(
         UserError: a value is wrong, or the only method can't be planned on this model.
     """
     import optimizers as registry
-    from membench.config.declare import check as hold_to_bounds
-    from membench.config.declare import typed
+    from membench.config.declare import hold_to_bounds, typed
     from membench.config.options import WorkloadOptions
     from membench.config.units import parse_bytes
     from membench.planning.planner import plan as make

@@ -55,7 +55,7 @@ class StockMethod(MemoryEfficientOptimizer):
             raise ValueError(f"{self.optimizer.__name__}: {error}") from error
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
-        """What the optimizer makes in a step on a tensor like `p` that has no values; anything, where it can't do one."""
+        """What the optimizer makes in a step on a tensor like `p` without values; anything, where it can't do one."""
         if self.only_matrices and p not in self._matrices:
             return expected_adam_state(p, master_weights=False)
         example = nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta"))

@@ -16,8 +16,8 @@ from tokenizers import decoders, pre_tokenizers, trainers
 
 from membench.cli import main
 from membench.commands import harness
-from membench.commands.harness import Request
 from membench.config.errors import UserError
+from membench.config.options import EvaluationOptions
 from reports import record
 
 # These run the harness itself, which takes seconds to import and more to index its tasks: `make test-slow` installs it.
@@ -120,7 +120,7 @@ def manager(folder: Path):
 
 
 def evaluate(folder: Path, *names: str, **given):
-    request = Request(names, device="cpu", **given)
+    request = EvaluationOptions(names, device="cpu", **given)
     return harness.evaluate(model_of(folder), names, request, manager(folder))
 
 
@@ -185,7 +185,7 @@ def test_the_command_adds_scores_to_the_record_which_stays_valid(folder, capsys,
 
 @with_harness
 def test_every_short_name_is_a_task_or_group_of_the_harness():
-    known = harness.index(Request(())).all_tasks
+    known = harness.index(EvaluationOptions(())).all_tasks
     assert set(harness.resolve(tuple(harness.BENCHMARKS), known)) <= set(known)
     with pytest.raises(UserError, match="--tasks hellaswagg: there is no such benchmark. Did you mean 'hellaswag'"):
         harness.resolve(("hellaswagg",), known)
@@ -281,7 +281,7 @@ def test_what_the_harness_can_not_load_or_does_not_know_is_said_in_a_sentence(fo
     said = capsys.readouterr().err
     assert "on broken: no such data" in said and "long story" not in said and "Traceback" not in said
     assert run_command(monkeypatch, folder / "models", "--tasks", "gsm8kk", "--device", "cpu") == 2
-    assert "--tasks gsm8kk: no such benchmark; did you mean 'gsm8k'" in capsys.readouterr().err
+    assert "--tasks gsm8kk: there is no such benchmark. Did you mean 'gsm8k'" in capsys.readouterr().err
     assert harness.resolve(("arc", "one", "arc_easy"), ["one", "arc_easy", "arc_challenge"]) == [
         "arc_easy",
         "arc_challenge",
@@ -295,21 +295,21 @@ def test_what_the_harness_can_not_load_or_does_not_know_is_said_in_a_sentence(fo
 def test_without_the_harness_it_says_what_to_install(folder, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"isn't installed: pip install 'membench\[eval\]'"):
-        harness.check([model_of(folder)], Request(("gsm8k",)))
+        harness.check_request([model_of(folder)], EvaluationOptions(("gsm8k",)))
 
 
 @pytest.mark.parametrize("name", ["humaneval", "mbpp", "mbpp_plus"])
 def test_code_that_a_model_wrote_is_only_run_with_leave(folder, stand_in, name):
     with pytest.raises(UserError, match=f"--tasks {name}: it runs code that the model wrote.*--run-code"):
-        harness.check([model_of(folder)], Request((name,)))
-    harness.check([model_of(folder)], Request((name,), run_code=True))
+        harness.check_request([model_of(folder)], EvaluationOptions((name,)))
+    harness.check_request([model_of(folder)], EvaluationOptions((name,), run_code=True))
 
 
 def test_only_causal_language_models_are_evaluated(tmp_path, stand_in):
     config = transformers.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     transformers.BertForSequenceClassification(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="a BertForSequenceClassification can't be evaluated.*causal language models"):
-        harness.check([tmp_path], Request(("gsm8k",)))
+        harness.check_request([tmp_path], EvaluationOptions(("gsm8k",)))
 
 
 def test_a_folder_is_a_model_or_holds_models(folder, tmp_path):

@@ -11,14 +11,14 @@ from typer.testing import CliRunner
 from membench.cli import app
 from membench.commands.options import takes
 from membench.commands.plan import PlanOptions
-from membench.config.declare import check, declared, like, option, typed
+from membench.config.declare import declared, hold_to_bounds, like, option, typed
 from membench.config.errors import UserError
-from membench.config.options import ExecutionOptions, TrainingOptions
+from membench.config.options import EvaluationOptions, ExecutionOptions, TrainingOptions
 from membench.config.run import Training
 from membench.config.settings import Settings, resolve
 from reports.schema import OPTIONAL, SCHEMA, training
 
-COMMANDS = {"compare": Settings, "study": ExecutionOptions, "plan": PlanOptions}
+COMMANDS = {"compare": Settings, "study": ExecutionOptions, "plan": PlanOptions, "evaluate": EvaluationOptions}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def test_an_option_like_another_differs_in_what_it_says_only():
     assert "Of Celsius; 150 by default." in " ".join(given_to(SmallOven, ["--help"]).split())
     assert SmallOven().degrees == 150
     with pytest.raises(UserError, match="--degrees must be at least 0 and below 300, not 300"):
-        check(SmallOven(300))
+        hold_to_bounds(SmallOven(300))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_an_option_like_another_differs_in_what_it_says_only():
 )
 def test_bounds_hold_for_a_number_and_for_each_of_a_list(oven, message):
     with pytest.raises(UserError, match=message):
-        check(oven)
+        hold_to_bounds(oven)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -86,7 +86,7 @@ def test_every_declared_option_is_in_the_help_with_its_words(name):
 
 def test_the_defaults_of_all_options_are_within_their_bounds():
     for options in (Settings(), PlanOptions()):
-        check(options)
+        hold_to_bounds(options)
 
 
 def test_every_field_of_the_options_is_declared():

@@ -7,31 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from membench.config.errors import UserError
+from membench.commands.options import takes
+from membench.config.declare import hold_to_bounds, typed
+from membench.config.options import EvaluationOptions
 
 
-def _option(*names: str, help: str) -> Any:
-    return typer.Option(*names, help=help, show_default=False)
-
-
+@takes(EvaluationOptions)
 def evaluate(
     folder: Annotated[Path, typer.Argument(help="A model that --save wrote, or the folder of all of them.")],
-    tasks: Annotated[str, _option("--tasks", help="Such as gsm8k,mmlu,hellaswag, or the harness's own names.")],
-    device: Annotated[str, _option("--device", help="auto (the default), cpu, cuda, cuda:1.")] = "auto",
-    limit: Annotated[int | None, _option("--limit", help="Documents of each task; all by default.")] = None,
-    batch_size: Annotated[int, _option("--batch-size", help="Sequences; 8 by default.")] = 8,
-    fewshot: Annotated[
-        int | None, _option("--fewshot", help="Examples in the prompt; by default what each task says.")
-    ] = None,
-    chat_template: Annotated[
-        bool, _option("--chat-template", help="Ask as in a chat, by the tokenizer's template.")
-    ] = False,
-    run_code: Annotated[
-        bool, _option("--run-code", help="Run code that the model wrote, on this machine: for humaneval and mbpp.")
-    ] = False,
-    include: Annotated[
-        str | None, _option("--include", help="Folder of your own tasks in the harness's format.")
-    ] = None,
+    **given: Any,
 ) -> None:
     """Score saved models by EleutherAI's lm-evaluation-harness, and add the scores to their records.
 
@@ -40,12 +24,10 @@ def evaluate(
     """
     from membench.commands import harness
 
-    names = tuple(name.strip() for name in tasks.split(",") if name.strip())
-    if not names:
-        raise UserError("--tasks names nothing")
-    request = harness.Request(names, device, limit, batch_size, fewshot, chat_template, run_code, include)
+    request = EvaluationOptions(**typed(EvaluationOptions, given))
+    hold_to_bounds(request)
     models = harness.find_models(folder)
-    harness.check(models, request)
+    harness.check_request(models, request)
     manager = harness.index(request)
     known = harness.resolve(request.tasks, manager.all_tasks)
     found = {}

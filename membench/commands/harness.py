@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
 from membench.config.errors import UserError
+from membench.config.options import EvaluationOptions
 from membench.runs.model_folder import CONFIG
 from reports import record
 from reports.names import suggestion
@@ -35,31 +35,6 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
 RUN_CODE = ("humaneval", "mbpp")  # how tasks begin that execute what the model wrote
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to evaluate on, and how.
-
-    Attributes:
-        tasks: keys of `BENCHMARKS`, or the harness's own names of tasks and groups.
-        device: "auto", "cpu", "cuda", "cuda:1".
-        limit: documents of each task, the first ones; None for all.
-        batch_size: sequences.
-        fewshot: examples in the prompt; None for what each task says.
-        chat_template: put the prompt into the tokenizer's chat template.
-        run_code: allow tasks that execute code which the model wrote.
-        include: a folder of one's own tasks, YAML files in the harness's format.
-    """
-
-    tasks: tuple[str, ...]
-    device: str = "auto"
-    limit: int | None = None
-    batch_size: int = 8
-    fewshot: int | None = None
-    chat_template: bool = False
-    run_code: bool = False
-    include: str | None = None
-
-
 def find_models(folder: Path) -> list[Path]:
     """The folder itself if it is a model of transformers, else those in it.
 
@@ -76,7 +51,7 @@ def find_models(folder: Path) -> list[Path]:
     return found
 
 
-def check(models: Sequence[Path], request: Request) -> None:
+def check_request(models: Sequence[Path], request: EvaluationOptions) -> None:
     """Refuse what can't work before anything is loaded.
 
     Raises:
@@ -86,8 +61,6 @@ def check(models: Sequence[Path], request: Request) -> None:
         raise UserError(
             "membench evaluate needs lm-evaluation-harness, which isn't installed: pip install 'membench[eval]'"
         )
-    if request.limit is not None and request.limit < 1:
-        raise UserError(f"--limit must be at least 1, not {request.limit}")
     for name in request.tasks:
         if name.startswith(RUN_CODE) and not request.run_code:
             raise UserError(
@@ -112,14 +85,14 @@ def _check_causal(model: Path) -> None:
         )
 
 
-def index(request: Request) -> Any:
+def index(request: EvaluationOptions) -> Any:
     """The harness's TaskManager: an index of all its tasks, and of the user's own. Takes seconds."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=request.include)
 
 
-def evaluate(model: Path, names: Sequence[str], request: Request, manager: Any) -> dict[str, Any]:
+def evaluate(model: Path, names: Sequence[str], request: EvaluationOptions, manager: Any) -> dict[str, Any]:
     """The scores of a model, as a record's `benchmarks` has them.
 
     Args:
@@ -166,7 +139,7 @@ def resolve(tasks: Sequence[str], known: Sequence[str]) -> list[str]:
     return names
 
 
-def summarize(results: Mapping[str, Any], names: Sequence[str], request: Request) -> dict[str, Any]:
+def summarize(results: Mapping[str, Any], names: Sequence[str], request: EvaluationOptions) -> dict[str, Any]:
     """What a record keeps of the results: of the tasks asked for, and of the members of groups without a score."""
     return {name: _entry(results, name, request) for asked in names for name in _scored(results, asked)}
 
@@ -177,7 +150,7 @@ def _scored(results: Mapping[str, Any], name: str) -> list[str]:
     return [task for member in results["group_subtasks"].get(name, []) for task in _scored(results, member)]
 
 
-def _entry(results: Mapping[str, Any], name: str, request: Request) -> dict[str, Any]:
+def _entry(results: Mapping[str, Any], name: str, request: EvaluationOptions) -> dict[str, Any]:
     found = results["results"][name]
     version = results["versions"].get(name)
     return {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from membench.commands.options import takes
-from membench.config.declare import check, like, option, shared, typed
+from membench.config.declare import hold_to_bounds, like, option, shared, typed
 from membench.config.errors import UserError
 from membench.config.options import RunOptions, WorkloadOptions
 
@@ -33,7 +33,7 @@ def plan(**given: Any) -> None:
     Runs the methods' own code on tensors without values: no GPU, no weights and no download beyond a configuration.
     """
     options = PlanOptions(**typed(PlanOptions, given))
-    check(options)
+    hold_to_bounds(options)
     print(answer(options))
 
 

@@ -124,7 +124,7 @@ def shared(owner: type, source: Any) -> dict[str, Any]:
     return {field.name: getattr(source, field.name) for field in dataclasses.fields(owner)}
 
 
-def check(values: Any) -> None:
+def hold_to_bounds(values: Any) -> None:
     """Hold an instance to what its options declare.
 
     Raises:

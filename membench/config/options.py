@@ -132,3 +132,17 @@ class WorkloadOptions:
     checkpointing: bool = like(TrainingOptions, "checkpointing")
     attention: str | None = option(None, "sdpa or eager; by default the model's own choice.")
     trust_remote_code: bool = like(TrainingOptions, "trust_remote_code")
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What `membench evaluate` scores saved models on, and how."""
+
+    tasks: tuple[str, ...] = option((), "Such as gsm8k,mmlu,hellaswag, or the harness's own names.")
+    device: str = like(ExecutionOptions, "device")
+    limit: int | None = option(None, "Documents of each task; all by default.", at_least=1)
+    batch_size: int = option(8, "Sequences; {default} by default.", at_least=1)
+    fewshot: int | None = option(None, "Examples in the prompt; by default what each task says.", at_least=0)
+    chat_template: bool = option(False, "Ask as in a chat, by the tokenizer's template.")
+    run_code: bool = option(False, "Run code that the model wrote, on this machine: for humaneval and mbpp.")
+    include: str | None = option(None, "Folder of your own tasks in the harness's format.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from membench.config.assignments import ALL_METHODS
-from membench.config.declare import check, declared, option, typed
+from membench.config.declare import declared, hold_to_bounds, option, typed
 from membench.config.errors import UserError
 from membench.config.options import ExecutionOptions, RunOptions, TrainingOptions, writable_folder
 from membench.config.profiles import choose
@@ -87,7 +87,7 @@ def _options_of(content: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def _check(settings: Settings) -> None:
-    check(settings)
+    hold_to_bounds(settings)
     if settings.batch_size % settings.gradient_accumulation_steps:
         raise UserError(
             f"--batch-size {settings.batch_size} (examples an update) can't be split into "

@@ -31,7 +31,7 @@ def compare(settings: Settings) -> int:
     try:
         with waiting("importing torch and transformers, checking the settings", quiet=settings.quiet):
             processes.start_server()
-            runs = prepare(settings)
+            runs = prepare_apart(settings)
     except KeyboardInterrupt:
         print("\nInterrupted before the first run.")
         return INTERRUPTED
@@ -50,7 +50,7 @@ def make_records(settings: Settings) -> list[Record]:
         UserError: a setting can't work, or the output folder is in use.
     """
     processes.start_server()
-    runs = prepare(settings)
+    runs = prepare_apart(settings)
     folder = Folder(Path(settings.out))
     with folder.locked():
         return _make_missing(settings, runs, folder)
@@ -135,7 +135,7 @@ def make(run: Run, folder: Folder, models: Models | None, checkpoint_every: int,
     return record
 
 
-def prepare(settings: Settings) -> list[Run]:
+def prepare_apart(settings: Settings) -> list[Run]:
     """See `runs.prepare`, in a process of its own: this one stays light."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"

@@ -11,7 +11,7 @@ from pathlib import Path
 from membench.config.run import Run
 from membench.config.settings import Settings
 from membench.config.study_file import Study, Values
-from membench.runs.compare import INTERRUPTED, Record, make, prepare
+from membench.runs.compare import INTERRUPTED, Record, make, prepare_apart
 from membench.runs.progress import create_display, waiting
 from membench.runs.run_folder import Folder
 
@@ -86,7 +86,7 @@ def _cells(plan: Study, shard: tuple[int, int]) -> Iterator[_Cell]:
     number = 0
     for settings in plan.settings:
         by_task: dict[str, list[str]] = {}
-        for run in prepare(replace(settings, seeds=(plan.tuning_seed,))):
+        for run in prepare_apart(replace(settings, seeds=(plan.tuning_seed,))):
             by_task.setdefault(run.task, [])
             if number % shard[1] == shard[0] - 1:
                 by_task[run.task].append(run.method)
@@ -132,7 +132,7 @@ def _prepared(cell: _Cell, seeds: Iterable[int], chosen: dict[str, Values]) -> l
     fixed = cell.settings.hyperparameters
     values = {**fixed, **{method: {**fixed.get(method, {}), **given} for method, given in chosen.items()}}
     settings = replace(cell.settings, task=(cell.task,), seeds=tuple(seeds), hyperparameters=values)
-    return [run for run in prepare(settings) if run.method in cell.methods]
+    return [run for run in prepare_apart(settings) if run.method in cell.methods]
 
 
 def _report(plan: Study, workshop: _Workshop) -> str:

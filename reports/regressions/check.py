@@ -7,7 +7,7 @@ from reports.record import Found
 from reports.regressions import exact, findings, uncertain
 from reports.regressions.findings import Finding, exit_code
 from reports.regressions.metric import Metric, Suite, is_reference
-from reports.regressions.pairing import Pair, Row, RowKey, changed_hyperparameters, pair, place
+from reports.regressions.pairing import Pair, PairedRow, RowKey, changed_hyperparameters, pair, place
 from reports.regressions.thresholds import Thresholds
 
 
@@ -16,7 +16,7 @@ class Check:
     """What came of a check: findings, the gravest first, and what a reader should know beside them."""
 
     findings: list[Finding]
-    rows: dict[RowKey, Row]
+    rows: dict[RowKey, PairedRow]
     notes: list[str]
     counts: tuple[int, int]  # runs of the baseline and of the candidate
     thresholds: Thresholds
@@ -52,7 +52,7 @@ def check(
     return Check(found, rows, _notes(suite, wanted), counts, thresholds)
 
 
-def _references(rows: dict[RowKey, Row], name: str) -> dict[str, Pair]:
+def _references(rows: dict[RowKey, PairedRow], name: str) -> dict[str, Pair]:
     return {place(pair): pair for row in rows.values() if is_reference(row, name) for pair in row.pairs.values()}
 
 
@@ -68,7 +68,7 @@ def _notes(suite: Suite, metrics: list[Metric]) -> list[str]:
     return notes + _changed_hyperparameters(suite.rows)
 
 
-def _changed_hyperparameters(rows: dict[RowKey, Row]) -> list[str]:
+def _changed_hyperparameters(rows: dict[RowKey, PairedRow]) -> list[str]:
     """One note for each change that a method's rows have in common."""
     tasks: dict[tuple[str, str], dict[str, None]] = {}
     for key, row in rows.items():

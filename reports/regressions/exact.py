@@ -7,7 +7,7 @@ from reports.record import Record
 from reports.regressions import findings
 from reports.regressions.findings import Finding
 from reports.regressions.metric import Metric, Suite, arrow
-from reports.regressions.pairing import Row, RowKey, place
+from reports.regressions.pairing import PairedRow, RowKey, place
 from reports.regressions.thresholds import Thresholds
 from reports.table import mib
 
@@ -18,7 +18,7 @@ def runs(suite: Suite) -> Iterator[Finding]:
         yield from _runs(key, row, suite.thresholds)
 
 
-def _runs(key: RowKey, row: Row, thresholds: Thresholds) -> Iterator[Finding]:
+def _runs(key: RowKey, row: PairedRow, thresholds: Thresholds) -> Iterator[Finding]:
     verdicts: dict[tuple[str, str], list[int]] = {}
     for seed, verdict, reason in _each_run(row):
         verdicts.setdefault((verdict, reason), []).append(seed)
@@ -27,7 +27,7 @@ def _runs(key: RowKey, row: Row, thresholds: Thresholds) -> Iterator[Finding]:
         yield Finding("runs", verdict, reason, *key, tuple(sorted(seeds)), fatal=fatal)
 
 
-def _each_run(row: Row) -> Iterator[tuple[int, str, str]]:
+def _each_run(row: PairedRow) -> Iterator[tuple[int, str, str]]:
     for seed, differences in row.refused.items():
         yield seed, findings.INCOMPARABLE, "; ".join(differences)
     for seed in row.missing:
@@ -62,7 +62,7 @@ def memory(suite: Suite) -> Iterator[Finding]:
         yield from _memory(key, row, suite.thresholds)
 
 
-def _memory(key: RowKey, row: Row, thresholds: Thresholds) -> Iterator[Finding]:
+def _memory(key: RowKey, row: PairedRow, thresholds: Thresholds) -> Iterator[Finding]:
     known = [(peak(new) / peak(old) - 1, seed) for seed, (old, new) in row.pairs.items() if peak(old) and peak(new)]
     if not known:
         if row.pairs and any(new["status"] == "ok" for _, new in row.pairs.values()):
@@ -100,7 +100,7 @@ def saving(suite: Suite) -> Iterator[Finding]:
         yield from _saving(key, row, suite)
 
 
-def _saving(key: RowKey, row: Row, suite: Suite) -> Iterator[Finding]:
+def _saving(key: RowKey, row: PairedRow, suite: Suite) -> Iterator[Finding]:
     shares, thresholds = [], suite.thresholds
     for pair in row.pairs.values():
         reference = suite.references.get(place(pair))

@@ -5,24 +5,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from reports.regressions.findings import Finding
-from reports.regressions.pairing import Pair, Row, RowKey
+from reports.regressions.pairing import Pair, PairedRow, RowKey
 from reports.regressions.thresholds import Thresholds
 from reports.table import NOTHING
 
 Show = Callable[[float], str]
-Column = tuple[str, Callable[[Row, Finding | None], str]]  # of the table of rows: a header, and what stands below
+Column = tuple[str, Callable[[PairedRow, Finding | None], str]]  # of the table of rows: a header, and what stands below
 
 
 @dataclass(frozen=True)
 class Suite:
     """Both sides of a check, row by row."""
 
-    rows: dict[RowKey, Row]
+    rows: dict[RowKey, PairedRow]
     references: dict[str, Pair]  # the reference method's runs, by `pairing.place`
     thresholds: Thresholds
 
     @property
-    def others(self) -> dict[RowKey, Row]:
+    def others(self) -> dict[RowKey, PairedRow]:
         """The rows that aren't the reference's own."""
         return {key: row for key, row in self.rows.items() if not is_reference(row, self.thresholds.reference)}
 
@@ -49,7 +49,7 @@ class Metric:
     notes: Callable[[Suite], list[str]] = lambda suite: []
 
 
-def is_reference(row: Row, reference: str) -> bool:
+def is_reference(row: PairedRow, reference: str) -> bool:
     """Is it a row of the method that savings and speeds are relative to?"""
     runs = [run for pair in row.pairs.values() for run in pair]
     return bool(runs) and runs[0]["method"] == reference

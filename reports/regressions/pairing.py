@@ -21,7 +21,7 @@ class RowKey(NamedTuple):
 
 
 @dataclass
-class Row:
+class PairedRow:
     """All seeds of one row."""
 
     pairs: dict[int, Pair] = field(default_factory=dict)
@@ -39,17 +39,17 @@ def place(pair: Pair) -> str:
 _PROVENANCE = ("data_sha256", "data_revision", "model_revision", "tokenizer", "device")  # of the environment
 
 
-def pair(baseline: Iterable[Record], candidate: Iterable[Record]) -> dict[RowKey, Row]:
+def pair(baseline: Iterable[Record], candidate: Iterable[Record]) -> dict[RowKey, PairedRow]:
     """All rows of both sides, in the order of task, model and method."""
     before, after = _by_key(baseline), _by_key(candidate)
     names = [varied_hyperparameters([run for runs in side.values() for run in runs]) for side in (before, after)]
     trainings = [name for side in (before, after) for name in _varied_training(side)]
-    rows: dict[RowKey, Row] = {}
+    rows: dict[RowKey, PairedRow] = {}
 
-    def row(run: Record) -> Row:
+    def row(run: Record) -> PairedRow:
         several = {name: None for side in names for name in side.get(run["method"], [])}
         words = [row_label(run, list(several)), *(f"{name}={training(run)[name]}" for name in trainings)]
-        return rows.setdefault(RowKey(run["task"], " ".join(dict.fromkeys(words)), run["model"]), Row())
+        return rows.setdefault(RowKey(run["task"], " ".join(dict.fromkeys(words)), run["model"]), PairedRow())
 
     for old, new in _matches(before, after):
         if old is None:

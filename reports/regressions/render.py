@@ -11,7 +11,7 @@ from reports.regressions import findings, junit
 from reports.regressions.check import METRICS, Check
 from reports.regressions.exact import peak
 from reports.regressions.findings import VERDICTS, Finding
-from reports.regressions.pairing import Row, RowKey
+from reports.regressions.pairing import PairedRow, RowKey
 from reports.regressions.uncertain import speed
 from reports.table import NOTHING, Table
 
@@ -155,7 +155,7 @@ def as_json(check: Check, names: tuple[str, str]) -> str:
     return json.dumps(document, indent=1, allow_nan=False)
 
 
-def _json_row(key: RowKey, row: Row) -> dict[str, Any]:
+def _json_row(key: RowKey, row: PairedRow) -> dict[str, Any]:
     pairs = {seed: {"baseline": _json_run(old), "candidate": _json_run(new)} for seed, (old, new) in row.pairs.items()}
     return {**key._asdict(), "seeds": pairs}
 

@@ -9,7 +9,7 @@ from reports.regressions import findings
 from reports.regressions.evidence import SHARES, Judgement, Together, judge, judge_together
 from reports.regressions.findings import Finding
 from reports.regressions.metric import Metric, Suite, arrow
-from reports.regressions.pairing import Pair, Row, RowKey, place
+from reports.regressions.pairing import Pair, PairedRow, RowKey, place
 from reports.setups import score
 from reports.statistics import summarise
 
@@ -60,7 +60,7 @@ def _groups(means: dict[RowKey, float]) -> dict[str, list[float]]:
     return {name: values for name, values in groups.items() if len(values) > 1}
 
 
-def _scores(row: Row) -> _Measured | None:
+def _scores(row: PairedRow) -> _Measured | None:
     ok = {seed: pair for seed, pair in sorted(row.pairs.items()) if all(run["status"] == "ok" for run in pair)}
     if not ok:
         return None
@@ -132,7 +132,7 @@ def throughput(suite: Suite) -> Iterator[Finding]:
         yield _finding("throughput", key, measured[key], judgement, math.expm1(judgement.mean), reason)
 
 
-def _ratios(row: Row, references: dict[str, Pair]) -> _Measured | None:
+def _ratios(row: PairedRow, references: dict[str, Pair]) -> _Measured | None:
     found = _Measured([], [], [], [])
     for seed, pair in sorted(row.pairs.items()):
         reference = references.get(place(pair))
@@ -178,7 +178,7 @@ def _machine(run: Record) -> str:
     return f"{name or 'an unknown machine'}, {threads or '?'} threads"
 
 
-def _speeds(row: Row, finding: Finding | None) -> str:
+def _speeds(row: PairedRow, finding: Finding | None) -> str:
     """Absolute, of one seed: a reader wants them, no verdict rests on them."""
     pair = next(iter(row.pairs.values()))
     before, after = (f"{speed(run):,.0f}" if speed(run) else "?" for run in pair)
