@@ -16,6 +16,7 @@ from tasks.c4 import task as c4
 from tasks.classify.data import Labelled
 from tasks.data.held_out import is_chosen, is_held_out
 from tasks.data.json_lines import Row
+from tasks.data.tally import Tally
 from tasks.instruct import conversations
 
 Rows = list[dict[str, Any]]
@@ -73,7 +74,7 @@ def of_question(word: str) -> dict[str, str]:
 
 def answers(folder: Path, held_out: str) -> str:
     def chosen(text: str) -> bool:
-        ((name, _),) = conversations._named([Row("here", of_question(text))], conversations.Conversations())
+        ((name, _),) = conversations._named([("here", [Row("here", of_question(text))])], Tally())
         return is_chosen(name)
 
     training = texts("museum", 300, lambda text: not chosen(text))

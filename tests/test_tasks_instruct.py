@@ -138,7 +138,7 @@ def test_unknown_sources_are_refused_with_those_that_are_known():
         ValueError, match=r"'alpaca-gpt5' is neither 'demo' nor one of the hub's \(alpaca-gpt4, alpaca,"
     ):
         create("alpaca-gpt5")
-    with pytest.raises(ValueError, match=r"can't load openai/gsm8k from the hub"):
+    with pytest.raises(ValueError, match=r"can't load openai/gsm8k .*from the hub"):
         create("gsm8k")
 
 
@@ -354,7 +354,7 @@ def test_what_is_cut_off_is_the_end_of_the_answer_and_the_prompt_is_kept_whole(t
     turns = [{"role": role, "content": f"{role} says {'much ' * 60}{n}"} for n, role in enumerate(roles)]
     path = write(tmp_path, [*alpaca_rows(300), long, {"messages": turns}])
     task = create(path, sequence_length=length)
-    whole = encode(conversations.read(str(path)).training, task.tokenizer)
+    whole = encode(conversations.read(str(path)).training, task.tokenizer, Tally())
     assert task.train.cut > 0 and any(len(ids) > 2 * length for ids, _ in whole)
     for n, number in enumerate(task.train.kept):
         (ids, answers), (all_ids, all_answers) = task.train[n], whole[number]
