@@ -256,6 +256,18 @@ def test_a_run_that_failed_goes_on_from_its_checkpoint_when_it_is_made_again(tmp
     ]
 
 
+def test_the_trained_fraction_is_the_share_of_single_weights_that_differ():
+    before, after = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)  # twelve
+    after.load_state_dict(before.state_dict())
+    assert execute.trained_fraction(before, after) == 0.0
+    with torch.no_grad():
+        after.weight[0, 1] += 1e-3
+        after.weight[2] *= 2
+        after.bias[0] -= 100
+    after.weight.requires_grad_(False)
+    assert execute.trained_fraction(before, after) == 5 / 12
+
+
 def test_a_finished_comparison_is_ok_and_makes_nothing_twice(tmp_path, capsys):
     settings = resolve(
         {
