@@ -4,6 +4,7 @@ from optimizers.adafactor import Adafactor
 from optimizers.adalomo import AdaLomo
 from optimizers.adam_mini import AdamMini
 from optimizers.adamw import AdamW
+from optimizers.adamw8bit import AdamW8bit
 from optimizers.apollo import APOLLO
 from optimizers.badam import BAdam
 from optimizers.base import MemoryEfficientOptimizer
@@ -31,6 +32,7 @@ __all__ = [
     "Adafactor",
     "AdamMini",
     "AdamW",
+    "AdamW8bit",
     "BAdam",
     "BlockLLM",
     "GaLore",

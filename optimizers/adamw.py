@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer
 from optimizers.registry import register
-from optimizers.shared.arithmetic import adamw_update, expected_adam_state
+from optimizers.shared.inner import InnerAdamW
 
 
 @register("adamw")
@@ -27,6 +27,7 @@ class AdamW(MemoryEfficientOptimizer):
         in_backward: update inside the backward pass, so that one gradient lives at a time.
         master_weights: fp32 moments and masters for low-precision weights; False is pure low precision.
         fp32_gradients: fp32 gradients for low-precision weights.
+        stochastic_rounding: round bf16 weights up or down at random, in place of masters.
     """
 
     summary = "Adam with decoupled weight decay, on all parameters: the reference"
@@ -35,6 +36,7 @@ class AdamW(MemoryEfficientOptimizer):
     keeps = "8 B a weight (12 B with an fp32 master)"
     excludes = "in_backward: accumulation, loop clipping, fp16 scaling"
     example = {"lr": 1e-2}
+    added_later = ("stochastic_rounding",)
 
     def __init__(
         self,
@@ -47,13 +49,14 @@ class AdamW(MemoryEfficientOptimizer):
         in_backward: bool = False,
         master_weights: bool = True,
         fp32_gradients: bool = False,
+        stochastic_rounding: bool = False,
     ):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        self.master_weights = master_weights
+        self.adamw = InnerAdamW(model, master_weights=master_weights, stochastic_rounding=stochastic_rounding)
         super().__init__(model, defaults, in_backward=in_backward, fp32_gradients=fp32_gradients)
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
-        adamw_update([self.state[p] for p in params], params, grads, group, self.master_weights)
+        self.adamw.update([self.state[p] for p in params], params, grads, group, self.rounding_keys(params))
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
-        return expected_adam_state(p, self.master_weights)
+        return self.adamw.expected_state(p)

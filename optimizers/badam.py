@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count
 from optimizers.registry import register
-from optimizers.shared.arithmetic import adamw_update, expected_adam_state, expected_sgd_state, sgd_update
 from optimizers.shared.blocks import GRANULARITIES, matching, shuffled, split_into_blocks, train_only, without
 from optimizers.shared.checkpointing import keep_backward_short
+from optimizers.shared.inner import InnerAdamW, InnerSGD
 from optimizers.shared.reach import Reach
 
-UPDATES = {"adamw": adamw_update, "sgd": sgd_update}
+INNER: dict[str, type[InnerAdamW] | type[InnerSGD]] = {"adamw": InnerAdamW, "sgd": InnerSGD}
 ORDERS = ("random", "ascending", "descending")
 
 
@@ -41,6 +41,8 @@ class BAdam(MemoryEfficientOptimizer):
         in_backward: update inside the backward pass, so that one gradient lives at a time.
         master_weights: fp32 moments and masters for what is trained now, if the model is of low precision.
         fp32_gradients: fp32 gradients for low-precision weights (the paper's runs have them).
+        states: "full", or "8bit": AdamW's moments in 8 bits, 2.03 bytes a weight in place of 8.
+        stochastic_rounding: round bf16 weights up or down at random, in place of masters.
         seed: of the order.
 
     Raises:
@@ -54,6 +56,7 @@ class BAdam(MemoryEfficientOptimizer):
     keeps = "8 B a weight of the active block (12 B with an fp32 master)"
     excludes = "re-entrant gradient checkpointing; in_backward: accumulation, loop clipping, fp16 scaling"
     example = {"lr": 1e-2, "switch_every": 3}
+    added_later = ("states", "stochastic_rounding")
 
     def __init__(
         self,
@@ -72,14 +75,18 @@ class BAdam(MemoryEfficientOptimizer):
         in_backward: bool = False,
         master_weights: bool = True,
         fp32_gradients: bool = False,
+        states: str = "full",
+        stochastic_rounding: bool = False,
         seed: int = 0,
     ):
         check_count("switch_every", switch_every)
         check_choice("order", order, ORDERS)
         check_choice("block", block, GRANULARITIES)
-        check_choice("inner", inner, tuple(UPDATES))
+        check_choice("inner", inner, tuple(INNER))
         self.switch_every, self.order, self.seed = switch_every, order, seed
-        self._inner_update, self.master_weights = UPDATES[inner], master_weights
+        self.inner = INNER[inner](
+            model, master_weights=master_weights, states=states, stochastic_rounding=stochastic_rounding
+        )
         self._always = matching(model, always_train)
         self.blocks = split_into_blocks(model, block, embeddings=train_embeddings, leave_out=self._always)
         super().__init__(
@@ -113,12 +120,10 @@ class BAdam(MemoryEfficientOptimizer):
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         self._reached = self._reached or any(p in self._active for p in params)
-        self._inner_update([self.state[p] for p in params], params, grads, group, self.master_weights)
+        self.inner.update([self.state[p] for p in params], params, grads, group, self.rounding_keys(params))
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
-        if self._inner_update is sgd_update:
-            return expected_sgd_state(p, saved, self.master_weights)
-        return expected_adam_state(p, self.master_weights)
+        return self.inner.expected_state(p, saved)
 
     def after_step(self) -> None:
         self._steps += 1

@@ -65,6 +65,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
     added_later: ClassVar[tuple[str, ...]] = ()
 
     in_backward: bool = False
+    seed: int = 0  # of what is random; a keyword of the methods whose choices are
     # the loop must call `backward(loss)`: a bare `loss.backward()` raises, at once or in `step()`
     needs_loss: bool = False
     adds_parameters: ClassVar[bool] = False  # are modules of its own in the model, until `finish()`?
@@ -95,7 +96,9 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         super().__init__(self.group_parameters(model, defaults), defaults)
         self._hooks: list[Any] = []
         self._group_of = {p: index for index, group in enumerate(self.param_groups) for p in group["params"]}
+        self._number_of = {p: number for number, p in enumerate(self._group_of)}
         self._updated: set[nn.Parameter] = set()
+        self._steps_done = 0
         self._finished = False
         self._gradient_dtypes: dict[nn.Parameter, torch.dtype | None] = {}
         if fp32_gradients:
@@ -223,6 +226,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         if not self.in_backward:
             self._update_all()
         self._updated.clear()
+        self._steps_done += 1
         self.after_step()
         return loss
 
@@ -287,6 +291,10 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
             "and load that into one built from the other model"
         )
 
+    def rounding_keys(self, params: Iterable[Tensor]) -> list[tuple[int, int, int]]:
+        """What the random numbers of this step's update of each parameter are a function of."""
+        return [(self.seed, self._steps_done, self._number_of[p]) for p in params]  # type: ignore[index]
+
     def finished_state_dict(self) -> dict[str, Tensor]:
         """The `state_dict` of the model that `finish()` would give now; the training isn't touched."""
         return self.model.state_dict()
@@ -295,7 +303,8 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         """As torch's, and `extra`: the method's name and its JSON."""
         saved = super().state_dict()
         tensors = saved_states.count_tensors(saved["state"])
-        extra = {"method": type(self).__name__, "tensors": tensors, **self.extra_state()}
+        own = {"method": type(self).__name__, "tensors": tensors, "steps_done": self._steps_done}
+        extra = {**own, **self.extra_state()}
         saved["param_groups"][0]["extra"] = extra  # torch.distributed.checkpoint drops all but state and groups
         return {**saved, "extra": extra}
 
@@ -319,6 +328,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         # torch casts floating-point state to the parameter's dtype, so the tensors are put in place after it.
         super().load_state_dict({**state_dict, "param_groups": groups, "state": {}})
         params = list(self._group_of)
+        self._steps_done = extra.get("steps_done", 0)
         for index, entries in saved.items():
             self.state[params[index]] = {key: _copy(value, params[index].device) for key, value in entries.items()}
 

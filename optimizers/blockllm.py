@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count, has_values
 from optimizers.registry import register
-from optimizers.shared.arithmetic import adamw_update, expected_adam_state
 from optimizers.shared.blockllm_rules import RULES, PaperRule
 from optimizers.shared.blocks import matching, shuffled, split_into_blocks, train_only
 from optimizers.shared.checkpointing import keep_backward_short
+from optimizers.shared.inner import InnerAdamW
 from optimizers.shared.largest import largest_entries
 from optimizers.shared.reach import Reach
 from optimizers.shared.values import check_indices
@@ -53,6 +53,7 @@ class BlockLLM(MemoryEfficientOptimizer):
         train_embeddings: choose also among embeddings, final norm and head.
         master_weights: fp32 moments and masters for what is trained now, if the model is of low precision.
         fp32_gradients: fp32 gradients for low-precision weights.
+        stochastic_rounding: round bf16 weights up or down at random, in place of masters.
         seed: of the first choice and the order of the probes.
 
     Raises:
@@ -66,6 +67,7 @@ class BlockLLM(MemoryEfficientOptimizer):
     keeps = "12 B a trained weight (16 B with an fp32 master)"
     excludes = "re-entrant gradient checkpointing; loss.backward() instead of backward(loss)"
     example = {"lr": 1e-2, "sparsity": 0.7, "patience": 3, "update_every": 2}
+    added_later = ("stochastic_rounding",)
     needs_loss = True
 
     def __init__(
@@ -86,6 +88,7 @@ class BlockLLM(MemoryEfficientOptimizer):
         train_embeddings: bool = False,
         master_weights: bool = True,
         fp32_gradients: bool = False,
+        stochastic_rounding: bool = False,
         seed: int = 0,
     ):
         check_choice("rule", rule, tuple(RULES))
@@ -105,7 +108,8 @@ class BlockLLM(MemoryEfficientOptimizer):
         )
         self._new_rule = functools.partial(RULES[rule], sparsity=sparsity, patience=patience, update_every=update_every)
         self.rule: PaperRule = self._new_rule([p.numel() for p in self._pool])
-        self.master_weights, self.seed, self.probe = master_weights, seed, probe
+        self.seed, self.probe = seed, probe
+        self.adamw = InnerAdamW(model, master_weights=master_weights, stochastic_rounding=stochastic_rounding)
         self.probe_every = probe_every or self.rule.probe_every
         self._hooks.append(keep_backward_short(model))
         self._loss: Tensor | None = None  # of the step that is under way
@@ -156,8 +160,9 @@ class BlockLLM(MemoryEfficientOptimizer):
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         dense = [i for i, p in enumerate(params) if p in self._dense]
         if dense:
-            states = [self.state[params[i]] for i in dense]
-            adamw_update(states, [params[i] for i in dense], [grads[i] for i in dense], group, self.master_weights)
+            trained = [params[i] for i in dense]
+            states, keys = [self.state[p] for p in trained], self.rounding_keys(trained)
+            self.adamw.update(states, trained, [grads[i] for i in dense], group, keys)
         for p, g in zip(params, grads, strict=True):
             if p not in self._dense and "index" in self.state.get(p, ()):
                 self._update_entries(p, g, group)
@@ -167,7 +172,7 @@ class BlockLLM(MemoryEfficientOptimizer):
         # twice as fast as `take` and `put_`, and a selection needs no index of 8 bytes an entry
         entries = p.reshape(-1).index_select(0, index)
         entries_of_g = g.reshape(-1).index_select(0, index)
-        adamw_update([self.state[p]], [entries], [entries_of_g], group, self.master_weights)
+        self.adamw.update([self.state[p]], [entries], [entries_of_g], group, self.rounding_keys([p]))
         del entries_of_g
         put_entries(p, index.long(), entries)
 
@@ -221,11 +226,11 @@ class BlockLLM(MemoryEfficientOptimizer):
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
         index = saved.get("index")
         if not self.rule.masks_entries or p in set(self._always) or not torch.is_tensor(index) or index.dim() != 1:
-            return expected_adam_state(p, self.master_weights)
+            return self.adamw.expected_state(p)
         inside = index.numel() and index[0] >= 0 and index[-1] < p.numel()
         if not inside or not (index.diff() > 0).all():
             raise ValueError(f"this state is damaged: an index isn't of rising positions below {p.numel()}")
-        kept = expected_adam_state(p, self.master_weights, len(index))
+        kept = self.adamw.expected_state(p, saved, len(index))
         return {**kept, "index": torch.empty(len(index), dtype=torch.int32, device="meta")}
 
     def _choose(self, chosen: list[int]) -> None:

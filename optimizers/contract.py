@@ -497,6 +497,50 @@ def refuses_accumulation_in_backward(subject: Subject) -> None:
         _refuses(lambda: optimizer.backward(loss_of(model, 1)), "a second backward pass before step()", RuntimeError)
 
 
+def rounds_at_random_with_the_right_mean(subject: Subject) -> None:
+    """Of bf16 weights, one step with small updates, drawn again and again."""
+    if "stochastic_rounding" not in subject.keywords:
+        return
+    lr = 1e-3 * subject.method.example["lr"]
+    start = weights_of(build_model(torch.bfloat16))
+    nearest, _ = _one_step_in_bf16(subject, lr=lr, stochastic_rounding=False)
+    draws = [_one_step_in_bf16(subject, draw, lr=lr, stochastic_rounding=True)[0] for draw in range(DRAWS)]
+    lost = {name for name, p in nearest.items() if torch.equal(p, start[name])}
+    kept = {name for draw in draws for name in lost if not torch.equal(draw[name], start[name])}
+    assert kept, "no update that rounding to the nearest loses is kept in any draw"
+    if "master_weights" in subject.keywords:
+        _, masters = _one_step_in_bf16(subject, lr=lr, stochastic_rounding=False, master_weights=True)
+        error = noise = 0.0
+        for name, (master, places) in masters.items():
+            unit = torch.ldexp(torch.ones_like(master), torch.frexp(master).exponent - 8)  # to the next number in bf16
+            mean = torch.stack([draw[name].float().flatten()[places] for draw in draws]).mean(0)
+            update = master - start[name].float().flatten()[places]
+            share = (master / unit).frac().abs()
+            error += ((mean - master) / unit * update.sign()).sum().item()
+            noise += (share * (1 - share)).sum().item() / DRAWS
+        assert noise > 0.0 and abs(error) < 5 * noise**0.5, f"the mean is off by {error / noise**0.5:.1f} deviations"
+
+
+DRAWS = 24
+
+
+def _one_step_in_bf16(
+    subject: Subject, draw: int = 0, **more: Any
+) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
+    """The weights after it, and the fp32 masters, flattened, with their places in the weights."""
+    masters = {} if "master_weights" not in subject.keywords else {"master_weights": False}
+    model = build_model(torch.bfloat16)
+    optimizer = subject.build(model, **{**masters, **more})
+    optimizer._steps_done = draw
+    train(model, optimizer, 1)
+    name_of = {p: name for name, p in model.named_parameters()}
+    kept = {}
+    for p, state in optimizer.state.items():
+        if "master" in state:
+            kept[name_of[p]] = (state["master"].flatten(), state.get("index", torch.arange(p.numel())))
+    return weights_of(model), kept
+
+
 def runs_on_fake_tensors(subject: Subject) -> None:
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = TinyTransformer()
@@ -545,6 +589,7 @@ CHECKS: list[Callable[[Subject], None]] = [
     leaves_global_randomness_alone,
     updates_in_backward_as_in_step,
     refuses_accumulation_in_backward,
+    rounds_at_random_with_the_right_mean,
     runs_on_fake_tensors,
     frees_the_model_when_nobody_needs_it,
 ]

@@ -9,8 +9,21 @@ from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count
 from optimizers.registry import register
-from optimizers.shared.arithmetic import adamw_update, expected_adam_state
+from optimizers.shared.inner import InnerAdamW
 from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices
+from optimizers.shared.projections import (
+    SIDES,
+    add_back,
+    add_back_at_random,
+    drop_subspace,
+    first_vector,
+    keep_subspace,
+    kept_subspace,
+    note_choice,
+    project,
+    sides,
+)
+from optimizers.shared.rounding import generator
 from optimizers.shared.subspace import exact_vectors, randomized_vectors
 
 PROJECTIONS = ("std", "reverse_std", "left", "right", "full")
@@ -28,6 +41,9 @@ class GaLore(MemoryEfficientOptimizer):
     or more dimensions get plain AdamW. Keeps, for a matrix of m <= n at rank r, the projection (m r) and two moments
     (2 n r), in the dtype of the weights: pure low precision for a low-precision model, as the authors' package.
 
+    `states="8bit"` keeps the moments in 2.03 bytes a value, and `projection_bits=4` P in .52: with `lazy` these are
+    Q-GaLore's (Zhang et al., 2024, arXiv 2407.08296), whose package keeps 4 bits in a byte.
+
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.
         lr: learning rate.
@@ -41,7 +57,12 @@ class GaLore(MemoryEfficientOptimizer):
             moments of (r, r).
         svd: "randomized", or "exact": a full SVD, tens of times slower.
         in_backward: update inside the backward pass, so that one gradient lives at a time.
-        seed: of the randomised SVD.
+        states: "full", or "8bit": Adam's moments in 8 bits.
+        projection_bits: 4 or 8: P in so many bits, groups of 256 (Q-GaLore: 4); None: in the dtype of the weights.
+        lazy: wait twice as long for the next choice once the leading vector of a matrix's subspace has become stable:
+            its cosine with that of the choice before, on average over the last 5 choices, is at least .4 (Q-GaLore).
+        stochastic_rounding: round bf16 weights up or down at random.
+        seed: of the randomised SVD, and of the rounding.
 
     Raises:
         ValueError: a value is out of its range, or the model has no list of layers.
@@ -53,6 +74,7 @@ class GaLore(MemoryEfficientOptimizer):
     keeps = "m r + 2 n r values a matrix of m <= n, in the weights' dtype; two a weight of the rest"
     excludes = "in_backward: accumulation, loop clipping, fp16 scaling"
     example = {"lr": 1e-2, "rank": 4, "update_every": 3, "scale": 1.0}
+    added_later = ("states", "projection_bits", "lazy", "stochastic_rounding")
 
     def __init__(
         self,
@@ -68,6 +90,10 @@ class GaLore(MemoryEfficientOptimizer):
         projection: str = "std",
         svd: str = "randomized",
         in_backward: bool = False,
+        states: str = "full",
+        projection_bits: int | None = None,
+        lazy: bool = False,
+        stochastic_rounding: bool = False,
         seed: int = 0,
     ):
         check_count("rank", rank)
@@ -76,6 +102,11 @@ class GaLore(MemoryEfficientOptimizer):
         check_choice("svd", svd, SVDS)
         if not 0.0 < scale < float("inf"):
             raise ValueError(f"scale must be a finite number above 0, not {scale}")
+        if projection_bits not in (None, 4, 8):
+            raise ValueError(f"projection_bits must be 4, 8 or None, not {projection_bits}")
+        self.adamw = InnerAdamW(model, master_weights=False, states=states, stochastic_rounding=stochastic_rounding)
+        self.adamw_inside = InnerAdamW(model, master_weights=False, states=states)  # of a subspace
+        self.projection_bits, self.lazy = projection_bits, lazy
         self.rank, self.update_every, self.scale = rank, update_every, scale
         self.projection, self.svd, self.seed = projection, svd, seed
         self._number: dict[Tensor, int] = {
@@ -85,7 +116,7 @@ class GaLore(MemoryEfficientOptimizer):
         super().__init__(model, defaults, in_backward=in_backward)
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
-        for p, g in adamw_on_the_rest(self, self._number, params, grads, group):
+        for p, g in adamw_on_the_rest(self, self._number, params, grads, group, self.adamw):
             self._update_matrix(p, g.to(p.dtype), group)
 
     def advance(self) -> None:
@@ -94,72 +125,65 @@ class GaLore(MemoryEfficientOptimizer):
             drop_subspace(state)
 
     def extra_state(self) -> dict[str, Any]:
-        return {"rank": self.rank, "projection": self.projection}
+        return {"rank": self.rank, "projection": self.projection, "projection_bits": self.projection_bits}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
         for name, value in self.extra_state().items():
-            if extra[name] != value:
-                raise ValueError(f"this state is of {name}={extra[name]!r}, not {value!r}")
+            if extra.get(name) != value:
+                raise ValueError(f"this state is of {name}={extra.get(name)!r}, not {value!r}")
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
         if p not in self._number:
-            return expected_adam_state(p, master_weights=False)
+            return self.adamw.expected_state(p)
         left, right = sides(self.projection, *p.shape)
         rows, columns, rank = *p.shape, min(self.rank, *p.shape)
-        state = expected_adam_state(p, False, rank if left else rows, rank if right else columns)
+        state = self.adamw_inside.expected_state(p, saved, rank if left else rows, rank if right else columns)
         vectors = {"left": (rows, rank)} if left else {}
         vectors |= {"right": (rank, columns)} if right else {}
         if vectors.keys() & saved.keys():  # else they were dropped, and will be chosen anew
-            state |= {name: torch.empty(shape, dtype=p.dtype, device="meta") for name, shape in vectors.items()}
+            subspace = {name: torch.empty(shape, dtype=p.dtype, device="meta") for name, shape in vectors.items()}
+            keep_subspace(state, subspace, self.projection_bits)
+        if self.lazy:
+            state |= {"interval": 0, "due": 0} | ({"cosines": []} if "cosines" in saved else {})
         return {**state, "updates": 0}
 
     def _update_matrix(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
         state = self.state[p]
-        updates = state.setdefault("updates", 0)
-        if updates % self.update_every == 0 or not {"left", "right"} & state.keys():
-            drop_subspace(state)
+        state.setdefault("updates", 0)
+        if self._is_due(state):
             self._choose_subspace(p, g, state)
-        state["updates"] = updates + 1
-        low_rank = project(g, state)
+        state["updates"] += 1
+        subspace = self._subspace(p, state)
+        low_rank = project(g, subspace)
         step = torch.zeros_like(low_rank)  # becomes -N: the weights that AdamW moves, at a rate of 1
-        adamw_update([state], [step], [low_rank], {**group, "lr": 1.0, "weight_decay": 0.0}, master_weights=False)
-        decay = 1.0 - group["lr"] * group["weight_decay"]
-        add_back(p, step, state, decay, group["lr"] * self.scale)
+        self.adamw_inside.update([state], [step], [low_rank], {**group, "lr": 1.0, "weight_decay": 0.0}, ())
+        decay, rate = 1.0 - group["lr"] * group["weight_decay"], group["lr"] * self.scale
+        if self.adamw.stochastic_rounding and p.dtype is torch.bfloat16:
+            (key,) = self.rounding_keys([p])
+            add_back_at_random(p, step, subspace, decay, rate, generator(key, p.device))
+        else:
+            add_back(p, step, subspace, decay, rate)
+
+    def _is_due(self, state: dict[str, Any]) -> bool:
+        if not {"left", "right"} & state.keys():
+            return True
+        updates = state["updates"]
+        return updates >= state["due"] if self.lazy else updates % self.update_every == 0
+
+    def _subspace(self, p: Tensor, state: dict[str, Any]) -> dict[str, Tensor]:
+        return kept_subspace(state, self.projection_bits, p, min(self.rank, *p.shape))
 
     def _choose_subspace(self, p: Tensor, g: Tensor, state: dict[str, Any]) -> None:
+        before = first_vector(self._subspace(p, state)) if self.lazy else None
+        drop_subspace(state)
         left, right = sides(self.projection, *p.shape)
         rank = min(self.rank, *p.shape)
         if self.svd == "exact":
             vectors = exact_vectors(g.float(), rank, left, right)
         else:
             vectors = randomized_vectors(g.float(), rank, left, right, (self.seed, state["updates"], self._number[p]))
-        state |= {name: v.to(p.dtype) for name, v in zip(("left", "right"), vectors, strict=True) if v is not None}
-
-
-def sides(projection: str, rows: int, columns: int) -> tuple[bool, bool]:
-    """Which sides of a matrix are projected: (left, right)."""
-    if projection == "std":
-        return rows < columns, rows >= columns
-    if projection == "reverse_std":
-        return rows >= columns, rows < columns
-    return projection in ("left", "full"), projection in ("right", "full")
-
-
-def project(g: Tensor, state: dict[str, Any]) -> Tensor:
-    """G (m, n) in the subspace: (r, n), (m, r) or (r, r)."""
-    if "left" in state:
-        g = state["left"].t() @ g
-    return g @ state["right"].t() if "right" in state else g
-
-
-def add_back(p: Tensor, step: Tensor, state: dict[str, Any], decay: float, rate: float) -> None:
-    """p = decay p + rate (the step in full), in place and without a full-sized temporary."""
-    if "right" not in state:
-        p.addmm_(state["left"], step, beta=decay, alpha=rate)
-    else:
-        p.addmm_(state["left"] @ step if "left" in state else step, state["right"], beta=decay, alpha=rate)
-
-
-def drop_subspace(state: dict[str, Any]) -> None:
-    state.pop("left", None)
-    state.pop("right", None)
+        chosen = {name: v.to(p.dtype) for name, v in zip(SIDES, vectors, strict=True) if v is not None}
+        keep_subspace(state, chosen, self.projection_bits)
+        now = first_vector(chosen) if self.lazy else None
+        if now is not None:
+            note_choice(state, before, now, self.update_every)

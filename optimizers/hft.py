@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer, check_count
 from optimizers.registry import register
-from optimizers.shared.arithmetic import adamw_update, expected_adam_state
 from optimizers.shared.blocks import matching, outside_layers, shuffled
 from optimizers.shared.checkpointing import keep_backward_short
 from optimizers.shared.draws import Draws, drop_state
+from optimizers.shared.inner import InnerAdamW
 from optimizers.shared.layer_parts import CATEGORIES, parts_of_layers, parts_without
 from optimizers.shared.reach import Reach, check_reached
 
@@ -40,6 +40,8 @@ class HFT(MemoryEfficientOptimizer):
         in_backward: update inside the backward pass, so that one gradient lives at a time.
         master_weights: fp32 moments and masters for what is trained now, if the model is of low precision.
         fp32_gradients: fp32 gradients for low-precision weights.
+        states: "full", or "8bit": AdamW's moments in 8 bits, 2.03 bytes a weight in place of 8.
+        stochastic_rounding: round bf16 weights up or down at random, in place of masters.
         seed: of the draws.
 
     Raises:
@@ -53,6 +55,7 @@ class HFT(MemoryEfficientOptimizer):
     keeps = "8 B a trained weight (12 B with an fp32 master)"
     excludes = "in_backward: accumulation, loop clipping, fp16 scaling"
     example = {"lr": 1e-2, "switch_every": 3}
+    added_later = ("states", "stochastic_rounding")
 
     def __init__(
         self,
@@ -67,13 +70,18 @@ class HFT(MemoryEfficientOptimizer):
         in_backward: bool = False,
         master_weights: bool = True,
         fp32_gradients: bool = False,
+        states: str = "full",
+        stochastic_rounding: bool = False,
         seed: int = 0,
     ):
         check_count("switch_every", switch_every, optional=True)
         before, after = outside_layers(model)
         self._always = {*matching(model, always_train), *before, *after}
         self.parts, self._layers = parts_of_layers(model, leave_out=self._always)
-        self.seed, self.master_weights = seed, master_weights
+        self.seed = seed
+        self.adamw = InnerAdamW(
+            model, master_weights=master_weights, states=states, stochastic_rounding=stochastic_rounding
+        )
         self._draws = Draws(self.parts, self._draw, switch_every)
         super().__init__(
             model,
@@ -128,10 +136,10 @@ class HFT(MemoryEfficientOptimizer):
         return self._draws.coverage
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
-        adamw_update([self.state[p] for p in params], params, grads, group, self.master_weights)
+        self.adamw.update([self.state[p] for p in params], params, grads, group, self.rounding_keys(params))
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
-        return expected_adam_state(p, self.master_weights)
+        return self.adamw.expected_state(p)
 
     def after_step(self) -> None:
         if self._draws.count_step():

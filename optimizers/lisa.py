@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count
 from optimizers.registry import register
-from optimizers.shared.arithmetic import adamw_update, expected_adam_state, init_adam_state
 from optimizers.shared.blocks import matching, outside_layers, shuffled, split_into_blocks, without
 from optimizers.shared.checkpointing import keep_backward_short
 from optimizers.shared.draws import Draws, drop_state
+from optimizers.shared.inner import InnerAdamW
 from optimizers.shared.reach import Reach, check_reached
 
 RESETS = ("sampled", "all", "none")
@@ -43,6 +43,8 @@ class LISA(MemoryEfficientOptimizer):
         in_backward: update inside the backward pass, so that one gradient lives at a time.
         master_weights: fp32 moments and masters for what is trained now, if the model is of low precision.
         fp32_gradients: fp32 gradients for low-precision weights.
+        states: "full", or "8bit": AdamW's moments in 8 bits, 2.03 bytes a weight in place of 8.
+        stochastic_rounding: round bf16 weights up or down at random, in place of masters.
         seed: of the draws.
 
     Raises:
@@ -57,6 +59,7 @@ class LISA(MemoryEfficientOptimizer):
         "frozen embeddings: re-entrant gradient checkpointing; in_backward: accumulation, loop clipping, fp16 scaling"
     )
     example = {"lr": 1e-2, "layers": 1, "switch_every": 3}
+    added_later = ("states", "stochastic_rounding")
 
     def __init__(
         self,
@@ -74,6 +77,8 @@ class LISA(MemoryEfficientOptimizer):
         in_backward: bool = False,
         master_weights: bool = True,
         fp32_gradients: bool = False,
+        states: str = "full",
+        stochastic_rounding: bool = False,
         seed: int = 0,
     ):
         check_count("layers", layers)
@@ -82,8 +87,11 @@ class LISA(MemoryEfficientOptimizer):
         before, after = outside_layers(model)
         self._always = {*matching(model, always_train), *([*before, *after] if train_embeddings else ())}
         self.blocks = split_into_blocks(model, leave_out=self._always)
-        self.layers, self.reset, self.seed, self.master_weights = layers, reset, seed, master_weights
+        self.layers, self.reset, self.seed = layers, reset, seed
         self._check_layers()
+        self.adamw = InnerAdamW(
+            model, master_weights=master_weights, states=states, stochastic_rounding=stochastic_rounding
+        )
         self._draws = Draws(self.blocks, self._draw, switch_every)
         super().__init__(
             model,
@@ -126,10 +134,10 @@ class LISA(MemoryEfficientOptimizer):
         return self._draws.coverage
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
-        adamw_update([self.state[p] for p in params], params, grads, group, self.master_weights)
+        self.adamw.update([self.state[p] for p in params], params, grads, group, self.rounding_keys(params))
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
-        return expected_adam_state(p, self.master_weights)
+        return self.adamw.expected_state(p)
 
     def after_step(self) -> None:
         if self._draws.count_step():
@@ -162,7 +170,7 @@ class LISA(MemoryEfficientOptimizer):
         self._select()
         if self.reset == "none":
             for p in (p for params in blocks for p in params if not self.state[p]):
-                init_adam_state(self.state[p], p, self.master_weights)
+                self.adamw.init_state(self.state[p], p)
 
     def extra_state(self) -> dict[str, Any]:
         return {**self._draws.state(), **self._reach.state()}

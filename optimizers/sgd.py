@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer
 from optimizers.registry import register
-from optimizers.shared.arithmetic import expected_sgd_state, sgd_update
+from optimizers.shared.inner import InnerSGD
 
 
 @register("sgd")
@@ -24,6 +24,7 @@ class SGD(MemoryEfficientOptimizer):
         momentum: 0 for none.
         in_backward: update inside the backward pass, so that one gradient lives at a time.
         master_weights: fp32 masters of low-precision weights (LOMO's Table 1 compares with this).
+        stochastic_rounding: round bf16 weights up or down at random, in place of masters.
 
     Raises:
         ValueError: a value is out of its range.
@@ -35,6 +36,7 @@ class SGD(MemoryEfficientOptimizer):
     keeps = "nothing (with momentum: the size of the weights; with fp32 masters: 4 B a weight)"
     excludes = "in_backward: accumulation, loop clipping, fp16 scaling"
     example = {"lr": 0.1}
+    added_later = ("stochastic_rounding",)
 
     def __init__(
         self,
@@ -45,15 +47,16 @@ class SGD(MemoryEfficientOptimizer):
         momentum: float = 0.0,
         in_backward: bool = False,
         master_weights: bool = False,
+        stochastic_rounding: bool = False,
     ):
         if not 0.0 <= momentum < 1.0:
             raise ValueError(f"momentum must be at least 0 and below 1, not {momentum}")
-        self.master_weights = master_weights
+        self.sgd = InnerSGD(model, master_weights=master_weights, stochastic_rounding=stochastic_rounding)
         defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
         super().__init__(model, defaults, in_backward=in_backward)
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
-        sgd_update([self.state[p] for p in params], params, grads, group, self.master_weights)
+        self.sgd.update([self.state[p] for p in params], params, grads, group, self.rounding_keys(params))
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
-        return expected_sgd_state(p, saved, self.master_weights)
+        return self.sgd.expected_state(p, saved)

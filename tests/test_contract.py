@@ -4,6 +4,7 @@ import pytest
 
 import optimizers
 from optimizers.contract import CHECKS, Subject
+from optimizers.shared import in_pieces
 
 VARIANTS = {
     "apollo-mini": ("apollo", {"scale_type": "tensor"}),
@@ -29,9 +30,29 @@ VARIANTS = {
     "lora-nf4": ("lora", {"base": "nf4", "double_quantization": False}),
     "lora-nf4-dora": ("lora", {"base": "nf4", "variant": "dora"}),
     "lora-nf4-pissa": ("lora", {"base": "nf4", "variant": "pissa"}),
+    "adamw8bit-rounded": ("adamw8bit", {"stochastic_rounding": True}),
+    "adamw8bit-masters": ("adamw8bit", {"master_weights": True, "fp32_gradients": True}),
+    "adamw-rounded": ("adamw", {"master_weights": False, "stochastic_rounding": True}),
+    "badam-8bit-rounded": ("badam", {"states": "8bit", "master_weights": False, "stochastic_rounding": True}),
+    "badam-sgd-rounded": (
+        "badam",
+        {"inner": "sgd", "lr": 0.3, "master_weights": False, "stochastic_rounding": True},
+    ),
+    "blockllm-rounded": ("blockllm", {"master_weights": False, "stochastic_rounding": True}),
+    "lisa-8bit": ("lisa", {"states": "8bit"}),
+    "hft-8bit": ("hft", {"states": "8bit", "master_weights": False}),
+    "galore-quantised": ("galore", {"states": "8bit", "projection_bits": 4, "lazy": True}),
+    "galore-rounded": ("galore", {"projection": "full", "projection_bits": 8, "stochastic_rounding": True}),
+    "sgd-rounded": ("sgd", {"momentum": 0.9, "lr": 0.03, "stochastic_rounding": True}),
     "sgd-momentum": ("sgd", {"momentum": 0.9, "lr": 0.03}),
 }
 SUBJECTS = {name: (name, {}) for name in optimizers.available()} | VARIANTS
+
+
+@pytest.fixture(autouse=True)
+def small_tensors_in_few_bits_too(monkeypatch):
+    """The contract's model has no tensor of 4,096 weights: without this, none would be in 8 bits."""
+    monkeypatch.setattr(in_pieces, "SMALLEST", 64)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

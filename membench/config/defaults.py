@@ -15,6 +15,7 @@ from membench.config.values import annotations, convert
 # other method uses its own default
 LEARNING_RATES = {
     "adamw": (2e-5, 3e-4, 1e-3),
+    "adamw8bit": (2e-5, 3e-4, 1e-3),
     "sgd": (1e-2, 2e-3, 1e-1),
     "badam": (2e-5, 8e-4, 2e-3),
     "blockllm": (3e-5, 7e-4, 2e-3),

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from optimizers.base import MemoryEfficientOptimizer
-from optimizers.shared.arithmetic import adamw_update
 from optimizers.shared.blocks import find_layers
+from optimizers.shared.inner import InnerAdamW
 
 Groups = list[dict[str, Any]]
 
@@ -36,16 +36,19 @@ def adamw_on_the_rest(
     params: list[Tensor],
     grads: list[Tensor],
     group: dict[str, Any],
+    adamw: InnerAdamW | None = None,
 ) -> list[tuple[Tensor, Tensor]]:
-    """Update those of `params` that aren't in `matrices` by AdamW, in their own precision.
+    """Update those of `params` that aren't in `matrices` by AdamW: `adamw`, or one in their own precision.
 
     Returns:
         The others with their gradients.
     """
     rest = [i for i, p in enumerate(params) if p not in matrices]
     if rest:
-        states = [optimizer.state[params[i]] for i in rest]
-        adamw_update(states, [params[i] for i in rest], [grads[i] for i in rest], group, master_weights=False)
+        adamw = adamw or InnerAdamW(optimizer.model, master_weights=False)
+        trained = [params[i] for i in rest]
+        states, keys = [optimizer.state[p] for p in trained], optimizer.rounding_keys(trained)
+        adamw.update(states, trained, [grads[i] for i in rest], group, keys)
     return [(p, g) for p, g in zip(params, grads, strict=True) if p in matrices]
 
 

@@ -20,9 +20,12 @@ PIECE, PIECE_ON_GPU = 1 << 16, 1 << 22
 SMALLEST = 1e-38  # magnitude: its reciprocal is still finite
 
 
-def pieces(like: Tensor) -> Iterator[slice]:
-    """Cuts a flattened tensor into pieces. Without values one tells the bytes: all others are made in its place."""
-    count, size = like.numel(), PIECE_ON_GPU if like.is_cuda else PIECE
+def pieces(like: Tensor, size: int | None = None) -> Iterator[slice]:
+    """Cuts the places of a tensor (n,) into pieces of `size`, or of the size that suits the device.
+
+    Without values one piece tells the bytes: all others are made in its place.
+    """
+    count, size = like.numel(), size or (PIECE_ON_GPU if like.is_cuda else PIECE)
     for start in range(0, count if has_values(like) else min(count, size), size):
         yield slice(start, min(start + size, count))
 
@@ -59,7 +62,7 @@ class Constant:
     def on(self, like: Tensor) -> Tensor:
         """It on the device of `like`. A GPU keeps it: a copy from the host waits for all that is queued."""
         if like.is_cpu or not has_values(like):
-            return torch.tensor(self._array, device=like.device)
+            return torch.from_numpy(self._array).to(like.device)
         if like.device not in self._on_gpu:
             self._on_gpu[like.device] = torch.tensor(self._array, device=like.device)
         return self._on_gpu[like.device]

@@ -29,7 +29,8 @@ def parts(optimizer: MemoryEfficientOptimizer, state_dict: Any) -> tuple[dict[st
     extra = _extra_of(state_dict, type(optimizer).__name__)
     own = optimizer.param_groups
     _check_groups(state_dict["param_groups"], own, [key for key in optimizer.defaults if key in own[0]])
-    _check_extra(extra, optimizer.extra_state())
+    counted = {"steps_done": 0} if "steps_done" in extra else {}
+    _check_extra(extra, {**optimizer.extra_state(), **counted})
     state = _by_number(state_dict.get("state"), _names(optimizer), extra.get("tensors"))
     groups = [{key: value for key, value in group.items() if key != "extra"} for group in state_dict["param_groups"]]
     return extra, groups, state

@@ -1,0 +1,69 @@
+"""Affine quantisation in 8 or 4 bits, two numbers a byte: a scale and the code of zero for each group of 256.
+
+As Q-GaLore has it (Zhang et al., 2024, arXiv 2407.08296): a number takes 1 + 5/256 or .5 + 5/256 bytes. Its package
+keeps 4 bits in a byte; and it clips groups whose numbers have one sign, whose range ours widens to zero.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from optimizers.shared.quantized import blocks_of, pieces
+
+GROUP = 256
+SMALLEST_RANGE = 1e-5  # of a group
+
+Packed = dict[str, Tensor]
+
+
+def quantize(numbers: Tensor, bits: int) -> Packed:
+    """Numbers of any shape in 8 or 4 bits.
+
+    Returns:
+        codes (n,) or (ceil(n / 2),), uint8; scales (a group), fp32; zeros (a group), uint8.
+    """
+    flat, per_byte = numbers.reshape(-1), 8 // bits
+    groups = -(-flat.numel() // GROUP)
+    packed = {
+        "codes": torch.empty(-(-flat.numel() // per_byte), dtype=torch.uint8, device=flat.device),
+        "scales": torch.empty(groups, dtype=torch.float32, device=flat.device),
+        "zeros": torch.empty(groups, dtype=torch.uint8, device=flat.device),
+    }
+    for piece in pieces(flat):
+        codes, scales, zeros = _quantize(flat[piece].float(), 2**bits - 1)
+        places = slice(piece.start // per_byte, -(-piece.stop // per_byte))
+        packed["codes"][places] = codes if bits == 8 else _pack(codes)
+        packed["scales"][blocks_of(piece, GROUP)], packed["zeros"][blocks_of(piece, GROUP)] = scales, zeros
+    return packed
+
+
+def dequantize(packed: Packed, bits: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """The numbers that `packed` stands for."""
+    count, per_byte = shape.numel(), 8 // bits
+    numbers = torch.empty(shape, dtype=dtype, device=packed["codes"].device)
+    flat = numbers.view(-1)
+    for piece in pieces(flat):
+        codes = packed["codes"][piece.start // per_byte : -(-piece.stop // per_byte)]
+        codes = codes if bits == 8 else torch.stack([codes >> 4, codes & 0xF], 1).view(-1)
+        values = F.pad(codes[: piece.stop - piece.start].float(), (0, -count % GROUP if piece.stop == count else 0))
+        groups = values.view(-1, GROUP).sub_(packed["zeros"][blocks_of(piece, GROUP), None])
+        groups.mul_(packed["scales"][blocks_of(piece, GROUP), None])
+        flat[piece] = values[: piece.stop - piece.start]
+    return numbers
+
+
+def _quantize(numbers: Tensor, largest: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes (n,), scales and zeros (a group) of `numbers` (n,), fp32; the last group may be shorter."""
+    groups = F.pad(numbers, (0, -numbers.numel() % GROUP)).view(-1, GROUP)
+    low, high = groups.amin(1).clamp(max=0.0), groups.amax(1).clamp(min=0.0)
+    scales = (high - low).clamp(min=SMALLEST_RANGE) / largest
+    zeros = (-low / scales).round_()
+    codes = (groups / scales[:, None]).round_().add_(zeros[:, None]).clamp_(0, largest)
+    return codes.view(-1)[: numbers.numel()].to(torch.uint8), scales, zeros.to(torch.uint8)
+
+
+def _pack(codes: Tensor) -> Tensor:
+    first, second = F.pad(codes, (0, codes.numel() % 2)).view(-1, 2).unbind(1)
+    return (first << 4) | second

@@ -1,0 +1,93 @@
+"""Updates that torch's fused kernels don't have, in fp32, a piece of the tensor at a time.
+
+They serve moments in 8 bits (Dettmers et al., ICLR 2022, arXiv 2110.02861) and weights that are rounded at random.
+State of few bits, or of low precision, is brought to fp32, updated, and written back.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optimizers.shared.quantized import SIGNED, UNSIGNED, Codebook, blocks_of, pieces
+from optimizers.shared.rounding import write
+
+BLOCK = 256  # values that share a magnitude
+SMALLEST = 4096  # values of a tensor whose moments are in 8 bits; below, in fp32
+CODEBOOKS: dict[str, Codebook] = {"exp_avg": SIGNED, "exp_avg_sq": UNSIGNED}
+
+State = dict[str, Any]
+
+
+def init_8bit_state(state: State, p: Tensor) -> None:
+    """Zero moments: a code a value and a magnitude a block; in fp32 for a small tensor."""
+    state["step"] = 0
+    for name in CODEBOOKS:
+        state[name] = torch.zeros(
+            p.shape, dtype=torch.uint8 if p.numel() >= SMALLEST else torch.float32, device=p.device
+        )
+        if p.numel() >= SMALLEST:
+            blocks = -(-p.numel() // BLOCK)
+            state[f"{name}_magnitudes"] = torch.zeros(blocks, dtype=torch.float32, device=p.device)
+
+
+def init_low_precision_state(state: State, p: Tensor) -> None:
+    """Zero moments in the dtype of the weights."""
+    state["step"] = 0
+    for name in CODEBOOKS:
+        state[name] = torch.zeros(p.shape, dtype=p.dtype, device=p.device)
+
+
+def adamw(state: State, p: Tensor, g: Tensor, group: dict[str, Any], source: torch.Generator | None) -> None:
+    """One step of AdamW on `p` (contiguous), in the order of operations of bitsandbytes."""
+    (beta1, beta2), lr, eps = group["betas"], group["lr"], group["eps"]
+    state["step"] += 1
+    correction1, correction2 = 1.0 - beta1 ** state["step"], math.sqrt(1.0 - beta2 ** state["step"])
+    flat, flat_g = p.view(-1), g.reshape(-1)
+    for piece in pieces(flat):
+        w, g = flat[piece].float(), flat_g[piece].float()
+        m = _read(state, "exp_avg", piece).mul_(beta1).add_(g, alpha=1.0 - beta1)
+        v = _read(state, "exp_avg_sq", piece).mul_(beta2).addcmul_(g, g, value=1.0 - beta2)
+        _write(state, "exp_avg", piece, m)
+        _write(state, "exp_avg_sq", piece, v)
+        if group["weight_decay"]:
+            w.mul_(1.0 - lr * group["weight_decay"])
+        w.addcdiv_(m, v.sqrt_().div_(correction2).add_(eps), value=-lr / correction1)
+        write(flat[piece], w, source)
+
+
+def sgd(state: State, p: Tensor, g: Tensor, group: dict[str, Any], source: torch.Generator | None) -> None:
+    """One step of SGD on `p` (contiguous), as torch's; the momentum in the dtype of the weights."""
+    momentum = group.get("momentum", 0.0)
+    is_first = momentum and "momentum_buffer" not in state
+    if is_first:
+        state["momentum_buffer"] = torch.zeros(p.shape, dtype=p.dtype, device=p.device)
+    flat, flat_g = p.view(-1), g.reshape(-1)
+    for piece in pieces(flat):
+        w = flat[piece].float()
+        step = flat_g[piece].float().add(w, alpha=group["weight_decay"])
+        if momentum:
+            step.add_(_read(state, "momentum_buffer", piece), alpha=momentum)
+            _write(state, "momentum_buffer", piece, step)
+        write(flat[piece], w.sub_(step, alpha=group["lr"]), source)
+
+
+def _read(state: State, name: str, piece: slice) -> Tensor:
+    """A copy of a piece of the state, in fp32."""
+    kept = state[name].view(-1)[piece]
+    if kept.dtype is not torch.uint8:
+        return kept.to(torch.float32, copy=True)
+    return CODEBOOKS[name].dequantize(kept, state[f"{name}_magnitudes"][blocks_of(piece, BLOCK)], BLOCK)
+
+
+def _write(state: State, name: str, piece: slice, values: Tensor) -> None:
+    kept = state[name].view(-1)[piece]
+    if kept.dtype is not torch.uint8:
+        kept.copy_(values)
+        return
+    codes, magnitudes = CODEBOOKS[name].quantize(values, BLOCK)
+    kept.copy_(codes)
+    state[f"{name}_magnitudes"][blocks_of(piece, BLOCK)] = magnitudes
