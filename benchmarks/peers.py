@@ -67,6 +67,13 @@ def adam_mini(model: nn.Module, width: int, heads: int, lr: float, weight_decay:
     return StockOptimizer(Adam_mini(named, lr=lr, weight_decay=weight_decay, dim=width, n_heads=heads, verbose=False))
 
 
+def adamw8bit(model: nn.Module, weight_decay: float, **settings: Any) -> StockOptimizer:
+    """`bitsandbytes.optim.AdamW8bit`."""
+    from bitsandbytes.optim import AdamW8bit
+
+    return StockOptimizer(AdamW8bit(two_groups(model.parameters(), weight_decay), **settings))
+
+
 def train_same(model: nn.Module, ours: nn.Module) -> list[nn.Parameter]:
     """Freeze in `model` what is frozen in `ours` now; returns the rest."""
     for p, q in zip(model.parameters(), ours.parameters(), strict=True):

@@ -24,6 +24,7 @@ from optimizers import (
     AdaLomo,
     AdamMini,
     AdamW,
+    AdamW8bit,
     BAdam,
     BlockLLM,
     GaLore,
@@ -143,6 +144,20 @@ RACES: dict[str, Race] = {
         ours=lambda model, size: AdamW(model, lr=1e-4, weight_decay=0.01),
         theirs=_on_the_same,
         update_limit=1.02,
+    ),
+    "adamw8bit": Race(
+        "bitsandbytes 0.50.2",
+        "bitsandbytes",
+        ours=lambda model, size: AdamW8bit(model, lr=1e-4, weight_decay=0.01),
+        theirs=lambda model, size, ours: (model, peers.adamw8bit(model, lr=1e-4, weight_decay=0.01)),
+        same_weights=None,
+        memory_limit=1.05,
+        notes=(
+            "the meter sees our temporaries, 1.1 MB, and not its own: on a CPU several copies of a tensor in fp32, "
+            "inside of one operation",
+            "on a CPU its kernel for 8 bits is coarser than on a GPU, so that weights differ; with its kernels of "
+            "plain torch they are the same (tests/test_adamw8bit.py)",
+        ),
     ),
     "sgd": Race(
         "torch.optim.SGD",

@@ -533,7 +533,7 @@ def _one_step_in_bf16(
     optimizer = subject.build(model, **{**masters, **more})
     optimizer._steps_done = draw
     train(model, optimizer, 1)
-    name_of = {p: name for name, p in model.named_parameters()}
+    name_of: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     kept = {}
     for p, state in optimizer.state.items():
         if "master" in state:

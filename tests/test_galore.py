@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from optimizers import GaLore
 from optimizers.contract import TinyTransformer, build_model, loss_of, train
 from optimizers.galore import PROJECTIONS
+from optimizers.shared import affine, quantized
 from optimizers.shared.matrices import layer_matrices
+from optimizers.shared.projections import add_back, kept_subspace, project
 from optimizers.shared.subspace import exact_vectors, randomized_vectors
 
 SHAPES = [(3, 7), (7, 3), (5, 5), (1, 6), (6, 1)]
@@ -299,3 +301,124 @@ def test_the_subspace_is_as_good_where_the_gram_matrix_costs_too_much_to_form():
     g = u @ torch.diag(0.7 ** torch.arange(20.0)) @ v.t()
     left, right = randomized_vectors(g, 1, True, True, (0,))
     assert (left.t() @ u[:, :1]).abs() > 0.9999 and (right @ v[:, :1]).abs() > 0.9999
+
+
+# ---- Q-GaLore (2407.08296)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("shape", [(24, 64), (7, 37)])
+def test_few_bits_are_those_of_the_authors_formula_and_take_their_bytes(shape, bits):
+    torch.manual_seed(0)
+    numbers = torch.randn(shape)
+    packed = affine.quantize(numbers, bits)
+    flat = numbers.flatten()
+    restored = affine.dequantize(packed, bits, numbers.shape, torch.float32).flatten()
+    for number, group in enumerate(flat.split(256)):
+        scale = (group.max() - group.min()) / (2**bits - 1)
+        zero = -torch.round(group.min() / scale)
+        codes = torch.clamp(torch.round(group / scale) + zero, 0, 2**bits - 1)
+        torch.testing.assert_close(restored[256 * number :][: len(group)], (codes - zero) * scale)
+    count, groups = flat.numel(), -(-flat.numel() // 256)
+    assert sum(t.nbytes for t in packed.values()) == (count if bits == 8 else -(-count // 2)) + 5 * groups
+
+
+def test_a_group_of_one_sign_is_not_clipped():
+    numbers = torch.linspace(5.0, 6.0, 256)
+    restored = affine.dequantize(affine.quantize(numbers, 8), 8, numbers.shape, torch.float32)
+    torch.testing.assert_close(restored, numbers, rtol=0, atol=6.0 / 255)
+
+
+def test_quantising_in_pieces_is_quantising_the_whole(monkeypatch):
+    torch.manual_seed(0)
+    numbers = torch.randn(40, 77)
+    expected = affine.quantize(numbers, 4)
+    restored = affine.dequantize(expected, 4, numbers.shape, torch.bfloat16)
+    monkeypatch.setattr(quantized, "PIECE", 512)
+    packed = affine.quantize(numbers, 4)
+    assert all(torch.equal(packed[name], tensor) for name, tensor in expected.items())
+    assert torch.equal(affine.dequantize(packed, 4, numbers.shape, torch.bfloat16), restored)
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+def test_a_projection_in_4_bits_takes_half_a_byte_a_value_and_projects_nearly_the_same(projection):
+    torch.manual_seed(0)
+    shapes = ((8, 20), (20, 8))
+    grads = [torch.randn(shape) for shape in shapes]
+    seen = []
+    for bits in (None, 4):
+        model = matrices(*shapes)
+        optimizer = GaLore(model, 1e-2, rank=3, projection=projection, projection_bits=bits)
+        params = list(model.parameters())
+        update(optimizer, params, grads)
+        kept = [kept_subspace(optimizer.state[p], bits, p, 3) for p in params]
+        seen.append([project(g, subspace) for g, subspace in zip(grads, kept, strict=True)])
+    for exact, rough in zip(*seen, strict=True):
+        assert 0.0 < (exact - rough).norm() < 0.2 * exact.norm()
+    for p in params:
+        for side, length in (("left", p.shape[0]), ("right", p.shape[1])):
+            if side in optimizer.state[p]:
+                held = sum(optimizer.state[p][key].nbytes for key in (side, f"{side}_scales", f"{side}_zeros"))
+                assert held == -(-3 * length // 2) + 5
+
+
+@pytest.mark.parametrize(("turn", "expected"), [(0.0, [0, 2, 4, 6, 8, 10, 14, 22, 38]), (1.0, list(range(0, 40, 2)))])
+def test_a_subspace_that_is_stable_is_kept_for_twice_as_long_each_time(turn, expected):
+    """After five cosines of .4 on average; the leading direction of the gradients stays, or turns by 90 degrees."""
+    torch.manual_seed(0)
+    model = matrices((6, 9))
+    (p,) = model.parameters()
+    optimizer = GaLore(model, 0.0, rank=2, update_every=2, lazy=True)
+    chosen = []
+    for step in range(40):
+        before = optimizer.state[p].get("left")
+        g = 0.01 * torch.randn(6, 9)
+        g[int(turn * step) % 6] += (-1.0) ** step  # a leading vector may come with either sign
+        update(optimizer, [p], [g])
+        if optimizer.state[p]["left"] is not before:
+            chosen.append(step)
+    assert chosen == expected
+    assert len(optimizer.state[p]["cosines"]) == 5
+
+
+def test_without_lazy_nothing_is_remembered_of_earlier_subspaces():
+    model = matrices((6, 9))
+    (p,) = model.parameters()
+    optimizer = GaLore(model, rank=2, update_every=1)
+    for _ in range(3):
+        update(optimizer, [p], [torch.randn(6, 9)])
+    assert not {"cosines", "interval", "due"} & optimizer.state[p].keys()
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+def test_weights_rounded_at_random_are_on_average_those_of_fp32(projection):
+    torch.manual_seed(0)
+    shape = (8, 20)
+    exact = matrices(shape).bfloat16()
+    wide = matrices(shape)
+    wide.load_state_dict(exact.state_dict())
+    grad = torch.randn(shape).bfloat16()
+    draws = []
+    for draw in range(200):
+        model = matrices(shape).bfloat16()
+        model.load_state_dict(exact.state_dict())
+        optimizer = GaLore(model, 1e-4, 0.1, rank=3, projection=projection, stochastic_rounding=True)
+        optimizer._steps_done = draw
+        update(optimizer, list(model.parameters()), [grad])
+        draws.append(next(model.parameters()).detach().float())
+    subspace = {side: optimizer.state[next(iter(optimizer.state))][side] for side in ("left", "right")
+                if side in optimizer.state[next(iter(optimizer.state))]}  # fmt: skip
+    step = project(grad, subspace).sign()  # Adam's first, but for eps
+    (p,) = wide.parameters()
+    add_back(p.data, -step.float(), {side: v.float() for side, v in subspace.items()}, 1 - 1e-5, 0.25e-4)
+    unit = torch.ldexp(torch.ones(shape), torch.frexp(p.detach()).exponent - 8)
+    error = ((torch.stack(draws).mean(0) - p.detach()) / unit).abs()
+    assert error.max() < 5 * (0.25 / 200) ** 0.5 and (torch.stack(draws).std(0) > 0).float().mean() > 0.5
+
+
+def test_projections_of_other_bits_and_states_of_other_bits_are_refused():
+    with pytest.raises(ValueError, match="projection_bits must be 4, 8 or None, not 3"):
+        GaLore(matrices((4, 6)), projection_bits=3)
+    state = GaLore(matrices((4, 6)), projection_bits=4).state_dict()
+    with pytest.raises(ValueError, match="this state is of projection_bits=4, not None"):
+        GaLore(matrices((4, 6))).load_state_dict(state)

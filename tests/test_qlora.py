@@ -45,6 +45,7 @@ DENSE = {
 @pytest.mark.parametrize("kind", DENSE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_module_is_the_linear_one_on_the_dequantised_weight_forward_and_backward(kind, dtype):
+    torch.manual_seed(0)
     dense = DENSE[kind]().to(dtype)
     model = nn.Sequential(dense).requires_grad_(False)
     x = torch.randn(3, 5, 24, dtype=dtype, requires_grad=True)

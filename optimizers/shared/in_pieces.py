@@ -43,51 +43,63 @@ def init_low_precision_state(state: State, p: Tensor) -> None:
 
 def adamw(state: State, p: Tensor, g: Tensor, group: dict[str, Any], source: torch.Generator | None) -> None:
     """One step of AdamW on `p` (contiguous), in the order of operations of bitsandbytes."""
-    (beta1, beta2), lr, eps = group["betas"], group["lr"], group["eps"]
     state["step"] += 1
-    correction1, correction2 = 1.0 - beta1 ** state["step"], math.sqrt(1.0 - beta2 ** state["step"])
     flat, flat_g = p.view(-1), g.reshape(-1)
     for piece in pieces(flat):
-        w, g = flat[piece].float(), flat_g[piece].float()
-        m = _read(state, "exp_avg", piece).mul_(beta1).add_(g, alpha=1.0 - beta1)
-        v = _read(state, "exp_avg_sq", piece).mul_(beta2).addcmul_(g, g, value=1.0 - beta2)
-        _write(state, "exp_avg", piece, m)
-        _write(state, "exp_avg_sq", piece, v)
-        if group["weight_decay"]:
-            w.mul_(1.0 - lr * group["weight_decay"])
-        w.addcdiv_(m, v.sqrt_().div_(correction2).add_(eps), value=-lr / correction1)
-        write(flat[piece], w, source)
+        _adamw(state, flat[piece], flat_g[piece], group, piece, source)
+
+
+def _adamw(
+    state: State, p: Tensor, g: Tensor, group: dict[str, Any], piece: slice, source: torch.Generator | None
+) -> None:
+    (beta1, beta2), lr = group["betas"], group["lr"]
+    correction1, correction2 = 1.0 - beta1 ** state["step"], math.sqrt(1.0 - beta2 ** state["step"])
+    w, g = p.float(), g.float()
+    m = _read(state, "exp_avg", piece).mul_(beta1).add_(g, alpha=1.0 - beta1)
+    v = _read(state, "exp_avg_sq", piece).mul_(beta2).addcmul_(g, g, value=1.0 - beta2)
+    del g
+    if group["weight_decay"]:
+        w.mul_(1.0 - lr * group["weight_decay"])
+    w.addcdiv_(m, v.sqrt().div_(correction2).add_(group["eps"]), value=-lr / correction1)
+    write(p, w, source)
+    del w
+    _write_(state, "exp_avg", piece, m)
+    _write_(state, "exp_avg_sq", piece, v)
 
 
 def sgd(state: State, p: Tensor, g: Tensor, group: dict[str, Any], source: torch.Generator | None) -> None:
     """One step of SGD on `p` (contiguous), as torch's; the momentum in the dtype of the weights."""
-    momentum = group.get("momentum", 0.0)
-    is_first = momentum and "momentum_buffer" not in state
-    if is_first:
+    if group.get("momentum", 0.0) and "momentum_buffer" not in state:
         state["momentum_buffer"] = torch.zeros(p.shape, dtype=p.dtype, device=p.device)
     flat, flat_g = p.view(-1), g.reshape(-1)
     for piece in pieces(flat):
-        w = flat[piece].float()
-        step = flat_g[piece].float().add(w, alpha=group["weight_decay"])
-        if momentum:
-            step.add_(_read(state, "momentum_buffer", piece), alpha=momentum)
-            _write(state, "momentum_buffer", piece, step)
-        write(flat[piece], w.sub_(step, alpha=group["lr"]), source)
+        _sgd(state, flat[piece], flat_g[piece], group, piece, source)
+
+
+def _sgd(
+    state: State, p: Tensor, g: Tensor, group: dict[str, Any], piece: slice, source: torch.Generator | None
+) -> None:
+    w = p.float()
+    step = g.float().add(w, alpha=group["weight_decay"])
+    if "momentum_buffer" in state:
+        step.add_(_read(state, "momentum_buffer", piece), alpha=group["momentum"])
+    write(p, w.sub_(step, alpha=group["lr"]), source)
+    if "momentum_buffer" in state:
+        _write_(state, "momentum_buffer", piece, step)
 
 
 def _read(state: State, name: str, piece: slice) -> Tensor:
-    """A copy of a piece of the state, in fp32."""
-    kept = state[name].view(-1)[piece]
+    """A piece of the state in fp32: a copy, or what is there if it is in fp32."""
+    kept: Tensor = state[name].view(-1)[piece]
     if kept.dtype is not torch.uint8:
-        return kept.to(torch.float32, copy=True)
+        return kept.float()
     return CODEBOOKS[name].dequantize(kept, state[f"{name}_magnitudes"][blocks_of(piece, BLOCK)], BLOCK)
 
 
-def _write(state: State, name: str, piece: slice, values: Tensor) -> None:
+def _write_(state: State, name: str, piece: slice, values: Tensor) -> None:
+    """Put back what `_read` gave; `values` are overwritten."""
     kept = state[name].view(-1)[piece]
-    if kept.dtype is not torch.uint8:
+    if kept.dtype is torch.uint8:
+        kept[:], state[f"{name}_magnitudes"][blocks_of(piece, BLOCK)] = CODEBOOKS[name].quantize_(values, BLOCK)
+    elif kept.dtype is not torch.float32:
         kept.copy_(values)
-        return
-    codes, magnitudes = CODEBOOKS[name].quantize(values, BLOCK)
-    kept.copy_(codes)
-    state[f"{name}_magnitudes"][blocks_of(piece, BLOCK)] = magnitudes

@@ -55,7 +55,7 @@ def quantize(weight: Tensor, *, double: bool) -> Packed:
         "magnitudes": flat.new_empty(-(-flat.numel() // BLOCK), dtype=torch.float32),
     }
     for piece in pieces(flat):
-        codes, magnitudes = NF4.quantize(flat[piece].float(), BLOCK)
+        codes, magnitudes = NF4.quantize_(flat[piece].to(torch.float32, copy=True), BLOCK)
         packed["codes"][piece.start // 2 : -(-piece.stop // 2)] = _pack(codes)
         packed["magnitudes"][blocks_of(piece, BLOCK)] = magnitudes
     return _quantize_magnitudes(packed) if double else packed
@@ -66,11 +66,15 @@ def dequantize(packed: Packed, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     codes, magnitudes, pairs = packed["codes"], _magnitudes(packed), PAIRS.on(packed["codes"])
     weight = torch.empty(2 * codes.numel(), dtype=dtype, device=codes.device)
     for piece in pieces(weight):
-        values = weight[piece] if dtype is torch.float32 else torch.empty_like(weight[piece], dtype=torch.float32)
         half = slice(piece.start // 2, piece.stop // 2)
-        torch.index_select(pairs, 0, codes[half].int(), out=values.view(torch.int64))
-        weight[piece] = scale_(values, magnitudes[blocks_of(piece, BLOCK)], BLOCK)
+        _dequantize(codes[half], magnitudes[blocks_of(piece, BLOCK)], pairs, weight[piece])
     return weight[: shape.numel()].view(shape)
+
+
+def _dequantize(codes: Tensor, magnitudes: Tensor, pairs: Tensor, out: Tensor) -> None:
+    values = out if out.dtype is torch.float32 else torch.empty_like(out, dtype=torch.float32)
+    torch.index_select(pairs, 0, codes.int(), out=values.view(torch.int64))
+    out.copy_(scale_(values, magnitudes, BLOCK))
 
 
 def _pack(codes: Tensor) -> Tensor:
@@ -87,7 +91,7 @@ def _quantize_magnitudes(packed: Packed) -> Packed:
     of_magnitudes = magnitudes.new_empty(-(-magnitudes.numel() // BLOCK_OF_MAGNITUDES))
     for piece in pieces(magnitudes):
         blocks = blocks_of(piece, BLOCK_OF_MAGNITUDES)
-        codes[piece], of_magnitudes[blocks] = SIGNED.quantize(magnitudes[piece] - mean, BLOCK_OF_MAGNITUDES)
+        codes[piece], of_magnitudes[blocks] = SIGNED.quantize_(magnitudes[piece] - mean, BLOCK_OF_MAGNITUDES)
     return {**packed, "magnitudes": codes, "magnitudes_of_magnitudes": of_magnitudes, "mean": mean}
 
 

@@ -82,11 +82,10 @@ class Codebook:
         self._lowest = Constant(torch.bucketize(_ends_of_cells()[0], boundaries).to(torch.uint8))
         self._boundary_above = Constant(torch.cat([boundaries, torch.full((1,), torch.inf)]))
 
-    def quantize(self, numbers: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Codes (n,), uint8, and magnitudes (a block), fp32, of `numbers` (n,), fp32; for at most a piece of them."""
+    def quantize_(self, numbers: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Codes (n,), uint8, and magnitudes (a block), fp32, of a piece of numbers (n,), fp32, which it overwrites."""
         largest = magnitudes(numbers, size)
-        scaled = scale_(numbers.clone(), 1.0 / largest.clamp(min=SMALLEST), size)
-        return self._encode(scaled), largest
+        return self._encode(scale_(numbers, 1.0 / largest.clamp(min=SMALLEST), size)), largest
 
     def dequantize(self, codes: Tensor, magnitudes: Tensor, size: int) -> Tensor:
         """The numbers (n,), fp32, that `codes` (n,) and `magnitudes` (a block) stand for."""
