@@ -16,7 +16,6 @@ class Task(Protocol):
     headline: str  # the metric that tables rank by
     higher_is_better: bool
     from_scratch: bool  # random weights: then every method trains embeddings, norms and head
-    provenance: dict[str, str | None]  # of data, model and tokenizer; goes into the record
 
     @property
     def train_size(self) -> int:
@@ -25,6 +24,10 @@ class Task(Protocol):
     @property
     def head(self) -> tuple[str, ...]:
         """Name patterns of the parameters that no checkpoint had: every method trains them."""
+
+    @property
+    def provenance(self) -> Mapping[str, str | None]:
+        """Of data, model and tokenizer, and under "notes" what a reader of the results must know; for the record."""
 
     def build_model(self) -> nn.Module:
         """A new model on the CPU, the same for the same model and seed."""

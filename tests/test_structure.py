@@ -10,7 +10,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("optimizers", "tasks", "reports", "membench")
 LIBRARIES = {
     "optimizers": {"torch", "peft"},
-    "tasks": {"torch", "transformers", "datasets", "evaluate", "sklearn", "numpy", "tokenizers", "huggingface_hub"},
+    "tasks": {
+        *("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub"),
+        *("datasets", "evaluate", "sklearn", "numpy"),
+    },
     "reports": {"tabulate", "matplotlib", "jinja2", "scipy", "numpy"},
 }
 # What each folder may use of its own package. A module beside the folders goes by its own name.

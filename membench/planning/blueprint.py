@@ -19,6 +19,7 @@ from transformers.models.auto import modeling_auto
 from membench.planning.layers import kinds, simulated_depths
 from membench.planning.workload import Batch, Workload, make_batch
 from membench.training.checkpointing import checkpoint_layers
+from tasks.models.damage import said_in_a_sentence
 from tasks.models.loading import quiet
 from tasks.models.source import CONFIGURATIONS, DTYPES, PREFIX, Source, longest_sequence
 
@@ -120,15 +121,14 @@ class Blueprint:
         return str(config._attn_implementation)
 
     def _new(self, depth: int) -> Any:
-        try:
+        way_out = "one that `membench list models` names, a folder or an id of the hub"
+        values = self.source.config.to_dict()
+        with said_in_a_sentence("model", self.workload.model, way_out, values=values):
             return self.kind.from_config(
                 self.config(depth),
                 attn_implementation=self.workload.attention,
                 trust_remote_code=self.workload.trust_remote_code,
             )
-        except Exception as error:  # a configuration can be wrong in any way
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
-            raise ValueError(f"model {self.workload.model!r} can't be built: {reason}") from error
 
     def batch(self, device: str | None = None) -> Batch:
         """A micro-batch of the set-up, on `device`; a text that is classified ends as the model's texts do."""

@@ -17,6 +17,7 @@ from membench.config.run import Run
 from membench.training.build import build_model, build_optimizer, create_task, method_values
 from membench.training.loop import Diverged, Loop, loss_function, micro_batches
 from membench.training.metering import meter_cycle
+from tasks.models.damage import is_out_of_memory
 from tasks.models.loading import quiet
 
 
@@ -63,7 +64,8 @@ def execute(
         measured["memory"] |= _meter(run, task)
     except Exception as error:
         traceback.print_exc()
-        measured["status"], measured["error"] = _status(error), explain(error)
+        measured["status"] = "out_of_memory" if is_out_of_memory(error) else "failed"
+        measured["error"] = explain(error)
     return measured
 
 
@@ -146,10 +148,3 @@ def _meter(run: Run, task: tasks.Task) -> dict[str, Any]:
         max_grad_norm=run.training.max_grad_norm,
     )
     return {key: value for key, value in report.items() if key != "modules"}
-
-
-def _status(error: Exception) -> str:
-    texts = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return "out_of_memory"
-    return "out_of_memory" if isinstance(error, RuntimeError) and any(t in str(error) for t in texts) else "failed"

@@ -68,13 +68,13 @@ class Pretraining:
         self.from_scratch = self.language.from_scratch
         self.data: Corpus | Stream
         self.data, self.validation = source.split(self.language, sequence_length, given.seed, validation_tokens)
-        self.provenance = {
-            "data": data,
-            "data_revision": source.revision,
-            "data_sha256": source.sha256,
-            **self.language.provenance,
-            "notes": "; ".join([*self.language.notes, *source.notes]) or None,
-        }
+        self._of_data = {"data": data, "data_revision": source.revision, "data_sha256": source.sha256}
+        self._notes = source.notes
+
+    @functools.cached_property
+    def provenance(self) -> dict[str, str | None]:
+        """See `tasks.Task.provenance`."""
+        return self.language.provenance(self._of_data, self._notes)
 
     @property
     def tokenizer(self) -> Any:

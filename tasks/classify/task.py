@@ -4,6 +4,7 @@
 train and a val file of that kind. One file alone is split by the hash of its texts. `demo` is made up.
 """
 
+import functools
 from typing import Any
 
 from torch import Tensor, nn
@@ -50,16 +51,16 @@ class Classification:
             len(self.data.labels),
             lambda: (text for one in self.data.train[:TOKENIZER_EXAMPLES] for text in (one.first, one.second)),
             given,
+            pairs=any(one.second for one in [*self.data.train, *self.data.validation]),
         )
         self.from_scratch = self.classifier.from_scratch
-        cut = self.classifier.cuts([(one.first, one.second) for one in self.data.train])
-        self.provenance = {
-            "data": given.data,
-            "data_revision": None,
-            "data_sha256": self.data.sha256,
-            **self.classifier.provenance,
-            "notes": "; ".join([*self.data.notes, *cut]) or None,
-        }
+        self._of_data = {"data": given.data, "data_revision": None, "data_sha256": self.data.sha256}
+
+    @functools.cached_property
+    def provenance(self) -> dict[str, str | None]:
+        """See `tasks.Task.provenance`."""
+        texts = [(one.first, one.second) for one in self.data.train]
+        return self.classifier.provenance(self._of_data, self.data.notes, texts)
 
     @property
     def tokenizer(self) -> Any:

@@ -4,6 +4,7 @@
 one's own, in any format of `formats.py`; short names (alpaca-gpt4, gsm8k, ...) stand for data sets of the hub.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -77,14 +78,9 @@ class Tuning:
         self.train_size = len(self.groups)
         self.has_numbers = all(gsm8k.MARK in answer for answer in self.references)
         self.headline, self.higher_is_better = ("exact_match", True) if self.has_numbers else ("perplexity", False)
-        notes = [*_notes("training", self.train, len(read.training)), *_notes("held-out", self.validation, len(scored))]
-        self.provenance = {
-            "data": given.data,
-            "data_revision": read.revision,
-            "data_sha256": read.sha256,
-            **self.language.provenance,
-            "notes": "; ".join([*self.language.notes, *read.notes, *notes]) or None,
-        }
+        self._of_data = {"data": given.data, "data_revision": read.revision, "data_sha256": read.sha256}
+        sides = (("training", self.train, len(read.training)), ("held-out", self.validation, len(scored)))
+        self._notes = [*read.notes, *(note for side in sides for note in _notes(*side))]
 
     def _fit(self, data: str, read: conversations.Conversations, some: list[Conversation], side: str) -> Examples:
         what = ("examples, 3", data, read.sha256, side, str(len(some)), self.language.fingerprint, str(self.length))
@@ -95,6 +91,11 @@ class Tuning:
                 + "".join(f"; {note}" for note in examples.notes)
             )
         return examples
+
+    @functools.cached_property
+    def provenance(self) -> dict[str, str | None]:
+        """See `tasks.Task.provenance`."""
+        return self.language.provenance(self._of_data, self._notes)
 
     @property
     def head(self) -> tuple[str, ...]:

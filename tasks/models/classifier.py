@@ -1,7 +1,7 @@
 """Classifiers of texts: what SuperGLUE and one's own data share - model, tokenizer, batches and predictions."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,10 @@ from tasks.models.arguments import TaskArguments
 from tasks.models.encoding import Encoder
 from tasks.models.modes import evaluation
 from tasks.models.source import Source, check_fit
-from tasks.models.tokenization import choose_tokenizer, train_tokenizer
+from tasks.models.tokenization import choose_tokenizer, train_tokenizer, with_ids_of
 
 EVALUATION_BATCH = 64  # sequences
+ROUNDING, ROUNDING_LOW = 1e-3, 5e-2  # relative differences of logits that fp32 and 16 bits can make
 MEASURED_TEXTS = 1000  # whose length is looked at, to say how many are cut
 
 
@@ -34,6 +35,7 @@ class Classifier:
 
     Args:
         classes: how many there are; None for multiple choice.
+        pairs: do some examples have a second text?
         texts: what to train a tokenizer on, if the model is a built-in one that has none.
         given: the model, its tokenizer, the tokens of a sequence, the seed and type of the weights.
 
@@ -46,6 +48,8 @@ class Classifier:
         classes: int | None,
         texts: Callable[[], Iterable[str]],
         given: TaskArguments,
+        *,
+        pairs: bool,
     ):
         self.classes, self.seed, self.dtype = classes, given.seed, given.dtype
         self.source = Source(given.model, given.trust_remote_code)
@@ -57,7 +61,7 @@ class Classifier:
         )
         skeleton: Any = self.source.skeleton(self.kind, **self._settings)
         check_fit(given.model, skeleton, tokenizer=self.tokenizer, sequence_length=given.sequence_length)
-        self.encoder = Encoder(self.tokenizer, skeleton, given.sequence_length)
+        self.encoder = Encoder(self.tokenizer, skeleton, given.sequence_length, pairs=pairs)
         self._attention: str = skeleton.config._attn_implementation
 
     @property
@@ -72,9 +76,12 @@ class Classifier:
         return transformers.AutoModelForSequenceClassification
 
     @property
-    def _settings(self) -> dict[str, int]:
-        settings = {} if self.classes is None else {"num_labels": self.classes}
-        if self.source.config.to_dict().get("pad_token_id") is None:  # a causal model needs it to find the last token
+    def _settings(self) -> dict[str, Any]:
+        settings: dict[str, Any] = {}
+        if self.classes is not None:  # whatever the base model was used for, such as several labels at once
+            settings = {"num_labels": self.classes, "problem_type": "single_label_classification"}
+        # A causal model finds the last token by the id of padding. The positions of an encoder may depend on its own.
+        if self.source.is_causal or self.source.config.pad_token_id is None:
             settings["pad_token_id"] = self.tokenizer.pad_token_id
         return settings
 
@@ -89,18 +96,22 @@ class Classifier:
         share = sum(self.encoder.cuts(*pair) for pair in measured) / len(measured)
         return [f"{share:.1%} of the texts are cut to {self.encoder.sequence_length} tokens"] if share else []
 
-    @property
-    def provenance(self) -> dict[str, str | None]:
-        """The model's part of `tasks.Task.provenance`."""
+    def provenance(
+        self, of_data: Mapping[str, str | None], notes: Sequence[str], texts: Sequence[tuple[str, str]]
+    ) -> dict[str, str | None]:
+        """See `tasks.Task.provenance`: what is `of_data` and of the model; notes on data, training and model."""
         return {
+            **of_data,
             "model_revision": self.source.revision,
             "tokenizer": self._tokenizer_said,
             "attention": self._attention,
+            "notes": "; ".join([*notes, *self.cuts(texts), *self.source.notes(self.kind, **self._settings)]) or None,
         }
 
     def build_model(self) -> nn.Module:
         """A new model on the CPU, the same for the same model and seed."""
-        return self.source.build(self.kind, self.seed, self.dtype, **self._settings)
+        model = self.source.build(self.kind, self.seed, self.dtype, **self._settings)
+        return with_ids_of(self.tokenizer, model)
 
     def batch(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """`input_ids`, `attention_mask` and, for models that use them, `token_type_ids` (examples, sequence) int64, and
@@ -122,15 +133,30 @@ class Classifier:
             return self._logits(model, pairs)
 
     def _logits(self, model: nn.Module, pairs: Sequence[tuple[str, str]]) -> Tensor:
-        device = next(model.parameters()).device
         lengths = [self.encoder.tokens(*pair).shape[1] for pair in pairs]
         order = sorted(range(len(pairs)), key=lengths.__getitem__)  # so that a batch has little padding
+        if self._sees_padding(model, pairs[order[0]]):
+            lengths = [self.encoder.sequence_length] * len(pairs)
         logits: dict[int, Tensor] = {}
         for start in range(0, len(order), EVALUATION_BATCH):
             some = order[start : start + EVALUATION_BATCH]
-            inputs = self.encoder.batch([pairs[index] for index in some], lengths[some[-1]])
-            if self.classes is None:
-                inputs = {key: rows.unsqueeze(1) for key, rows in inputs.items()}  # one choice at a time
-            rows = model(**{key: rows.to(device) for key, rows in inputs.items()}).logits.float().cpu()
+            rows = self._forward(model, [pairs[index] for index in some], lengths[some[-1]])
             logits |= dict(zip(some, rows, strict=True))
         return torch.stack([logits[index] for index in range(len(pairs))])
+
+    def _forward(self, model: nn.Module, pairs: Sequence[tuple[str, str]], length: int) -> Tensor:
+        inputs = self.encoder.batch(pairs, length)
+        if self.classes is None:
+            inputs = {key: rows.unsqueeze(1) for key, rows in inputs.items()}  # one choice at a time
+        device = next(model.parameters()).device
+        return model(**{key: rows.to(device) for key, rows in inputs.items()}).logits.float().cpu()
+
+    def _sees_padding(self, model: nn.Module, pair: tuple[str, str]) -> bool:
+        """Do logits change with the padding, as where a model mixes all positions (FNet, Funnel, CANINE)?
+
+        Texts then are scored as they are trained on, at the full length, or a score would depend on its neighbours.
+        """
+        alone = self._forward(model, [pair], self.encoder.tokens(*pair).shape[1])
+        padded = self._forward(model, [pair], self.encoder.sequence_length)
+        low = next(model.parameters()).dtype != torch.float32
+        return bool((alone - padded).abs().max() > (ROUNDING_LOW if low else ROUNDING) * alone.abs().max())

@@ -14,44 +14,52 @@ class Encoder:
         tokenizer: of transformers.
         model: what the batches are for; decides whether they have token types. May be on the meta device.
         sequence_length: tokens of a sequence, special ones included; the longer text of a pair is cut first.
+        pairs: do some texts have a second one? For encoder-decoders, which count the ends, all are pairs then.
 
     Raises:
         ValueError: `sequence_length` leaves no room for text.
     """
 
-    def __init__(self, tokenizer: Any, model: Any, sequence_length: int):
+    def __init__(self, tokenizer: Any, model: Any, sequence_length: int, *, pairs: bool = False):
         special = tokenizer.num_special_tokens_to_add(pair=True)
         if sequence_length <= special + 1:
             raise ValueError(f"sequence_length {sequence_length} leaves no room for text: use at least {special + 2}")
         self.tokenizer, self.sequence_length = tokenizer, sequence_length
+        values = model.config.to_dict()
+        self._always_pairs = pairs and bool(values.get("is_encoder_decoder"))
+        self._pads_left = (
+            values.get("summary_type") == "last"
+        )  # XLNet classifies by the last position, whatever is there
         # RoBERTa has one token type, and many tokenizers offer two to every model
-        has_types = model.config.to_dict().get("type_vocab_size", 0) > 1
+        has_types = (values.get("type_vocab_size") or 0) > 1
         self.keys = ("input_ids", "token_type_ids") if has_types else ("input_ids",)
         self._known: dict[tuple[str, str], Tensor] = {}  # (len(keys), tokens) int32
 
     def tokens(self, first: str, second: str) -> Tensor:
         """The tokens of a text, or of a pair if `second` isn't empty: (1, n) int32, or (2, n) with token types."""
         if (first, second) not in self._known:
-            encoded = self.tokenizer(
-                first,
-                second or None,
-                truncation="longest_first",
-                max_length=self.sequence_length,
-                return_token_type_ids=len(self.keys) > 1,
-                split_special_tokens=True,  # names of control tokens in a text are text
-            )
-            self._known[first, second] = torch.tensor([encoded[key] for key in self.keys], dtype=torch.int32)
+            given = {"truncation": "longest_first", "max_length": self.sequence_length}
+            encoded = self._encode(first, second, return_token_type_ids=len(self.keys) > 1, **given)
+            nothing = (self.tokenizer.pad_token_id, 0)  # for a text of which nothing is left
+            rows = [encoded[key] or [stand_in] for key, stand_in in zip(self.keys, nothing, strict=False)]
+            self._known[first, second] = torch.tensor(rows, dtype=torch.int32)
         return self._known[first, second]
 
     def cuts(self, first: str, second: str) -> bool:
         """Is the text, or the pair, longer than a sequence?"""
         if self.tokens(first, second).shape[1] < self.sequence_length:
             return False
-        whole = self.tokenizer(first, second or None, split_special_tokens=True, verbose=False)["input_ids"]
-        return len(whole) > self.sequence_length
+        return len(self._encode(first, second, verbose=False)["input_ids"]) > self.sequence_length
+
+    def _encode(self, first: str, second: str, **given: Any) -> dict[str, list[int]]:
+        others = [second] if second or self._always_pairs else None
+        # names of control tokens are text; in a list, since transformers takes an empty second text for none
+        return {
+            key: rows[0] for key, rows in self.tokenizer([first], others, split_special_tokens=True, **given).items()
+        }
 
     def batch(self, pairs: Sequence[tuple[str, str]], length: int | None = None) -> dict[str, Tensor]:
-        """Pairs as model inputs, each (pairs, length) int64, padded on the right.
+        """Pairs as model inputs, each (pairs, length) int64, padded on the right (for XLNet on the left).
 
         Args:
             pairs: of texts.
@@ -64,7 +72,9 @@ class Encoder:
         inputs["attention_mask"] = torch.zeros(len(pairs), length, dtype=torch.int64)
         for row, pair in enumerate(pairs):
             tokens = self.tokens(*pair)
+            count = tokens.shape[1]
+            place = slice(length - count, length) if self._pads_left else slice(count)
             for key, values in zip(self.keys, tokens, strict=True):
-                inputs[key][row, : len(values)] = values
-            inputs["attention_mask"][row, : tokens.shape[1]] = 1
+                inputs[key][row, place] = values
+            inputs["attention_mask"][row, place] = 1
         return inputs

@@ -3,7 +3,7 @@
 import functools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -19,7 +19,7 @@ from tasks.models.arguments import TaskArguments
 from tasks.models.loading import quiet
 from tasks.models.modes import evaluation
 from tasks.models.source import DTYPES, Source, check_positions, own_generator
-from tasks.models.tokenization import byte_level_bpe, choose_tokenizer
+from tasks.models.tokenization import byte_level_bpe, choose_tokenizer, with_ids_of
 
 Batch = dict[str, Tensor]
 
@@ -85,21 +85,24 @@ class LanguageModel:
     @property
     def notes(self) -> list[str]:
         """What a reader of the results must know."""
-        if not self.grows:
-            return []
-        return [f"the embedding grew from {self.entries:,} to {len(self.tokenizer):,} entries, as the tokenizer has"]
+        grown = f"the embedding grew from {self.entries:,} to {len(self.tokenizer):,} entries, as the tokenizer has"
+        return [*([grown] if self.grows else []), *self.source.notes(KIND)]
 
-    @property
-    def provenance(self) -> dict[str, str | None]:
-        """The model's part of `tasks.Task.provenance`."""
+    def provenance(self, of_data: Mapping[str, str | None], notes: Sequence[str]) -> dict[str, str | None]:
+        """See `tasks.Task.provenance`: what is `of_data`, and of the model; notes on both."""
         return {
+            **of_data,
             "model_revision": self.source.revision,
             "tokenizer": self._tokenizer_said,
             "attention": self.attention,
+            "notes": "; ".join([*self.notes, *notes]) or None,
         }
 
     def build_model(self) -> nn.Module:
         """A new model on the CPU, the same for the same model and seed."""
+        return with_ids_of(self.tokenizer, self._build())
+
+    def _build(self) -> nn.Module:
         if not self.grows:
             return self.source.build(KIND, self.seed, self.dtype)
         if self.from_scratch:

@@ -3,11 +3,15 @@
 import contextlib
 import functools
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from transformers.utils import logging
 
+from tasks.models.damage import said_in_a_sentence
+
+LONGEST_ID = 200  # characters of an id with its revision
 FOLDER = "sha256:"  # how the revision of a folder begins, which is a digest of its files
 
 
@@ -17,23 +21,26 @@ def locate(name: str) -> tuple[str, str]:
     Raises:
         ValueError: neither a folder nor reachable on the hub.
     """
-    if Path(name).is_dir():
+    if is_folder(name):
         return name, f"{FOLDER}{digest(Path(name))}"
     repository, revision = on_hub("model", name)
     from huggingface_hub import hf_hub_download
 
-    try:
+    with said_in_a_sentence("model", name, "a folder, or a model that `membench list models` names"):
         config = hf_hub_download(repository, "config.json", revision=revision)
-    except (OSError, ValueError) as error:
-        raise cannot_load("model", name, error, "a folder, or a model that `membench list models` names") from error
     return repository, Path(config).parent.name  # .../snapshots/COMMIT/config.json
+
+
+def is_folder(name: str) -> bool:
+    """Is it the path of a folder? Not if nothing can be called so."""
+    return os.path.isdir(name)
 
 
 def on_hub(what: str, name: str) -> tuple[str, str | None]:
     """Split `ID@REVISION`. Raises ValueError where `name` can't be an id but must have meant a folder."""
     repository, _, revision = name.partition("@")
-    if name.startswith((".", "/", "~")) or repository.count("/") > 1 or not repository:
-        raise ValueError(f"there is no folder {name!r} to load the {what} from, and it can't be an id of the hub")
+    if name.startswith((".", "/", "~")) or repository.count("/") > 1 or not repository or len(name) > LONGEST_ID:
+        raise ValueError(f"there is no folder {name[:100]!r} to load the {what} from, and it can't be an id of the hub")
     return repository, revision or None
 
 
@@ -53,11 +60,6 @@ def _digest_of(files: tuple[tuple[Path, int, int], ...]) -> str:
         with path.open("rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()
-
-
-def cannot_load(what: str, name: str, error: Exception, way_out: str) -> ValueError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ValueError(f"can't load the {what} {name!r}: {reason.rstrip('.')}; give {way_out}")
 
 
 @contextlib.contextmanager

@@ -1,23 +1,33 @@
 """Models: an id of the hub, a folder, a packaged one, or a built-in configuration with random weights."""
 
 import contextlib
+import difflib
 import functools
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
 from torch import nn
+from transformers.models.auto import modeling_auto
 
 from tasks.models import packaged
+from tasks.models.checks import check_loaded, mended, of_layers, outside_of_layers
 from tasks.models.configurations import PUBLISHED, llama
-from tasks.models.loading import FOLDER, cannot_load, locate, quiet
+from tasks.models.damage import said_in_a_sentence
+from tasks.models.loading import FOLDER, is_folder, locate, quiet
 from tasks.names import suggestion
 
 PREFIX = "config:"
+UNKNOWN_TO_KIND = "Unrecognized configuration class"  # what an auto class of transformers says
+WAY_OUT = "a folder as transformers saves it, or config:NAME for random weights"
+# What a training needs, whatever the base model was used for: outputs by name, and none that nobody reads.
+PLAIN = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
 VOCABULARY_SIZE = 1024  # of roberta-tiny and of the tokenizer that is trained for it
 LANGUAGE_VOCABULARY_SIZE = 1024  # of llama-tiny
+POSITIONS = ("position_embeddings", "embed_positions", "wpe", "positions_embed")  # what models call them
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -79,8 +89,15 @@ class Source:
             self.configuration = _built_in(name.removeprefix(PREFIX))
             self.config = self.configuration.build()
         else:
+            _check_spelling(name)
             self.path, self.revision = packaged.locate(name) if name in packaged.PACKAGED else locate(name)
-            self.config = self._load(transformers.AutoConfig)
+            self.config = mended(self._load(transformers.AutoConfig), name)
+
+    @property
+    def is_causal(self) -> bool:
+        """Does the model see only what comes before a token? Encoders, and what has one, see all."""
+        kind = self.config.model_type
+        return not self.config.is_encoder_decoder and kind not in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     @property
     def own_tokenizer(self) -> str:
@@ -116,17 +133,35 @@ class Source:
 
         With random weights: what lies outside embeddings and layers.
         """
-        return _head(self.name, self.revision, self.trust_remote_code, kind, tuple(settings.items()))
+        return self._compared(kind, settings).head
+
+    def notes(self, kind: Any, **settings: Any) -> list[str]:
+        """What of a pretrained model is new, and which of its layers the configuration leaves out."""
+        if self.from_scratch:
+            return []
+        found = self._compared(kind, settings)
+        new = [f"new in the model, with random values: {', '.join(found.head)}"] if found.head else []
+        more = f"{len(found.left_out):,} tensors of layers that its config.json hasn't are left out"
+        return [*new, *([f"{more} ({found.left_out[0]})"] if found.left_out else [])]
+
+    def _compared(self, kind: Any, settings: dict[str, Any]) -> "Compared":
+        return _compared(self.name, self.revision, self.trust_remote_code, kind, tuple(settings.items()))
 
     def _new(self, kind: Any, settings: dict[str, Any]) -> nn.Module:
-        config = self._configured(settings)
         try:
-            return kind.from_config(config, trust_remote_code=self.trust_remote_code)
+            with self._border():
+                return kind.from_config(self._configured(settings), trust_remote_code=self.trust_remote_code)
         except ValueError as error:
-            raise self._unsuitable(kind) from error
+            if UNKNOWN_TO_KIND in str(error):
+                raise self._unsuitable(kind) from error
+            raise
 
-    def _pretrained(self, kind: Any, settings: dict[str, Any]) -> tuple[nn.Module, set[str]]:
-        """The model, and the names of the parameters that are new in it."""
+    def _pretrained(self, kind: Any, settings: dict[str, Any]) -> tuple[nn.Module, set[str], list[str]]:
+        """The model, the names of the parameters that are new in it, and of what the checkpoint has beyond it.
+
+        Raises:
+            ValueError: embeddings or layers are among them: what the folder says isn't what its weights are.
+        """
         model, report = self._load(
             kind,
             config=self._configured(settings),
@@ -134,21 +169,29 @@ class Source:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # a head for another number of classes is replaced
         )
-        return model, {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+        shapes = {key: shapes for key, *shapes in report["mismatched_keys"]}
+        new = {*report["missing_keys"], *shapes}
+        check_loaded(self.name, model, new, shapes)
+        return model, new, sorted(report["unexpected_keys"])
 
     def _configured(self, settings: dict[str, Any]) -> transformers.PretrainedConfig:
         config = type(self.config).from_dict(self.config.to_dict())
-        config.update(settings)
+        config.update(PLAIN | settings)
+        if "pad_token_id" in settings:
+            config.get_text_config().pad_token_id = settings["pad_token_id"]
         return config
 
     def _load(self, kind: Any, **given: Any) -> Any:
-        try:
-            with quiet():
-                return kind.from_pretrained(
-                    self.path, revision=self.revision, trust_remote_code=self.trust_remote_code, **given
-                )
-        except (OSError, ValueError, ImportError) as error:
-            raise cannot_load("model", self.name, error, "config:NAME for random weights") from error
+        with self._border(self.path), quiet():
+            return kind.from_pretrained(
+                self.path, revision=self.revision, trust_remote_code=self.trust_remote_code, **given
+            )
+
+    def _border(self, path: str | None = None) -> AbstractContextManager[None]:
+        folder = path if path is not None and is_folder(path) else None
+        values = {} if "config" not in vars(self) else self.config.to_dict()
+        file = "" if values or folder is None else "config.json: "
+        return said_in_a_sentence("model", self.name, WAY_OUT, folder=folder, file=file, values=values)
 
     def _unsuitable(self, kind: Any) -> ValueError:
         causal = kind is transformers.AutoModelForCausalLM
@@ -159,15 +202,31 @@ class Source:
         )
 
 
+class Compared(NamedTuple):
+    """A model against its checkpoint."""
+
+    head: tuple[str, ...]  # see `Source.head`
+    left_out: tuple[str, ...]  # tensors of layers that the model hasn't got
+
+
 @functools.lru_cache(maxsize=32)  # a checkpoint must be loaded to know; every run of a comparison asks
-def _head(
+def _compared(
     name: str, revision: str | None, trust_remote_code: bool, kind: Any, settings: tuple[tuple[str, Any], ...]
-) -> tuple[str, ...]:
+) -> Compared:
     source = Source(name, trust_remote_code)
     skeleton = source.skeleton(kind, **dict(settings))
     if source.from_scratch:
-        return outermost(skeleton, _outside_of_layers(skeleton))
-    return outermost(skeleton, source._pretrained(kind, dict(settings))[1])
+        return Compared(outermost(skeleton, outside_of_layers(skeleton)), ())
+    _, new, beyond = source._pretrained(kind, dict(settings))
+    return Compared(outermost(skeleton, new), tuple(of_layers(skeleton, beyond)))
+
+
+def _check_spelling(name: str) -> None:
+    """Raises ValueError for what is nearly the name of a built-in model, before the hub is asked for it."""
+    known = {one: PREFIX + one for one in CONFIGURATIONS} | {one: one for one in packaged.PACKAGED}
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.9)
+    if close and name not in close and not is_folder(name):
+        raise ValueError(f"unknown model {name!r}. {suggestion(name, known.values(), known)}")
 
 
 def _built_in(name: str) -> Configuration:
@@ -199,31 +258,17 @@ def outermost(model: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _outside_of_layers(model: nn.Module) -> set[str]:
-    """Parameters of modules that hold neither layers nor embeddings nor norms: poolers and classifiers."""
-    return {
-        f"{name}.{parameter}"
-        for name, module in model.named_modules()
-        for parameter, _ in module.named_parameters(recurse=False)
-        if isinstance(module, nn.Linear) and not _in_layers(model, name)
-    }
-
-
-def _in_layers(model: nn.Module, name: str) -> bool:
-    parts = name.split(".")
-    parents = (".".join(parts[:end]) for end in range(1, len(parts)))
-    return any(isinstance(model.get_submodule(parent), nn.ModuleList) for parent in parents)
-
-
 def longest_sequence(model: nn.Module) -> int | None:
-    """Tokens for which the model has learned positions; None where positions are computed.
+    """Tokens for which the model has positions, learned or in a table; None where they are computed.
 
-    RoBERTa numbers positions from its padding index + 1, so 514 embeddings serve 512 tokens.
+    RoBERTa numbers positions from its padding index + 1, so 514 embeddings serve 512 tokens; OPT and BART from an
+    offset of 2.
     """
     for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and name.endswith(("position_embeddings", "embed_positions", "wpe")):
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    return None
+        if isinstance(module, nn.Embedding) and name.endswith(POSITIONS):
+            before = vars(module).get("offset", 0) if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - before
+    return next((len(table) for name, table in model.named_buffers() if name.endswith(POSITIONS)), None)
 
 
 def check_fit(name: str, model: Any, *, tokenizer: Any, sequence_length: int) -> None:

@@ -10,7 +10,8 @@ import transformers
 from tokenizers import decoders, pre_tokenizers, processors, trainers
 
 from tasks.models import packaged
-from tasks.models.loading import cannot_load, digest, on_hub, quiet
+from tasks.models.damage import said_in_a_sentence
+from tasks.models.loading import digest, is_folder, on_hub, quiet
 from tasks.models.source import Source
 
 # texts are tokenised one at a time; tokenizers' threads would only warn in processes that are forked
@@ -29,24 +30,41 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> tuple[Any, str
     if name in packaged.PACKAGED:
         path, digest_of_it = packaged.locate(name)
         revision, said = None, f"{name} ({digest_of_it[:23]})"
-    elif Path(name).is_dir():
+    elif is_folder(name):
         path, revision, said = name, None, f"{name} (sha256:{digest(Path(name), FILES)[:16]})"
     else:
         (path, revision), said = on_hub("tokenizer", name), name
     way_out = "--tokenizer with a folder that has a tokenizer.json, or an id of the hub"
-    try:
-        with quiet():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                path, revision=revision, trust_remote_code=trust_remote_code
-            )
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise cannot_load("tokenizer", name, error, way_out) from error
+    with said_in_a_sentence("tokenizer", name, way_out, folder=path if is_folder(path) else None), quiet():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            path, revision=revision, trust_remote_code=trust_remote_code
+        )
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one where files are missing
         raise ValueError(f"{name!r} has a model but no tokenizer: give {way_out}")
     if tokenizer.pad_token is None:  # causal models come without
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = _stand_in(tokenizer)
     tokenizer.padding_side = "right"
     return tokenizer, said
+
+
+def _stand_in(tokenizer: Any) -> str:
+    """What to pad with: the end of a text, or another control token; any will do, since a mask covers it."""
+    known = (tokenizer.eos_token, tokenizer.sep_token, tokenizer.unk_token, tokenizer.bos_token, tokenizer.cls_token)
+    return next((token for token in known if token is not None), None) or tokenizer.convert_ids_to_tokens(0)
+
+
+def with_ids_of(tokenizer: Any, model: Any) -> Any:
+    """The model, which says of itself what ends and begins a text: what the tokenizer says, or generation never stops.
+
+    What a pretrained model's configuration says stays where the tokenizer's is among it: several ids may end a turn.
+    """
+    own = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+    for said in filter(None, (model.config, vars(model).get("generation_config"))):
+        for name, token in own.items():
+            known = vars(said).get(name)
+            if token is not None and token not in (known if isinstance(known, list) else [known]):
+                setattr(said, name, token)
+    return model
 
 
 def choose_tokenizer(source: Source, name: str | None, train: Callable[[int], Any], published: str) -> tuple[Any, str]:

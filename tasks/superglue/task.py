@@ -95,19 +95,16 @@ class SuperGlueTask:
         # a query that has no right or no wrong candidate teaches nothing
         self.train = [example for example in self.data.train if isinstance(example, Example) or _trainable(example)]
         self.train_size = len(self.train)
-        self.classifier = Classifier(row.classes, self.data.texts, given)
+        self.classifier = Classifier(row.classes, self.data.texts, given, pairs=any(map(_has_second, self.train)))
         self.from_scratch = self.classifier.from_scratch
-        self.provenance = {
-            "data": given.data,
-            "data_revision": superglue_data.HUB_REVISION if given.data == "hub" else None,
-            "data_sha256": self.data.sha256,
-            **self.classifier.provenance,
-            "notes": "; ".join([*self.data.tally.notes, *self.classifier.cuts(self._pairs())]) or None,
-        }
+        revision = superglue_data.HUB_REVISION if given.data == "hub" else None
+        self._of_data = {"data": given.data, "data_revision": revision, "data_sha256": self.data.sha256}
 
-    def _pairs(self) -> list[tuple[str, str]]:
-        """Texts of the training as they are encoded, some of them."""
-        return [(one.first, second) for one in self.train[:MEASURED_TEXTS] for second in _second_texts(one)]
+    @functools.cached_property
+    def provenance(self) -> dict[str, str | None]:
+        """See `tasks.Task.provenance`."""
+        texts = [(one.first, second) for one in self.train[:MEASURED_TEXTS] for second in _second_texts(one)]
+        return self.classifier.provenance(self._of_data, self.data.tally.notes, texts)
 
     @property
     def tokenizer(self) -> Any:
@@ -165,6 +162,10 @@ class SuperGlueTask:
         pairs = [(choice.first, second) for choice in of for second in _second_texts(choice)]
         candidates = self.classifier.logits(model, pairs)[:, 0].split([len(choice.candidates) for choice in of])
         return [int(scores.argmax()) for scores in candidates]
+
+
+def _has_second(example: Example | Choice) -> bool:
+    return isinstance(example, Choice) or bool(example.second)
 
 
 def _trainable(choice: Choice) -> bool:

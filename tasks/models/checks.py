@@ -1,0 +1,100 @@
+"""What a model's folder says against what it holds: the values of its configuration, and the weights that it has."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+AT_LEAST_ONE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+
+
+def mended(config: Any, name: str) -> Any:
+    """A configuration of transformers that models can be built from.
+
+    A negative id of padding, as the first conversions of LLaMA have it, stands for none.
+
+    Raises:
+        ValueError: a value that no model can have.
+    """
+    for part in (config, config.get_text_config()):
+        values = {key: vars(part).get(part.attribute_map.get(key, key)) for key in (*AT_LEAST_ONE, "pad_token_id")}
+        for key in AT_LEAST_ONE:
+            if isinstance(values[key], int) and values[key] < 1:
+                raise _wrong(name, key, values[key], "it must be at least 1")
+        heads, shared = values["num_attention_heads"], values["num_key_value_heads"]
+        if isinstance(heads, int) and isinstance(shared, int) and heads % shared:
+            raise _wrong(name, "num_key_value_heads", shared, f"it must divide the {heads} attention heads")
+        pad, entries = values["pad_token_id"], values["vocab_size"]
+        if isinstance(pad, int) and isinstance(entries, int) and pad >= entries:
+            raise _wrong(name, "pad_token_id", pad, f"it must be one of the {entries:,} entries of the vocabulary")
+        if isinstance(pad, int) and pad < 0:
+            part.pad_token_id = None
+    return config
+
+
+def _wrong(name: str, key: str, value: Any, rule: str) -> ValueError:
+    return ValueError(
+        f"can't use the model {name!r}: {key} in its config.json is {value}, but {rule}; correct it there"
+    )
+
+
+def check_loaded(name: str, model: nn.Module, new: Iterable[str], shapes: Mapping[str, Sequence[Any]]) -> None:
+    """Check that what a checkpoint lacks is a head.
+
+    Args:
+        name: of the model.
+        model: as it was loaded.
+        new: names of its parameters that the checkpoint has not, or not in that shape.
+        shapes: of those with another shape: that of the checkpoint and the model's.
+
+    Raises:
+        ValueError: embeddings or layers are among them, and would be random.
+    """
+    own = {key for key, _ in model.named_parameters()}
+    inside = sorted(own.intersection(new) - _heads(model))
+    if not inside:
+        return
+    first = inside[0]
+    found, wanted = (str(tuple(shape)) for shape in shapes.get(first, ((), ())))
+    why = f"is {found} there and {wanted} by its config.json" if first in shapes else "isn't there"
+    raise ValueError(
+        f"the weights of {name!r} aren't those of its config.json: {len(inside):,} of {len(own):,} tensors inside "
+        f"embeddings and layers are missing or of another shape ({first} {why}), and would be random; "
+        "give the folder as it was saved, or config:NAME for random weights"
+    )
+
+
+def of_layers(model: Any, names: Iterable[str]) -> list[str]:
+    """Those of a checkpoint's names that are of layers, with the bare model's prefix or without it."""
+    lists = [f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    prefixes = (*lists, *(name.removeprefix(f"{model.base_model_prefix}.") for name in lists))
+    return [name for name in names if name.startswith(prefixes)]
+
+
+def _heads(model: Any) -> set[str]:
+    """Parameters outside of the bare model, and of linear modules in it that come after all layers: poolers."""
+    prefix = f"{model.base_model_prefix}."
+    modules = [(name, isinstance(module, nn.ModuleList)) for name, module in model.named_modules()]
+    last = max((place for place, (_, is_list) in enumerate(modules) if is_list), default=-1)
+    later = {name for name, _ in modules[last + 1 :]}
+    poolers = {name for name in outside_of_layers(model) if name.rpartition(".")[0] in later}
+    names = [name for name, _ in model.named_parameters()]
+    return poolers | {
+        name for name in names if not name.startswith(prefix) and any(n.startswith(prefix) for n in names)
+    }
+
+
+def outside_of_layers(model: nn.Module) -> set[str]:
+    """Parameters of modules that hold neither layers nor embeddings nor norms: poolers and classifiers."""
+    return {
+        f"{name}.{parameter}"
+        for name, module in model.named_modules()
+        for parameter, _ in module.named_parameters(recurse=False)
+        if isinstance(module, nn.Linear) and not _in_layers(model, name)
+    }
+
+
+def _in_layers(model: nn.Module, name: str) -> bool:
+    parts = name.split(".")
+    parents = (".".join(parts[:end]) for end in range(1, len(parts)))
+    return any(isinstance(model.get_submodule(parent), nn.ModuleList) for parent in parents)

@@ -1,0 +1,387 @@
+"""Users' models: a score doesn't depend on padding, and what a folder or its configuration throws is one sentence."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from architectures import ARCHITECTURES
+from letters import folder, labelled, letters
+
+import tasks
+from membench.planning.blueprint import Blueprint
+from membench.planning.workload import Workload
+from tasks.models.source import Source, longest_sequence
+
+TEXTS = [f"{'abcdefghij'[n % 10] * (1 + n % 12)} and {'xyz'[n % 3] * (n % 7)}" for n in range(40)]
+LENGTH = 24
+
+
+def classify(model, data, **given):
+    return tasks.create("classify", model=model, data=data, **{"batch_size": 4, "sequence_length": LENGTH, **given})
+
+
+def expect_independent_of_neighbours(task):
+    """A text alone, padded, and in a batch of longer ones has the same logits."""
+    model, pairs = task.build_model().eval(), [(text, "") for text in TEXTS[:8]]
+    together = task.classifier.logits(model, pairs)
+    alone = torch.cat([task.classifier.logits(model, [pair]) for pair in pairs])
+    with torch.no_grad():
+        inputs = task.classifier.encoder.batch(pairs)
+        padded = model(**inputs).logits
+    assert inputs["attention_mask"].sum(1).max() < LENGTH  # every one is padded
+    for other in (together, padded):
+        torch.testing.assert_close(other, alone, rtol=1e-3, atol=1e-5)
+    assert (alone - alone.mean(0)).abs().max() > 1e-3  # and they tell texts apart
+
+
+# ---- S4: padding
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("without", [(), ("pad_token",), ("pad_token", "eos_token")], ids=["pad", "eos", "neither"])
+def test_s4_padding_changes_no_logits_whatever_the_tokenizer_pads_with(name, without, tmp_path):
+    model = ARCHITECTURES[name].build().base_model
+    path = folder(tmp_path / "model", model, letters(without=without))
+    expect_independent_of_neighbours(classify(path, labelled(tmp_path / "a.jsonl", TEXTS)))
+
+
+@pytest.mark.parametrize("name", [name for name, one in ARCHITECTURES.items() if one.is_causal])
+@pytest.mark.parametrize("pad", [0, 1, 7, -1, None])
+def test_s4_nor_whatever_the_configuration_of_a_causal_model_calls_padding(name, pad, tmp_path):
+    model = ARCHITECTURES[name].build().base_model
+    path = folder(tmp_path / "model", model, letters(without=("pad_token",)), pad_token_id=pad)
+    expect_independent_of_neighbours(classify(path, labelled(tmp_path / "a.jsonl", TEXTS)))
+
+
+SMALL = {"vocab_size": 40, "num_labels": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+WIDE = {**SMALL, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+SEQ2SEQ = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+HEADS = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 64}
+T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
+OTHERS = {  # that pool, pad or number positions in ways of their own
+    "albert": {**WIDE, "embedding_size": 16},
+    "bart": {**SMALL, **SEQ2SEQ, **HEADS},
+    "bloom": {**SMALL, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "deberta-v2": {**WIDE, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+    "electra": {**WIDE, "embedding_size": 16},
+    "fnet": {key: value for key, value in WIDE.items() if key != "num_attention_heads"},
+    "funnel": {**SMALL, "block_sizes": [1, 1], "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 48},
+    "modernbert": {**WIDE, "cls_token_id": 1, "sep_token_id": 2, "global_attn_every_n_layers": 2, "local_attention": 8},
+    "opt": {**WIDE, "ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 64},
+    "t5": {**SMALL, **T5},
+    "xlnet": {**SMALL, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48},
+}
+
+
+def build(name):
+    config = transformers.AutoConfig.for_model(name, **OTHERS[name])
+    torch.manual_seed(0)
+    return transformers.AutoModelForSequenceClassification.from_config(config)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_s4_nor_those_of_models_that_pool_or_mix_in_ways_of_their_own(name, tmp_path):
+    path = folder(tmp_path / "model", build(name), letters(ends=True))
+    task = classify(path, labelled(tmp_path / "a.jsonl", TEXTS))
+    if name in ("fnet", "funnel"):  # they mix padding in: every text is scored at one length
+        model, pairs = task.build_model(), [(text, "") for text in TEXTS[:8]]
+        alone = torch.cat([task.classifier.logits(model, [pair]) for pair in pairs])
+        torch.testing.assert_close(task.classifier.logits(model, pairs), alone, rtol=1e-4, atol=1e-5)
+    else:
+        with torch.no_grad():
+            for p in (model := task.build_model()).parameters():
+                p.mul_(3)  # so that texts differ
+        task.build_model = lambda: model
+        expect_independent_of_neighbours(task)
+    assert torch.isfinite(task.loss(task.build_model(), task.batch(0)))
+
+
+# ---- W8: the configuration of the base model, and its tokenizer
+
+ODD = {
+    "several labels": {"problem_type": "multi_label_classification"},
+    "regression": {"problem_type": "regression", "id2label": {"0": "x"}, "label2id": {"x": 0}},
+    "tuples": {"return_dict": False},
+    "everything": {"output_hidden_states": True, "output_attentions": True},
+    "names": {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 0, "b": 1, "c": 2}},
+}
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+@pytest.mark.parametrize("odd", ODD)
+def test_w8_what_the_base_model_was_used_for_changes_nothing(name, odd, tmp_path):
+    model, data = ARCHITECTURES[name].build().base_model, labelled(tmp_path / "a.jsonl", TEXTS)
+    plain = classify(folder(tmp_path / "plain", model, letters()), data)
+    task = classify(folder(tmp_path / "odd", model, letters(), **ODD[odd]), data)
+    out = task.build_model()(**task.batch(0))
+    torch.testing.assert_close(out.loss, plain.loss(plain.build_model(), plain.batch(0)))
+    assert out.logits.shape == (4, 2) and not {"hidden_states", "attentions"} & set(out)
+
+
+@pytest.mark.parametrize("odd", ["tuples", "everything"])
+def test_w8_nor_for_a_language_model(odd, tmp_path):
+    path = folder(tmp_path / "model", ARCHITECTURES["llama"].build(), letters(), **ODD[odd])
+    data = tmp_path / "a.jsonl"
+    data.write_text("".join(json.dumps({"text": text * 5}) + "\n" for text in TEXTS * 3))
+    task = tasks.create("c4", model=path, data=str(data), batch_size=2, sequence_length=16)
+    model = task.build_model()
+    assert torch.isfinite(task.loss(model, task.batch(0))) and task.evaluate(model)["loss"] > 0
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_w8_models_that_count_ends_take_their_name_in_a_text_and_pairs_beside_single_texts(name, tmp_path):
+    rows = [{"text": f"{text}</s>" if n % 3 else text, "label": n % 2} for n, text in enumerate(TEXTS)]
+    rows = [row | {"text2": "is it?"} if n % 4 else row for n, row in enumerate(rows)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = classify(folder(tmp_path / "model", build(name), letters(ends=True)), str(tmp_path / "a.jsonl"))
+    model = task.build_model()
+    for step in range(8):
+        assert torch.isfinite(task.loss(model, task.batch(step)))
+    assert 0 <= task.evaluate(model)["accuracy"] <= 1
+
+
+@pytest.mark.parametrize("name", ["opt", "bart", "roberta", "bert", "gpt2"])
+def test_w8_all_positions_of_a_model_can_be_used_and_one_more_is_refused(name, tmp_path):
+    model = build(name) if name in OTHERS else ARCHITECTURES[name].build().base_model
+    path = folder(tmp_path / "model", model, letters(ends=True))
+    data = labelled(tmp_path / "a.jsonl", [text * 40 for text in TEXTS])
+    longest = longest_sequence(model)
+    task = classify(path, data, sequence_length=longest)
+    assert torch.isfinite(task.loss(task.build_model(), task.batch(0)))
+    assert task.batch(0)["attention_mask"].all()
+    with pytest.raises(ValueError, match=f"sequence_length {longest + 1} is too long for .* {longest} positions"):
+        classify(path, data, sequence_length=longest + 1)
+
+
+def test_w8_positions_that_stand_in_a_table_are_counted():
+    config = transformers.GPTJConfig(n_embd=32, n_layer=1, n_head=4, rotary_dim=8, vocab_size=40, n_positions=48)
+    assert longest_sequence(transformers.AutoModelForCausalLM.from_config(config)) == 48
+
+
+def test_w8_a_tokenizer_without_an_end_can_not_separate_documents(tmp_path):
+    path = folder(tmp_path / "model", ARCHITECTURES["llama"].build(), letters(without=("pad_token", "eos_token")))
+    with pytest.raises(ValueError, match="has no end-of-text token"):
+        tasks.create("c4", model=path, data="demo", batch_size=2, sequence_length=16)
+
+
+# ---- N11: what comes from a checkpoint
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """A tiny BERT as a folder, classifier for three classes included."""
+    config = ARCHITECTURES["bert"].config()
+    config.num_labels = 3
+    model = ARCHITECTURES["bert"].model(config)
+    return Path(folder(tmp_path_factory.mktemp("models") / "bert", model, letters()))
+
+
+@pytest.fixture
+def damaged(bert, tmp_path):
+    """A copy of it, values of its configuration replaced."""
+
+    def make(**config):
+        copy = tmp_path / "model"
+        copy.mkdir(exist_ok=True)
+        for path in bert.iterdir():
+            (copy / path.name).write_bytes(path.read_bytes())
+        values = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps(values | config))
+        return copy
+
+    return make
+
+
+def refusal(path, tmp_path):
+    """The sentence that a comparison ends with."""
+    data = labelled(tmp_path / "a.jsonl", TEXTS)
+    with pytest.raises(ValueError) as caught:
+        classify(str(path), data).head  # noqa: B018
+    text = str(caught.value)
+    assert "\n" not in text and len(text) < 600 and str(path) in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (
+            {"hidden_size": 64},
+            "50 of 57 tensors inside embeddings and layers .*embeddings.* is .32,. there and .64,. by",
+        ),
+        ({"num_hidden_layers": 4}, r"16 of 73 tensors .*bert\.encoder\.layer\.3\.\S+ isn't there"),
+        ({"vocab_size": 41}, r"1 of 57 tensors .*word_embeddings.weight is .40, 32. there and .41, 32. by"),
+        ({"intermediate_size": 64}, "9 of 57 tensors"),
+        ({"max_position_embeddings": 32}, "position_embeddings.weight is .64, 32. there"),
+    ],
+)
+def test_n11_weights_that_are_not_those_of_the_configuration_are_refused(damaged, tmp_path, config, words):
+    text = refusal(damaged(**config), tmp_path)
+    assert "aren't those of its config.json" in text and "or config:NAME for random weights" in text
+    assert re.search(words, text), text
+
+
+def test_n11_a_checkpoint_of_another_model_is_refused(damaged, tmp_path):
+    copy = damaged()
+    ARCHITECTURES["distilbert"].build().save_pretrained(tmp_path / "other")
+    (copy / "model.safetensors").write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
+    assert "aren't those of its config.json" in refusal(copy, tmp_path)
+
+
+def test_n11_what_is_new_or_left_out_is_said(bert, damaged, tmp_path):
+    data = labelled(tmp_path / "a.jsonl", TEXTS)
+    assert classify(str(bert), data).provenance["notes"] == "new in the model, with random values: classifier"
+    notes = classify(str(damaged(num_hidden_layers=2)), data).provenance["notes"]
+    assert "16 tensors of layers that its config.json hasn't are left out (bert.encoder.layer.2." in notes
+    path = folder(tmp_path / "llama", ARCHITECTURES["llama"].build(), letters())
+    assert tasks.create("c4", model=path, batch_size=2, sequence_length=16).provenance["notes"] is None
+
+
+# ---- N13: saved models
+
+
+@pytest.mark.parametrize("name", ["c4", "instruct"])
+def test_n13_a_saved_built_in_model_ends_where_its_tokenizer_says(name, tmp_path):
+    task = tasks.create(name, model="config:llama-tiny", batch_size=2, sequence_length=96)
+    task.build_model().save_pretrained(tmp_path)
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    generation = transformers.GenerationConfig.from_pretrained(tmp_path)
+    end = task.tokenizer.eos_token_id
+    assert (config.eos_token_id, generation.eos_token_id) == (end, end) == (0, 0)
+    assert (config.bos_token_id, generation.bos_token_id) == (0, 0)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()  # every next token is as likely: the first one, the end, is taken
+        out = model.generate(torch.tensor([[5, 6]]), max_new_tokens=9, do_sample=False)
+    assert out.tolist() == [[5, 6, end]]
+
+
+def test_n13_of_a_pretrained_model_several_ends_stay(tmp_path):
+    path = folder(tmp_path / "model", ARCHITECTURES["llama"].build(), letters(), eos_token_id=[2, 9])
+    task = tasks.create("c4", model=path, batch_size=2, sequence_length=16)
+    assert task.build_model().config.eos_token_id == [2, 9]
+
+
+# ---- T: what a folder throws
+
+VALUES = {
+    "hidden_size x": ({"hidden_size": "x"}, "Field 'hidden_size' expected int, got str (value: 'x')"),
+    "hidden_size null": ({"hidden_size": None}, "Field 'hidden_size' expected int, got NoneType (value: None)"),
+    "layers two": ({"num_hidden_layers": "two"}, "Field 'num_hidden_layers' expected int, got str (value: 'two')"),
+    "layers 2.5": ({"num_hidden_layers": 2.5}, "expected int, got float (value: 2.5)"),
+    "layers -1": ({"num_hidden_layers": -1}, "num_hidden_layers in its config.json is -1, but it must be at least 1"),
+    "layers 0": ({"num_hidden_layers": 0}, "num_hidden_layers in its config.json is 0"),
+    "vocab_size 0": ({"vocab_size": 0}, "vocab_size in its config.json is 0, but it must be at least 1"),
+    "hidden_size -32": ({"hidden_size": -32}, "hidden_size in its config.json is -32"),
+    "heads 0": ({"num_attention_heads": 0}, "num_attention_heads in its config.json is 0"),
+    "heads 5": (
+        {"num_attention_heads": 5},
+        "The hidden size (32) is not a multiple of the number of attention heads (5)",
+    ),
+    "hidden_act": ({"hidden_act": "nope"}, "its hidden_act is 'nope', which isn't known"),
+    "pad": ({"pad_token_id": 99999}, "pad_token_id in its config.json is 99999, but it must be one of the 40 entries"),
+    "dropout": ({"hidden_dropout_prob": 7}, "dropout probability has to be between 0 and 1, but got 7"),
+    "eps": ({"layer_norm_eps": "small"}, "Field 'layer_norm_eps' expected float"),
+    "model_type": ({"model_type": "nope"}, "model type `nope`"),
+    "no model_type": ({"model_type": None}, "model type `None`"),
+    "id2label": ({"id2label": "x"}, "config.json: AttributeError"),
+    "dtype": ({"dtype": "float99"}, "float99"),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_t_a_value_that_no_model_can_have_is_named(damaged, tmp_path, name):
+    config, words = VALUES[name]
+    assert words in refusal(damaged(**config), tmp_path)
+
+
+class Code:
+    """Would touch a file when it is unpickled."""
+
+    def __reduce__(self):
+        return os.system, ("touch unpickled",)
+
+
+def index(path, **content):
+    (path / "model.safetensors").rename(path / "model-00001-of-00001.safetensors")
+    (path / "model.safetensors.index.json").write_text(json.dumps(content))
+
+
+def pickled(path, content):
+    (path / "model.safetensors").unlink()
+    torch.save(content, path / "pytorch_model.bin")
+
+
+FILES = {
+    "truncated": (
+        lambda path: (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[:5000]),
+        "model.safetensors isn't a complete safetensors file",
+    ),
+    "empty": (lambda path: (path / "model.safetensors").write_bytes(b""), "model.safetensors isn't a complete"),
+    "garbage": (lambda path: (path / "model.safetensors").write_bytes(bytes(range(256)) * 9), "isn't a complete"),
+    "no weights": (lambda path: (path / "model.safetensors").unlink(), "no file named model.safetensors"),
+    "pickle of code": (
+        lambda path: pickled(path, Code()),
+        "holds more than tensors, and the rest would be run as code",
+    ),
+    "pickle of anything": (
+        lambda path: ((path / "model.safetensors").unlink(), (path / "pytorch_model.bin").write_bytes(b"anything")),
+        "pytorch_model.bin can't be read",
+    ),
+    "index without metadata": (
+        lambda path: index(path, weight_map={"x": "model-00001-of-00001.safetensors"}),
+        "model.safetensors.index.json has no 'metadata'",
+    ),
+    "index of nothing": (lambda path: index(path, metadata={}, weight_map={"x": "y"}), "names y, which isn't there"),
+    "config.json empty": (lambda path: (path / "config.json").write_text(""), "config.json isn't valid JSON (line 1"),
+    "config.json cut": (lambda path: (path / "config.json").write_text('{\n"a": 1,\n'), "isn't valid JSON (line 3"),
+    "config.json a list": (lambda path: (path / "config.json").write_text("[]"), "config.json must hold an object"),
+    "config.json deep": (lambda path: (path / "config.json").write_text("[" * 100_000), "nested too deeply"),
+    "config.json binary": (lambda path: (path / "config.json").write_bytes(b"\xff\xfe\x00\xff"), "isn't UTF-8 text"),
+    "tokenizer.json cut": (lambda path: (path / "tokenizer.json").write_text('{"a'), "tokenizer.json isn't valid JSON"),
+    "tokenizer.json list": (
+        lambda path: (path / "tokenizer.json").write_text("[]"),
+        "tokenizer.json must hold an object",
+    ),
+    "tokenizer.json other": (
+        lambda path: (path / "tokenizer.json").write_text('{"model": 1}'),
+        "can't load the tokenizer",
+    ),
+    "tokenizer_config": (lambda path: (path / "tokenizer_config.json").write_text("{"), "tokenizer_config.json isn't"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_t_a_damaged_file_of_a_folder_is_named(damaged, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    damage, words = FILES[name]
+    path = damaged()
+    damage(path)
+    assert words in refusal(path, tmp_path)
+    assert not (tmp_path / "unpickled").exists()
+
+
+@pytest.mark.parametrize("name", [name for name in VALUES if name != "dropout"])
+def test_t_a_plan_names_it_too(damaged, name):
+    config, words = VALUES[name]
+    with pytest.raises(ValueError) as caught:
+        blueprint = Blueprint(Workload(str(damaged(**config)), dtype="float32"))
+        with torch.device("meta"):
+            blueprint.build(blueprint.depth)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a/b/c", "../nowhere", "\x00", ""])
+def test_t_a_name_that_can_be_no_model_is_refused(name, tmp_path):
+    with pytest.raises(ValueError, match="no folder|can't load the model") as caught:
+        Source(name)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_w9_nearly_the_name_of_a_built_in_model_is_told_before_the_hub_is_asked():
+    with pytest.raises(ValueError, match=r"unknown model 'roberta-bsae'. Did you mean 'config:roberta-base'\?"):
+        Source("roberta-bsae")
