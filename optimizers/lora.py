@@ -170,12 +170,13 @@ class LoRA(MemoryEfficientOptimizer):
         return merged_state_dict(self.model)
 
     def extra_state(self) -> dict[str, Any]:
-        return {"variant": self.variant, "base": self.base}
+        return {"variant": self.variant, "base": None if self.base == "full" else self.base}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
-        for name, value in self.extra_state().items():
-            if extra.get(name, value) != value:
-                raise ValueError(f"this state is of {name}={extra[name]!r}, not {value!r}")
+        for name, value in (("variant", self.variant), ("base", self.base)):
+            saved = extra.get(name) or "full"
+            if saved != value:
+                raise ValueError(f"this state is of {name}={saved!r}, not {value!r}")
 
     @torch.no_grad()
     def finish(self) -> nn.Module:

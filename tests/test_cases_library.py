@@ -62,7 +62,7 @@ MALFORMED = {
     "extra-is-none": put(None, "extra"),
     "extra-is-a-list": put([], "extra"),
     "no-extra-entry": lambda state: [
-        state["extra"].pop(key) for key in sorted(state["extra"].keys() - {"method", "tensors"})
+        state["extra"].pop(key) for key in sorted(state["extra"].keys() - {"method", "tensors", "steps_done"})
     ],
     "no-param-groups": without("param_groups"),
     "param-groups-are-none": put(None, "param_groups"),
