@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bitsandbytes_kernels import torch_kernels
+from bitsandbytes_kernels import golden, torch_kernels
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from membench.memory.meter import MemoryMeter
@@ -135,10 +135,30 @@ def test_quantising_and_dequantising_hold_a_piece_at_a_time_beside_what_they_giv
 # ---- against bitsandbytes
 
 
+@pytest.fixture
+def kernels():
+    """Its kernels in plain torch."""
+    return torch_kernels() or pytest.skip("bitsandbytes isn't installed: see the test of what it gave")
+
+
+@PER_CODEBOOK
+def test_what_bitsandbytes_gave_comes_out_to_the_byte(name):
+    given = golden()[name]
+    if name == "nf4":
+        packed = nf4.quantize(given["numbers"], double=False)
+        codes, magnitudes = packed["codes"], packed["magnitudes"]
+        values = nf4.dequantize(packed, given["numbers"].shape, torch.float32)
+    else:
+        codebook, size = CODEBOOKS[name]
+        codes, magnitudes = codebook.quantize_(given["numbers"].clone(), size)
+        values = codebook.dequantize(codes, magnitudes, size)
+    assert codes.tolist() == given["codes"].tolist()
+    assert torch.equal(magnitudes, given["magnitudes"]) and torch.equal(values, given["values"])
+
+
 @pytest.mark.parametrize("shape", [(200, 64), (13, 77)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nf4_is_that_of_bitsandbytes_to_the_byte(shape, dtype, monkeypatch):
-    kernels = torch_kernels(monkeypatch)
+def test_nf4_is_that_of_bitsandbytes_to_the_byte(shape, dtype, kernels):
     torch.manual_seed(0)
     weight = (0.02 * torch.randn(shape)).to(dtype)
     codes, magnitudes = kernels["quantize_4bit"](weight, 64, "nf4", torch.uint8)
@@ -153,8 +173,7 @@ def test_nf4_is_that_of_bitsandbytes_to_the_byte(shape, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("signed", [True, False])
-def test_the_dynamic_map_is_that_of_bitsandbytes_to_the_byte(signed, monkeypatch):
-    kernels = torch_kernels(monkeypatch)
+def test_the_dynamic_map_is_that_of_bitsandbytes_to_the_byte(signed, kernels):
     from bitsandbytes.functional import create_dynamic_map
 
     codebook = SIGNED if signed else UNSIGNED
