@@ -56,7 +56,7 @@ def test_with_masters_bfloat16_weights_are_the_rounding_of_an_fp32_training_with
     assert masters and all(ours.state[p]["master"].dtype == torch.float32 for p in masters)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "adamw8bit"])
 def test_without_masters_all_that_is_kept_a_bfloat16_weight_is_bfloat16(method):
     model = build_model(torch.bfloat16)
     optimizer = subject(method, master_weights=False).build(model)
