@@ -135,7 +135,7 @@ def in_use(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The hyper-parameters that make a run what it is: `values` without later additions that are at their defaults."""
     method = get(split(name)[0])
     defaults = {key: parameter.default for key, parameter in inspect.signature(method).parameters.items()}
-    unused = {key for key in method.added_later if values.get(key) == defaults[key]}
+    unused = {key for key in method.added_later if key in defaults and values.get(key) == defaults[key]}
     return {key: value for key, value in values.items() if key not in unused}
 
 
