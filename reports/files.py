@@ -1,8 +1,10 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all, and settings are read with one sentence where they can't be."""
 
 import contextlib
 import os
+import tomllib
 from pathlib import Path
+from typing import Any
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -19,3 +21,13 @@ def write(path: Path, content: bytes) -> Path:
         with contextlib.suppress(FileNotFoundError):  # it has become the file
             temporary.unlink()
     return path
+
+
+def read_toml(path: Path | str) -> dict[str, Any]:
+    """The content of a TOML file. Raises ValueError, which names the file, where it can't be read."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: can't be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid TOML: {error}") from error

@@ -13,8 +13,21 @@ from typing import Any
 
 from tasks import base, plugins
 from tasks.base import Family, HasKind, HasReader, Kind, Task, kind
+from tasks.models.arguments import TaskArguments
 
-__all__ = ["FAMILIES", "Family", "HasKind", "HasReader", "Kind", "Task", "available", "create", "expand", "kind"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "HasKind",
+    "HasReader",
+    "Kind",
+    "Task",
+    "TaskArguments",
+    "available",
+    "create",
+    "expand",
+    "kind",
+]
 
 # Modules of this package, imported when a task is asked for: their metrics and data need packages that the models,
 # the training loop and the planner do without.
@@ -48,45 +61,18 @@ def expand(pattern: str, *, data: str = "demo") -> list[str]:
     return base.expand(_families(pattern), pattern, data)
 
 
-def create(
-    name: str,
-    *,
-    model: str,
-    tokenizer: str | None = None,
-    data: str = "demo",
-    batch_size: int,
-    sequence_length: int,
-    seed: int = 0,
-    dtype: str = "float32",
-    trust_remote_code: bool = False,
-    options: Mapping[str, Any] | None = None,
-) -> Task:
+def create(name: str, *, options: Mapping[str, Any] | None = None, **given: Any) -> Task:
     """Build a task.
 
     Args:
         name: one of `available()`, or `package.module:Task`.
-        model: `config:NAME` (random weights), an id of the hub (`ID` or `ID@REVISION`), or a folder.
-        tokenizer: an id of the hub or a folder; by default what belongs to the model.
-        data: "demo", "hub" or a folder in the data set's official format.
-        batch_size: examples a batch (an example of multiple choice is one sequence a choice).
-        sequence_length: tokens of a sequence; longer texts are cut, shorter ones padded.
-        seed: of the random weights and of the batches.
-        dtype: of the weights, "float32", "bfloat16" or "float16".
-        trust_remote_code: run code that comes with a model of the hub.
         options: what only this family knows, such as {"packing": True} of instruction tuning.
+        given: see `TaskArguments`; `model`, `batch_size` and `sequence_length` have no default.
 
     Raises:
         ValueError: an argument is wrong, data or tokenizer is missing, or a line of the data is malformed.
+        TypeError: an argument is missing, or there is none of that name.
     """
-    given: dict[str, Any] = {
-        "model": model,
-        "tokenizer": tokenizer,
-        "data": data,
-        "batch_size": batch_size,
-        "sequence_length": sequence_length,
-        "seed": seed,
-        "dtype": dtype,
-        "trust_remote_code": trust_remote_code,
-    }
     family = base.check_name(_families(name), name)
-    return family.create(name.partition("/")[2], **given, **base.options(family, options or {}))
+    arguments = vars(TaskArguments(**given))
+    return family.create(name.partition("/")[2], **arguments, **base.options(family, options or {}))

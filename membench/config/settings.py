@@ -1,9 +1,7 @@
 """What a user asked for: command line over --config file over profile over defaults, checked before anything runs."""
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from membench.config.assignments import ALL_METHODS
@@ -11,6 +9,7 @@ from membench.config.declare import declared, hold_to_bounds, option, typed
 from membench.config.errors import UserError
 from membench.config.options import ExecutionOptions, RunOptions, TrainingOptions, writable_folder
 from membench.config.profiles import choose
+from reports import files
 from reports.names import suggestion
 
 
@@ -65,11 +64,9 @@ def _overlay(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 def read_toml(path: str, option: str = "") -> dict[str, Any]:
     """The content of a TOML file; raises UserError, with the `option` that named the file, where there is none."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{option}{path}: can't be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{option}{path}: not valid TOML: {error}") from error
+        return files.read_toml(path)
+    except ValueError as error:
+        raise UserError(f"{option}{error}") from error
 
 
 def _options_of(content: dict[str, Any], path: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A run's model and optimizer, the same for training, metering and checking."""
 
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -14,18 +15,9 @@ from membench.training.checkpointing import checkpoint_layers
 
 def create_task(training: Training, name: str, seed: int) -> tasks.Task:
     """The task `name`, with batches as large as a micro-batch of `training`."""
-    return tasks.create(
-        name,
-        model=training.model,
-        tokenizer=training.tokenizer,
-        data=training.data,
-        batch_size=training.micro_batch_size,
-        sequence_length=training.sequence_length,
-        seed=seed,
-        dtype=training.dtype,
-        trust_remote_code=training.trust_remote_code,
-        options=training.options,
-    )
+    given = {field.name: getattr(training, field.name) for field in fields(tasks.TaskArguments) if field.name != "seed"}
+    given |= {"batch_size": training.micro_batch_size, "seed": seed}
+    return tasks.create(name, options=training.options, **given)
 
 
 def build_model(run: Run, task: tasks.Task) -> nn.Module:

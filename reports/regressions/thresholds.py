@@ -1,11 +1,11 @@
 """What a check tolerates: each limit with its default and its comment; printed, they are a file to change."""
 
 import textwrap
-import tomllib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from reports import files
 from reports.names import suggestion
 
 MISSING = ("fail", "report")
@@ -74,7 +74,7 @@ def load(path: Path | str | None = None) -> Thresholds:
     Raises:
         ValueError: it can't be read, or has a key or a value that means nothing; one sentence that names the file.
     """
-    values = _read(path) if path is not None else {}
+    values = files.read_toml(path) if path is not None else {}
     known = [one.name for one in fields(Thresholds)]
     for key in values:
         if key not in known:
@@ -82,15 +82,6 @@ def load(path: Path | str | None = None) -> Thresholds:
     thresholds = Thresholds(**values)
     _check(thresholds, str(path))
     return thresholds
-
-
-def _read(path: Path | str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: can't be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid TOML: {error}.") from error
 
 
 def _check(thresholds: Thresholds, where: str) -> None:
