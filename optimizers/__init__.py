@@ -14,6 +14,7 @@ from optimizers.hft import HFT
 from optimizers.lisa import LISA
 from optimizers.lomo import LOMO
 from optimizers.lora import LoRA
+from optimizers.mezo import MeZO
 from optimizers.muon import Muon
 from optimizers.qlora import QLoRA
 from optimizers.registry import available, create, get, in_use, register, resolve, split
@@ -37,6 +38,7 @@ __all__ = [
     "BlockLLM",
     "GaLore",
     "LoRA",
+    "MeZO",
     "MemoryEfficientOptimizer",
     "Muon",
     "QLoRA",

@@ -37,7 +37,8 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
     """A method of training: which parameters it trains, how it updates them, what it keeps.
 
     A subclass implements `update` and, if it chooses what to train, `after_step`, `advance` and the two `extra_state`
-    methods. The training loop is the same for all: `backward(loss)`, `step()`, `scheduler.step()`, `zero_grad()`.
+    methods. The training loop is the same for all: `backward(loss)`, `step()`, `scheduler.step()`, `zero_grad()`;
+    with `ask(closure)` in place of the first it also serves methods without gradients.
 
     Args:
         model: the model to train. What doesn't require gradients now is never touched.
@@ -68,6 +69,8 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
     seed: int = 0  # of what is random; a keyword of the methods whose choices are
     # the loop must call `backward(loss)`: a bare `loss.backward()` raises, at once or in `step()`
     needs_loss: bool = False
+    # the method has no gradients but asks for losses at weights of its choice: the loop must call `ask(closure)`
+    asks_losses: ClassVar[bool] = False
     adds_parameters: ClassVar[bool] = False  # are modules of its own in the model, until `finish()`?
 
     def __init_subclass__(cls, **given: Any):
@@ -148,6 +151,16 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         """
         self.check_loss(loss)
         loss.backward()
+
+    def ask(self, closure: Callable[[], Tensor]) -> Tensor:
+        """Prepare a step from the loss that `closure` computes: `backward(closure())` for a method with gradients.
+
+        Returns:
+            the loss, detached.
+        """
+        loss = closure()
+        self.backward(loss)
+        return loss.detach()
 
     def extra_state(self) -> dict[str, Any]:
         """What must be remembered besides tensors, as JSON."""

@@ -132,8 +132,7 @@ def train(model: nn.Module, optimizer: MemoryEfficientOptimizer, steps: int, sta
     """The loop, in its one form; gives the losses."""
     losses = []
     for step in range(start, start + steps):
-        loss = loss_of(model, step)
-        optimizer.backward(loss)
+        loss = optimizer.ask(functools.partial(loss_of, model, step))
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
@@ -552,7 +551,7 @@ def runs_on_fake_tensors(subject: Subject) -> None:
         optimizer.worst_case()
         for step in range(2 * optimizer.cycle_length):
             tokens = torch.zeros(16, 6, dtype=torch.long)
-            optimizer.backward(F.cross_entropy(model(tokens), torch.zeros(16, dtype=torch.long)))
+            optimizer.ask(lambda: F.cross_entropy(model(tokens), torch.zeros(16, dtype=torch.long)))
             optimizer.step()
             optimizer.zero_grad()
             if step % 2:

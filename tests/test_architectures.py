@@ -54,8 +54,7 @@ def create(method: str, model: nn.Module, architecture: Architecture, **given: A
 def train(model: nn.Module, optimizer: MemoryEfficientOptimizer, batch: dict[str, Tensor], steps: int) -> list[float]:
     losses = []
     for _ in range(steps):
-        loss = model(**batch).loss
-        optimizer.backward(loss)
+        loss = optimizer.ask(lambda: model(**batch).loss)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())

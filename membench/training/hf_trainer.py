@@ -10,9 +10,10 @@ that is built already. It is a mix-in as well, for a trainer that makes its own 
 
     BAdamSFT("path/of/a/model", method="badam", train_dataset=...)
 
-It calls `optimizer.backward(loss)`, refuses the arguments that would silently do nothing, and saves models that
-`from_pretrained` reads. Most methods work in a stock Trainer, too; those that update inside the backward pass
-(`in_backward`) or must see the loss (`needs_loss`: BlockLLM, clipped LOMO) need this one.
+It calls `optimizer.backward(loss)` or `optimizer.ask(closure)`, refuses the arguments that would silently do nothing,
+and saves models that `from_pretrained` reads. Most methods work in a stock Trainer, too; those that update inside the
+backward pass (`in_backward`), must see the loss (`needs_loss`: BlockLLM, clipped LOMO) or ask for losses
+(`asks_losses`: MeZO) need this one.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class MethodTrainer(Trainer):
     Raises:
         TypeError: no method is given, or more than one.
         ValueError: a hyper-parameter is refused, or the arguments ask for what the method can't do: gradient
-            accumulation or clipping by the trainer for a method that updates inside the backward pass, fp16 loss
-            scaling for either kind.
+            accumulation or clipping by the trainer for a method that updates inside the backward pass, clipping for
+            one without gradients, fp16 loss scaling for any of them.
     """
 
     method: MemoryEfficientOptimizer | None = None
@@ -100,6 +101,29 @@ class MethodTrainer(Trainer):
             _refuse(type(method))
         check_arguments(method, self.args)
         self.method = method
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """As of `Trainer`; a method that asks for losses takes as many of this micro-batch as it wants."""
+        assert self.method is not None  # training began, so create_optimizer was called
+        if not self.method.asks_losses:
+            return super().training_step(model, inputs, num_items_in_batch)
+        prepared = self._prepare_inputs(inputs)
+
+        def share() -> torch.Tensor:
+            with self.compute_loss_context_manager():
+                loss: Any = self.compute_loss(model, prepared, num_items_in_batch=num_items_in_batch)
+            return loss if self._is_of_whole_batch(num_items_in_batch) else loss / self.current_gradient_accumulation_steps
+
+        return self.method.ask(share)
+
+    def _is_of_whole_batch(self, num_items_in_batch: torch.Tensor | int | None) -> bool:
+        """Does `compute_loss` divide by the items of all micro-batches? As `Trainer.training_step` decides it."""
+        if self.loss_is_scaled_for_ga is not None:
+            return self.loss_is_scaled_for_ga
+        by_model = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        return by_model or self.compute_loss_func is not None
 
     def _backward(self, loss: torch.Tensor, **_: Any) -> None:
         assert self.method is not None  # training began, so create_optimizer was called
@@ -172,6 +196,8 @@ def check_arguments(method: MemoryEfficientOptimizer, args: TrainingArguments) -
     name = type(method).__name__
     if args.fp16:
         raise ValueError(f"{name} computes its own gradients, which fp16 loss scaling can't reach: use bf16=True")
+    if method.asks_losses and args.max_grad_norm:
+        raise ValueError(f"{name} has no gradients, so max_grad_norm={args.max_grad_norm} can't work: set it to 0")
     if not method.in_backward:
         return
     if args.gradient_accumulation_steps != 1:

@@ -65,10 +65,12 @@ def training_step(
     `shares` are the weights of the micro-batches in that mean, by default all the same.
 
     The loss stays a tensor because fake tensors have no values. `phase(name)` is a context manager that is entered for
-    "forward" and "backward" of each micro-batch and once for "update", which includes dropping the gradients.
+    "forward" and "backward" of each micro-batch and once for "update", which includes dropping the gradients. All
+    losses that a method asks for are "forward".
 
     Raises:
-        ValueError: accumulation or clipping with a method that updates inside the backward pass.
+        ValueError: accumulation or clipping with a method that updates inside the backward pass, or clipping with one
+            that has no gradients.
     """
     check_combination(optimizer, len(micro_batches), max_grad_norm)
     weights = shares or [1 / len(micro_batches)] * len(micro_batches)
@@ -85,9 +87,14 @@ def training_step(
 def _backpropagate(
     model: nn.Module, optimizer: MemoryEfficientOptimizer, loss_fn: Loss, batch: Batch, weight: float, phase: Phase
 ) -> Tensor:
-    with phase("forward"):
+    def weighted_loss() -> Tensor:
         loss = loss_fn(model, batch)
-        loss = loss * weight if weight != 1 else loss
+        return loss * weight if weight != 1 else loss
+
+    with phase("forward"):
+        if optimizer.asks_losses:
+            return optimizer.ask(weighted_loss)
+        loss = weighted_loss()
     with phase("backward"):
         optimizer.backward(loss)
     return loss.detach()
@@ -95,9 +102,11 @@ def _backpropagate(
 
 def check_combination(optimizer: MemoryEfficientOptimizer, micro_batches: int, max_grad_norm: float | None) -> None:
     """Refuses what can't work once gradients are gone before the step: accumulating them, or clipping all of them."""
+    method = type(optimizer).__name__
+    if optimizer.asks_losses and max_grad_norm is not None:
+        raise ValueError(f"{method} has no gradients to clip to {max_grad_norm}: leave max_grad_norm out")
     if not optimizer.in_backward:
         return
-    method = type(optimizer).__name__
     if micro_batches > 1:
         raise ValueError(
             f"{method} updates inside the backward pass and can't accumulate {micro_batches} micro-batches: "

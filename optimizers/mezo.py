@@ -1,0 +1,165 @@
+"""MeZO: fine-tuning with forward passes alone (Malladi et al., NeurIPS 2023, arXiv 2305.17333)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optimizers.base import MemoryEfficientOptimizer, check_count, check_positive
+from optimizers.registry import register
+
+
+@register("mezo")
+class MeZO(MemoryEfficientOptimizer):
+    """MeZO (Algorithm 1): two losses, at w + eps z and at w - eps z, tell the slope along a random direction z.
+
+    s = (L(w + eps z) - L(w - eps z)) / (2 eps); w -= lr s z, with z ~ N(0, 1) for each weight, made anew from a seed
+    wherever it is needed. `samples` directions are averaged (n-SPSA, the paper's Definition 1). Both losses are taken
+    in evaluation mode, as the authors do.
+
+    The authors' code adds eps z to all weights and subtracts it again, which doesn't give back the same weights in
+    floating point. Here a module's weights are moved while that module is at work, and then put back as they were:
+    a copy of one module's weights at a time, and nothing but the update ever changes a weight. Weights that a loss
+    doesn't pass through stay as they are.
+
+    Trains everything. Keeps nothing: no gradients, no states, and of activations what one forward pass needs at a time.
+
+    Args:
+        model: the model to train.
+        lr: learning rate; SGD's, and smaller the more weights there are.
+        weight_decay: decoupled; for tensors of two or more dimensions.
+        eps: how far weights are moved, in units of z.
+        samples: directions a step, of two forward passes each.
+        seed: of the directions.
+
+    Raises:
+        ValueError: a value is out of its range.
+        RuntimeError: `backward(loss)`, or `step()` without a loss: call `step(closure)`, or `ask(closure)` before it.
+    """
+
+    summary = "slopes along random directions, from losses alone: no backward pass"
+    paper = "Malladi, Gao, Nichani, Damian, Lee, Chen & Arora, NeurIPS 2023, arXiv 2305.17333"
+    trains = "everything"
+    keeps = "nothing, not even gradients or the activations of more than one layer"
+    excludes = "backward(loss): ask(closure) in its place; clipping, fp16 scaling"
+    example = {"lr": 5e-3}
+    asks_losses = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 1e-6,
+        weight_decay: float = 0.0,
+        *,
+        eps: float = 1e-3,
+        samples: int = 1,
+        seed: int = 0,
+    ):
+        check_positive("eps", eps)
+        check_count("samples", samples)
+        self.eps, self.samples, self.seed, self.steps = eps, samples, seed, 0
+        self._slopes: list[Tensor] = []  # along each direction of the step to come; empty between steps
+        super().__init__(model, {"lr": lr, "weight_decay": weight_decay})
+        self._number = {p: number for number, p in enumerate(self._group_of)}
+        self._passed: set[nn.Parameter] = set()  # that the losses depend on
+
+    def ask(self, closure: Callable[[], Tensor]) -> Tensor:
+        """Find the slopes of the loss that `closure` computes; those of several calls before a step add up."""
+        with torch.no_grad(), _evaluating(self.model):
+            pairs = [self._both_sides(closure, sample) for sample in range(self.samples)]
+        slopes = [(above - below) / (2 * self.eps) for above, below in pairs]
+        self._slopes = [a + b for a, b in zip(self._slopes, slopes, strict=True)] if self._slopes else slopes
+        return torch.stack([loss for pair in pairs for loss in pair]).mean()
+
+    def backward(self, loss: Tensor) -> None:
+        """Refused: there is nothing to learn from a single loss."""
+        raise RuntimeError("MeZO asks for losses itself: call ask(closure) in place of backward(loss)")
+
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+        """Update all weights from the losses that were asked for, or that `closure` computes."""
+        loss = None if closure is None else self.ask(closure)
+        super().step()
+        return loss
+
+    def _update_all(self) -> None:
+        if not self._slopes:
+            raise RuntimeError(
+                "MeZO asks for losses itself: call step(closure), or use membench.MethodTrainer for a stock Trainer"
+            )
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p in self._passed:
+                    self._move(p, group)
+        self._slopes, self._passed = [], set()
+
+    def _move(self, p: nn.Parameter, group: dict[str, Any]) -> None:
+        p.mul_(1 - group["lr"] * group["weight_decay"])
+        for sample, slope in enumerate(self._slopes):
+            p.addcmul_(self._direction(p, sample), (slope * (group["lr"] / self.samples)).to(p.dtype), value=-1)
+
+    def after_step(self) -> None:
+        self.steps += 1
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def load_extra_state(self, extra: dict[str, Any]) -> None:
+        self.steps = extra["steps"]
+
+    def _both_sides(self, closure: Callable[[], Tensor], sample: int) -> tuple[Tensor, Tensor]:
+        losses = []
+        for distance in (self.eps, -self.eps):
+            with self._moved(distance, sample):
+                losses.append(closure().detach())
+        return losses[0], losses[1]
+
+    def _direction(self, p: nn.Parameter, sample: int) -> Tensor:
+        """z of one parameter: a function of seed, step, sample and parameter."""
+        key = f"{self.seed}/{self.steps}/{sample}/{self._number[p]}"
+        generator = torch.Generator(p.device).manual_seed(random.Random(key).getrandbits(63))
+        return torch.randn(p.shape, generator=generator, dtype=p.dtype, device=p.device)
+
+    @contextmanager
+    def _moved(self, distance: float, sample: int) -> Iterator[None]:
+        """Inside, every module works with its weights moved by `distance` z."""
+        away: list[dict[nn.Parameter, Tensor]] = []  # the weights at home, of the modules at work
+
+        def leave(module: nn.Module, args: Any) -> None:
+            at_home = [p for p in _own(module) if p in self._number and not any(p in others for others in away)]
+            away.append({p: p.data for p in at_home})
+            for p in at_home:
+                z = self._direction(p, sample)
+                p.data = torch.add(p.data, z, alpha=distance, out=z)
+            self._passed.update(at_home)
+
+        def come_back(module: nn.Module, args: Any, output: Any) -> None:
+            for p, home in away.pop().items():
+                p.data = home
+
+        with ExitStack() as hooks:
+            for module in self.model.modules():
+                if any(p in self._number for p in _own(module)):
+                    hooks.callback(module.register_forward_pre_hook(leave).remove)
+                    hooks.callback(module.register_forward_hook(come_back, always_call=True).remove)
+            yield
+
+
+def _own(module: nn.Module) -> Iterator[nn.Parameter]:
+    """A module's own weights; attention of torch also reads those of its output projection, which it never calls."""
+    return module.parameters(recurse=isinstance(module, nn.MultiheadAttention))
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
