@@ -1,7 +1,7 @@
 """A plan (`membench plan`) as text: what each method needs, what fits, and why."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from reports import formats
@@ -40,11 +40,20 @@ def heading(document: dict[str, Any]) -> list[str]:
     words = [
         f"{setup['model']}, {document['parameters'] / 1e9:.3g} billion weights in {setup['dtype']}",
         f"{setup['batch_size']} x {setup['sequence_length']} tokens",
-        "gradient checkpointing" if setup["checkpointing"] else "no checkpointing",
+        *levers(setup),
         f"{setup['attention']} attention",
     ]
     words += [f"budget {gib(document['budget_bytes'])} GiB"] if document["budget_bytes"] else []
     return [", ".join(words)]
+
+
+def levers(setup: Mapping[str, Any]) -> list[str]:
+    """What is done about activations."""
+    every, chunks = setup["checkpointing_every"], setup["loss_chunks"]
+    layers = f" of one layer in {every}" if every > 1 else ""
+    words = [f"gradient checkpointing{layers}" if setup["checkpointing"] else "no checkpointing"]
+    words += [f"loss in {chunks} pieces"] if chunks > 1 else []
+    return [*words, "activations offloaded"] if setup["offload_activations"] else words
 
 
 def _memory(document: dict[str, Any]) -> Table:

@@ -176,6 +176,8 @@ def _how(known: dict[str, Any], machines: list[str]) -> list[str]:
 _WORDS: dict[str, Callable[[Any], str]] = {  # what reads better than its name and value
     "gradient_accumulation_steps": lambda count: f"{count} micro-batches a step" if count > 1 else "",
     "dtype": str,
+    "checkpointing_every": "of one layer in {}".format,
+    "loss_chunks": "loss in {} pieces".format,
     "schedule": "{} schedule".format,
     "warmup_fraction": lambda share: f"warm-up {100 * share:g}%",
     "final_fraction": lambda share: f"down to {100 * share:g}%",

@@ -84,6 +84,17 @@ class TrainingOptions:
         record_as="gradient_checkpointing",
         identifies="always",
     )
+    checkpointing_every: int = option(
+        1, "Checkpoint only every so manieth layer, from the first; the others keep their activations.", at_least=1
+    )
+    loss_chunks: int = option(
+        1, "Pieces of the sequence that the logits are computed in, one after the other (causal models).", at_least=1
+    )
+    offload_activations: bool = option(
+        False,
+        "Keep activations in the host's memory until the backward pass needs them (on a GPU).",
+        flags=("--offload-activations/--no-offload-activations",),
+    )
     max_grad_norm: float | None = option(None, "Clip gradients to this norm.", more_than=0, identifies="always")
     schedule: Literal["linear", "cosine", "constant"] = option(
         "linear", "linear (the default), cosine or constant.", identifies="always"
@@ -130,6 +141,9 @@ class WorkloadOptions:
         TrainingOptions, "dtype", default="bfloat16", help="Of the weights: bfloat16 (the default), float32, float16."
     )
     checkpointing: bool = like(TrainingOptions, "checkpointing")
+    checkpointing_every: int = like(TrainingOptions, "checkpointing_every")
+    loss_chunks: int = like(TrainingOptions, "loss_chunks")
+    offload_activations: bool = like(TrainingOptions, "offload_activations")
     attention: str | None = option(None, "sdpa or eager; by default the model's own choice.")
     trust_remote_code: bool = like(TrainingOptions, "trust_remote_code")
 

@@ -18,7 +18,7 @@ from transformers.models.auto import modeling_auto
 
 from membench.planning.layers import kinds, simulated_depths
 from membench.planning.workload import Batch, Workload, make_batch
-from membench.training.checkpointing import checkpoint_layers
+from membench.training.activations import set_up_activations
 from tasks.models.damage import said_in_a_sentence
 from tasks.models.loading import quiet
 from tasks.models.source import CONFIGURATIONS, DTYPES, PREFIX, Source, longest_sequence
@@ -106,12 +106,11 @@ class Blueprint:
         """The model with `depth` layers, in training mode; inside a `FakeTensorMode`.
 
         Raises:
-            ValueError: gradient checkpointing is asked of a model that hasn't got it.
+            ValueError: the model can't do what the workload's options ask of its activations.
         """
         with default_dtype(DTYPES[self.workload.dtype]), quiet():
             model = self._new(depth)
-        if self.workload.checkpointing:
-            checkpoint_layers(model)
+        set_up_activations(model, self.workload)
         return model.train()
 
     @property

@@ -129,8 +129,8 @@ def _places(simulation: Simulation, complete: bool) -> Callable[[str], list[str]
 
 
 def _ranks(simulation: Simulation) -> dict[str | None, int]:
-    """The place of each trained selection among all, by name and number; that of the others is 0."""
+    """The place of each trained selection among all, by name and number; that of those passed over is -1."""
     known = sorted(simulation.trained, key=lambda name: [part.zfill(9) for part in re.findall(r"\d+|\D+", name or "")])
     return {name: rank for rank, name in enumerate(known)} | {
-        name: 0 for _, name in simulation.trace.selections if name not in simulation.trained
+        name: -1 for _, name in simulation.trace.selections if name not in simulation.trained
     }

@@ -19,7 +19,7 @@ from membench.memory.trace import Trace
 from membench.planning.blueprint import Blueprint
 from membench.planning.fake import QuickFakeTensorMode
 from membench.planning.layers import ends, kinds
-from membench.planning.workload import LOSSES
+from membench.planning.workload import loss_function
 from membench.training.metering import train_selection, turns_of
 from optimizers import MemoryEfficientOptimizer
 from optimizers.shared.blocks import find_layers
@@ -81,7 +81,7 @@ def simulate(
                 if whole_cycle or _is_an_end(optimizer.selection, simulation.layers, ending):
                     simulation.trained[optimizer.selection] = sum(p.numel() for p in optimizer.trainable)
                     train_selection(
-                        meter, LOSSES[blueprint.workload.loss], lambda step: [blueprint.batch(device)], turn
+                        meter, loss_function(blueprint.workload), lambda step: [blueprint.batch(device)], turn
                     )
     return simulation
 

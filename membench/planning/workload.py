@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from membench.config.options import WorkloadOptions
+from membench.training.activations import offloading
 
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -24,6 +25,9 @@ class Workload(WorkloadOptions):
         sequence_length: tokens each.
         dtype: of the weights.
         checkpointing: recompute each layer in the backward pass (not re-entrant).
+        checkpointing_every: only every so manieth layer.
+        loss_chunks: pieces of the sequence that the logits are computed in.
+        offload_activations: they wait for the backward pass in the host's memory.
         attention: implementation, as transformers calls it: "sdpa", "eager"; None: its choice for the model.
         trust_remote_code: run code that comes with a model of the hub.
         loss: a key of `LOSSES`.
@@ -47,6 +51,12 @@ def shifted_copy_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 LOSSES: dict[str, Loss] = {"model": model_loss, "shifted-copy": shifted_copy_loss}
+
+
+def loss_function(workload: Workload) -> Loss:
+    """The loss of a training step."""
+    loss = LOSSES[workload.loss]
+    return offloading(loss) if workload.offload_activations else loss
 
 
 def make_batch(workload: Workload, classes: int | None, device: str | None = None) -> Batch:

@@ -42,6 +42,8 @@ def _prepare(settings: Settings) -> list[Run]:
     methods = _methods(settings)
     _check_targets(settings, methods)
     device, threads = find_device(settings.device), settings.threads or torch.get_num_threads()
+    if settings.offload_activations and device.type == "cpu":
+        raise UserError("--offload-activations: on a CPU they are in the host's memory already: leave it out")
     surroundings = environment.describe(device, threads)
     names = dict.fromkeys(name for pattern in settings.task for name in tasks.expand(pattern, data=settings.data))
     runs: list[Run] = []

@@ -10,7 +10,7 @@ import optimizers
 import tasks
 from membench.config.defaults import trained_from_scratch
 from membench.config.run import Run, Training
-from membench.training.checkpointing import checkpoint_layers
+from membench.training.activations import set_up_activations
 
 
 def create_task(training: Training, name: str, seed: int) -> tasks.Task:
@@ -24,12 +24,11 @@ def build_model(run: Run, task: tasks.Task) -> nn.Module:
     """A fresh model on the run's device, in training mode, always with the same weights.
 
     Raises:
-        ValueError: gradient checkpointing is asked of a model that hasn't got it.
+        ValueError: the model can't do what the training's options ask of its activations.
     """
     torch.manual_seed(run.seed)
     model = task.build_model().to(torch.device(run.device))
-    if run.training.checkpointing:
-        checkpoint_layers(model)
+    set_up_activations(model, run.training)
     return model.train()
 
 

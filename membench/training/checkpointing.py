@@ -1,13 +1,14 @@
-"""Gradient checkpointing: each layer is computed again in the backward pass, instead of keeping its activations."""
+"""Gradient checkpointing: layers are computed again in the backward pass, instead of keeping their activations."""
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 SETTINGS = {"use_reentrant": False}
 
 
-def checkpoint_layers(model: nn.Module) -> None:
-    """Turn it on.
+def checkpoint_layers(model: nn.Module, every: int = 1) -> None:
+    """Turn it on, in every `every`-th layer: the first, and so on.
 
     Raises:
         ValueError: the model doesn't support it.
@@ -18,3 +19,13 @@ def checkpoint_layers(model: nn.Module) -> None:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=SETTINGS)
     else:  # its name in transformers 5.17
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=SETTINGS)
+    if every > 1:
+        _leave_out_layers(model, every)
+
+
+def _leave_out_layers(model: nn.Module, every: int) -> None:
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ValueError(f"--checkpointing-every {every}: {type(model).__name__} checkpoints all its layers or none")
+    for number, layer in enumerate(layers):
+        layer.gradient_checkpointing = number % every == 0

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from membench.config.run import Training
 from membench.training import checkpoint
+from membench.training.activations import offloading
 from membench.training.clock import Clock
 from membench.training.schedule import scheduler
 from optimizers import MemoryEfficientOptimizer
@@ -136,14 +137,17 @@ def shares(batches: Sequence[Batch]) -> list[float]:
 
 
 def loss_function(task: Task, training: Training, device: torch.device) -> Loss:
-    """The task's loss, under autocast if that is wanted."""
-    if training.autocast is None:
-        return task.loss
-    dtype = getattr(torch, training.autocast)
+    """The task's loss, under autocast and with its activations offloaded if that is wanted."""
+    loss = task.loss if training.autocast is None else _autocast(task.loss, device, training.autocast)
+    return offloading(loss) if training.offload_activations else loss
+
+
+def _autocast(task_loss: Loss, device: torch.device, name: str) -> Loss:
+    dtype = getattr(torch, name)
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         with torch.autocast(device.type, dtype):
-            return task.loss(model, batch)
+            return task_loss(model, batch)
 
     return loss
 

@@ -38,7 +38,7 @@ class ChunkedOutput(ModelOutput):
 
 
 def compute_loss_in_chunks(model: nn.Module, chunks: int) -> None:
-    """From now on `model(..., labels=labels)` computes its loss over `chunks` pieces of the sequence.
+    """From now on `model(..., labels=labels)` computes its loss over `chunks` pieces of its tokens.
 
     Loss and gradients are those of the whole sequence but for the order of the sums; in low precision the head's
     gradient is rounded once a piece. Without labels the model gives all logits, as ever.
@@ -72,9 +72,11 @@ class ChunkedForward:
             return self.whole(*args, **given)
         output = self._decode(*args, **given)
         targets = nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
-        pieces = zip(output.last_hidden_state.chunk(self.chunks, 1), targets.chunk(self.chunks, 1), strict=True)
+        # of all sequences together, so that a piece is no copy: (tokens, width)
+        hidden = output.last_hidden_state.flatten(0, 1).chunk(self.chunks)
+        pieces = zip(hidden, targets.flatten().chunk(self.chunks), strict=True)
         losses = [checkpoint(self._losses, type(output), *piece, use_reentrant=False) for piece in pieces]
-        token_losses = torch.cat(losses, 1)
+        token_losses = torch.cat(losses).view(targets.shape)
         return ChunkedOutput(loss=token_losses.sum() / (targets != IGNORED).sum(), token_losses=token_losses)
 
     def _decode(self, *args: Any, **given: Any) -> Any:
@@ -91,12 +93,10 @@ class ChunkedForward:
         return found[0]
 
     def _losses(self, kind: Any, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Cross entropy of each token of a piece, (batch, tokens), from its hidden states (batch, tokens, width)."""
-        with _replaced(self.decoder, lambda *_, **__: kind(last_hidden_state=hidden)):
-            logits = self.whole(input_ids=targets).logits  # (batch, tokens, vocabulary)
-        return nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view(
-            targets.shape
-        )
+        """Cross entropy of each token of a piece, (tokens,), from its hidden states (tokens, width)."""
+        with _replaced(self.decoder, lambda *_, **__: kind(last_hidden_state=hidden[None])):
+            logits = self.whole(input_ids=targets[None]).logits[0]  # (tokens, vocabulary)
+        return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
 
 
 @contextmanager

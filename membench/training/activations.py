@@ -1,0 +1,92 @@
+"""Levers on activations, for any method: computed again, in pieces of the sequence, or kept elsewhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from membench.config.options import TrainingOptions, WorkloadOptions
+from membench.training.checkpointing import checkpoint_layers
+from tasks.models.loss_chunks import compute_loss_in_chunks
+
+if TYPE_CHECKING:
+    from membench.training.loop import Batch, Loss
+
+
+def set_up_activations(model: nn.Module, options: TrainingOptions | WorkloadOptions) -> None:
+    """Make a new model checkpoint its layers and compute its loss in pieces, as `options` say.
+
+    Raises:
+        ValueError: the model can't do it, or an option needs another one.
+    """
+    every = options.checkpointing_every
+    if options.checkpointing:
+        checkpoint_layers(model, every)
+    elif every > 1:
+        raise ValueError(f"--checkpointing-every {every} says which layers are checkpointed: add --checkpointing")
+    if options.loss_chunks > 1:
+        try:
+            compute_loss_in_chunks(model, options.loss_chunks)
+        except ValueError as error:
+            raise ValueError(f"--loss-chunks: {error}") from error
+
+
+def offloading(loss: Loss) -> Loss:
+    """The same loss, with activations that wait for the backward pass in the host's memory."""
+
+    def offloaded(model: nn.Module, batch: Batch) -> Tensor:
+        with OffloadedActivations(model):
+            return loss(model, batch)
+
+    return offloaded
+
+
+class OnHost(NamedTuple):
+    """A tensor that was moved to the host; of a fake one only its layout."""
+
+    values: Tensor | None
+    layout: dict[str, Any]  # size, stride, dtype
+    device: torch.device
+
+
+class OffloadedActivations(torch.autograd.graph.saved_tensors_hooks):
+    """What autograd saves inside goes to pinned memory of the host, and comes back when the backward pass asks for it.
+
+    As torch's `save_on_cpu`, but weights, which stay on the device anyhow, aren't copied. Fake tensors are all on the
+    CPU: of them, what would be on the host is dropped.
+    """
+
+    def __init__(self, model: nn.Module):
+        weights = {_storage(t) for t in (*model.parameters(), *model.buffers())}
+        super().__init__(lambda tensor: tensor if _storage(tensor) in weights else _to_host(tensor), _from_host)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _to_host(tensor: Tensor) -> OnHost:
+    layout = {"size": tensor.shape, "stride": _dense_stride(tensor), "dtype": tensor.dtype}
+    values = None
+    if not isinstance(tensor, FakeTensor):
+        values = torch.empty_strided(**layout, pin_memory=tensor.is_cuda).copy_(tensor, non_blocking=True)
+    return OnHost(values, layout, tensor.device)
+
+
+def _dense_stride(tensor: Tensor) -> list[int]:
+    """Of a copy without gaps, its dimensions in the same order: kernels then take the same path as before."""
+    stride, step = [0] * tensor.dim(), 1
+    for dimension in sorted(range(tensor.dim()), key=lambda d: (tensor.stride(d), -d)):
+        stride[dimension], step = step, step * tensor.shape[dimension]
+    return stride
+
+
+def _from_host(saved: Any) -> Tensor:
+    if not isinstance(saved, OnHost):
+        return saved
+    if saved.values is None:
+        return torch.empty_strided(**saved.layout, device=saved.device)
+    return saved.values.to(saved.device, non_blocking=True)

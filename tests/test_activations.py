@@ -1,0 +1,175 @@
+"""The levers on activations: what is planned is what is metered, and what is trained stays the same."""
+
+import pytest
+import torch
+from meter_models import build, gpt2, llama, text_batch, text_loss
+from plan_models import blueprint
+
+import optimizers
+from membench.config.errors import UserError
+from membench.config.options import WorkloadOptions
+from membench.config.settings import resolve
+from membench.memory.trace import PARTS
+from membench.planning.method import plan_method
+from membench.planning.moments import profile
+from membench.planning.planner import method_values
+from membench.planning.simulate import simulate
+from membench.runs.compare import compare
+from membench.training import activations
+from membench.training.activations import OffloadedActivations, offloading, set_up_activations
+from reports import record
+
+
+def planned_and_metered(b, method):
+    """Bytes at the peak and the maxima of all parts, of fake tensors and of real ones."""
+    values = method_values(b, method, {})
+    profiles = [profile(simulate(b, method, values, b.depth, device=d), complete=True) for d in (None, "cpu")]
+    return [(one.moments[one.peak].sizes, [one.maximum(part) for part in range(1 + len(PARTS))]) for one in profiles]
+
+
+@pytest.mark.parametrize(("method", "dtype"), [("lora", "float32"), ("adamw", "bfloat16"), ("lomo", "float32")])
+def test_a_loss_in_pieces_takes_the_bytes_that_are_planned(method, dtype, tmp_path):
+    b = blueprint(tmp_path, "llama", 3, dtype=dtype, checkpointing=True, loss_chunks=8)
+    planned, metered = planned_and_metered(b, method)
+    assert planned == metered
+
+
+def test_of_a_large_vocabulary_most_of_the_logits_are_saved(tmp_path):
+    given = {"batch_size": 2, "sequence_length": 64, "checkpointing": True}
+    peaks = {}
+    for chunks in (1, 8):
+        b = blueprint(tmp_path, "large-vocabulary", 3, **given, loss_chunks=chunks)
+        planned, metered = planned_and_metered(b, "badam")
+        assert planned == metered
+        peaks[chunks] = metered[0][0]
+    logits = 2 * 64 * 20_000 * 4
+    assert peaks[1] - peaks[8] > 1.5 * logits  # without pieces: logits and their gradient at least
+
+
+def test_checkpointing_of_every_third_layer_is_planned_from_a_few_depths(tmp_path):
+    b = blueprint(tmp_path, "llama", 14, checkpointing=True, checkpointing_every=3)
+    values = method_values(b, "badam", {})
+    extended = plan_method(b, "badam", values)
+    assert extended.depths == (5, 8, 11)
+    whole = profile(simulate(b, "badam", values, 14, device="cpu"), complete=True)
+    assert [extended.row["peak_allocated_bytes"], *extended.row["at_peak"].values()] == list(
+        whole.moments[whole.peak].sizes
+    )
+
+
+def test_the_fewer_layers_are_checkpointed_the_more_activations_are_kept(tmp_path):
+    kept = []
+    for given in ({}, {"checkpointing_every": 3}, {"checkpointing_every": 2}, {"checkpointing_every": 1}):
+        b = blueprint(tmp_path, "llama", 6, checkpointing=bool(given), **given)
+        whole = profile(simulate(b, "adamw", method_values(b, "adamw", {}), 6), complete=True)
+        kept.append(whole.maximum(1 + PARTS.index("activations_bytes")))
+    assert kept == sorted(kept, reverse=True) and len(set(kept)) == 4
+
+
+def test_offloaded_activations_are_not_on_the_device(tmp_path):
+    """With checkpointing a layer more costs its weights and gradients alone: its input waits elsewhere."""
+    part, given = 1 + PARTS.index("activations_bytes"), {"checkpointing": True, "loss_chunks": 4}
+    growth = {}
+    for offload in (False, True):
+        maxima = []
+        for depth in (4, 5):
+            b = blueprint(tmp_path, "llama", depth, **given, offload_activations=offload)
+            one = profile(simulate(b, "adamw", method_values(b, "adamw", {}), depth), complete=True)
+            maxima.append(one.maximum(part))
+        growth[offload] = maxima[1] - maxima[0]
+    assert growth == {False: 3 * 24 * 64 * 4, True: 0}
+
+
+def gradients(model, loss):
+    torch.manual_seed(2)
+    loss(model, text_batch(0, classes=False)).backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"checkpointing": True, "checkpointing_every": 2},
+        {"offload_activations": True},
+        {"offload_activations": True, "checkpointing": True},
+    ],
+)
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_gradients_stay_the_same_to_the_last_bit(make, options):
+    workload = WorkloadOptions(model="", **options)
+    plain, pulled = build(make), build(make)
+    set_up_activations(pulled, workload)
+    loss = offloading(text_loss) if workload.offload_activations else text_loss
+    expected, found = gradients(plain, text_loss), gradients(pulled, loss)
+    for name, gradient in expected.items():
+        assert torch.equal(found[name], gradient), name
+
+
+def test_offloading_with_a_loss_in_pieces_gives_the_same_gradients():
+    plain, pulled = build(llama), build(llama)
+    set_up_activations(pulled, WorkloadOptions(model="", checkpointing=True, loss_chunks=5))
+    expected, found = gradients(plain, text_loss), gradients(pulled, offloading(text_loss))
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6)
+
+
+def test_weights_are_not_copied_to_the_host(monkeypatch):
+    model, moved = build(llama), []
+    original = activations._to_host
+    monkeypatch.setattr(activations, "_to_host", lambda tensor: moved.append(tensor) or original(tensor))
+    with OffloadedActivations(model):
+        loss = text_loss(model, text_batch(0, classes=False))
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    assert len(moved) > 10 and not weights & {tensor.untyped_storage().data_ptr() for tensor in moved}
+    moved.clear()
+    loss.backward()
+    assert not moved
+
+
+def test_a_strided_tensor_comes_back_with_the_order_of_its_dimensions():
+    tensor = torch.arange(24.0).view(2, 3, 4).transpose(1, 2)[:, :, :2]
+    back = activations._from_host(activations._to_host(tensor))
+    assert torch.equal(back, tensor) and back.stride() == (8, 1, 4)
+
+
+def test_every_second_layer_is_checkpointed_from_the_first_on():
+    model = build(llama)
+    set_up_activations(model, WorkloadOptions(model="", checkpointing=True, checkpointing_every=2))
+    assert [layer.gradient_checkpointing for layer in model.model.layers] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"checkpointing_every": 2}, "--checkpointing-every 2 says which layers are checkpointed: add --checkpointing"),
+        ({"loss_chunks": 2}, "--loss-chunks: RobertaForSequenceClassification is no causal language model"),
+        ({"offload_activations": True}, "--offload-activations: on a CPU they are in the host's memory already"),
+        ({"loss_chunks": 0}, "--loss-chunks must be at least 1, not 0"),
+        ({"checkpointing_every": 0}, "--checkpointing-every must be at least 1, not 0"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_runs(options, words, tmp_path):
+    given = {"task": "superglue/cb", "optimizers": "adamw", "device": "cpu", "out": str(tmp_path)}
+    with pytest.raises(UserError, match=words):
+        compare(resolve({**given, **options}))
+
+
+def test_a_comparison_with_a_loss_in_pieces_ends_with_the_same_model_and_says_so(tmp_path, capsys):
+    given = {"task": "c4", "optimizers": "adamw", "steps": 2, "batch_size": 4, "sequence_length": 32, "threads": 1}
+    given |= {"quiet": True, "out": str(tmp_path), "checkpointing": True, "options": {"validation_tokens": 320}}
+    assert compare(resolve(given)) == compare(resolve({**given, "loss_chunks": 4})) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "gradient checkpointing, loss in 4 pieces, cosine schedule" in text
+    runs = {run["training"]["loss_chunks"]: run for run in record.load_folder(tmp_path)}
+    assert runs[1]["metrics"]["loss"] == pytest.approx(runs[4]["metrics"]["loss"], abs=1e-5)
+    kept = {chunks: run["memory"]["maximum"]["activations_bytes"] for chunks, run in runs.items()}
+    assert kept[1] - kept[4] > 0.6 * 4 * 32 * 1024 * 4  # of the logits, fp32 that is kept for the backward pass
+
+
+@pytest.mark.parametrize("method", optimizers.available())
+@pytest.mark.slow
+def test_every_method_is_planned_with_all_levers_as_it_is_metered(method, tmp_path):
+    b = blueprint(tmp_path, "llama", 4, checkpointing=True, checkpointing_every=2, loss_chunks=4)
+    planned, metered = planned_and_metered(b, method)
+    for ours, theirs in zip(planned, metered, strict=True):
+        assert list(ours) == pytest.approx(list(theirs), rel=0.005)
