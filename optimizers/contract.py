@@ -549,9 +549,9 @@ def runs_on_fake_tensors(subject: Subject) -> None:
         model = TinyTransformer()
         optimizer = subject.build(model)
         optimizer.worst_case()
+        tokens, labels = torch.zeros(16, 6, dtype=torch.long), torch.zeros(16, dtype=torch.long)
         for step in range(2 * optimizer.cycle_length):
-            tokens = torch.zeros(16, 6, dtype=torch.long)
-            optimizer.ask(lambda: F.cross_entropy(model(tokens), torch.zeros(16, dtype=torch.long)))
+            optimizer.ask(lambda: F.cross_entropy(model(tokens), labels))
             optimizer.step()
             optimizer.zero_grad()
             if step % 2:

@@ -51,9 +51,9 @@ def build_trainer(cls, name, folder, dtype=torch.float32, **more):
     return cls(model=model, args=arguments(folder, **more), **given)
 
 
-def in_backward(name):
+def needs_the_method_trainer(name):
     method = build_method(name, build_model())
-    return method.in_backward or method.needs_loss
+    return method.in_backward or method.needs_loss or method.asks_losses
 
 
 def resume_matches(cls, name, tmp_path, dtype, **more):
@@ -73,7 +73,7 @@ def resume_matches(cls, name, tmp_path, dtype, **more):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", optimizers.available())
 def test_a_method_resumes_in_the_trainer_to_the_last_bit(name, dtype, tmp_path):
-    cls = MethodTrainer if in_backward(name) else Trainer
+    cls = MethodTrainer if needs_the_method_trainer(name) else Trainer
     resume_matches(cls, name, tmp_path, dtype)
 
 

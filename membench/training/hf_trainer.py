@@ -114,7 +114,8 @@ class MethodTrainer(Trainer):
         def share() -> torch.Tensor:
             with self.compute_loss_context_manager():
                 loss: Any = self.compute_loss(model, prepared, num_items_in_batch=num_items_in_batch)
-            return loss if self._is_of_whole_batch(num_items_in_batch) else loss / self.current_gradient_accumulation_steps
+            whole = self._is_of_whole_batch(num_items_in_batch)
+            return loss if whole else loss / self.current_gradient_accumulation_steps
 
         return self.method.ask(share)
 
