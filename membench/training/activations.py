@@ -44,11 +44,22 @@ def offloading(loss: Loss) -> Loss:
     return offloaded
 
 
+class Layout(NamedTuple):
+    """What a tensor is without its values."""
+
+    size: torch.Size
+    stride: list[int]
+    dtype: torch.dtype
+
+    def empty(self, device: torch.device | None = None, *, pin_memory: bool = False) -> Tensor:
+        return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=device, pin_memory=pin_memory)
+
+
 class OnHost(NamedTuple):
     """A tensor that was moved to the host; of a fake one only its layout."""
 
     values: Tensor | None
-    layout: dict[str, Any]  # size, stride, dtype
+    layout: Layout
     device: torch.device
 
 
@@ -69,10 +80,10 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _to_host(tensor: Tensor) -> OnHost:
-    layout = {"size": tensor.shape, "stride": _dense_stride(tensor), "dtype": tensor.dtype}
+    layout = Layout(tensor.shape, _dense_stride(tensor), tensor.dtype)
     values = None
     if not isinstance(tensor, FakeTensor):
-        values = torch.empty_strided(**layout, pin_memory=tensor.is_cuda).copy_(tensor, non_blocking=True)
+        values = layout.empty(pin_memory=tensor.is_cuda).copy_(tensor, non_blocking=True)
     return OnHost(values, layout, tensor.device)
 
 
@@ -88,5 +99,5 @@ def _from_host(saved: Any) -> Tensor:
     if not isinstance(saved, OnHost):
         return saved
     if saved.values is None:
-        return torch.empty_strided(**saved.layout, device=saved.device)
+        return saved.layout.empty(saved.device)
     return saved.values.to(saved.device, non_blocking=True)
