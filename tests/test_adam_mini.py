@@ -1,5 +1,6 @@
 """Adam-mini (arXiv 2406.16793): against the authors' package, AdamW, and blocks counted by hand."""
 
+import adam_mini
 import pytest
 import torch
 import transformers
@@ -31,10 +32,9 @@ def give_gradients(*models, seed):
 @pytest.mark.parametrize("key_heads", [4, 2])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_a_llama_is_trained_as_by_the_authors_package(key_heads, weight_decay):
-    package = pytest.importorskip("adam_mini")
     ours, theirs = llama(num_key_value_heads=key_heads), llama(num_key_value_heads=key_heads)
     optimizer = AdamMini(ours, lr=0.01, weight_decay=weight_decay, betas=(0.9, 0.95))
-    peer = package.Adam_mini(
+    peer = adam_mini.Adam_mini(
         theirs.named_parameters(),
         lr=0.01,
         betas=(0.9, 0.95),

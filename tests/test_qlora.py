@@ -1,5 +1,6 @@
 """QLoRA and LoRA on a base in 4 bits: against peft on bitsandbytes, and the bytes that there are."""
 
+import bitsandbytes
 import peft
 import pytest
 import torch
@@ -61,7 +62,6 @@ def test_the_module_is_the_linear_one_on_the_dequantised_weight_forward_and_back
 
 
 def test_it_is_peft_on_bitsandbytes_to_the_last_bit():
-    bitsandbytes = pytest.importorskip("bitsandbytes")
     reference = build_model()
     for layer in reference.layers:
         for part in (layer.self_attn, layer.mlp):
