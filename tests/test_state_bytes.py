@@ -1,0 +1,72 @@
+"""Each method keeps what its `keeps` says, to the byte, on a tiny Llama: bytes counted from shapes alone."""
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, LAYERS
+
+import optimizers
+from optimizers.shared.matrices import layer_matrices
+
+LLAMA = ARCHITECTURES["llama"]  # width 32, 4 heads of 8, 2 of keys; MLP 48
+HEADS, KEY_HEADS, KEYS, WIDTH, INNER = 4, 2, 16, 32, 48
+STEP = 4  # bytes of a step count
+
+
+def two_moments(params, size):
+    return sum(2 * size * p.numel() + STEP for p in params)
+
+
+def of_rest(model, size):
+    inside = set(layer_matrices(model))
+    return two_moments([p for p in model.parameters() if p not in inside], size)
+
+
+def muon(model, size):
+    return size * sum(p.numel() for p in layer_matrices(model)) + of_rest(model, size)
+
+
+def adafactor(model, size):
+    return 4 * sum(sum(p.shape) for p in model.parameters())  # m + n of a matrix, n of a vector
+
+
+def adam_mini(model, size):
+    vocabulary = len(model.get_input_embeddings().weight)
+    of_layer = HEADS + KEY_HEADS + KEYS + WIDTH + 2 * INNER + WIDTH + 2  # q, k, v, o; gate and up, down; two norms
+    blocks = LAYERS * of_layer + 2 * vocabulary + 1  # embeddings and head; the last norm
+    of_a_weight = 4 if size == 4 else 4 + 4  # the first moment, a master
+    return of_a_weight * sum(p.numel() for p in model.parameters()) + 4 * blocks
+
+
+def sinkgd(model, size):
+    return of_rest(model, size)
+
+
+def scale(model, size):
+    vectors = [p for p in model.parameters() if p.dim() == 1]
+    return size * model.get_output_embeddings().weight.numel() + two_moments(vectors, size)
+
+
+def apollo(model, size):
+    shapes = [tuple(p.shape) for p in layer_matrices(model)]
+    moments = sum(2 * max(shape) * (min(shape) // 4) * size + 4 + STEP for shape in shapes)
+    return moments + of_rest(model, size)
+
+
+FORMULAS = {
+    "muon": muon,
+    "adafactor": adafactor,
+    "adam-mini": adam_mini,
+    "sinkgd": sinkgd,
+    "scale": scale,
+    "apollo": apollo,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", FORMULAS)
+def test_state_bytes_are_the_formulas(method, dtype):
+    model = LLAMA.build(dtype)
+    optimizer = optimizers.create(method, model)
+    model(**LLAMA.batch()).loss.backward()
+    optimizer.step()
+    assert optimizer.state_bytes() == FORMULAS[method](model, dtype.itemsize)
