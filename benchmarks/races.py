@@ -329,6 +329,14 @@ RACES: dict[str, Race] = {
         update_limit=1.02,
         notes=(NO_PACKAGE,),
     ),
+    "blockllm-rows": Race(
+        FUSED,
+        "torch",
+        ours=lambda model, size: BlockLLM(model, lr=1e-4, weight_decay=0.01, patience=NEVER, rows=64),
+        theirs=_on_the_same,
+        same_weights=None,
+        notes=(f"{NO_PACKAGE}, dense; ours trains groups of 64 rows of them",),
+    ),
     "blockllm": Race(
         FUSED,
         "torch",

@@ -15,7 +15,9 @@ from optimizers.shared.blocks import matching, shuffled, split_into_blocks, trai
 from optimizers.shared.checkpointing import keep_backward_short
 from optimizers.shared.inner import InnerAdamW
 from optimizers.shared.largest import largest_entries
+from optimizers.shared.partial import update_entries, update_rows
 from optimizers.shared.reach import Reach
+from optimizers.shared.row_groups import Cuts, count_groups, cuts_of, largest_groups, shape_of
 from optimizers.shared.values import check_indices
 
 
@@ -36,7 +38,8 @@ class BlockLLM(MemoryEfficientOptimizer):
     Adam's bias correction.
 
     Trains the tensors of the layers, and `always_train` throughout. Keeps, for each trained entry, its position (int32)
-    and two moments: 12 bytes in fp32, 16 with an fp32 master; for `always_train` as AdamW.
+    and two moments: 12 bytes in fp32, 16 with an fp32 master; with `rows` 4 bytes less, and 4 for each group; for
+    `always_train` as AdamW.
 
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.
@@ -55,6 +58,8 @@ class BlockLLM(MemoryEfficientOptimizer):
         fp32_gradients: fp32 gradients for low-precision weights.
         stochastic_rounding: round bf16 weights up or down at random, in place of masters.
         seed: of the first choice and the order of the probes.
+        rows: of the paper's rule: train whole groups of this many consecutive rows, those of the largest mean g^2, in
+            place of single entries. They are updated in place: no positions are kept and nothing is gathered.
 
     Raises:
         ValueError: a value is out of its range, a pattern matches nothing, or the model has no list of layers.
@@ -64,10 +69,10 @@ class BlockLLM(MemoryEfficientOptimizer):
     summary = "AdamW on the few weights with the largest gradients, chosen anew when the loss stalls"
     paper = "Ramesh, Ganapathiraman, Laradji & Schmidt, 2024, arXiv 2406.17296"
     trains = "a share 1 - s of the weights at a time"
-    keeps = "12 B a trained weight (16 B with an fp32 master)"
+    keeps = "12 B a trained weight, with `rows` 8 B and 4 B a group (4 B a weight more with an fp32 master)"
     excludes = "re-entrant gradient checkpointing; loss.backward() instead of backward(loss)"
     example = {"lr": 1e-2, "sparsity": 0.7, "patience": 3, "update_every": 2}
-    added_later = ("stochastic_rounding",)
+    added_later = ("stochastic_rounding", "rows")
     needs_loss = True
 
     def __init__(
@@ -90,8 +95,12 @@ class BlockLLM(MemoryEfficientOptimizer):
         fp32_gradients: bool = False,
         stochastic_rounding: bool = False,
         seed: int = 0,
+        rows: int | None = None,
     ):
         check_choice("rule", rule, tuple(RULES))
+        check_count("rows", rows, optional=True)
+        if rows is not None and not RULES[rule].masks_entries:
+            raise ValueError(f"rows={rows} is of the paper's rule: with rule={rule!r} whole tensors are trained")
         if not 0.0 <= sparsity < 1.0:
             raise ValueError(f"sparsity must be at least 0 and below 1, not {sparsity}")
         for name, count in (("patience", patience), ("probe", probe), ("update_every", update_every)):
@@ -108,7 +117,8 @@ class BlockLLM(MemoryEfficientOptimizer):
         )
         self._new_rule = functools.partial(RULES[rule], sparsity=sparsity, patience=patience, update_every=update_every)
         self.rule: PaperRule = self._new_rule([p.numel() for p in self._pool])
-        self.seed, self.probe = seed, probe
+        self.seed, self.probe, self.rows = seed, probe, rows
+        self._cuts: dict[Tensor, Cuts] = {}  # of what is trained now, where `rows` is given
         self.adamw = InnerAdamW(model, master_weights=master_weights, stochastic_rounding=stochastic_rounding)
         self.probe_every = probe_every or self.rule.probe_every
         self._hooks.append(keep_backward_short(model))
@@ -154,8 +164,10 @@ class BlockLLM(MemoryEfficientOptimizer):
         if self._loss is None:
             raise RuntimeError("BlockLLM must see the loss: call optimizer.backward(loss) instead of loss.backward()")
         self._measure(self._probed)
-        if self.rule.masks_entries and not any("index" in self.state.get(self._pool[i], ()) for i in self.rule.chosen):
-            self._mask_entries()
+        for i in self._probed:  # it was there for its norm
+            self._pool[i].grad = None
+        if self.rule.masks_entries and not any(self.state.get(self._pool[i]) for i in self.rule.chosen):
+            self._mask()
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         dense = [i for i, p in enumerate(params) if p in self._dense]
@@ -165,16 +177,13 @@ class BlockLLM(MemoryEfficientOptimizer):
             self.adamw.update(states, trained, [grads[i] for i in dense], group, keys)
         for p, g in zip(params, grads, strict=True):
             if p not in self._dense and "index" in self.state.get(p, ()):
-                self._update_entries(p, g, group)
-
-    def _update_entries(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
-        index = self.state[p]["index"]  # (k,) positions in the flattened tensor
-        # twice as fast as `take` and `put_`, and a selection needs no index of 8 bytes an entry
-        entries = p.reshape(-1).index_select(0, index)
-        entries_of_g = g.reshape(-1).index_select(0, index)
-        self.adamw.update([self.state[p]], [entries], [entries_of_g], group, self.rounding_keys([p]))
-        del entries_of_g
-        put_entries(p, index.long(), entries)
+                update_entries(self.adamw, self.state[p], p, g, group, self.rounding_keys([p])[0])
+        in_rows = [i for i, p in enumerate(params) if p not in self._dense and "groups" in self.state.get(p, ())]
+        if in_rows:
+            trained = [params[i] for i in in_rows]
+            states, cuts = [self.state[p] for p in trained], [self._cuts_of(p) for p in trained]
+            gradients, keys = [grads[i] for i in in_rows], self.rounding_keys(trained)
+            update_rows(self.adamw, states, trained, gradients, cuts, group, keys)
 
     def after_step(self) -> None:
         loss = self._loss.item() if self._loss is not None and has_values(self._loss) else 0.0
@@ -220,22 +229,26 @@ class BlockLLM(MemoryEfficientOptimizer):
             raise ValueError("this state is of other tensors: always_train, train_embeddings or the model differ")
         check_indices("probed", extra["probed"], len(self._pool))
         self.rule.load_state(extra)
+        self._cuts.clear()
         self._probed, self._probes_done = list(extra["probed"]), extra["probes_done"]
         self._activate()
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
-        index = saved.get("index")
-        if not self.rule.masks_entries or p in set(self._always) or not torch.is_tensor(index) or index.dim() != 1:
+        name = "index" if self.rows is None else "groups"
+        kept = saved.get(name)
+        if not self.rule.masks_entries or p in set(self._always) or not torch.is_tensor(kept) or kept.dim() != 1:
             return self.adamw.expected_state(p)
-        inside = index.numel() and index[0] >= 0 and index[-1] < p.numel()
-        if not inside or not (index.diff() > 0).all():
-            raise ValueError(f"this state is damaged: an index isn't of rising positions below {p.numel()}")
-        kept = self.adamw.expected_state(p, saved, len(index))
-        return {**kept, "index": torch.empty(len(index), dtype=torch.int32, device="meta")}
+        limit = p.numel() if self.rows is None else count_groups(p, self.rows)
+        if not len(kept) or kept[0] < 0 or kept[-1] >= limit or not (kept.diff() > 0).all():
+            raise ValueError(f"this state is damaged: {name} isn't of rising numbers below {limit}")
+        shape = (len(kept),) if self.rows is None else shape_of(kept.tolist(), self.rows, p)
+        adam = self.adamw.expected_state(p, saved, *shape)
+        return {**adam, name: torch.empty(len(kept), dtype=torch.int32, device="meta")}
 
     def _choose(self, chosen: list[int]) -> None:
         for p in self._pool:
             self.state.pop(p, None)
+        self._cuts.clear()
         self.rule.take(chosen)
         self._probed = [] if self.rule.keeps_probes else self._next_probes()
         self._activate()
@@ -280,22 +293,26 @@ class BlockLLM(MemoryEfficientOptimizer):
                 norm = torch.linalg.vector_norm(grad, dtype=torch.float32)
                 self.rule.norms[i] = norm.item() if has_values(norm) else float(grad.numel())
 
-    def _mask_entries(self) -> None:
-        """Keep, over all chosen tensors together, the entries with the largest |g|: exactly as many as the budget."""
+    def _mask(self) -> None:
+        """Keep, over all chosen tensors together, what has the largest gradients: as much as the budget."""
         chosen = [self._pool[i] for i in self.rule.chosen]
         pairs = [(p, p.grad) for p in chosen if p.grad is not None]
         if not pairs:
             return
         grads = [grad for _, grad in pairs]
         budget = min(self.rule.budget, sum(grad.numel() for grad in grads))
-        for (p, _), positions in zip(pairs, largest_entries(grads, budget), strict=True):
-            if len(positions):
-                self.state[p]["index"] = positions
+        if self.rows is None:
+            for (p, _), positions in zip(pairs, largest_entries(grads, budget), strict=True):
+                if len(positions):
+                    self.state[p]["index"] = positions
+        else:
+            for (p, _), groups in zip(pairs, largest_groups(grads, self.rows, budget), strict=True):
+                if groups:
+                    self.state[p]["groups"] = torch.tensor(groups, dtype=torch.int32, device=p.device)
+                    self._cuts[p] = cuts_of(groups, self.rows, p)
 
-
-def put_entries(p: Tensor, index: Tensor, entries: Tensor) -> None:
-    """Write `entries` (k,) to the positions `index` (k,), int64 and each its own, of the flattened `p`."""
-    if p.is_contiguous():
-        p.view(-1).scatter_(0, index, entries)
-    else:
-        p.put_(index, entries)
+    def _cuts_of(self, p: Tensor) -> Cuts:
+        if p not in self._cuts:  # after a state was loaded
+            assert self.rows is not None
+            self._cuts[p] = cuts_of(self.state[p]["groups"].tolist(), self.rows, p)
+        return self._cuts[p]

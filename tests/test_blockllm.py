@@ -7,6 +7,7 @@ import torch
 
 from optimizers import AdamW, BlockLLM
 from optimizers.contract import build_model, loss_of, train, weights_of
+from optimizers.shared import partial
 from optimizers.shared.blockllm_rules import PaperRule, ReleaseRule
 
 
@@ -220,3 +221,104 @@ class TestReleaseRule:
         rule.take([0])
         assert [rule.is_time(loss) for loss in (1.0, 1.0, 2.0, 2.0)] == [False, False, False, True]
         assert [rule.is_time(loss) for loss in (0.1, 0.1, 0.1, 0.1)] == [False] * 4
+
+
+# ---- whole rows in place of entries
+
+
+def rows_trained(optimizer, p, rows=3):
+    groups = optimizer.state[p]["groups"].tolist() if "groups" in optimizer.state.get(p, {}) else []
+    return [row for group in groups for row in range(group * rows, min(group * rows + rows, len(p)))]
+
+
+def test_the_groups_of_rows_with_the_largest_mean_squares_are_trained_and_fill_the_budget():
+    model, other = build_model(), build_model()
+    optimizer = BlockLLM(model, sparsity=0.6, rows=3)
+    loss_of(other, 0).backward()
+    gradients = dict(zip(model.parameters(), [p.grad for p in other.parameters()], strict=True))
+    train(model, optimizer, 1)
+    kept, left, trained = [], [], 0
+    for p in chosen_of(optimizer):
+        for start in range(0, len(p), 3):
+            part = gradients[p][start : start + 3]
+            inside = start in rows_trained(optimizer, p)
+            (kept if inside else left).append((part.square().mean().item(), part.numel()))
+            trained += part.numel() * inside
+    weakest, strongest = min(kept)[0], max(left)
+    assert weakest >= strongest[0]
+    budget = round(0.4 * sum(p.numel() for layer in model.layers for p in layer.parameters()))
+    assert budget - strongest[1] < trained <= budget
+
+
+def test_only_these_rows_move_and_as_by_adamw_on_them_alone():
+    model, other = build_model(), build_model()
+    optimizer = BlockLLM(model, lr=1e-2, weight_decay=0.1, patience=100, rows=3)
+    before = weights_of(model)
+    optimizer.backward(loss_of(model, 0))
+    optimizer.step()
+    rows = {p: rows_trained(optimizer, p) for p in chosen_of(optimizer)}
+    assert any(rows.values())
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        decay = 0.1 if p.dim() >= 2 else 0.0
+        part = q.detach()[rows.get(p, [])].requires_grad_()
+        reference = torch.optim.AdamW([part], lr=1e-2, weight_decay=decay, fused=True)
+        for step in range(5):
+            if rows.get(p):
+                if step:
+                    p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+                part.grad = p.grad[rows[p]].clone()
+                reference.step()
+                if step:
+                    group = optimizer.param_groups[0 if p.dim() >= 2 else 1]
+                    with torch.no_grad():
+                        optimizer.update([p], [p.grad], group)
+        if rows.get(p):
+            assert torch.equal(p[rows[p]], part)
+    for name, p in model.named_parameters():
+        moved = (p != before[name]).flatten(1).any(1) if p.dim() > 1 else p != before[name]
+        assert set(moved.nonzero().flatten().tolist()) <= set(rows.get(p, []))
+
+
+@pytest.mark.parametrize(("dtype", "bytes_a_weight"), [(torch.float32, 8), (torch.bfloat16, 12)])
+def test_rows_are_kept_without_positions(dtype, bytes_a_weight):
+    model = build_model(dtype)
+    optimizer = BlockLLM(model, lr=1e-2, sparsity=0.6, rows=3)
+    train(model, optimizer, 3)
+    expected = 0
+    for p in chosen_of(optimizer):
+        rows = rows_trained(optimizer, p)
+        expected += bytes_a_weight * len(rows) * p[0].numel()
+        expected += (4 * len(optimizer.state[p]["groups"]) + 4) if rows else 0
+    assert optimizer.state_bytes() == expected
+
+
+def test_with_no_sparsity_and_rows_it_is_adamw_to_the_last_bit():
+    model, other = build_model(), build_model()
+    train(model, BlockLLM(model, lr=1e-2, sparsity=0.0, train_embeddings=True, patience=1000, rows=3), 10)
+    train(other, AdamW(other, lr=1e-2), 10)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_rows_of_whole_tensors_are_refused():
+    with pytest.raises(ValueError, match="rows=3 is of the paper's rule"):
+        BlockLLM(build_model(), rule="release", rows=3)
+
+
+def test_entries_gathered_in_pieces_are_the_same_to_the_last_bit(monkeypatch):
+    results = []
+    for piece in (2**18, 7):
+        monkeypatch.setattr(partial, "PIECE", piece)
+        model = build_model(torch.bfloat16)
+        train(model, BlockLLM(model, lr=1e-2, sparsity=0.6, patience=2), 8)
+        results.append(weights_of(model))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_a_probed_gradient_is_gone_before_the_update():
+    model = build_model()
+    optimizer = BlockLLM(model, lr=1e-2)
+    optimizer.backward(loss_of(model, 0))
+    probed = [optimizer._pool[i] for i in optimizer._probed]
+    assert probed and all(p.grad is not None for p in probed)
+    optimizer.step()
+    assert all(p.grad is None for p in probed)

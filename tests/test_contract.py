@@ -13,6 +13,7 @@ VARIANTS = {
     "badam-sgd": ("badam", {"inner": "sgd", "lr": 0.3}),
     "badam-low-precision": ("badam", {"master_weights": False, "fp32_gradients": True}),
     "blockllm-release": ("blockllm", {"rule": "release", "probe_every": 2}),
+    "blockllm-rows": ("blockllm", {"rows": 3}),
     "blockllm-embeddings": ("blockllm", {"train_embeddings": True}),
     "adafactor-torch": ("adafactor", {"rule": "torch", "lr": 0.1}),
     "adam-mini-low-precision": ("adam-mini", {"master_weights": False}),
