@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
@@ -22,13 +23,18 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from optimizers.shared import saved_states
 from optimizers.shared.loop_guards import watch
-from optimizers.shared.model_checks import check_model, check_parameters, restored_on_error
+from optimizers.shared.model_checks import check_model, check_parameters, restored_on_error, uncompiled
 from optimizers.shared.storages import storages_of
 from optimizers.shared.values import check_choice, check_count, check_hyperparameters, check_positive
 
 __all__ = ["MemoryEfficientOptimizer", "check_choice", "check_count", "check_hyperparameters", "check_positive"]
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+COMPILED = (
+    "torch.compile makes a graph of the whole model for each choice of what {name} trains, and gives up after 8: where "
+    "whole layers are trained compile layer by layer (`for layer in layers: layer.compile()`, 3 graphs), else not at all"
+)
 
 _built: weakref.WeakSet[MemoryEfficientOptimizer] = weakref.WeakSet()  # to notice two on one model
 
@@ -196,6 +202,11 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
     # ---- what it gets for free
 
     @property
+    def chooses(self) -> bool:
+        """Does the method choose anew, after some steps, what it trains?"""
+        return type(self).after_step is not MemoryEfficientOptimizer.after_step
+
+    @property
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that are trained now."""
         return [p for p in self._group_of if p.requires_grad]
@@ -230,7 +241,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         """
         if self._finished:
             raise RuntimeError(f"{type(self).__name__}.step() after finish(): build a new optimizer to train on")
-        if not self.state and type(self).after_step is not MemoryEfficientOptimizer.after_step:
+        if not self.state and self.chooses:
             self._check_not_rehearsed()
         loss = None
         if closure is not None:
@@ -353,12 +364,15 @@ def _guarded(init: Callable[..., None]) -> Callable[..., None]:
     def guarded(self: MemoryEfficientOptimizer, *args: Any, **given: Any) -> None:
         if type(self).__init__ is not guarded or not (args or "model" in given):  # called by that of a subclass
             return init(self, *args, **given)
-        model = args[0] if args else given["model"]
+        model, *others = args or (given.pop("model"),)
         check_model(type(self).__name__, model)
-        with restored_on_error(model):
-            init(self, *args, **given)
+        plain = uncompiled(model)
+        with restored_on_error(plain):
+            init(self, plain, *others, **given)
             _check_alone(self)
         _built.add(self)
+        if plain is not model and self.chooses:
+            warnings.warn(COMPILED.format(name=type(self).__name__), stacklevel=2)
         if self.in_backward or self.needs_loss:
             watch(self)
 

@@ -11,7 +11,7 @@ import optimizers
 import tasks
 from membench.config.errors import UserError
 from membench.config.settings import resolve
-from membench.runs import processes
+from membench.runs import model_card, processes
 from membench.runs.compare import compare
 from membench.runs.model_folder import Models
 from membench.training.execute import save
@@ -69,6 +69,17 @@ def test_a_saved_model_scores_what_its_record_says(saved):
     assert record.load_folder(models) == [made]
     assert cb().evaluate(load(models / made["run_id"])) == made["metrics"]
     assert {path.name for path in models.iterdir()} == {made["run_id"], f"{made['run_id']}.json"}
+
+
+def test_a_saved_model_has_a_card_of_what_it_is(saved):
+    settings, made = saved
+    card = (Path(settings.save) / made["run_id"] / "README.md").read_text()
+    assert card.startswith('---\nlibrary_name: "transformers"\ntags: ["membench", "lora"]\n---\n')
+    assert "# config:roberta-tiny after lora on superglue/cb" in card
+    assert f"| accuracy (validation) | {made['metrics']['accuracy']:.4g} |" in card
+    assert "6 steps of 4 x 24 tokens" in card and "lr=0.01" in card and made["run_id"] in card
+    hub = {**made, "model": "FacebookAI/roberta-base", "training": {**made["training"], "weights": "pretrained"}}
+    assert 'base_model: "FacebookAI/roberta-base"\n' in model_card.card(hub)
 
 
 def test_what_is_saved_is_not_made_twice_and_what_is_missing_is_made_again(saved, capsys):

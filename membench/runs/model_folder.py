@@ -4,13 +4,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from membench.runs.model_card import card
 from reports import record
 
 CONFIG = "config.json"  # what makes a folder a model of transformers
 
 
 class Models:
-    """`PATH/RUN_ID/`, what `save_pretrained` writes, and `PATH/RUN_ID.json`, the record.
+    """`PATH/RUN_ID/`, what `save_pretrained` writes and a model card, and `PATH/RUN_ID.json`, the record.
 
     A run's process writes a draft; once the run has its record, the draft takes the model's place.
     """
@@ -38,6 +39,7 @@ class Models:
         run_id = made["run_id"]
         draft, model = self.draft(run_id), self.model(run_id)
         if made["status"] == "ok":
+            (draft / "README.md").write_text(card(made), encoding="utf-8")
             shutil.rmtree(model, ignore_errors=True)
             draft.rename(model)
             record.write(made, self.path)

@@ -32,6 +32,12 @@ def check_model(method: str, model: Any) -> None:
             )
 
 
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The model in a `torch.compile`d one: its parts have their own names there, and hooks are traced with it."""
+    inner: Any = getattr(model, "_orig_mod", model)
+    return inner
+
+
 def check_parameters(method: str, model: nn.Module, named: Iterable[tuple[str, Tensor]]) -> None:
     """Refuse parameters that no kernel can update in place.
 

@@ -1,0 +1,43 @@
+"""The model card of a saved model, `README.md` in its folder: what it is, how it was trained, what it scores."""
+
+import json
+from typing import Any
+
+import membench
+from reports.table import mib
+
+
+def card(made: dict[str, Any]) -> str:
+    """The card in Markdown, with the header that the hub reads.
+
+    Args:
+        made: the record of the run that trained the model.
+    """
+    training, environment = made["training"], made["environment"]
+    rows = {
+        "task": made["task"],
+        "model before": f"{made['model']}, {training['weights']} weights",
+        "method": made["method"],
+        "hyper-parameters": ", ".join(f"{key}={value!r}" for key, value in made["hyperparameters"].items()),
+        "training": f"{training['steps']} steps of {training['batch_size']} x {training['sequence_length']} tokens, "
+        f"{training['dtype']}, {training['schedule']} schedule, seed {made['seed']}",
+        "data": training["data"],
+        **{f"{name} (validation)": f"{value:.4g}" for name, value in (made["metrics"] or {}).items()},
+        "peak memory of training": f"{mib(made['memory']['peak_allocated_bytes'])} MiB",
+        "made by": f"membench {membench.__version__}, run {made['run_id']}, {environment.get('created', 'no date')}",
+    }
+    table = "\n".join(f"| {key} | {_cell(value)} |" for key, value in rows.items())
+    title = f"# {made['model']} after {made['method']} on {made['task']}"
+    return f"---\n{_header(made)}---\n\n{title}\n\n| | |\n|---|---|\n{table}\n"
+
+
+def _header(made: dict[str, Any]) -> str:
+    fields: dict[str, Any] = {"library_name": "transformers", "tags": ["membench", made["method"]]}
+    owner, _, name = made["model"].partition("/")
+    if made["training"]["weights"] == "pretrained" and owner and name and "/" not in name and not owner.startswith("."):
+        fields["base_model"] = made["model"]
+    return "".join(f"{key}: {json.dumps(value)}\n" for key, value in fields.items())  # JSON is YAML, too
+
+
+def _cell(value: str) -> str:
+    return value.replace("|", "\\|").replace("\n", " ")
