@@ -33,7 +33,7 @@ LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 COMPILED = (
     "torch.compile makes a graph of the whole model for each choice of what {name} trains, and gives up after 8: where "
-    "whole layers are trained compile layer by layer (`for layer in layers: layer.compile()`, 3 graphs), else not at all"
+    "whole layers are trained compile layer by layer (`for layer in layers: layer.compile()`, 3 graphs), else not"
 )
 
 _built: weakref.WeakSet[MemoryEfficientOptimizer] = weakref.WeakSet()  # to notice two on one model

@@ -1,30 +1,30 @@
 """The library's cases: how methods are built, saved, loaded and misused; each was a fault that somebody met."""
 
 import copy
+import io
+import math
+import pickle
+import random
 from typing import Any
 
 import pytest
 import torch
+from library import (
+    description,
+    every_method,
+    gemma3,
+    same,
+    subject,
+    trained,
+    unlike,
+)
 from torch import nn
 
 import optimizers
-from optimizers import MemoryEfficientOptimizer
-from optimizers.contract import Subject, build_model, train
-
-every_method = pytest.mark.parametrize("method", optimizers.available())
-
-
-def subject(method: str, **more: Any) -> Subject:
-    cls = optimizers.get(method)
-    return Subject(cls, {**cls.example, **more})
-
-
-def trained(method: str, steps: int = 4, **more: Any) -> tuple[nn.Module, MemoryEfficientOptimizer]:
-    model = build_model()
-    optimizer = subject(method, **more).build(model)
-    train(model, optimizer, steps)
-    return model, optimizer
-
+from membench.config.errors import UserError
+from membench.training import checkpoint
+from optimizers import AdamW, BAdam
+from optimizers.contract import batch, build_model, train
 
 # ---- state is checked before it is used
 
@@ -80,16 +80,6 @@ MALFORMED = {
     "state-of-a-name": put({}, "state", "nobody.weight"),
     "state-is-a-number": put(7, "state", 0),
 }
-
-
-def same(one: Any, other: Any) -> bool:
-    if torch.is_tensor(one):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
 
 
 @every_method
@@ -184,32 +174,6 @@ def test_l_a_methods_own_json_is_checked_and_the_optimizer_stays_as_it_was(metho
 # ---- what a method is built on
 
 
-def description(model: nn.Module) -> dict[str, Any]:
-    parts = {
-        name: (type(m), list(m._modules), list(m._parameters), sorted(vars(m))) for name, m in model.named_modules()
-    }
-    hooks = {
-        name: [len(value) for key, value in sorted(vars(m).items()) if key.endswith("hooks")]
-        for name, m in model.named_modules()
-    }
-    parameters = {
-        name: (
-            id(p),
-            p.requires_grad,
-            p.grad is None,
-            p.grad_dtype,
-            len(p._post_accumulate_grad_hooks or ()),
-            p.detach().clone(),
-        )
-        for name, p in model.named_parameters()
-    }
-    return {"parts": parts, "hooks": hooks, "parameters": parameters}
-
-
-def unlike(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    return [key for key in before if not same(before[key], after[key])]
-
-
 FAILING: list[tuple[str, dict[str, Any]]] = [
     *((name, {"lr": -1.0}) for name in optimizers.available()),
     *((name, {"always_train": ("nobody",)}) for name in ("badam", "blockllm", "lisa", "hft", "lora")),
@@ -248,3 +212,196 @@ def test_w6_whatever_fails_late_in_a_constructor_leaves_no_trace_either(method, 
         Fails(model, **cls.example)
     assert not unlike(before, description(model))
     subject(method).build(model)  # and nothing stands in the way of a second try
+
+
+# ---- what a method can be built on
+
+
+@every_method
+def test_l_a_model_is_asked_for_where_its_parameters_are_given(method):
+    cls, model = optimizers.get(method), build_model()
+    for given in (model.parameters(), list(model.parameters()), [{"params": []}], None, nn.Linear, model.state_dict()):
+        with pytest.raises(TypeError, match=rf"^{cls.__name__} is built from a model, not from .*: give the model, "):
+            cls(given)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'model'"):
+        cls()
+
+
+class Holder(nn.Module):
+    """A model around one odd parameter."""
+
+    def __init__(self, p: nn.Parameter):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.layers[0].odd = p
+        self.head = nn.Linear(4, 2)
+
+
+ODD = {
+    "complex": (lambda: nn.Parameter(torch.zeros(4, dtype=torch.complex64)), "is complex"),
+    "expanded": (lambda: nn.Parameter(torch.zeros(4, 1).expand(4, 3)), "shares memory between its entries"),
+    "unfolded": (lambda: nn.Parameter(torch.zeros(6).unfold(0, 3, 1)), "shares memory between its entries"),
+    "sparse": (lambda: nn.Parameter(torch.eye(4).to_sparse()), "is a sparse_coo tensor"),
+    "float8": (lambda: nn.Parameter(torch.zeros(4, dtype=torch.float8_e4m3fn)), "is of torch.float8_e4m3fn"),
+}
+FULL = [name for name in optimizers.available() if name not in ("lora", "qlora")]  # adapters are theirs, and dense
+
+
+@pytest.mark.parametrize("method", FULL)
+@pytest.mark.parametrize("odd", ODD)
+def test_l_a_parameter_that_no_kernel_can_update_is_refused_with_its_name(method, odd):
+    make, words = ODD[odd]
+    with pytest.raises(ValueError, match=rf"can't train layers\.0\.odd: it {words}"):
+        optimizers.create(method, Holder(make()))
+
+
+def test_l_what_is_frozen_may_be_odd():
+    p = nn.Parameter(torch.zeros(4, dtype=torch.complex64), requires_grad=False)
+    for method in optimizers.available():
+        optimizers.create(method, Holder(p)).finish()
+
+
+def test_l_one_memory_for_two_parameters_and_lazy_modules_are_refused():
+    model = Holder(nn.Parameter(torch.zeros(2)))
+    model.layers[0].odd = nn.Parameter(model.layers[1].weight.detach().view(-1)[4:8])
+    with pytest.raises(
+        ValueError, match=r"layers\.1\.weight and layers\.0\.odd: they are two parameters in the same memory"
+    ):
+        AdamW(model)
+    model.layers[0].odd = model.layers[1].weight  # tied: one parameter
+    AdamW(model).finish()
+    with pytest.raises(ValueError, match=r"can't train 0\.weight, which has no shape yet: run a batch"):
+        AdamW(nn.Sequential(nn.LazyLinear(3)))
+
+
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_l_sparse_gradients_are_refused_at_construction_and_else_at_the_first_step(in_backward):
+    class Words(nn.Module):
+        def __init__(self, sparse):
+            super().__init__()
+            self.embed = nn.Embedding(5, 4, sparse=sparse)
+            self.layers = nn.ModuleList([nn.Linear(4, 4)])
+
+        def forward(self, x):
+            return self.layers[0](nn.functional.embedding(x, self.embed.weight, sparse=True)).sum()
+
+    with pytest.raises(ValueError, match=r"embed\.weight: it has sparse gradients: build its module with sparse=False"):
+        AdamW(Words(sparse=True), in_backward=in_backward)
+    BAdam(Words(sparse=True)).finish()  # doesn't train it
+    model = Words(sparse=False)
+    optimizer = AdamW(model, in_backward=in_backward)
+    with pytest.raises(ValueError, match=r"can't use the sparse gradient of embed\.weight"):
+        model(torch.tensor([1, 2])).backward()
+        optimizer.step()
+
+
+@every_method
+def test_l_two_optimizers_on_one_model_are_one_too_many(method):
+    model = build_model()
+    optimizer = subject(method).build(model)
+    name = type(optimizer).__name__
+    with pytest.raises(ValueError, match=rf"AdamW: {name} is training this model: call its finish\(\) first|adapters"):
+        optimizers.create("adamw" if method not in ("lora", "qlora") else "lora", model)
+    train(model, optimizer, 2)
+    optimizer.finish()
+    AdamW(model).finish()
+
+
+def test_l_one_that_nobody_holds_any_more_is_not_in_the_way():
+    model = build_model()
+    for _ in range(3):
+        optimizer = AdamW(model, in_backward=True)
+        optimizer.cycle = optimizer  # as a scheduler's wrapper of step() may be
+        del optimizer
+    train(model, AdamW(model), 1)
+
+
+@every_method
+def test_l_copies_and_pickles_are_refused_and_those_of_the_model_work(method):
+    model, optimizer = trained(method, steps=2)
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="can't be copied or pickled, .* keep its state_dict"):
+            copied(optimizer)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for other in (torch.load(file, weights_only=False), copy.deepcopy(model)):
+        assert torch.equal(other(batch(0)[0]), model(batch(0)[0]))
+    fresh = gemma3()
+    made = optimizers.create(method, fresh, **optimizers.get(method).example)
+    copy.deepcopy(fresh)  # before the first batch, when there is a hook that looks which layers are reached
+    torch.save(fresh, io.BytesIO())
+    made.finish()
+
+
+# ---- empty parameters
+
+
+@every_method
+def test_w9_a_parameter_without_entries_is_in_nobodys_way(method):
+    model = build_model()
+    model.layers[1].register_parameter("empty", nn.Parameter(torch.zeros(0, 4)))
+    model.layers[1].register_parameter("nothing", nn.Parameter(torch.zeros(0)))
+    plain = type(model.layers[1]).forward
+    model.layers[1].forward = lambda x: (
+        plain(model.layers[1], x) + model.layers[1].empty.sum() + model.layers[1].nothing.sum()
+    )
+    optimizer = subject(method).build(model)
+    assert all(map(math.isfinite, train(model, optimizer, 2 * optimizer.cycle_length + 2)))
+
+
+# ---- checkpoints
+
+
+def test_n10_a_damaged_checkpoint_is_never_trained_on(tmp_path):
+    path = tmp_path / "run--1.pt"
+    model = build_model()
+    optimizer = AdamW(model)
+    train(model, optimizer, 1)
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": {"step": 1, "losses": [0.5]}}
+    checkpoint.save(state, path)
+    assert same(checkpoint.load(path), state)
+    whole = path.read_bytes()
+    generator = random.Random(0)
+    for place in sorted(generator.sample(range(len(whole)), 30)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << generator.randrange(8))]) + whole[place + 1 :])
+        try:
+            loaded = checkpoint.load(path)
+        except UserError as error:
+            assert "run--1.pt" in str(error) and "remove it to start that run again" in str(error)
+        else:  # a bit that means nothing, as of a file's date
+            assert same(loaded, state)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"step": 1}, "isn't one that this version of membench wrote"),
+        ([1, 2], "isn't one that this version of membench wrote"),
+        ({"run": "run--2", "digest": "", "state": {}}, "is of another run, run--2"),
+        ({"run": "run--1", "digest": "0" * 64, "state": {"model": torch.zeros(2)}}, "is damaged"),
+    ],
+)
+def test_n10_what_is_no_checkpoint_of_the_run_is_named(content, words, tmp_path):
+    torch.save(content, tmp_path / "run--1.pt")
+    with pytest.raises(UserError, match=rf"run--1\.pt {words}.*: remove it to start that run again"):
+        checkpoint.load(tmp_path / "run--1.pt")
+
+
+def test_n10_the_digest_sees_values_shapes_dtypes_names_and_order():
+    state = {
+        "a": torch.arange(4.0),
+        "b": [1, 2.0, None, "x", True],
+        "c": {"d": torch.zeros(2, 2, dtype=torch.bfloat16)},
+    }
+    variants = [
+        {**state, "a": torch.arange(4.0) * 2},
+        {**state, "a": torch.arange(4.0).view(2, 2)},
+        {**state, "a": torch.arange(4.0).to(torch.float64)},
+        {**state, "b": [1, 2.0, None, "x", False]},
+        {**state, "b": [2.0, 1, None, "x", True]},
+        {"a": state["a"], "b": state["b"], "e": state["c"]},
+        {**state, "c": {}, "d": torch.zeros(2, 2, dtype=torch.bfloat16)},
+    ]
+    digests = [checkpoint.digest(one) for one in (state, *variants)]
+    assert len(set(digests)) == len(digests) and checkpoint.digest(copy.deepcopy(state)) == digests[0]

@@ -1,0 +1,216 @@
+"""The library's cases of loops: what clips, scales, cycles, compiles or distributes, with methods that care."""
+
+import copy
+import math
+import warnings
+
+import pytest
+import torch
+import transformers
+from library import (
+    TOKENS,
+    build,
+    config,
+    every_method,
+    steps,
+    subject,
+    trained,
+)
+from torch import nn
+
+import optimizers
+from optimizers import AdamW, BAdam, BlockLLM
+from optimizers.contract import build_model, changed, loss_of, train, weights_of
+
+CLIP_BY_AN_EARLY_NAME = nn.utils.clip_grad_norm_  # as `from torch.nn.utils import clip_grad_norm_` binds it
+
+# ---- loops that clip, accumulate and scale
+
+
+@pytest.mark.parametrize("method", ["lomo", "adalomo", "adamw", "badam", "galore"])
+def test_s9_a_loop_that_clips_what_is_gone_is_told(method):
+    more = {} if method in ("lomo", "adalomo") else {"in_backward": True}
+    model = build_model()
+    optimizer = subject(method, **more).build(model)
+    optimizer.backward(loss_of(model, 0))
+    for clip in (nn.utils.clip_grad_norm_, nn.utils.clip_grad_value_, CLIP_BY_AN_EARLY_NAME):
+        with pytest.raises(ValueError, match="leaves no gradients to clip: .*max_grad_norm=0"):
+            clip(model.parameters(), 1.0)
+    nn.utils.clip_grad_norm_(model.parameters(), math.inf)  # what a Trainer does for the norm alone
+    other = build_model()
+    loss_of(other, 0).backward()
+    assert nn.utils.clip_grad_norm_(other.parameters(), 1e-3) > 0
+    optimizer.step()
+    optimizer.finish()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("method", "more"), [("lomo", {}), ("adamw", {"in_backward": True}), ("lomo", {"clip_norm": 1.0})]
+)
+def test_n14_loss_scaling_raises_before_anything_moves(method, more):
+    model = build_model()
+    before = weights_of(model)
+    optimizer = subject(method, **more).build(model)
+    scaler = torch.amp.GradScaler("cpu")
+    for scaled in (lambda: scaler.scale(loss_of(model, 0)), lambda: scaler.scale([loss_of(model, 0)])):
+        with pytest.raises(ValueError, match="its loss can't be scaled by a GradScaler: train in bfloat16"):
+            scaled()
+    assert not changed(before, model)
+    other = build_model()
+    scaler.scale(loss_of(other, 0)).backward()  # of another model: nothing is in the way
+    assert torch.amp.GradScaler("cpu", enabled=False).scale(loss_of(model, 0)).requires_grad
+    optimizer.backward(loss_of(model, 0))
+    assert changed(before, model)
+
+
+def test_n14_blockllms_rule_never_sees_a_scaled_loss():
+    model = build_model()
+    optimizer = BlockLLM(model)
+    with pytest.raises(ValueError, match="BlockLLM must see the loss itself"):
+        optimizer.backward(torch.amp.GradScaler("cpu").scale(loss_of(model, 0)))
+    optimizer.backward(loss_of(model, 0))
+    optimizer.zero_grad()  # a step that is left out, as of a batch that isn't finite
+    optimizer.backward(loss_of(model, 1))
+    optimizer.step()
+    assert optimizer.rule.losses == [pytest.approx(loss_of(build_model(), 1).item())]
+
+
+@pytest.mark.parametrize("method", ["adamw", "sgd", "galore", "lora"])
+def test_n14_loss_scaling_of_other_methods_changes_nothing(method):
+    model, other = build_model(), build_model()
+    plain, scaled = subject(method).build(model), subject(method).build(other)
+    train(model, plain, 3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for step in range(3):
+        scaler.scale(loss_of(other, step)).backward()
+        scaler.step(scaled)
+        scaler.update()
+        scaled.zero_grad()
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
+@every_method
+def test_l_one_cycle_works_or_says_that_there_is_no_momentum_to_cycle(method):
+    model = build_model()
+    optimizer = subject(method).build(model)
+    if {"momentum", "betas"} & optimizer.defaults.keys():
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=20)
+    else:
+        with pytest.raises(ValueError, match="cycle_momentum"):
+            torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=20)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=20, cycle_momentum=False)
+    for step in range(6):
+        train(model, optimizer, 1, start=step)
+        scheduler.step()
+    again = build_model()
+    resumed = subject(method).build(again)
+    torch.optim.lr_scheduler.OneCycleLR(resumed, 1e-2, total_steps=20, cycle_momentum="betas" in optimizer.defaults)
+    again.load_state_dict(model.state_dict())
+    resumed.load_state_dict(optimizer.state_dict())
+    assert train(again, resumed, 2, start=6) == train(model, optimizer, 2, start=6)
+
+
+# ---- distributed checkpoints and tensors
+
+
+@every_method
+def test_l_a_distributed_checkpoint_resumes_to_the_last_bit(method, tmp_path):
+    checkpoint = pytest.importorskip("torch.distributed.checkpoint")
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    model, optimizer = trained(method)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is but one process
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        checkpoint.save(state, checkpoint_id=tmp_path / "all")
+    dcp_to_torch_save(tmp_path / "all", tmp_path / "all.pt")
+    saved = torch.load(tmp_path / "all.pt", weights_only=True)
+    if not saved["optimizer"].get("state"):
+        with pytest.raises(ValueError, match=r"torch\.distributed\.checkpoint drops it: put {} there"):
+            subject(method).build(build_model()).load_state_dict(saved["optimizer"])
+        saved["optimizer"]["state"] = {}
+    again = build_model()
+    resumed = subject(method).build(again)
+    again.load_state_dict(saved["model"])
+    resumed.load_state_dict(saved["optimizer"])
+    assert train(again, resumed, 3, start=4) == train(model, optimizer, 3, start=4)
+
+
+@every_method
+def test_l_state_by_names_loads_and_a_rehearsed_step_is_refused_where_it_would_count(method):
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    model, optimizer = trained(method)
+    by_name = get_optimizer_state_dict(model, optimizer)
+    again = build_model()
+    resumed = subject(method).build(again)
+    again.load_state_dict(model.state_dict())
+    resumed.load_state_dict(by_name)
+    assert train(again, resumed, 3, start=4) == train(model, optimizer, 3, start=4)
+    fresh = build_model()
+    other = subject(method).build(fresh)
+    if other.chooses:
+        with pytest.raises(RuntimeError, match=r"zero gradients .* would count as a step of .*dcp_to_torch_save"):
+            get_optimizer_state_dict(fresh, other)
+    else:
+        get_optimizer_state_dict(fresh, other)
+
+
+def test_l_a_state_of_which_tensors_are_missing_is_refused():
+    _, optimizer = trained("adamw")
+    state = copy.deepcopy(optimizer.state_dict())
+    del state["state"][3]
+    with pytest.raises(
+        ValueError, match=r"holds \d+ of the \d+ tensors that were saved: with torch\.distributed\.checkpoint"
+    ):
+        subject("adamw").build(build_model()).load_state_dict(state)
+
+
+def test_l_state_bytes_are_those_of_this_process_alone(tmp_path):
+    from torch.distributed.tensor import Shard, distribute_tensor
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", rank=1, world_size=4, store=FakeStore())
+    try:
+        mesh = torch.distributed.init_device_mesh("cpu", (4,))
+        model = nn.Linear(8, 16, bias=False)
+        whole = AdamW(nn.Linear(8, 16, bias=False))
+        model.weight = nn.Parameter(distribute_tensor(model.weight.detach(), mesh, [Shard(0)]))
+        sharded = AdamW(model)
+        for optimizer in (whole, sharded):
+            p = optimizer.param_groups[0]["params"][0]
+            p.grad = torch.ones_like(p)
+            optimizer.step()
+        assert whole.state_bytes() == 2 * 16 * 8 * 4 + 4
+        assert sharded.state_bytes() == 2 * 4 * 8 * 4 + 4
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# ---- torch.compile
+
+
+def test_l_a_compiled_model_is_met_in_its_plain_parts_and_a_choice_of_blocks_warned_of():
+    compiled = torch.compile(build_model())
+    with pytest.warns(UserWarning, match="gives up after 8: where whole layers are trained compile layer by layer"):
+        optimizer = BAdam(compiled, always_train=("classifier",))
+    names = [name for group in optimizer.param_groups for name in group["param_names"]]
+    assert names[0] == "layers.0.self_attn.q_proj.weight"
+    optimizer.finish()
+    AdamW(compiled).finish()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "graphs"), [("badam", 3), ("lisa", 3)])
+def test_l_compiled_layer_by_layer_a_method_of_blocks_needs_no_more_graphs_than_kinds_of_layers(method, graphs):
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    model = build(config(transformers.LlamaConfig, num_hidden_layers=12))
+    for layer in model.model.layers:
+        layer.compile(backend="eager")
+    steps(model, optimizers.create(method, model, **optimizers.get(method).example), TOKENS, 40)
+    assert counters["stats"]["unique_graphs"] <= graphs

@@ -1,0 +1,172 @@
+"""The library's cases of models: adapted is what was asked for, and blocks are of layers that the loss reaches."""
+
+import pytest
+import torch
+import transformers
+from library import TOKENS, build, config, description, gemma3, steps, tiny_mamba, unlike
+from torch import nn
+
+import optimizers
+from optimizers import LoRA
+from optimizers.contract import build_model, train
+from optimizers.shared.adapters import adapted_modules, find_targets
+from optimizers.shared.blocks import shuffled
+
+# ---- adapted is what was asked for
+
+
+MOE = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
+MLA = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
+ROUTED = {**MOE, "n_routed_experts": 4, "n_shared_experts": 2, "first_k_dense_replace": 1}
+MIXTURES = {
+    "deepseek-v2": lambda: config(transformers.DeepseekV2Config, **ROUTED, **MLA),
+    "deepseek-v3": lambda: config(transformers.DeepseekV3Config, **ROUTED, **MLA, n_group=2, topk_group=1),
+    "glm4-moe": lambda: config(transformers.Glm4MoeConfig, **ROUTED, head_dim=8, n_group=1, topk_group=1),
+    "qwen2-moe": lambda: config(transformers.Qwen2MoeConfig, **MOE, num_experts=4, shared_expert_intermediate_size=16),
+    "mixtral": lambda: config(transformers.MixtralConfig, num_local_experts=4, num_experts_per_tok=2),
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_s2_adapted_is_exactly_what_was_asked_for(name):
+    for variant in ("lora", "dora", "pissa"):
+        model = build(MIXTURES[name]())
+        asked = set(find_targets(model, "all-linear", ()))
+        fused = {path for path, p in model.named_parameters() if p.dim() == 3}
+        optimizer = LoRA(model, 1e-2, rank=2, variant=variant)
+        assert set(adapted_modules(model)) == asked and fused <= {path for path, _ in model.named_parameters()}
+        ranks = {p.shape[0] for path, p in model.named_parameters() if ".lora_A." in path}
+        assert (ranks == {2} or variant == "pissa") and not hasattr(model, "peft_config")
+        steps(model, optimizer, TOKENS, 2)
+        model.eval()
+        expected = model(input_ids=TOKENS).logits
+        torch.testing.assert_close(optimizer.finish()(input_ids=TOKENS).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_s2_modules_that_peft_adapts_unasked_are_an_error_and_leave_no_trace(monkeypatch):
+    model = build_model()
+    before = description(model)
+    monkeypatch.setattr(
+        "peft.LoraModel._check_target_module_exists", lambda self, config, key: key.endswith("_proj"), raising=False
+    )
+    with pytest.raises(ValueError, match="peft didn't adapt what was asked for; it differs in layers.0"):
+        LoRA(model, targets="q_proj")
+    assert not unlike(before, description(model))
+
+
+@pytest.mark.parametrize(
+    "normed",
+    [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.orthogonal, nn.utils.spectral_norm],
+    ids=["weight-norm", "orthogonal", "old-spectral-norm"],
+)
+def test_l_modules_whose_weight_is_computed_are_left_out_in_a_sentence(normed):
+    model = build_model()
+    model.layers[0].mlp.up_proj = normed(model.layers[0].mlp.up_proj)
+    with pytest.raises(ValueError, match=r"'layers\.0\.mlp\.up_proj' can't be adapted: its weight is computed"):
+        LoRA(model, targets="layers.0.mlp.up_proj")
+    with pytest.warns(UserWarning, match=r"leaves out 1 modules, layers\.0\.mlp\.up_proj"):
+        optimizer = LoRA(model, always_train=("classifier",))
+    train(model, optimizer, 2)
+    optimizer.finish()
+
+
+def test_w6_lora_trains_what_can_be_adapted_of_a_mamba_and_says_what_it_leaves_out():
+    model = tiny_mamba()
+    with pytest.raises(ValueError, match=r"'out_proj' can't be adapted: the kernels of a Mamba layer read its weight"):
+        LoRA(model, targets="out_proj")
+    with pytest.warns(UserWarning, match="LoRA leaves out 6 modules"):
+        optimizer = LoRA(model, 1e-2)
+    assert set(adapted_modules(model)) == {f"backbone.layers.{i}.mixer.in_proj" for i in range(2)}
+    losses = steps(model, optimizer, TOKENS, 8)
+    assert losses[-1] < losses[0]
+    optimizer.finish()
+
+
+# ---- loss reaches block
+
+
+CHOOSING = ["badam", "blockllm", "hft", "lisa"]
+
+
+@pytest.mark.parametrize("method", CHOOSING)
+def test_w7_blocks_are_of_layers_that_the_loss_reaches(method):
+    example = optimizers.get(method).example
+    model = gemma3()
+    optimizer = optimizers.create(method, model, **example)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with pytest.warns(UserWarning, match="2 layers that the first batch doesn't reach aren't trained: .*vision_tower"):
+        losses = steps(model, optimizer, TOKENS, 8)
+    assert losses[-1] < losses[0] and optimizer.block_coverage > 0
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert any("language_model.layers" in name for name in moved) and not any("vision" in name for name in moved)
+    again = gemma3()
+    resumed = optimizers.create(method, again, **example)
+    again.load_state_dict(model.state_dict())
+    resumed.load_state_dict(optimizer.state_dict())
+    assert resumed.selection == optimizer.selection
+    assert steps(again, resumed, TOKENS, 4) == steps(model, optimizer, TOKENS, 4)
+
+
+@pytest.mark.parametrize("method", CHOOSING)
+def test_w7_where_all_towers_run_nothing_is_left_out_and_nothing_is_disturbed(method):
+    configuration = config(
+        transformers.T5Config, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, decoder_start_token_id=0
+    )
+    models = [build(configuration, transformers.AutoModelForSeq2SeqLM) for _ in range(2)]
+    made = [optimizers.create(method, model, **optimizers.get(method).example) for model in models]
+    made[1]._reach.hook.remove()  # as if nobody looked
+    losses = []
+    for model, optimizer in zip(models, made, strict=True):
+        torch.manual_seed(5)
+        losses.append(steps(model, optimizer, TOKENS, 6))
+    assert losses[0] == losses[1] and made[0]._reach.unreached == []
+
+
+OF_LAYER_1 = next(seed for seed in range(99) if shuffled(6, seed)[0] == 2)  # BlockLLM's first choice is its weight
+
+
+class SkipsALayer(nn.Module):
+    """Runs its layers, but for the second; or all, and drops what the second gives."""
+
+    def __init__(self, runs: bool):
+        super().__init__()
+        self.layers, self.head, self.runs = nn.ModuleList(nn.Linear(4, 4) for _ in range(3)), nn.Linear(4, 1), runs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for number, layer in enumerate(self.layers):
+            if number != 1:
+                x = x + layer(x).tanh()
+            elif self.runs:
+                layer(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("runs", [True, False], ids=["runs-for-nothing", "does-not-run"])
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        ("badam", {"switch_every": 2, "always_train": ("head",)}),
+        ("badam", {"switch_every": 2}),
+        ("lisa", {"switch_every": 2, "layers": 1}),
+        ("hft", {"switch_every": 2}),
+        ("blockllm", {"sparsity": 0.9, "patience": 1, "lr": 0.0, "always_train": ("head",), "seed": OF_LAYER_1}),
+    ],
+)
+def test_w7_a_layer_that_never_gets_a_gradient_is_named(method, given, runs):
+    model = SkipsALayer(runs)
+    optimizer = optimizers.create(method, model, **given)
+    reached = r"no gradient (ever )?reached (block '|any of the 1 tensors|layers\.1)"
+    with pytest.raises(RuntimeError, match=rf"{reached}|the loss depends on nothing that \w+ trains now"):
+        for step in range(40):
+            x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+            optimizer.backward(model(x).square().mean())
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_w7_adapters_that_the_model_does_not_reach_are_named():
+    model = gemma3()
+    with pytest.warns(
+        UserWarning, match="no gradient reached the adapters of 12 of 33 modules in the first step, .*vis"
+    ):
+        steps(model, LoRA(model), TOKENS, 1)
