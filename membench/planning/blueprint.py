@@ -37,7 +37,7 @@ class Blueprint:
 
     def __init__(self, workload: Workload):
         self.workload = workload
-        self.source = self._source()
+        self.source = Source(source_name(self.workload.model), self.workload.trust_remote_code)
         self.depth = self._layers()
 
     def with_workload(self, **changes: Any) -> Blueprint:
@@ -146,15 +146,6 @@ class Blueprint:
             setattr(config, name, values[:depth])
         config.use_cache = False
         return config
-
-    def _source(self) -> Source:
-        try:
-            return Source(source_name(self.workload.model), self.workload.trust_remote_code)
-        except ValueError:
-            raise
-        except Exception as error:  # a configuration can be wrong in any way
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise ValueError(f"model {self.workload.model!r} has a config.json that can't be read: {reason}") from error
 
     def _layers(self) -> int:
         try:
