@@ -25,6 +25,7 @@ from membench.runs.run_folder import Folder
 from membench.training import execute
 from optimizers import AdamW
 from reports import record
+from tasks.models.damage import is_out_of_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {"steps": 4, "batch_size": 2, "sequence_length": 16, "threads": 1, "quiet": True, "task": "superglue/cb"}
@@ -125,17 +126,17 @@ def test_a_process_killed_for_want_of_memory_is_told_from_one_that_somebody_kill
 
 
 @pytest.mark.parametrize(
-    ("error", "status"),
+    ("error", "expected"),
     [
-        (MemoryError(), "out_of_memory"),
-        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), "out_of_memory"),
-        (RuntimeError("shape mismatch"), "failed"),
-        (ValueError("out of memory"), "failed"),
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
+        (RuntimeError("shape mismatch"), False),
+        (ValueError("out of memory"), False),
     ],
 )
-def test_running_out_of_memory_is_told_from_other_errors(error, status):
-    assert execute._status(error) == status
+def test_running_out_of_memory_is_told_from_other_errors(error, expected):
+    assert is_out_of_memory(error) == expected
 
 
 def made(folder: Path) -> dict[str, dict]:
