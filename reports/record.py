@@ -13,8 +13,15 @@ from reports.schema import ALWAYS, LARGEST, OPTIONAL, SCHEMA, STATUSES, UNLESS_O
 
 Record = dict[str, Any]
 
+REFUSAL = "can't: "  # how the error of a run begins that can't work with its model, its data or its other settings
+
 _MISSING = object()
 _WORDS = {int: "an integer", float: "a number", str: "a text", bool: "true or false", dict: "an object", list: "a list"}
+
+
+def how_it_ended(run: Record) -> str:
+    """Its status; "refused" for a failure before the run began, by a method or a task that can't work so."""
+    return "refused" if (run["error"] or "").startswith(REFUSAL) else run["status"]
 
 
 def check(record: Record, where: str) -> None:

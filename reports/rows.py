@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import Any
 
 from reports.parts import PARTS
-from reports.record import Record
+from reports.record import Record, how_it_ended
 from reports.schema import STATUSES
 from reports.setups import Key, Setup, machine, peak_bytes, score
 from reports.statistics import paired_ratio, summarise, tied_with_best
@@ -77,8 +77,8 @@ def rates(runs: dict[Key, Record]) -> dict[tuple[Key, str | None], float]:
 def counts(setup: Setup, label: str, tasks: list[str] | None = None) -> Row:
     """How many runs of a row (on these tasks) ended how; not_run are those that other rows have."""
     among, runs = tasks or setup.tasks, setup.rows[label]
-    statuses = [runs[task, seed]["status"] for task in among for seed in setup.seeds if (task, seed) in runs]
-    ended = {f"runs_{status}": statuses.count(status) for status in STATUSES}
+    statuses = [how_it_ended(runs[task, seed]) for task in among for seed in setup.seeds if (task, seed) in runs]
+    ended = {f"runs_{status}": statuses.count(status) for status in (*STATUSES, "refused")}
     return {**ended, "runs_not_run": len(among) * len(setup.seeds) - len(statuses)}
 
 
@@ -195,7 +195,7 @@ def unfinished(setup: Setup) -> list[Row]:
     for label, runs in setup.rows.items():
         for (task, seed), run in sorted(runs.items()):
             if run["status"] != "ok":
-                key = (label, task, run["status"], _gist(run["error"]))
+                key = (label, task, how_it_ended(run), _gist(run["error"]))
                 row = dict(zip(("method", "task", "status", "error"), key, strict=True))
                 rows.setdefault(key, {**row, "seeds": []})["seeds"].append(seed)
     return list(rows.values())

@@ -42,7 +42,7 @@ def _or_why(show: Callable[[Row], str]) -> Callable[[Row], str]:
 
 
 def ended(row: Row) -> str:
-    bad = [status for status in ("out_of_memory", "diverged", "failed") if row[f"runs_{status}"]]
+    bad = [status for status in ("out_of_memory", "diverged", "failed", "refused") if row[f"runs_{status}"]]
     return " / ".join(status.replace("_", " ") for status in bad) or "not run"
 
 

@@ -13,7 +13,7 @@ from membench.config.options import TrainingOptions
 class Training(TrainingOptions):
     """What every method of a comparison shares, resolved."""
 
-    steps: int
+    steps: int  # 0: not known, since the task can't be made
     weights: str = "random"
 
     @classmethod
@@ -25,7 +25,11 @@ class Training(TrainingOptions):
     def record(self) -> dict[str, Any]:
         """The record's section `training`."""
         known = {one.option.record_as or name: name for name, one in declared(self).items() if one.option.recorded}
-        return {"steps": self.steps, "weights": self.weights, **{key: getattr(self, known[key]) for key in known}}
+        return {
+            "steps": self.steps or None,
+            "weights": self.weights,
+            **{key: getattr(self, known[key]) for key in known},
+        }
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -55,3 +59,4 @@ class Run:
     device: str
     threads: int
     environment: dict[str, Any]  # what a record says about where it was made
+    refused: str | None = None  # why it can't be made, of a method or task that can't work with this model

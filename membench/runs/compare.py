@@ -16,6 +16,7 @@ from membench.runs.processes import Outcome
 from membench.runs.progress import Display, create_display, waiting
 from membench.runs.run_folder import Folder
 from membench.runs.to_record import assemble
+from reports.record import REFUSAL
 
 Record = dict[str, Any]
 
@@ -36,6 +37,7 @@ def compare(settings: Settings) -> int:
         print("\nInterrupted before the first run.")
         return INTERRUPTED
     if settings.dry_run:
+        print_notes(runs)
         print(describe(runs))
         return 0
     folder = Folder(Path(settings.out))
@@ -73,8 +75,7 @@ def _make_missing(settings: Settings, runs: Sequence[Run], folder: Folder) -> li
     models = Models(Path(settings.save)) if settings.save else None
     records = _found(settings, runs, folder, models)
     missing = [run for run in runs if run.run_id not in records]
-    for task, notes in _notes(missing):
-        print(f"{task}: {notes}", flush=True)
+    print_notes(missing)
     with create_display(missing, len(runs), quiet=settings.quiet) as display:
         for run in missing:
             records[run.run_id] = make(run, folder, models, settings.checkpoint_every, display)
@@ -107,26 +108,29 @@ def _with_models(records: dict[str, Record], models: Models | None) -> dict[str,
     }
 
 
-def _notes(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """What the tasks have to say of their data (answers that are cut), each once."""
-    notes = ((run.task, run.environment.get("notes")) for run in runs)
-    return list(dict.fromkeys((task, said) for task, said in notes if said))
+def print_notes(runs: Sequence[Run]) -> None:
+    """What the tasks have to say of their data and models (rows left out, answers cut, a new head), each once."""
+    for task, notes in dict.fromkeys((run.task, run.environment.get("notes")) for run in runs):
+        if notes:
+            print(f"{task}: {notes}", flush=True)
 
 
 def make(run: Run, folder: Folder, models: Models | None, checkpoint_every: int, display: Display) -> Record:
     """One run, in a process of its own, and its record (and model) on the disk."""
     display.begin(run)
     start = time.monotonic()
-    outcome = processes.call(
-        worker.execute,
-        run,
-        folder.checkpoint(run.run_id),
-        checkpoint_every,
-        models.begin(run.run_id) if models else None,
-        log=folder.log(run.run_id),
-        on_message=lambda message: display.stage(message) if isinstance(message, str) else display.step(*message),
-        spawn=run.device.startswith("cuda"),
-    )
+    outcome = Outcome("refused", error=run.refused)
+    if run.refused is None:
+        outcome = processes.call(
+            worker.execute,
+            run,
+            folder.checkpoint(run.run_id),
+            checkpoint_every,
+            models.begin(run.run_id) if models else None,
+            log=folder.log(run.run_id),
+            on_message=lambda message: display.stage(message) if isinstance(message, str) else display.step(*message),
+            spawn=run.device.startswith("cuda"),
+        )
     record = assemble(run, outcome)
     if models:
         models.end(record)
@@ -165,6 +169,7 @@ def describe(runs: Sequence[Run]) -> str:
     for run in runs:
         lines.append(f"{run.task}  {run.method}  seed {run.seed}  {run.training.steps} steps")
         lines.append(f"    {_values(run.hyperparameters)}")
+        lines += [f"    {REFUSAL}{run.refused}"] if run.refused else []
     training = runs[0].training
     shared = {key: value for key, value in training.record.items() if key != "steps"}
     return "\n".join([*lines, f"all: model={training.model}, {_values(shared)}, device={runs[0].device}"])

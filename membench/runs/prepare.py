@@ -2,11 +2,12 @@
 
 import math
 import traceback
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 import optimizers
@@ -20,6 +21,7 @@ from membench.runs import environment
 from membench.training.build import build_model, build_optimizer, create_task
 from membench.training.loop import check_combination
 from reports import record
+from tasks.models.source import PREFIX
 
 REFERENCE = "adamw"
 
@@ -46,13 +48,16 @@ def _prepare(settings: Settings) -> list[Run]:
         raise UserError("--offload-activations: on a CPU they are in the host's memory already: leave it out")
     surroundings = environment.describe(device, threads)
     names = dict.fromkeys(name for pattern in settings.task for name in tasks.expand(pattern, data=settings.data))
-    runs: list[Run] = []
-    for name in names:
-        work = _work(settings, name, device, threads)
-        for seed in dict.fromkeys(settings.seeds):
-            runs += [_run(settings, work, method, seed, surroundings) for method in methods]
-    _check_constructors(runs[: len(methods)], save=settings.save is not None)
-    return runs
+    works = _works(settings, list(names), device, threads)
+    runs = [
+        _run(settings, work, method, seed, surroundings)
+        for work in works
+        for seed in dict.fromkeys(settings.seeds)
+        for method in methods
+    ]
+    first = next(work for work in works if work.task is not None)
+    refused = _refused(settings, first, [run for run in runs if run.task == first.name][: len(methods)])
+    return [replace(run, refused=run.refused or refused.get(run.method)) for run in runs]
 
 
 @dataclass(frozen=True)
@@ -60,31 +65,57 @@ class _Work:
     """What the runs of one task have in common."""
 
     name: str
-    task: tasks.Task
-    kind: tasks.Kind
     training: Training
     device: torch.device
     threads: int
+    task: tasks.Task | None  # None: it can't be made
+    refused: str | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
         """What is hashed of it."""
-        provenance = self.task.provenance
+        provenance = {} if self.task is None else self.task.provenance
         return {
             "training": self.training.identity,
             "data": _identity(provenance, self.training.data),
-            "model_revision": provenance["model_revision"],
-            "tokenizer": provenance["tokenizer"],
+            "model_revision": provenance.get("model_revision"),
+            "tokenizer": provenance.get("tokenizer"),
             "device": self.device.type,
             "threads": self.threads,
         }
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        return {} if self.task is None else self.task.provenance
+
+
+def _works(settings: Settings, names: Sequence[str], device: torch.device, threads: int) -> list[_Work]:
+    """The tasks; one that can't be made is a result, if another can.
+
+    Raises:
+        ValueError, OSError: none can be made.
+    """
+    works = []
+    error: Exception | None = None
+    for name in names:
+        try:
+            works.append(_work(settings, name, device, threads))
+        except (ValueError, OSError) as refusal:
+            error = error or refusal
+            weights = "random" if settings.model.startswith(PREFIX) else "pretrained"
+            training = Training.of(settings, steps=settings.steps or 0, weights=weights)
+            works.append(_Work(name, training, device, threads, None, str(refusal)))
+    if error is not None and all(work.task is None for work in works):
+        raise error
+    return works
 
 
 def _work(settings: Settings, name: str, device: torch.device, threads: int) -> _Work:
     task = create_task(Training.of(settings, steps=1, weights="?"), name, seed=0)
     weights = "random" if task.from_scratch else "pretrained"
     training = Training.of(settings, steps=_steps(settings, task), weights=weights)
-    return _Work(name, task, tasks.kind(task), training, device, threads)
+    assert task.provenance and task.head is not None  # has loaded the model, which may fail
+    return _Work(name, training, device, threads, task)
 
 
 def _methods(settings: Settings) -> list[str]:
@@ -128,15 +159,7 @@ def _steps(settings: Settings, task: tasks.Task) -> int:
 
 
 def _run(settings: Settings, work: _Work, method: str, seed: int, surroundings: dict[str, Any]) -> Run:
-    values = hyperparameters(
-        method,
-        settings.hyperparameters,
-        learning_rate=settings.learning_rate,
-        seed=seed,
-        from_scratch=work.task.from_scratch,
-        head=work.task.head,
-        kind=work.kind,
-    )
+    values = _values(settings, work, method, seed)
     configuration = {"hyperparameters": values, **work.identity}
     return Run(
         run_id=record.run_id(work.name, method, settings.model, seed, configuration),
@@ -147,31 +170,73 @@ def _run(settings: Settings, work: _Work, method: str, seed: int, surroundings: 
         training=work.training,
         device=str(work.device),
         threads=work.threads,
-        environment={**surroundings, **work.task.provenance},
+        environment={**surroundings, **work.provenance},
+        refused=work.refused,
+    )
+
+
+def _values(settings: Settings, work: _Work, method: str, seed: int) -> dict[str, Any]:
+    if work.task is None:
+        return optimizers.resolve(method, **settings.hyperparameters.get(method, {}))
+    return hyperparameters(
+        method,
+        settings.hyperparameters,
+        learning_rate=settings.learning_rate,
+        seed=seed,
+        from_scratch=work.task.from_scratch,
+        head=work.task.head,
+        kind=tasks.kind(work.task),
     )
 
 
 def _identity(provenance: Mapping[str, Any], source: str) -> list[str | None]:
     """The data themselves where their hash is known, wherever they lie; else the source and its revision."""
-    if provenance["data_sha256"] is not None:
+    if provenance.get("data_sha256") is not None:
         return [provenance["data_sha256"]]
-    return [source, provenance["data_revision"]]
+    return [source, provenance.get("data_revision")]
 
 
-def _check_constructors(runs: Iterable[Run], *, save: bool) -> None:
-    """Builds every method on one model. What fails in any other way than by a refusal is a result of its run."""
-    task = model = None
+def _refused(settings: Settings, work: _Work, runs: Iterable[Run]) -> dict[str, str]:
+    """Methods that can't work with the model of a task, and why; each is built once.
+
+    Raises:
+        UserError: a value that was given is to blame, or none of the methods that were asked for is left.
+    """
+    refused: dict[str, str] = {}
+    bench, plain = _Bench(save=settings.save is not None), replace(settings, hyperparameters={}, learning_rate=None)
     for run in runs:
-        task = task or create_task(run.training, run.task, run.seed)
-        model = model or build_model(run, task)
-        if save and not isinstance(model, PreTrainedModel):
+        why = bench.refusal(run)
+        if why is not None:
+            by_default = replace(run, hyperparameters=_values(plain, work, run.method, run.seed))
+            if bench.refusal(by_default) is None:
+                raise UserError(f"{run.method}: {why}")
+            refused[run.method] = why
+    asked = _methods(replace(settings, reference=False))
+    if all(method in refused for method in asked):
+        raise UserError(f"{asked[0]}: {refused[asked[0]]}")
+    return refused
+
+
+class _Bench:
+    """A model to try methods on, built anew where one may have left it changed."""
+
+    def __init__(self, *, save: bool):
+        self._save = save
+        self._task: tasks.Task | None = None
+        self._model: nn.Module | None = None
+
+    def refusal(self, run: Run) -> str | None:
+        """Why a method can't train the model of its task. What fails in any other way is a result of its run."""
+        task = self._task = self._task or create_task(run.training, run.task, run.seed)
+        model, self._model = self._model or build_model(run, task), None
+        if self._save and not isinstance(model, PreTrainedModel):
             raise UserError(f"--save: {type(model).__name__} is no model of transformers, which knows how to save it")
         try:
             optimizer = build_optimizer(run, model)
             check_combination(optimizer, run.training.gradient_accumulation_steps, run.training.max_grad_norm)
-            model = optimizer.finish()
+            self._model = optimizer.finish()
         except (ValueError, TypeError) as error:
-            raise UserError(f"{run.method}: {error}") from error
+            return str(error)
         except Exception:
             traceback.print_exc()
-            model = None
+        return None

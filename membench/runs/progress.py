@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from membench.config.run import Run
+from reports.record import REFUSAL
 from reports.setups import score
 from reports.table import mib
 
@@ -128,6 +129,8 @@ def _steps(run: Run) -> int:
 def summarize(record: dict[str, Any]) -> str:
     """A run and what came of it, in a line."""
     name = f"{record['task']} {record['method']} seed {record['seed']}"
+    if (record["error"] or "").startswith(REFUSAL):
+        return f"{name}: {record['error']}"
     if record["status"] != "ok":
         return f"{name}: {record['status'].replace('_', ' ')}: {record['error']}"
     peak = mib(record["memory"]["peak_allocated_bytes"])

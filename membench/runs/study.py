@@ -11,7 +11,7 @@ from pathlib import Path
 from membench.config.run import Run
 from membench.config.settings import Settings
 from membench.config.study_file import Study, Values
-from membench.runs.compare import INTERRUPTED, Record, make, prepare_apart
+from membench.runs.compare import INTERRUPTED, Record, make, prepare_apart, print_notes
 from membench.runs.progress import create_display, waiting
 from membench.runs.run_folder import Folder
 
@@ -104,6 +104,8 @@ def _carry_out(plan: Study, cells: list[_Cell], workshop: _Workshop) -> None:
                 cell.runs = _prepared(cell, cell.settings.seeds, chosen)
             runs = [run for run in cell.runs if run.seed == seed]
             print(f"{cell.task}, {cell.settings.model}: seed {seed}, {len(runs)} runs", flush=True)
+            if number == 0:
+                print_notes(runs)
             workshop.finals += workshop.carry_out(runs, workshop.folder)
 
 
@@ -118,6 +120,7 @@ def _tune(plan: Study, cell: _Cell, workshop: _Workshop) -> dict[str, Values]:
         run
         for number in range(plan.budget)
         for run in _prepared(cell, (plan.tuning_seed,), {method: trials[method][number] for method in cell.methods})
+        if run.refused is None
     ]
     made = workshop.carry_out(runs, workshop.tuning)
     workshop.trials += made

@@ -12,6 +12,8 @@ from reports import record, schema
 def assemble(run: Run, outcome: Outcome) -> dict[str, Any]:
     """The record of a run, as its file will have it; what couldn't be measured is null."""
     measured = outcome.value or {"status": outcome.status, "error": outcome.error}
+    if outcome.status == "refused":  # by a method or a task before the run, or by what it found
+        measured = {"status": "failed", "error": f"{record.REFUSAL}{outcome.error}"}
     made = _assemble(run, measured)
     try:
         record.check(made, run.run_id)

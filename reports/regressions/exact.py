@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from reports.parts import PARTS
-from reports.record import Record
+from reports.record import Record, how_it_ended
 from reports.regressions import findings
 from reports.regressions.findings import Finding
 from reports.regressions.metric import Metric, Suite, arrow
@@ -42,13 +42,13 @@ def _each_run(row: PairedRow) -> Iterator[tuple[int, str, str]]:
 def _ended(old: Record, new: Record) -> tuple[str, str]:
     if new["status"] == "ok":
         return (findings.FINE, "") if old["status"] == "ok" else (findings.IMPROVED, f"{_words(old)} in the baseline")
-    if new["status"] == old["status"] != "failed":  # known: running out of memory is a result
+    if how_it_ended(new) == how_it_ended(old) != "failed":  # known: running out of memory is a result, as is a refusal
         return findings.FINE, f"{_words(new)}, as in the baseline"
     return new["status"], new["error"]
 
 
 def _words(run: Record) -> str:
-    return run["status"].replace("_", " ")
+    return how_it_ended(run).replace("_", " ")
 
 
 def peak(run: Record) -> int:

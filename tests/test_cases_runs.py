@@ -1,0 +1,85 @@
+"""One refusal stops nothing else: in a comparison and in a study it is a row and a record, and the rest runs."""
+
+import json
+
+import pytest
+from architectures import ARCHITECTURES
+from letters import folder, labelled, letters
+from test_cases_models import TEXTS, build
+
+from membench.config import study_file
+from membench.config.errors import UserError
+from membench.config.settings import resolve
+from membench.runs.compare import compare
+from membench.runs.prepare import prepare
+from membench.runs.study import study
+from reports import record
+from reports.regressions import exact
+
+LISA = "can't: layers must be at most 1, as many as the model has, not 2"
+
+
+@pytest.fixture
+def given(tmp_path):
+    """Options of a comparison on a tiny ALBERT, whose layers are one."""
+    data = labelled(tmp_path / "a.jsonl", TEXTS)
+    model = folder(tmp_path / "model", build("albert"), letters())
+    shape = {"steps": 2, "batch_size": 4, "sequence_length": 24, "threads": 1, "quiet": True}
+    return {"task": "classify", "model": model, "data": data, "out": str(tmp_path / "out"), **shape}
+
+
+def records(path):
+    return {made["method"]: made for made in map(record.load, sorted(path.glob("*.json")))}
+
+
+def test_w2_what_a_method_refuses_is_a_row_and_a_record_and_the_others_run(given, tmp_path, capsys):
+    assert compare(resolve({**given, "optimizers": "lisa,sgd", "reference": False})) == 1
+    made = records(tmp_path / "out")
+    assert (made["lisa"]["status"], made["lisa"]["error"]) == ("failed", LISA)
+    assert made["sgd"]["status"] == "ok"
+    out = capsys.readouterr().out
+    assert f"classify lisa seed 0: {LISA}" in out and "1 refused" in out and "1 ok" in out
+    assert exact._ended(made["lisa"], made["lisa"])[0] == "fine"  # of a baseline that has it, too
+
+
+def test_w2_where_nothing_is_left_or_a_value_is_to_blame_it_is_a_mistake(given):
+    with pytest.raises(UserError, match="lisa: layers must be at most 1"):
+        prepare(resolve({**given, "optimizers": "lisa"}))
+    with pytest.raises(UserError, match="badam: switch_every must be a whole number of at least 1, not 0"):
+        prepare(resolve({**given, "optimizers": "badam,sgd", "hyperparameters": ["badam.switch_every=0"]}))
+    with pytest.raises(UserError, match="lomo: .* can't accumulate 2 micro-batches"):
+        prepare(resolve({**given, "optimizers": "lomo", "gradient_accumulation_steps": 2}))
+    runs = prepare(resolve({**given, "optimizers": "lomo,badam", "gradient_accumulation_steps": 2}))
+    assert [(run.method, run.refused is None) for run in runs] == [("adamw", True), ("lomo", False), ("badam", True)]
+
+
+def test_w2_in_a_study_too(given, tmp_path, capsys):
+    lines = [f"{name} = {json.dumps(value)}" for name, value in given.items() if name not in ("model", "quiet")]
+    text = "\n".join([*lines, f"models = [{given['model']!r}]", 'optimizers = "lisa,sgd"', "reference = false"])
+    (tmp_path / "s.toml").write_text(f"{text}\n[tune]\nlr = [1e-3, 1e-2]\nbudget = 2\n")
+    assert study(study_file.load(str(tmp_path / "s.toml"), {"quiet": True})) == 1
+    made = records(tmp_path / "out")
+    assert made["lisa"]["error"] == LISA and made["sgd"]["status"] == "ok"
+    assert len(list((tmp_path / "out" / "tuning").glob("*sgd*.json"))) == 2
+    assert "1 refused" in capsys.readouterr().out
+
+
+def test_w2_a_task_that_a_model_can_not_do_stops_no_other(tmp_path):
+    model = folder(tmp_path / "model", ARCHITECTURES["llama"].build(), letters())
+    given = {"task": "superglue/copa,superglue/cb", "model": model, "optimizers": "sgd", "sequence_length": 24}
+    runs = prepare(resolve({**given, "steps": 1, "reference": False}))
+    assert [(run.task, run.refused is None) for run in runs] == [("superglue/copa", False), ("superglue/cb", True)]
+    assert "(llama) can't be built with AutoModelForMultipleChoice" in runs[0].refused
+    with pytest.raises(UserError, match="can't be built with AutoModelForMultipleChoice"):
+        prepare(resolve({**given, "task": "superglue/copa", "steps": 1}))
+
+
+def test_w2_a_task_whose_data_are_missing_stops_no_other(tmp_path):
+    for name, label in (("CB", "neutral"), ("RTE", "entailment")):
+        (tmp_path / name).mkdir()
+        row = json.dumps({"premise": "It rains.", "hypothesis": "It is wet.", "label": label})
+        (tmp_path / name / "train.jsonl").write_text(f"{row}\n" * 3)
+    (tmp_path / "RTE" / "val.jsonl").write_text(f"{row}\n" * 3)
+    runs = prepare(resolve({"data": str(tmp_path), "optimizers": "sgd", "epochs": 1, "reference": False}))
+    assert [(run.task, run.refused is None) for run in runs] == [("superglue/cb", False), ("superglue/rte", True)]
+    assert "CB/val.jsonl is missing" in runs[0].refused and runs[0].training.record["steps"] is None
