@@ -12,13 +12,14 @@ from importlib import import_module
 from typing import Any
 
 from tasks import base, plugins
-from tasks.base import Family, HasKind, HasReader, Kind, Task, kind
+from tasks.base import Family, HasKind, HasLargestBatch, HasReader, Kind, Task, kind
 from tasks.models.arguments import TaskArguments
 
 __all__ = [
     "FAMILIES",
     "Family",
     "HasKind",
+    "HasLargestBatch",
     "HasReader",
     "Kind",
     "Task",

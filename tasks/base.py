@@ -68,6 +68,14 @@ def kind(task: Task) -> Kind:
 
 
 @runtime_checkable
+class HasLargestBatch(Protocol):
+    """A task that knows which of its training batches needs most memory; of others, a few batches are looked at."""
+
+    def largest_batch(self) -> dict[str, Tensor]:
+        """Full sequences, with padding if any batch of the training may have some. Memory is metered on it."""
+
+
+@runtime_checkable
 class HasReader(Protocol):
     """A task whose data stream by, so that continuing must not read everything again.
 

@@ -21,6 +21,7 @@ from membench.runs import environment
 from membench.training.build import build_model, build_optimizer, create_task
 from membench.training.loop import check_combination
 from reports import record
+from tasks.models.damage import is_out_of_memory, reason_of
 from tasks.models.source import PREFIX
 
 REFERENCE = "adamw"
@@ -38,6 +39,10 @@ def prepare(settings: Settings) -> list[Run]:
         return _prepare(settings)
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"this machine hasn't the memory to build {settings.model}: {reason_of(error)}") from error
 
 
 def _prepare(settings: Settings) -> list[Run]:

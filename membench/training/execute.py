@@ -15,7 +15,7 @@ import tasks
 from membench.config.errors import explain
 from membench.config.run import Run
 from membench.training.build import build_model, build_optimizer, create_task, method_values
-from membench.training.loop import Diverged, Loop, loss_function, micro_batches
+from membench.training.loop import Diverged, Loop, largest_micro_batches, loss_function
 from membench.training.metering import meter_cycle
 from tasks.models.damage import is_out_of_memory
 from tasks.models.loading import quiet
@@ -138,13 +138,17 @@ def trained_fraction(before: nn.Module, after: nn.Module) -> float:
 
 
 def _meter(run: Run, task: tasks.Task) -> dict[str, Any]:
-    """Exact bytes of training steps over a full cycle of blocks, on a copy that is thrown away."""
+    """Exact bytes of training steps over a full cycle of blocks, on a copy that is thrown away.
+
+    All steps are on the batch that needs most, so that methods of long and of short cycles see the same.
+    """
     model, device = build_model(run, task), torch.device(run.device)
+    batches = largest_micro_batches(task, run.training, device)
     report = meter_cycle(
         model,
         build_optimizer(run, model),
         loss_function(task, run.training, device),
-        lambda step: micro_batches(task, step, run.training, device),
+        lambda step: batches,
         max_grad_norm=run.training.max_grad_norm,
     )
     return {key: value for key, value in report.items() if key != "modules"}

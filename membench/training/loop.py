@@ -17,12 +17,13 @@ from membench.training.activations import offloading
 from membench.training.clock import Clock
 from membench.training.schedule import scheduler
 from optimizers import MemoryEfficientOptimizer
-from tasks import HasReader
+from tasks import HasLargestBatch, HasReader
 
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
 Phase = Callable[[str], AbstractContextManager]
 
+_LOOKED_AT = 32  # batches of a task that doesn't know its largest
 _HISTORY_ENTRIES = 500  # of a long run: the losses between two entries are averaged
 
 
@@ -125,6 +126,24 @@ def micro_batches(task: Task, step: int, training: Training, device: torch.devic
     parts = training.gradient_accumulation_steps
     batches = [task.batch(step * parts + part) for part in range(parts)]
     return [{key: value.to(device) for key, value in batch.items()} for batch in batches]
+
+
+def largest_micro_batches(task: Task, training: Training, device: torch.device) -> list[Batch]:
+    """The micro-batches of an update that needs most memory, the same ones for every method.
+
+    A task that doesn't know them is asked for its first batches: the largest of them, with padding rather than without.
+    """
+    if isinstance(task, HasLargestBatch):
+        largest = task.largest_batch()
+    else:
+        largest = max((task.batch(step) for step in range(min(training.steps, _LOOKED_AT))), key=_needs)
+    parts = range(training.gradient_accumulation_steps)
+    return [{key: value.to(device, copy=True) for key, value in largest.items()} for _ in parts]
+
+
+def _needs(batch: Batch) -> tuple[int, bool]:
+    mask = batch.get("attention_mask")
+    return sum(value.nbytes for value in batch.values()), mask is not None and not bool(mask.all())
 
 
 def shares(batches: Sequence[Batch]) -> list[float]:

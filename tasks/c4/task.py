@@ -103,6 +103,10 @@ class Pretraining:
         rows = [self.data.sequence(index) for index in range(first, first + self.batch_size)]
         return language.full_batch(np.stack(rows))
 
+    def largest_batch(self) -> dict[str, Tensor]:
+        """See `tasks.HasLargestBatch`: no batch has padding."""
+        return self.batch(0)
+
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Mean cross entropy of a sequence's tokens but the first, a scalar."""
         return language.loss(model, batch)

@@ -85,6 +85,10 @@ class Classification:
         places = batch_positions(self.seed, step, self.batch_size, self.train_size)
         return self.classifier.batch([self.data.train[place] for place in places])
 
+    def largest_batch(self) -> dict[str, Tensor]:
+        """See `tasks.HasLargestBatch`: all batches have one shape."""
+        return self.classifier.largest(self.batch(0), [(one.first, one.second) for one in self.data.train])
+
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """The model's own loss, cross entropy: a scalar."""
         return model(**batch).loss

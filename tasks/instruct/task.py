@@ -20,6 +20,7 @@ from tasks.instruct.formats import Conversation
 from tasks.instruct.prompts import Encoded, alpaca, encode
 from tasks.models import language
 from tasks.models.arguments import TaskArguments
+from tasks.models.batches import padded
 from tasks.models.language import LanguageModel
 from tasks.models.modes import evaluation
 
@@ -111,6 +112,11 @@ class Tuning:
         chosen = [self.groups[place] for place in batch_positions(self.seed, step, self.batch_size, self.train_size)]
         rows = [[self.train[number] for number in group] for group in chosen]
         return collate(rows, self.length, self.tokenizer.pad_token_id, packed=self.packing)
+
+    def largest_batch(self) -> dict[str, Tensor]:
+        """See `tasks.HasLargestBatch`: all batches have one shape."""
+        batch = self.batch(0)
+        return padded(batch) if (self.train.lengths < self.length).any() else batch
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Mean cross entropy of the answers' tokens, a scalar."""

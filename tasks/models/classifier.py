@@ -10,6 +10,7 @@ import transformers
 from torch import Tensor, nn
 
 from tasks.models.arguments import TaskArguments
+from tasks.models.batches import padded
 from tasks.models.encoding import Encoder
 from tasks.models.modes import evaluation
 from tasks.models.source import Source, check_fit
@@ -118,6 +119,11 @@ class Classifier:
         `labels` (examples,) int64."""
         inputs = self.encoder.batch([(example.first, example.second) for example in examples])
         return inputs | {"labels": torch.tensor([example.label for example in examples])}
+
+    def largest(self, batch: dict[str, Tensor], texts: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
+        """The batch, with padding if any of the training's `texts` has some."""
+        shorter = (len(self.encoder.tokens(*pair)[0]) < self.encoder.sequence_length for pair in texts)
+        return padded(batch) if any(shorter) else batch
 
     def predict(self, model: nn.Module, examples: Sequence[Example]) -> list[int]:
         """The most probable class of each."""

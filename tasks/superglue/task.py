@@ -103,8 +103,11 @@ class SuperGlueTask:
     @functools.cached_property
     def provenance(self) -> dict[str, str | None]:
         """See `tasks.Task.provenance`."""
-        texts = [(one.first, second) for one in self.train[:MEASURED_TEXTS] for second in _second_texts(one)]
-        return self.classifier.provenance(self._of_data, self.data.tally.notes, texts)
+        return self.classifier.provenance(self._of_data, self.data.tally.notes, self._texts())
+
+    def _texts(self) -> list[tuple[str, str]]:
+        """Texts of the training as they are encoded, some of them."""
+        return [(one.first, second) for one in self.train[:MEASURED_TEXTS] for second in _second_texts(one)]
 
     @property
     def tokenizer(self) -> Any:
@@ -139,6 +142,10 @@ class SuperGlueTask:
         inputs = self.classifier.encoder.batch(pairs)
         inputs = {key: rows.view(self.batch_size, TRAINING_CHOICES, -1) for key, rows in inputs.items()}
         return inputs | {"labels": torch.tensor([label for _, label in picked])}
+
+    def largest_batch(self) -> dict[str, Tensor]:
+        """See `tasks.HasLargestBatch`: all batches have one shape."""
+        return self.classifier.largest(self.batch(0), self._texts())
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """The model's own loss, cross entropy: a scalar."""

@@ -1,0 +1,158 @@
+"""Memory is metered on the same inputs for every method, those that need most; and it is what a plan says."""
+
+import json
+
+import pytest
+import torch
+
+import optimizers
+import tasks
+from membench.config.run import Run, Training
+from membench.planning.blueprint import Blueprint
+from membench.planning.fake import QuickFakeTensorMode
+from membench.planning.moments import profile
+from membench.planning.simulate import simulate
+from membench.planning.workload import Workload
+from membench.training import execute
+from membench.training.build import method_values
+from membench.training.loop import largest_micro_batches
+from membench.training.metering import meter_cycle
+from tasks.c4.task import Pretraining
+from tasks.instruct.task import Tuning
+from tasks.models.batches import padded
+from tasks.models.language import KIND
+
+FAMILIES = {  # a task of each, its model, and options of its own
+    "superglue/rte": ("config:roberta-tiny", {}),
+    "superglue/copa": ("config:roberta-tiny", {}),
+    "classify": ("config:roberta-tiny", {}),
+    "c4": ("config:llama-tiny", {}),
+    "instruct": ("config:llama-tiny", {}),
+    "instruct, packed": ("config:llama-tiny", {"packing": True}),
+}
+METHODS = ("adamw", "badam", "lora", "lomo")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def make(family, method="adamw", *, seed=0, data="demo", **given):
+    """A run of a family's task, and the task."""
+    model, options = FAMILIES[family]
+    shape = {"steps": 2, "batch_size": 2, "sequence_length": 96, "weights": "random"} | given
+    training = Training(model=model, data=data, options=options, **shape)
+    values = optimizers.resolve(method)
+    run = Run(
+        run_id="r",
+        task=family.partition(",")[0],
+        method=method,
+        seed=seed,
+        hyperparameters=values,
+        training=training,
+        device="cpu",
+        threads=1,
+        environment={},
+    )
+    return run, execute.create_task(training, run.task, seed)
+
+
+def build_fake(task):
+    """The model of a task; `task.build_model` would convert its weights, which fake ones don't allow."""
+    if isinstance(task, Pretraining | Tuning):
+        return task.language.source._new(KIND, {})
+    return task.classifier.source._new(task.classifier.kind, task.classifier._settings)
+
+
+def fake_peaks(run, task):
+    """What the same steps need on tensors without values."""
+    (batch,) = largest_micro_batches(task, run.training, torch.device("cpu"))
+    values = method_values(run, execute.build_model(run, task))
+    with QuickFakeTensorMode() as mode:
+        model = build_fake(task).train()
+        inputs = {key: mode.from_tensor(value) for key, value in batch.items()}
+        optimizer = optimizers.create(run.method, model, **values)
+        return meter_cycle(model, optimizer, task.loss, lambda step: [inputs])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_s7_planned_equals_metered_on_the_batches_of_every_family(family, method):
+    run, task = make(family, method)
+    metered, planned = execute._meter(run, task), fake_peaks(run, task)
+    if family == "c4":  # a mask of ones is left out, which a plan can't see: it is that of a batch with padding
+        assert metered["peak_allocated_bytes"] <= planned["peak_allocated_bytes"]
+        task.largest_batch = lambda: padded(task.batch(0))
+        metered = execute._meter(run, task)
+    assert metered["peak_allocated_bytes"] == planned["peak_allocated_bytes"] > 0
+    assert metered["at_peak"] == planned["at_peak"] and metered["maximum"] == planned["maximum"]
+
+
+@pytest.mark.parametrize("family", ["superglue/rte", "classify", "instruct"])
+def test_s7_the_command_plans_what_a_comparison_meters(family, tmp_path):
+    data = "demo"
+    if family == "classify":  # of two classes, as a plan takes it
+        data = str(tmp_path / "a.jsonl")
+        rows = [{"text": f"museum {n} " * (n % 60 + 1), "label": n % 2} for n in range(60)]
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run, task = make(family, "lora", data=data)
+    metered = execute._meter(run, task)
+    blueprint = Blueprint(Workload(run.training.model.removeprefix("config:"), 2, 96, "float32"))
+    values = method_values(run, execute.build_model(run, task))
+    planned = profile(simulate(blueprint, "lora", values, blueprint.depth), complete=True)
+    assert planned.maximum(0) == metered["peak_allocated_bytes"]
+    assert [planned.maximum(1 + number) for number in range(5)] == list(metered["maximum"].values())
+
+
+@pytest.mark.parametrize("family", ["classify", "instruct"])
+def test_s7_the_peak_is_that_of_every_seed_and_of_every_order_of_the_data(family, tmp_path):
+    """Of texts that nearly all fill the sequence, the few that don't decide; the first batches may have none."""
+    long = [" ".join(f"museum{n + m}" for m in range(90)) for n in range(300)]
+    rows = [{"text": text, "label": n % 2} for n, text in enumerate(long)]
+    if family == "instruct":
+        rows = [{"instruction": f"Say {n}.", "output": text} for n, text in enumerate(long)]
+    short = {"text": "no", "label": 0} if family == "classify" else {"instruction": "Say no.", "output": "No."}
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *[short] * 9]))
+    peaks, masks = set(), []
+    for seed in range(3):
+        run, task = make(family, "lora", seed=seed, data=str(tmp_path / "a.jsonl"))
+        masks += [bool(task.batch(step)["attention_mask"].all()) for step in range(2)]
+        peaks.add(execute._meter(run, task)["peak_allocated_bytes"])
+    assert len(peaks) == 1 and any(masks)  # though a run's own first batches are of both kinds
+
+
+def test_s7_no_step_of_a_training_needs_more_than_is_metered():
+    run, task = make("instruct", "lora")
+    model = execute.build_model(run, task)
+    values = method_values(run, model)
+    optimizer = optimizers.create("lora", model, **values)
+    real = meter_cycle(model, optimizer, task.loss, lambda step: [task.batch(step)], steps_per_selection=8)
+    assert real["peak_allocated_bytes"] == execute._meter(run, task)["peak_allocated_bytes"]
+
+
+def test_s7_micro_batches_are_counted_one_by_one():
+    run, task = make("superglue/rte", gradient_accumulation_steps=2, batch_size=4)
+    parts = largest_micro_batches(task, run.training, torch.device("cpu"))
+    assert len(parts) == 2 and parts[0]["input_ids"].shape == (2, 96)
+    assert parts[0]["input_ids"].data_ptr() != parts[1]["input_ids"].data_ptr()
+
+
+class Uneven:
+    """A task that doesn't know its largest batch: the third is longer, the fifth as long and padded."""
+
+    def batch(self, step):
+        length = 8 if step in (2, 4) else 4
+        mask = torch.ones(1, length, dtype=torch.long)
+        if step == 4:
+            mask[0, -1] = 0
+        return {"input_ids": torch.full((1, length), step), "attention_mask": mask}
+
+
+def test_s7_of_a_task_of_ones_own_the_largest_of_the_first_batches_is_taken():
+    training = Training(model="x", steps=9, batch_size=1, sequence_length=8)
+    (batch,) = largest_micro_batches(Uneven(), training, torch.device("cpu"))
+    assert batch["input_ids"][0, 0] == 4
+    assert not isinstance(Uneven(), tasks.HasLargestBatch)
