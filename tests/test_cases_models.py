@@ -14,6 +14,8 @@ from letters import folder, labelled, letters
 import tasks
 from membench.planning.blueprint import Blueprint
 from membench.planning.workload import Workload
+from tasks.instruct import gsm8k
+from tasks.instruct.examples import collate
 from tasks.models.source import Source, longest_sequence
 
 TEXTS = [f"{'abcdefghij'[n % 10] * (1 + n % 12)} and {'xyz'[n % 3] * (n % 7)}" for n in range(40)]
@@ -385,3 +387,73 @@ def test_t_a_name_that_can_be_no_model_is_refused(name, tmp_path):
 def test_w9_nearly_the_name_of_a_built_in_model_is_told_before_the_hub_is_asked():
     with pytest.raises(ValueError, match=r"unknown model 'roberta-bsae'. Did you mean 'config:roberta-base'\?"):
         Source("roberta-bsae")
+
+
+SHORT = (  # a chat template without words: these models have few positions
+    "{% for message in messages %}{{ message['content'] }}{{ eos_token if message['role'] == 'assistant' else ' ' }}"
+    "{% endfor %}"
+)
+CAUSAL = [name for name, one in ARCHITECTURES.items() if one.is_causal]
+
+
+def conversations_in(path):
+    rows = [{"prompt": f"{text}?", "completion": f"{text[::-1]}."} for text in TEXTS * 3]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_s4_a_language_model_scores_and_writes_the_same_whatever_stands_beside_a_text(name, tmp_path):
+    tokenizer = letters(without=("pad_token",))
+    tokenizer.chat_template = SHORT
+    path = folder(tmp_path / "model", ARCHITECTURES[name].build(), tokenizer)
+    given = {"model": path, "data": conversations_in(tmp_path / "a.jsonl"), "batch_size": 2}
+    task = tasks.create("instruct", **given, sequence_length=60)
+    model = task.build_model().eval()
+    some = [task.train[number] for number in range(4)]
+    pad = task.tokenizer.pad_token_id
+    whole = {
+        key: value for key, value in collate([[one] for one in some], 60, pad, packed=False).items() if key != "labels"
+    }
+    with torch.no_grad():
+        together = model(**whole).logits
+        for row, (tokens, _) in enumerate(some):
+            alone = model(input_ids=torch.tensor(tokens[None].astype("int64"))).logits[0]
+            torch.testing.assert_close(together[row, : len(tokens)], alone, rtol=1e-3, atol=1e-4)
+        for p in model.parameters():
+            p.mul_(2)  # decided enough that rounding can't change what comes next
+    prompts = [tokens[: 9 + 3 * row].tolist() for row, (tokens, _) in enumerate(some)]
+    written = gsm8k.generate(model, task.tokenizer, prompts, 6)
+    assert written == [gsm8k.generate(model, task.tokenizer, [prompt], 6)[0] for prompt in prompts]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_s6_names_of_control_tokens_are_text_for_every_architecture(name, tmp_path):
+    path = folder(tmp_path / "model", ARCHITECTURES[name].build().base_model, letters(ends=True))
+    saying = "<pad>ab</s><s>c"
+    task = classify(path, labelled(tmp_path / "a.jsonl", [f"{text}{saying}" for text in TEXTS]), sequence_length=60)
+    for tokens, mask in zip(*(task.batch(0)[key].tolist() for key in ("input_ids", "attention_mask")), strict=True):
+        used = [token for token, seen in zip(tokens, mask, strict=True) if seen]
+        assert [place for place, token in enumerate(used) if token in (0, 1, 2)] == [len(used) - 1]
+    if name in CAUSAL:
+        tokenizer = letters()
+        tokenizer.chat_template = SHORT
+        path = folder(tmp_path / "causal", ARCHITECTURES[name].build(), tokenizer)
+        rows = [{"prompt": saying, "completion": f"{saying}{text}"} for text in TEXTS * 3]
+        (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        tuned = tasks.create("instruct", model=path, data=str(tmp_path / "b.jsonl"), batch_size=2, sequence_length=60)
+        for tokens, _ in (tuned.train[number] for number in range(9)):
+            assert [place for place, token in enumerate(tokens) if token in (0, 1, 2)] == [len(tokens) - 1]
+
+
+# ---- N4: what is cut
+
+
+@pytest.mark.parametrize(("name", "least"), [("cb", 0.9), ("rte", 0.8), ("copa", 0.0)])
+def test_n4_the_share_of_texts_that_are_cut_is_said(shared_data, name, least):
+    given = {"model": "config:roberta-base", "tokenizer": str(shared_data / "tokenizers" / "roberta"), "batch_size": 2}
+    task = tasks.create(f"superglue/{name}", data=str(shared_data / "superglue"), sequence_length=32, **given)
+    notes = task.provenance["notes"] or "0.0% of the texts are cut to 32 tokens"
+    share = float(notes.partition("% of the texts are cut to 32 tokens")[0]) / 100
+    lengths = [len(task.tokenizer(*pair)["input_ids"]) for pair in task._texts()[:1000]]
+    assert share == pytest.approx(sum(length > 32 for length in lengths) / len(lengths), abs=1e-3) and share >= least
