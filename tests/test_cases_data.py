@@ -77,6 +77,11 @@ def test_s3_an_odd_line_of_a_csv_takes_no_other_with_it(tmp_path, odd):
     assert note.startswith("1 row left out: ") and f"{tmp_path}/a.csv, line 32" in note
 
 
+def test_a_table_of_semicolons_is_read_as_one_of_commas(tmp_path):
+    (tmp_path / "a.csv").write_text("text;label\n" + "".join(f"museum, {n};{n % 2}\n" for n in range(60)))
+    assert classify_data.read(str(tmp_path / "a.csv")).train[0].first.startswith("museum, ")
+
+
 def test_n12_what_is_there_twice_is_not_guessed_at(tmp_path):
     twice = '{"instruction": "Hi", "output": "One.", "output": "Two."}'
     count, notes = read(tmp_path / "a.jsonl", [twice])

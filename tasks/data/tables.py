@@ -13,7 +13,7 @@ LONGEST_CELL = 2**31 - 1  # characters; Python's own limit is 131,072
 
 
 def of_csv(where: str, text: str) -> Iterator[Row | RowError]:
-    """The rows of a table of commas, or why some lines are none. Blank lines are neither.
+    """The rows of a table of commas (or of semicolons), or why some lines are none. Blank lines are neither.
 
     Raises:
         ValueError: the header can't be read or has a name twice.
@@ -59,9 +59,11 @@ def _quoted(where: str, text: str) -> Iterator[Cells | RowError]:
     """Rows of cells; after one that can't be read, it goes on with the line after that row's first."""
     csv.field_size_limit(LONGEST_CELL)
     lines = list(io.StringIO(text, newline=""))
+    delimiter = ";" if ";" in lines[0] and "," not in lines[0] else ","  # where a comma is in numbers
     start = 0  # the row that is read begins in this line
     while start < len(lines):
-        begin, reader = start, csv.reader(map(lines.__getitem__, range(start, len(lines))), strict=True)
+        later = map(lines.__getitem__, range(start, len(lines)))
+        begin, reader = start, csv.reader(later, delimiter=delimiter, strict=True)
         try:
             for cells in reader:
                 if any(cells):
