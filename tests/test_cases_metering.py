@@ -30,7 +30,9 @@ FAMILIES = {  # a task of each, its model, and options of its own
     "instruct": ("config:llama-tiny", {}),
     "instruct, packed": ("config:llama-tiny", {"packing": True}),
 }
-METHODS = ("adamw", "badam", "lora", "lomo")
+QUICK = [(family, ("badam", "lora")[number % 2]) for number, family in enumerate(FAMILIES)]
+ALL = [(family, method) for family in FAMILIES for method in ("adamw", "badam", "lora", "lomo")]
+PAIRS = [pytest.param(*pair, marks=[] if pair in QUICK else pytest.mark.slow) for pair in ALL]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -78,8 +80,7 @@ def fake_peaks(run, task):
         return meter_cycle(model, optimizer, task.loss, lambda step: [inputs])
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "method"), PAIRS)
 def test_s7_planned_equals_metered_on_the_batches_of_every_family(family, method):
     run, task = make(family, method)
     metered, planned = execute._meter(run, task), fake_peaks(run, task)

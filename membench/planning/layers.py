@@ -41,7 +41,7 @@ def _shapes(module: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
     return tuple([(name, tuple(p.shape)) for name, p in module.named_parameters(recurse=False)])
 
 
-def ends(of: Mapping[str, Hashable]) -> set[str]:
+def ends(of: dict[str, Hashable]) -> set[str]:
     """The names of the first and of the last layer of each kind, given the kind of each layer."""
     first = {kind: name for name, kind in reversed(of.items())}
     last = {kind: name for name, kind in of.items()}

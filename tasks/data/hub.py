@@ -13,7 +13,7 @@ def load(repository: str, config: str | None, *, split: str, revision: str | Non
 
     try:
         return datasets.load_dataset(repository, config, split=split, revision=revision, **given)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a network, a cache, a file: each fails in its own way
         name = f"{repository} ({config})" if config else repository
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"can't load {name} from the hub: {reason}; --data also takes {way_out}") from error

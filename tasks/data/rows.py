@@ -110,9 +110,9 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def listed(names: Iterable[str]) -> str:
-    """Names of fields, one after the other, cut where there are many."""
-    text = ", ".join(name if name.isprintable() else ascii(name) for name in names) or "none"
+def listed(names: Iterable[str], separator: str = ", ") -> str:
+    """Names, one after the other, cut where there are many; what a terminal would act on is spelled out."""
+    text = separator.join(name if name.isprintable() else ascii(name) for name in names) or "none"
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from tasks.data.rows import REPLACEMENT, RowError
+from tasks.data.rows import REPLACEMENT, RowError, listed
 from tasks.data.tally import Tally
 from tasks.instruct.formats import ASSISTANT, SYSTEM, USER, Message
 
@@ -127,7 +127,7 @@ class Template:
         try:
             return self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
         except Exception as error:  # it refuses in its own ways
-            raise _RefusedError(" ".join(str(error).split())[:100] or type(error).__name__) from error
+            raise _RefusedError(listed(str(error).split() or [type(error).__name__], " ")[:100]) from error
 
 
 def _check_all_said(messages: Sequence[Message], text: str) -> None:
