@@ -3,13 +3,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-oldest
 
-.PHONY: help demo test test-slow check clean
+.PHONY: help demo test test-slow test-oldest check clean
 
 help:
 	@echo "make demo       set up and compare BAdam and BlockLLM with AdamW on a small, made-up SuperGLUE (minutes, offline)"
 	@echo "make test       set up and run the tests"
 	@echo "make test-slow  the tests that take minutes"
+	@echo "make test-oldest  the tests with the oldest torch and transformers (on Linux about 3 GB to fetch, once)"
 	@echo "make check      linter, types, tests"
 	@echo "make clean      remove the environment and all caches (not the results in runs/)"
 
@@ -21,6 +23,9 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed-slow
 	$(BIN)/python -m pytest -n auto -m slow
+
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest -n auto
 
 check: $(VENV)/.installed-check
 	$(BIN)/ruff format --check .
@@ -42,6 +47,12 @@ $(VENV)/.installed-check: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,check]"
 	@touch $@
 
+$(OLDEST)/.installed: pyproject.toml constraints.txt constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	grep -vE "^(huggingface_hub|torch|transformers)==" constraints.txt | cat - constraints-oldest.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(OLDEST)/constraints.txt -e ".[test]"
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
