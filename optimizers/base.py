@@ -305,8 +305,8 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         if not grads or any(rates) or not has_values(grads[0]) or any(grad.any() for grad in grads):
             return
         raise RuntimeError(
-            f"a step with zero gradients at a learning rate of 0 would count as a step of {type(self).__name__}'s "
-            f"choice of what to train: {saved_states.HOW_TO_SAVE}"
+            f"a step with zero gradients at a learning rate of 0 would count as a step of {type(self).__name__}: "
+            f"{saved_states.HOW_TO_SAVE}"
         )
 
     def __reduce_ex__(self, protocol: Any) -> Any:

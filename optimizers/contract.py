@@ -530,7 +530,7 @@ DRAWS = 24
 def _one_step_in_bf16(
     subject: Subject, draw: int = 0, **more: Any
 ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
-    """The weights after it, and the fp32 masters, flattened, with their places in the weights."""
+    """The weights after it, and the fp32 masters, flattened, with their places in the weights, where these are known."""
     masters = {} if "master_weights" not in subject.keywords else {"master_weights": False}
     model = build_model(torch.bfloat16)
     optimizer = subject.build(model, **{**masters, **more})
@@ -539,8 +539,9 @@ def _one_step_in_bf16(
     name_of: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     kept = {}
     for p, state in optimizer.state.items():
-        if "master" in state:
-            kept[name_of[p]] = (state["master"].flatten(), state.get("index", torch.arange(p.numel())))
+        places = state.get("index", torch.arange(p.numel()))
+        if "master" in state and state["master"].numel() == len(places):
+            kept[name_of[p]] = (state["master"].flatten(), places)
     return weights_of(model), kept
 
 

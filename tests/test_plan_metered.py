@@ -11,6 +11,7 @@ from membench.planning.moments import profile
 from membench.planning.planner import method_values
 from membench.planning.simulate import simulate
 from membench.planning.workload import Workload
+from optimizers.shared import in_pieces
 from reports.parts import FIELDS
 
 QUICK = [
@@ -30,12 +31,22 @@ CASES = [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) fo
 BY_VALUES = ("blockllm",)  # how its entries are shared out among several tensors depends on gradients
 
 
-def expect_equal(b: Blueprint, method: str) -> None:
+OPTIONS = {
+    "adamw8bit-rounded": ("adamw8bit", {"stochastic_rounding": True}),
+    "badam-8bit": ("badam", {"states": "8bit"}),
+    "galore-quantised": ("galore", {"states": "8bit", "projection_bits": 4, "lazy": True, "rank": 16}),
+    "galore-rounded": ("galore", {"stochastic_rounding": True}),
+    "lora-nf4": ("lora", {"base": "nf4", "double_quantization": False}),
+    "sgd-rounded": ("sgd", {"stochastic_rounding": True, "momentum": 0.9}),
+}
+
+
+def expect_equal(b: Blueprint, method: str, given: dict[str, Any] | None = None) -> None:
     """Planned and metered agree within 0.5 % in the peak, in each part at it, and in each part's maximum.
 
     Where bytes depend on values, the worst case is planned: never less than is metered, and more by 0.5 % of the peak.
     """
-    values: dict[str, Any] = method_values(b, method, {})
+    values: dict[str, Any] = method_values(b, method, {method: given or {}})
     planned, metered = (profile(simulate(b, method, values, b.depth, device=d), complete=True) for d in (None, "cpu"))
     maxima = [tuple(one.maximum(part) for part in range(1 + len(FIELDS))) for one in (planned, metered)]
     at_peak = [one.moments[one.peak].sizes for one in (planned, metered)]
@@ -48,6 +59,13 @@ def expect_equal(b: Blueprint, method: str) -> None:
 @pytest.mark.parametrize(("name", "method", "dtype", "checkpointing"), CASES)
 def test_planned_equals_metered_on_real_steps(name, method, dtype, checkpointing, tmp_path):
     expect_equal(blueprint(tmp_path, name, 4, dtype=dtype, checkpointing=checkpointing), method)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_planned_equals_metered_with_numbers_in_few_bits(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(in_pieces, "SMALLEST", 64)
+    method, given = OPTIONS[name]
+    expect_equal(blueprint(tmp_path, "llama", 3, dtype="bfloat16", checkpointing=True), method, given)
 
 
 @pytest.mark.slow

@@ -86,10 +86,19 @@ def test_galores_states_follow_its_formula_not_its_table():
     assert states == pytest.approx([0.164, 0.343, 0.653, 2.085], rel=0.01)
 
 
+@pytest.mark.slow
+def test_what_fits_into_a_card_with_qlora_is_planned_within_a_gibibyte_and_a_half_below_it():
+    """With the stack of the time and what it held in fp32; the longest context leaves something free."""
+    in_fp32 = 2 * (2 * 128_256 * 4096 + 65 * 4096) / 2**30
+    for row in figures(published.load("unsloth-llama3.1-8b")):
+        assert 0.0 < row["published"] - (row["then"] + in_fp32) < 1.5, row
+
+
 def test_the_list_names_what_can_be_planned():
     assert compare("list", "table").splitlines() == [
         "badam-table-12",
         "badam-table-2",
         "galore-table-6",
         "lomo-table-1",
+        "unsloth-llama3.1-8b",
     ]

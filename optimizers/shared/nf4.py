@@ -72,9 +72,11 @@ def dequantize(packed: Packed, shape: torch.Size, dtype: torch.dtype) -> Tensor:
 
 
 def _dequantize(codes: Tensor, magnitudes: Tensor, pairs: Tensor, out: Tensor) -> None:
-    values = out if out.dtype is torch.float32 else torch.empty_like(out, dtype=torch.float32)
-    torch.index_select(pairs, 0, codes.int(), out=values.view(torch.int64))
-    out.copy_(scale_(values, magnitudes, BLOCK))
+    if out.dtype is torch.float32:  # into its place at once
+        torch.index_select(pairs, 0, codes.int(), out=out.view(torch.int64))
+        scale_(out, magnitudes, BLOCK)
+    else:
+        out.copy_(scale_(pairs.index_select(0, codes.int()).view(torch.float32), magnitudes, BLOCK))
 
 
 def _pack(codes: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,18 +38,20 @@ def blocks_of(piece: slice, size: int) -> slice:
 
 def magnitudes(numbers: Tensor, size: int) -> Tensor:
     """The largest magnitude of each block of `size` of `numbers` (n,); the last block may be shorter."""
-    whole = numbers.numel() // size * size
-    largest = numbers[:whole].view(-1, size).abs().amax(1)
-    rest = numbers[whole:]
-    return torch.cat([largest, rest.abs().amax(0, keepdim=True)]) if rest.numel() else largest
+    rest = numbers.numel() % size
+    if not rest:
+        return numbers.view(-1, size).abs().amax(1)
+    return torch.cat([magnitudes(numbers[:-rest], size), numbers[-rest:].abs().amax(0, keepdim=True)])
 
 
 def scale_(numbers: Tensor, factors: Tensor, size: int) -> Tensor:
     """Multiply each block of `numbers` (n,) by its factor, in place."""
-    whole = numbers.numel() // size * size
-    numbers[:whole].view(-1, size).mul_(factors[: whole // size, None])
-    if whole < numbers.numel():
-        numbers[whole:].mul_(factors[-1])
+    rest = numbers.numel() % size
+    if rest:
+        scale_(numbers[:-rest], factors[:-1], size)
+        numbers[-rest:].mul_(factors[-1])
+    else:
+        numbers.view(-1, size).mul_(factors[:, None])
     return numbers
 
 
@@ -56,13 +59,15 @@ class Constant:
     """A tensor of the code's own, needed on any device."""
 
     def __init__(self, tensor: Tensor):
-        self._array = tensor.numpy()  # no mode of torch sees it
+        self._array, self._dtype = tensor.numpy(), tensor.dtype  # an array, since no mode of torch sees it
         self._on_gpu: dict[torch.device, Tensor] = {}
 
     def on(self, like: Tensor) -> Tensor:
         """It on the device of `like`. A GPU keeps it: a copy from the host waits for all that is queued."""
-        if like.is_cpu or not has_values(like):
-            return torch.from_numpy(self._array).to(like.device)
+        if not has_values(like):  # one element stands for all
+            return torch.empty(1, dtype=self._dtype, device=like.device).expand(self._array.shape)
+        if like.is_cpu:
+            return torch.from_numpy(self._array)
         if like.device not in self._on_gpu:
             self._on_gpu[like.device] = torch.tensor(self._array, device=like.device)
         return self._on_gpu[like.device]
@@ -79,7 +84,8 @@ class Codebook:
     def __init__(self, values: Tensor):
         boundaries = (values[:-1] + values[1:]) / 2
         self.values = Constant(values)
-        self._lowest = Constant(torch.bucketize(_ends_of_cells()[0], boundaries).to(torch.uint8))
+        codes = np.searchsorted(boundaries.numpy(), _lowest_of_cells())
+        self._lowest = Constant(torch.from_numpy(codes.astype(np.uint8)))
         self._boundary_above = Constant(torch.cat([boundaries, torch.full((1,), torch.inf)]))
 
     def quantize_(self, numbers: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -98,11 +104,14 @@ class Codebook:
         return codes.add_(scaled > self._boundary_above.on(scaled).index_select(0, codes.int()))
 
 
-def _ends_of_cells() -> tuple[Tensor, Tensor]:
-    """The lowest and the highest of the numbers that share their leading 17 bits, for each of these."""
-    first = torch.arange(-(1 << 16), 1 << 16, dtype=torch.int32).roll(1 << 16) << 15
-    ends = torch.stack([first, first | 0x7FFF]).view(torch.float32).nan_to_num(torch.inf)
-    return ends.amin(0), ends.amax(0)
+def _lowest_of_cells() -> np.ndarray:
+    """The lowest of the numbers that share their leading 17 bits, for each of these (131072,), fp32.
+
+    In numpy, since torch would start its pool of threads, and a process that has one can't be forked.
+    """
+    first = np.roll(np.arange(-(1 << 16), 1 << 16, dtype=np.int32), 1 << 16) << 15
+    ends = np.stack([first, first | 0x7FFF]).view(np.float32)
+    return np.nan_to_num(ends, nan=np.inf).min(0)
 
 
 def dynamic_values(*, signed: bool) -> Tensor:
