@@ -530,7 +530,7 @@ DRAWS = 24
 def _one_step_in_bf16(
     subject: Subject, draw: int = 0, **more: Any
 ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
-    """The weights after it, and the fp32 masters, flattened, with their places in the weights, where these are known."""
+    """The weights after it, and the fp32 masters, flattened, with their places in the weights if known."""
     masters = {} if "master_weights" not in subject.keywords else {"master_weights": False}
     model = build_model(torch.bfloat16)
     optimizer = subject.build(model, **{**masters, **more})

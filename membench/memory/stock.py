@@ -15,7 +15,7 @@ class StockOptimizer:
         optimizer: does the work; its state and its groups are seen through.
     """
 
-    in_backward = False
+    in_backward = asks_losses = False
     cycle_length = 1
     selection = None
 
