@@ -11,7 +11,7 @@ import sys
 import time
 import types
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from typing import Any
 from unittest import mock
@@ -29,6 +29,41 @@ from optimizers.shared.subspace import randomized_vectors
 def fused_adamw(params: Iterable[nn.Parameter], weight_decay: float = 0.0, **settings: Any) -> StockOptimizer:
     """`torch.optim.AdamW(fused=True)` with the two groups that everybody makes: vectors don't decay."""
     return StockOptimizer(torch.optim.AdamW(two_groups(params, weight_decay), fused=True, **settings))
+
+
+class MeZOInPlace(StockOptimizer):
+    """MeZO as its authors run it: all weights are moved by eps z, by -2 eps z and back, with z made anew each time."""
+
+    asks_losses = True
+
+    def __init__(self, model: nn.Module, lr: float, eps: float):
+        super().__init__(torch.optim.SGD(model.parameters(), lr=lr))  # for its groups: it never steps
+        self.model, self.lr, self.eps = model, lr, eps
+        self.step = self._step
+        self._seed, self._slope = 0, torch.zeros(())
+
+    @torch.no_grad()
+    def ask(self, closure: Callable[[], Tensor]) -> Tensor:
+        """Both losses, in evaluation mode; returns their mean."""
+        self.model.eval()
+        losses = []
+        for distance in (self.eps, -2 * self.eps):
+            self._move(distance)
+            losses.append(closure())
+        self._move(self.eps)
+        self.model.train()
+        self._slope = (losses[0] - losses[1]) / (2 * self.eps)
+        return (losses[0] + losses[1]) / 2
+
+    def _step(self) -> None:
+        self._move(-self.lr * self._slope.item())
+        self._seed += 1
+
+    @torch.no_grad()
+    def _move(self, distance: float) -> None:
+        generator = torch.Generator().manual_seed(self._seed)
+        for p in self.trainable:
+            p.add_(torch.randn(p.shape, generator=generator, dtype=p.dtype), alpha=distance)
 
 
 def two_groups(params: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

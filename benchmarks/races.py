@@ -29,6 +29,7 @@ from optimizers import (
     BlockLLM,
     GaLore,
     LoRA,
+    MeZO,
     Muon,
     QLoRA,
     SinkGD,
@@ -283,6 +284,20 @@ RACES: dict[str, Race] = {
         ours=lambda model, size: APOLLO(model, lr=1e-4, eps=1e-12, update_every=NEVER, scale_type="tensor"),
         theirs=lambda model, size, ours: (model, peers.apollo(model, 1, 128.0, "tensor", NEVER)),
         **_OF_APOLLO,
+    ),
+    "mezo": Race(
+        "MeZO as its authors run it",
+        "torch",
+        ours=lambda model, size: MeZO(model, lr=1e-6),
+        theirs=lambda model, size, ours: (model, peers.MeZOInPlace(model, lr=1e-6, eps=1e-3)),
+        same_weights=None,
+        update_limit=1.02,
+        memory_limit=1.2,
+        notes=(
+            "there is no package to install: its rule is written out in benchmarks/peers.py",
+            "the two draw different directions; ours keeps a copy of one module's weights, to put them back exactly",
+            "the update is the move along the direction; both losses are in the step",
+        ),
     ),
     "muon": Race(
         f"torch.optim.Muon and {FUSED}",

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("optimizers", "tasks", "reports", "membench")
 LIBRARIES = {
-    "optimizers": {"torch", "peft"},
+    "optimizers": {"torch", "peft", "numpy"},
     "tasks": {
         *("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub"),
         *("datasets", "evaluate", "sklearn", "numpy"),

@@ -84,7 +84,7 @@ class Codebook:
     def __init__(self, values: Tensor):
         boundaries = (values[:-1] + values[1:]) / 2
         self.values = Constant(values)
-        codes = np.searchsorted(boundaries.numpy(), _lowest_of_cells())
+        codes = np.searchsorted(boundaries.numpy(), _ends_of_cells()[0])
         self._lowest = Constant(torch.from_numpy(codes.astype(np.uint8)))
         self._boundary_above = Constant(torch.cat([boundaries, torch.full((1,), torch.inf)]))
 
@@ -104,14 +104,14 @@ class Codebook:
         return codes.add_(scaled > self._boundary_above.on(scaled).index_select(0, codes.int()))
 
 
-def _lowest_of_cells() -> np.ndarray:
-    """The lowest of the numbers that share their leading 17 bits, for each of these (131072,), fp32.
+def _ends_of_cells() -> np.ndarray:
+    """The lowest and the highest of the numbers that share their leading 17 bits, for each of these (2, 131072), fp32.
 
     In numpy, since torch would start its pool of threads, and a process that has one can't be forked.
     """
     first = np.roll(np.arange(-(1 << 16), 1 << 16, dtype=np.int32), 1 << 16) << 15
     ends = np.stack([first, first | 0x7FFF]).view(np.float32)
-    return np.nan_to_num(ends, nan=np.inf).min(0)
+    return np.sort(np.nan_to_num(ends, nan=np.inf), 0)
 
 
 def dynamic_values(*, signed: bool) -> Tensor:
