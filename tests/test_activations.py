@@ -46,6 +46,7 @@ def test_of_a_large_vocabulary_most_of_the_logits_are_saved(tmp_path):
     assert peaks[1] - peaks[8] > 1.5 * logits  # without pieces: logits and their gradient at least
 
 
+@pytest.mark.slow
 def test_checkpointing_of_every_third_layer_is_planned_from_a_few_depths(tmp_path):
     b = blueprint(tmp_path, "llama", 14, checkpointing=True, checkpointing_every=3)
     values = method_values(b, "badam", {})

@@ -178,13 +178,13 @@ def test_planning_leaves_the_callers_garbage_to_the_collector():
 
 
 def test_a_plan_has_the_figures_of_its_document():
-    plan = membench.plan("llama-60m", ["sgd", "badam"], sequence_length=8, budget=2 * 2**30)
-    assert list(plan.rows) == ["sgd", "badam"]
+    plan = membench.plan("llama-60m", ["sgd"], sequence_length=8, budget=2 * 2**30)
+    assert list(plan.rows) == ["sgd"]
     for row in plan.document["rows"]:
         mine = plan.rows[row["method"]]
         assert (mine.peak_allocated_bytes, mine.fits) == (row["peak_allocated_bytes"], True)
         assert sum(mine.at_peak.values()) == mine.peak_allocated_bytes
-    assert "badam" in str(plan) and "<table>" in plan._repr_html_()
+    assert "sgd" in str(plan) and "<table>" in plan._repr_html_()
 
 
 def test_a_record_made_in_a_checkout_names_its_commit(runs):

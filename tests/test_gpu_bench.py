@@ -64,6 +64,7 @@ def test_the_meter_sees_what_was_planned(rehearsal):
         assert rehearsal["parts"][f"meter/{method}"]["metered_bytes"] == planned
 
 
+@pytest.mark.slow
 def test_the_largest_batch_is_the_one_that_plan_budget_says(rehearsal, monkeypatch):
     (asked,) = PROGRAMS["tiny"].budgets
     monkeypatch.setattr(budget, "_largest_model", lambda *_: None)  # it takes long, and isn't asked for

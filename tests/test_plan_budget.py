@@ -45,7 +45,10 @@ def test_where_what_fits_has_gaps_the_search_still_ends_before_one_that_doesnt(s
     assert search_down(lambda x: x in fitting, 30) == max(fitting, default=0)
 
 
-@pytest.mark.parametrize(("name", "method"), [("llama", "badam"), ("roberta", "lora"), ("llama", "blockllm")])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("roberta", "lora"), *(pytest.param("llama", method, marks=pytest.mark.slow) for method in ("badam", "blockllm"))],
+)
 def test_the_peak_lies_on_the_line_of_the_batch_to_the_byte(name, method, tmp_path):
     b = blueprint(tmp_path, name, DEPTH, checkpointing=name == "llama")
     values = method_values(b, method, {})
@@ -56,7 +59,9 @@ def test_the_peak_lies_on_the_line_of_the_batch_to_the_byte(name, method, tmp_pa
     assert peak_curve(plans)(11) - CUDA_CONTEXT_BYTES == seen.row["peak_allocated_bytes"]
 
 
-@pytest.mark.parametrize(("attention", "method"), [("eager", "sgd"), ("sdpa", "lisa")])
+@pytest.mark.parametrize(
+    ("attention", "method"), [("eager", "sgd"), pytest.param("sdpa", "lisa", marks=pytest.mark.slow)]
+)
 def test_the_peak_lies_on_the_parabola_of_the_sequence_to_the_byte(attention, method, tmp_path):
     b = blueprint(tmp_path, "llama", DEPTH, attention=attention)
     values = method_values(b, method, {})
@@ -69,6 +74,7 @@ def test_the_peak_lies_on_the_parabola_of_the_sequence_to_the_byte(attention, me
     assert peak_curve(plans)(301) - CUDA_CONTEXT_BYTES == seen.row["peak_allocated_bytes"]
 
 
+@pytest.mark.slow
 def test_limits_are_the_last_that_fit_and_never_beyond_the_models_positions(tmp_path, monkeypatch):
     monkeypatch.setattr(budget, "built_in_models", lambda causal: {"llama-60m": 58_000_000})
     b = blueprint(tmp_path, "llama", DEPTH)

@@ -109,6 +109,7 @@ def test_why_is_a_tree_that_adds_up_to_the_peak(tmp_path):
     assert "training model.layers" in text
 
 
+@pytest.mark.slow
 def test_lisas_states_are_mostly_those_of_embeddings_and_head(tmp_path):
     """At 8B, 70.7 % of what LISA trains."""
     row = plan(Workload("llama3-8b", checkpointing=True), ["lisa"], {})["rows"][0]
@@ -116,6 +117,7 @@ def test_lisas_states_are_mostly_those_of_embeddings_and_head(tmp_path):
     assert (states["embeddings"] + states["head"]) / sum(states.values()) == pytest.approx(0.707, abs=0.001)
 
 
+@pytest.mark.slow
 def test_lomo_holds_about_one_gradient_and_galore_works_on_copies(tmp_path):
     document = plan(Workload("llama3-8b", 1, 64, checkpointing=True), ["lomo", "galore", "sgd"], {})
     lomo, galore, sgd = document["rows"]

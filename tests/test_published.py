@@ -48,6 +48,7 @@ def expect_parts(rows, step):
         assert abs(row["error"]) <= 0.02 or rounding(row, step), row
 
 
+@pytest.mark.slow
 def test_parts_of_llama_3_8b_agree_with_badams_table_2():
     rows = figures(published.load("badam-table-2"))
     expect_parts(rows, 0.1)

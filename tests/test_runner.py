@@ -393,7 +393,7 @@ def test_a_child_ends_with_a_parent_that_was_killed(tmp_path, spawn):
 
 def test_an_interrupt_keeps_what_is_finished_and_ends_with_130(tmp_path):
     command = [sys.executable, "-m", "membench", "compare", "--optimizers", "sgd", "--out", str(tmp_path), "--task"]
-    command += ["superglue/cb", "--steps", "300", "--batch-size", "2", "--sequence-length", "16", "--threads", "1"]
+    command += ["superglue/cb", "--steps", "100", "--batch-size", "2", "--sequence-length", "16", "--threads", "1"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # a suite that runs in the background of a script has interrupts ignored, and its children inherit that
     heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}

@@ -70,8 +70,14 @@ def resume_matches(cls, name, tmp_path, dtype, **more):
     assert any(key in start and not torch.equal(start[key], p) for key, p in there.items()) or "lora" in name
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("name", optimizers.available())
+IN_BF16 = ("adamw", "badam", "lomo", "blockllm")  # of masters, of none, of few entries; the others' are slow tests
+DTYPES = [pytest.param(name, torch.float32, id=f"{name}-fp32") for name in optimizers.available()] + [
+    pytest.param(name, torch.bfloat16, id=f"{name}-bf16", marks=[] if name in IN_BF16 else pytest.mark.slow)
+    for name in optimizers.available()
+]
+
+
+@pytest.mark.parametrize(("name", "dtype"), DTYPES)
 def test_a_method_resumes_in_the_trainer_to_the_last_bit(name, dtype, tmp_path):
     cls = MethodTrainer if needs_the_method_trainer(name) else Trainer
     resume_matches(cls, name, tmp_path, dtype)
