@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from optimizers.base import MemoryEfficientOptimizer, check_count
+from optimizers.base import check_count
 from optimizers.registry import register
 from optimizers.shared.blocks import matching, outside_layers, shuffled
-from optimizers.shared.checkpointing import keep_backward_short
-from optimizers.shared.draws import Draws, drop_state
+from optimizers.shared.drawn import DrawnBlocks
+from optimizers.shared.draws import Draws
 from optimizers.shared.inner import InnerAdamW
 from optimizers.shared.layer_parts import CATEGORIES, parts_of_layers, parts_without
-from optimizers.shared.reach import Reach, check_reached
 
 
 @register("hft")
-class HFT(MemoryEfficientOptimizer):
+class HFT(DrawnBlocks):
     """HFT: AdamW on half of each layer, drawn by category: attention matrices, MLP matrices, norms.
 
     Of each category half of its parts are trained; of an odd number one more than the other half in a random half of
@@ -89,11 +87,7 @@ class HFT(MemoryEfficientOptimizer):
             in_backward=in_backward,
             fp32_gradients=fp32_gradients,
         )
-        if not any(p.requires_grad for p in before):  # the user froze them: the backward pass ends at a layer
-            self._hooks.append(keep_backward_short(model))
-        self._draws.train(self._group_of, self._always)
-        self._reach = Reach(model, self._leave_out, self.worst_case)
-        self._hooks.append(self._reach.hook)
+        self._begin(before)
 
     def _leave_out(self, unreached: set[nn.Parameter]) -> None:
         self.parts, self._layers = parts_without(self.parts, self._layers, unreached)
@@ -126,32 +120,6 @@ class HFT(MemoryEfficientOptimizer):
         return f"{len(self._draws.drawn)} of {len(self.parts)} parts"
 
     @property
-    def cycle_length(self) -> int:
-        """How many draws it takes, with this seed, until each part was drawn; 1 if there is only one draw."""
-        return self._draws.cycle_length
-
-    @property
-    def block_coverage(self) -> float:
-        """Share of the parts that were trained at least once."""
-        return self._draws.coverage
-
-    def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
-        self.adamw.update([self.state[p] for p in params], params, grads, group, self.rounding_keys(params))
-
-    def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
-        return self.adamw.expected_state(p)
-
-    def after_step(self) -> None:
-        if self._draws.count_step():
-            check_reached(self.model, self.state)
-            self.advance()
-
-    def advance(self) -> None:
-        """Draw anew; what leaves loses its gradient and state."""
-        self._draws.next()
-        self._select()
-
-    @property
     def worst_cases(self) -> int:
         return 1 if self._draws.every is None else 4
 
@@ -174,14 +142,3 @@ class HFT(MemoryEfficientOptimizer):
             )
         )
         self._select()
-
-    def extra_state(self) -> dict[str, Any]:
-        return {**self._draws.state(), **self._reach.state()}
-
-    def load_extra_state(self, extra: dict[str, Any]) -> None:
-        self._reach.load_state(extra)
-        self._draws.load_state(extra)
-        self._draws.train(self._group_of, self._always)
-
-    def _select(self) -> None:
-        drop_state(self.state, keep=self._draws.train(self._group_of, self._always))

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from torch import nn
 
-from torch import Tensor, nn
-
-from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count
+from optimizers.base import check_choice, check_count
 from optimizers.registry import register
 from optimizers.shared.blocks import matching, outside_layers, shuffled, split_into_blocks, without
-from optimizers.shared.checkpointing import keep_backward_short
+from optimizers.shared.drawn import DrawnBlocks
 from optimizers.shared.draws import Draws, drop_state
 from optimizers.shared.inner import InnerAdamW
-from optimizers.shared.reach import Reach, check_reached
 
 RESETS = ("sampled", "all", "none")
 
 
 @register("lisa")
-class LISA(MemoryEfficientOptimizer):
+class LISA(DrawnBlocks):
     """LISA (Algorithm 1): AdamW on gamma of the N layers, drawn uniformly every K steps, and on all outside the layers.
 
     Trains gamma layers at a time; embeddings, final norm and head at every step. Keeps 8 bytes a weight (12 with an
@@ -100,11 +97,7 @@ class LISA(MemoryEfficientOptimizer):
             in_backward=in_backward,
             fp32_gradients=fp32_gradients,
         )
-        if not any(p.requires_grad for p in before):  # then the backward pass ends at the lowest layer drawn
-            self._hooks.append(keep_backward_short(model))
-        self._draws.train(self._group_of, self._always)
-        self._reach = Reach(model, self._leave_out, self.worst_case)
-        self._hooks.append(self._reach.hook)
+        self._begin(before)
 
     def _leave_out(self, unreached: set[nn.Parameter]) -> None:
         self.blocks = without(self.blocks, unreached)
@@ -123,31 +116,6 @@ class LISA(MemoryEfficientOptimizer):
     def selection(self) -> str:
         """The names of the layers that are trained now."""
         return ", ".join(self._draws.names[i] for i in self._draws.drawn)
-
-    @property
-    def cycle_length(self) -> int:
-        """How many draws it takes, with this seed, until each layer was drawn."""
-        return self._draws.cycle_length
-
-    @property
-    def block_coverage(self) -> float:
-        return self._draws.coverage
-
-    def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
-        self.adamw.update([self.state[p] for p in params], params, grads, group, self.rounding_keys(params))
-
-    def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
-        return self.adamw.expected_state(p)
-
-    def after_step(self) -> None:
-        if self._draws.count_step():
-            check_reached(self.model, self.state)
-            self.advance()
-
-    def advance(self) -> None:
-        """Draw anew; what leaves loses its gradient and, by `reset`, its state."""
-        self._draws.next()
-        self._select()
 
     @property
     def worst_cases(self) -> int:
@@ -171,14 +139,6 @@ class LISA(MemoryEfficientOptimizer):
         if self.reset == "none":
             for p in (p for params in blocks for p in params if not self.state[p]):
                 self.adamw.init_state(self.state[p], p)
-
-    def extra_state(self) -> dict[str, Any]:
-        return {**self._draws.state(), **self._reach.state()}
-
-    def load_extra_state(self, extra: dict[str, Any]) -> None:
-        self._reach.load_state(extra)
-        self._draws.load_state(extra)
-        self._draws.train(self._group_of, self._always)
 
     def _select(self) -> None:
         active = self._draws.train(self._group_of, self._always)

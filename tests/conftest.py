@@ -1,5 +1,6 @@
 """What all tests share: one thread (the suite runs one process a core), no network, and the folder of real data."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -12,6 +13,14 @@ import torch
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections():
+    """What was imported needn't be looked through each time that the code under test collects garbage."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

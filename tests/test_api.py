@@ -1,6 +1,7 @@
 """membench from Python: the documented examples run, and the functions give what the command line gives."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -173,8 +174,27 @@ def test_a_ceiling_holds_to_the_byte():
 def test_planning_leaves_the_callers_garbage_to_the_collector():
     import gc
 
+    gc.unfreeze()
     membench.plan("llama-60m", "sgd", sequence_length=8)
     assert gc.get_freeze_count() == 0
+
+
+AFTER_TENSORS_OF_ONES_OWN = """
+import torch, transformers, membench
+weight = torch.randn(800, 800, requires_grad=True)
+(weight @ weight).sum().backward()  # starts the pool of threads
+sizes = {"d_model": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+config = transformers.BartConfig(**sizes, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=16, decoder_ffn_dim=16)
+config.save_pretrained("bart")
+print(len(membench.plan("bart", ["sgd", "adamw"], sequence_length=8).rows))
+"""
+
+
+def test_where_values_are_needed_a_plan_is_made_beside_the_threads_of_the_callers_own_tensors(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", AFTER_TENSORS_OF_ONES_OWN]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.stdout.split() == ["2"], done.stderr
 
 
 def test_a_plan_has_the_figures_of_its_document():

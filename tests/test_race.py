@@ -140,7 +140,7 @@ def test_ours_ends_with_the_peers_weights_and_never_needs_more_memory(name):
         assert 0.0 < ratio.low <= ratio.median <= ratio.high
 
 
-@pytest.mark.parametrize("name", RACES)
+@pytest.mark.parametrize("name", ["adamw", "lomo", "lomo-clipped", "lora", "mezo"])
 def test_the_seconds_of_a_step_are_those_of_its_parts(name):
     for side in installed(name).sides(TINY):
         seconds = side.step(0)

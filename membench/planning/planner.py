@@ -11,6 +11,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
+
 import optimizers
 from membench.config.defaults import hyperparameters
 from membench.config.errors import explain
@@ -96,7 +98,9 @@ def carry_out(jobs: Sequence[Job]) -> Iterator[Planned]:
         if workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
             yield from map(_carry_out, jobs)
             return
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+        # One thread each: a fork lacks the threads that its parent's tensors may have started, and would wait for them
+        fork = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(workers, fork, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield from pool.map(_carry_out, jobs)
     finally:
         gc.unfreeze()
