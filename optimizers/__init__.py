@@ -1,4 +1,4 @@
-"""Memory-efficient methods of training, one a file; each is a `torch.optim.Optimizer` built from the model."""
+"""Memory-efficient training methods, one per file; each is a `torch.optim.Optimizer` built from the model."""
 
 from optimizers.adafactor import Adafactor
 from optimizers.adalomo import AdaLomo

@@ -16,7 +16,7 @@ from optimizers.shared.factored import chunks_of, rms, update_moments
 
 @register("adafactor")
 class Adafactor(MemoryEfficientOptimizer):
-    """Adafactor (Algorithms 4 and 5): each weight has a rate of its own, from averages by row and by column alone.
+    """Adafactor (Algorithms 4 and 5): each weight has its own rate, computed from row and column averages alone.
 
     For a matrix W (m, n) with gradient G, at its step t, with b = 1 - t^decay_rate:
 
@@ -25,39 +25,39 @@ class Adafactor(MemoryEfficientOptimizer):
         U = G / sqrt(V),  V = R C / mean(R)
         W = W - rate U / max(1, RMS(U) / clip_threshold)
 
-    A vector has its whole second moment in place of V; of a tensor of more dimensions the last two are factored. Two
-    rules go by the name:
+    A vector keeps its whole second moment as V; a tensor with more dimensions is factored over the last two. Two rules
+    go by this name:
 
     - `rule="transformers"`, what the Hugging Face Trainer runs: `transformers.Adafactor` with `relative_step=False` and
-      `scale_parameter=False`. The rate is `lr`, a step of Adam's size; eps_1 is added to G^2.
-    - `rule="torch"`, `torch.optim.Adafactor` and, but for where eps_1 goes, the paper: the rate is
+      `scale_parameter=False`. The rate is `lr`, so steps have Adam's size; eps_1 is added to G^2.
+    - `rule="torch"`, `torch.optim.Adafactor` and, except for where eps_1 goes, the paper: the rate is
       min(lr, 1 / sqrt(t)) max(eps_2, RMS(W)), relative to the weights; sqrt(V) and mean(R) are at least eps_1.
 
     Weight decay is decoupled: W shrinks by lr weight_decay W.
 
-    Trains everything. Keeps, in fp32, m + n values for an (m, n) matrix and n for a vector of n; the arithmetic is fp32
-    for low-precision weights. No temporary is larger than 64 MB (or a slice along the first dimension); the packages
-    make several of the weights' size.
+    Trains everything. Keeps, in fp32, m + n values for an (m, n) matrix and n for a vector of length n; low-precision
+    weights are updated in fp32 arithmetic. No temporary is larger than 64 MB (or one slice along the first dimension);
+    the packages make several as large as the weights.
 
     Args:
         model: the model to train.
         lr: learning rate; with `rule="torch"` relative to the weights' RMS (torch's default is 1e-2).
         weight_decay: decoupled; for tensors of two or more dimensions.
         decay_rate: exponent of the second moment's decay rate, below 0.
-        eps: (eps_1, eps_2); eps_1 None is 1e-30 by the rule of transformers, the machine epsilon of fp32 by torch's.
-            eps_2, the least RMS of a weight that counts, is used by torch's alone.
-        clip_threshold: RMS that an update is scaled down to.
+        eps: (eps_1, eps_2). None for eps_1 means 1e-30 with rule "transformers", fp32's machine epsilon with "torch".
+            eps_2, a lower bound on the weights' RMS, is used by "torch" only.
+        clip_threshold: updates with a larger RMS are scaled down to it.
         rule: "transformers" or "torch".
-        in_backward: update inside the backward pass, so that one gradient lives at a time.
+        in_backward: update inside the backward pass, so that only one gradient exists at a time.
 
     Raises:
-        ValueError: a value is out of its range.
+        ValueError: a value is out of range.
     """
 
-    summary = "Adam with averages by row and column in place of the second moment, and no first moment"
+    summary = "Adam with row and column averages instead of a full second moment, and no first moment"
     paper = "Shazeer & Stern, ICML 2018, arXiv 1804.04235"
     trains = "everything"
-    keeps = "4 (m + n) B a matrix of m x n, 4 B a weight of a vector"
+    keeps = "4 (m + n) B per m x n matrix, 4 B per weight of a vector"
     excludes = "in_backward: accumulation, loop clipping, fp16 scaling"
     example = {"lr": 1e-2}
 
@@ -110,7 +110,7 @@ class Adafactor(MemoryEfficientOptimizer):
 
 
 class TransformersRule:
-    """`transformers.Adafactor` as the Trainer uses it: a rate of `lr`; eps_1 is added to squared gradients."""
+    """`transformers.Adafactor` as the Trainer uses it: the rate is `lr`; eps_1 is added to squared gradients."""
 
     eps = 1e-30
 
@@ -124,7 +124,7 @@ class TransformersRule:
 
     @staticmethod
     def factors(moments: list[Tensor], eps: float) -> list[Tensor]:
-        """1 / sqrt(R / mean(R)) and 1 / sqrt(C), or 1 / sqrt(V) of a vector."""
+        """1 / sqrt(R / mean(R)) and 1 / sqrt(C), or 1 / sqrt(V) for a vector."""
         row, *column = moments
         return [(row / row.mean(-1, keepdim=True)).rsqrt_(), column[0].rsqrt()] if column else [row.rsqrt()]
 
@@ -135,7 +135,7 @@ class TransformersRule:
 
 
 class TorchRule:
-    """`torch.optim.Adafactor`: a rate relative to the weights; sqrt(V) is at least eps_1, and so is mean(R)."""
+    """`torch.optim.Adafactor`: the rate is relative to the weights; sqrt(V) and mean(R) are at least eps_1."""
 
     eps = torch.finfo(torch.float32).eps
 
@@ -151,7 +151,7 @@ class TorchRule:
 
     @staticmethod
     def factors(moments: list[Tensor], eps: float) -> list[Tensor]:
-        """R / mean(R) and C, or V of a vector."""
+        """R / mean(R) and C, or V for a vector."""
         row, *column = moments
         return [row / row.mean(-1, keepdim=True).clamp_(min=eps), *column] if column else [row]
 
@@ -181,7 +181,7 @@ def _exact(t: Tensor) -> Tensor:
 
 
 def _update_moments(moments: list[Tensor], grads: list[Tensor], eps: float, decay: float) -> None:
-    """R and C, or V of a vector: moving averages, in place."""
+    """Update R and C, or V for a vector, in place: moving averages."""
     if len(moments) == 2:
         update_moments(moments[0], moments[1], grads, eps, decay)
     else:
@@ -190,7 +190,7 @@ def _update_moments(moments: list[Tensor], grads: list[Tensor], eps: float, deca
 
 
 def _cut(factors: list[Tensor], grads: list[Tensor]) -> list[tuple[Tensor, ...]]:
-    """The factors of each piece of a gradient; of a matrix the columns' are those of every piece."""
+    """The factors for each piece of a gradient; all pieces of a matrix share the column factors."""
     sizes = [len(grad) for grad in grads]
     if factors[-1].dim() == 1 and len(factors) == 2:
         return [(row, factors[1]) for row in factors[0].split(sizes)]
@@ -199,7 +199,7 @@ def _cut(factors: list[Tensor], grads: list[Tensor]) -> list[tuple[Tensor, ...]]
 
 def _subtract(weight: Tensor, step: Tensor, shrink: float) -> None:
     """weight = shrink weight - step, in place and rounded once."""
-    exact = weight.to(step.dtype)  # the weight itself, unless it is of low precision
+    exact = weight.to(step.dtype)  # the weight itself, unless it is in low precision
     if shrink != 1.0:
         exact.mul_(shrink)
     exact.sub_(step)

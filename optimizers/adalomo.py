@@ -15,7 +15,7 @@ from optimizers.shared.factored import chunks_of, rms, update_moments
 
 @register("adalomo")
 class AdaLomo(MemoryEfficientOptimizer):
-    """AdaLomo (Algorithm 1): each weight is updated in the backward pass, at a rate of its own, and its gradient freed.
+    """AdaLomo (Algorithm 1): each weight is updated in the backward pass, at its own rate, and its gradient freed.
 
     For a matrix W (m x n) with gradient G, at its step t, with b = 1 - t^decay_rate:
 
@@ -24,29 +24,30 @@ class AdaLomo(MemoryEfficientOptimizer):
         U = G / sqrt(R C / mean(R))
         W -= lr max(eps_2, RMS(W)) U / max(1, RMS(U) / clip_threshold)
 
-    A vector has its whole second moment in place of R C / mean(R). A tensor of more dimensions is taken as the matrix
-    whose R and C are smallest. The update doesn't depend on the scale of the loss.
+    A vector keeps its whole second moment instead of R C / mean(R). A tensor with more dimensions is viewed as the
+    matrix whose R and C are smallest. The update doesn't depend on the scale of the loss.
 
-    Trains everything. Keeps, in fp32, m + n values for an m x n matrix and n for a vector of n; the arithmetic is fp32
-    for low-precision weights. One gradient lives at a time, and no temporary is larger than 64 MiB (or a row).
+    Trains everything. Keeps, in fp32, m + n values for an m x n matrix and n for a vector of length n; low-precision
+    weights are updated in fp32 arithmetic. Only one gradient exists at a time, and no temporary is larger than 64 MiB
+    (or one row).
 
     Args:
         model: the model to train.
         lr: learning rate, in units of the weights' RMS; the schedule applies.
         weight_decay: W -= lr max(eps_2, RMS(W)) weight_decay W, on tensors of two or more dimensions.
         decay_rate: exponent of the second moment's decay rate, below 0.
-        eps: (eps_1, eps_2): added to squared gradients; the least RMS of a weight that counts.
-        clip_threshold: RMS that an update is scaled down to.
+        eps: (eps_1, eps_2): eps_1 is added to squared gradients, eps_2 is a lower bound on the weights' RMS.
+        clip_threshold: updates with a larger RMS are scaled down to it.
 
     Raises:
-        ValueError: a value is out of its range.
-        RuntimeError: in the backward pass, a second one before `step()`.
+        ValueError: a value is out of range.
+        RuntimeError: in a second backward pass before `step()`.
     """
 
-    summary = "LOMO with Adafactor's second moment: a rate for each weight, almost no state"
+    summary = "LOMO with Adafactor's second moment: a separate rate for each weight, almost no state"
     paper = "Lv, Yan, Guo, Lv & Qiu, Findings of ACL 2024, arXiv 2310.10195"
     trains = "everything"
-    keeps = "4 (m + n) B a matrix of m x n, 4 B a weight of a vector"
+    keeps = "4 (m + n) B per m x n matrix, 4 B per weight of a vector"
     excludes = "accumulation, loop clipping, fp16 scaling"
     example = {"lr": 0.03}
 
@@ -88,7 +89,7 @@ def _initial_state(p: Tensor) -> dict[str, Any]:
 
 
 def _matrix_shape(p: Tensor) -> tuple[int, int]:
-    """Rows and columns that `p` is factored as; a vector is one column: its R is then the whole second moment."""
+    """The rows and columns `p` is factored into; a vector is one column, so that R is its whole second moment."""
     if p.dim() < 2:
         return p.numel(), 1
     splits = [(math.prod(p.shape[:k]), math.prod(p.shape[k:])) for k in range(1, p.dim())]
@@ -105,7 +106,7 @@ def _update_one(state: dict[str, Any], p: Tensor, g: Tensor, group: dict[str, An
     pieces = [(weight, grad, part) for (weight, grad), part in zip(chunks, r.split(sizes), strict=True)]
     rate = group["lr"] * rms((weight.to(r.dtype) for weight, _, _ in pieces), p.numel()).clamp(min=group["eps"][1])
     update_rms = rms((_scaled(grad, part, c) for _, grad, part in pieces), p.numel())
-    r *= rate / (update_rms / group["clip_threshold"]).clamp(min=1.0)  # the pieces' parts are views of it
+    r *= rate / (update_rms / group["clip_threshold"]).clamp(min=1.0)  # the pieces hold views of it
     for weight, grad, part in pieces:
         if group["weight_decay"]:
             weight.mul_(1.0 - rate * group["weight_decay"])
@@ -113,5 +114,5 @@ def _update_one(state: dict[str, Any], p: Tensor, g: Tensor, group: dict[str, An
 
 
 def _scaled(grad: Tensor, r: Tensor, c: Tensor) -> Tensor:
-    """r G c, of a chunk and in its shape."""
+    """r G c for one chunk, in its shape."""
     return (grad.reshape(-1, len(c)) * c).mul_(r[:, None]).view(grad.shape)

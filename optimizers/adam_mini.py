@@ -1,4 +1,4 @@
-"""Adam-mini: AdamW with one second moment for a block of weights (Zhang et al., ICLR 2025, arXiv 2406.16793)."""
+"""Adam-mini: AdamW with one second moment per block of weights (Zhang et al., ICLR 2025, arXiv 2406.16793)."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ class AdamMini(MemoryEfficientOptimizer):
     m = b1 m + (1 - b1) G;  v = b2 v + (1 - b2) mean(G^2 over the block);  W -= lr m / (sqrt(v) + eps), bias-corrected.
 
     A block is a head of a query or key matrix; a neuron (an output) of a value, output, MLP or head matrix; a token of
-    an embedding; a whole norm. A bias has a second moment for each entry. The size of a head is what the attention
-    module says (`head_dim`), or the model's configuration; where neither does, queries and keys are cut by neuron too.
+    an embedding; a whole norm. A bias has a second moment for each entry. The size of a head comes from the attention
+    module (`head_dim`) or else from the model's configuration; without either, queries and keys are cut by neuron too.
 
-    Trains everything. Keeps a first moment of the weights' size and a number for each block, in fp32: 4 + 4 / n bytes a
-    weight of an (m, n) matrix by neuron, and for low-precision weights an fp32 master (4 bytes more). No temporary is
-    of the weights' size, but for the gradient's cast to fp32 beside a master.
+    Trains everything. Keeps, in fp32, a first moment as large as the weights and one number per block: 4 + 4 / n bytes
+    per weight of an (m, n) matrix cut by neuron; low-precision weights also have an fp32 master (4 bytes more). No
+    temporary is as large as the weights, except the gradient's cast to fp32 when there is a master.
 
     Args:
         model: the model to train.
-        lr: learning rate; AdamW's fits.
+        lr: learning rate; AdamW's works as it is.
         weight_decay: decoupled; for tensors of two or more dimensions.
         betas: decay rates of the two moments.
-        eps: added to the root of the second moment, after the bias correction.
-        in_backward: update inside the backward pass, so that one gradient lives at a time.
-        master_weights: fp32 moments and masters for low-precision weights; False is a first moment of low precision.
+        eps: added to the square root of the second moment, after the bias correction.
+        in_backward: update inside the backward pass, so that only one gradient exists at a time.
+        master_weights: fp32 moments and masters for low-precision weights; False: a low-precision first moment.
         fp32_gradients: fp32 gradients for low-precision weights.
     """
 
-    summary = "AdamW with one second moment for a head, a neuron, a token or a norm"
+    summary = "AdamW with one second moment per head, neuron, token or norm"
     paper = "Zhang, Chen, Li, Ding, Wu, Kingma, Ye, Luo & Sun, ICLR 2025, arXiv 2406.16793"
     trains = "everything"
-    keeps = "4 B a weight (8 B with an fp32 master) and 4 B a block; 8 B an entry of a bias (12 B)"
+    keeps = "4 B per weight (8 B with an fp32 master) and 4 B per block; 8 B per entry of a bias (12 B)"
     excludes = "in_backward: accumulation, loop clipping, fp16 scaling"
     example = {"lr": 1e-2}
 

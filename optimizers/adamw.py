@@ -15,25 +15,25 @@ from optimizers.shared.inner import InnerAdamW
 class AdamW(MemoryEfficientOptimizer):
     """AdamW on all parameters, by torch's fused kernel.
 
-    Trains everything. Keeps two moments a weight and, for low-precision weights, an fp32 master:
-    8 bytes a weight in fp32, 12 with a master, and 4 bytes a tensor for its step count.
+    Trains everything. Keeps two moments per weight and, for low-precision weights, an fp32 master:
+    8 bytes per weight in fp32, 12 with a master, and 4 bytes per tensor for its step count.
 
     Args:
         model: the model to train.
         lr: learning rate.
         betas: decay rates of the two moments.
-        eps: added to the root of the second moment.
+        eps: added to the square root of the second moment.
         weight_decay: decoupled; for tensors of two or more dimensions.
-        in_backward: update inside the backward pass, so that one gradient lives at a time.
-        master_weights: fp32 moments and masters for low-precision weights; False is pure low precision.
+        in_backward: update inside the backward pass, so that only one gradient exists at a time.
+        master_weights: fp32 moments and masters for low-precision weights; False means pure low precision.
         fp32_gradients: fp32 gradients for low-precision weights.
-        stochastic_rounding: round bf16 weights up or down at random, in place of masters.
+        stochastic_rounding: round bf16 weights up or down at random, instead of keeping masters.
     """
 
     summary = "Adam with decoupled weight decay, on all parameters: the reference"
     paper = "Loshchilov & Hutter, 2019, arXiv 1711.05101"
     trains = "everything"
-    keeps = "8 B a weight (12 B with an fp32 master)"
+    keeps = "8 B per weight (12 B with an fp32 master)"
     excludes = "in_backward: accumulation, loop clipping, fp16 scaling"
     example = {"lr": 1e-2}
     added_later = ("stochastic_rounding",)

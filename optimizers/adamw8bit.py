@@ -15,30 +15,30 @@ from optimizers.shared.inner import InnerAdamW
 class AdamW8bit(MemoryEfficientOptimizer):
     """AdamW on all parameters, m and v kept in 8 bits: with the dynamic maps, in blocks of 256, as bitsandbytes does.
 
-    Trains everything. Keeps two bytes a weight and two fp32 magnitudes for each 256 weights of a tensor, 2.03 bytes a
-    weight; 8 for tensors of fewer than 4,096 weights, whose moments stay in fp32. Low-precision weights have no fp32
-    master, as in bitsandbytes, so an update below half of the distance to the next bf16 number is lost: round it at
-    random, or pay 4 more bytes for masters.
+    Trains everything. Keeps two bytes per weight and two fp32 magnitudes for every 256 weights of a tensor: 2.03 bytes
+    per weight; 8 for tensors of fewer than 4,096 weights, whose moments stay in fp32. Low-precision weights have no
+    fp32 master, as in bitsandbytes, so an update smaller than half the distance to the next bf16 number is lost: use
+    stochastic rounding, or pay 4 more bytes for masters.
 
     Args:
         model: the model to train.
         lr: learning rate.
         weight_decay: decoupled; for tensors of two or more dimensions.
-        betas, eps: of Adam.
-        in_backward: update inside the backward pass, so that one gradient lives at a time.
+        betas, eps: as in AdamW.
+        in_backward: update inside the backward pass, so that only one gradient exists at a time.
         master_weights: fp32 masters for low-precision weights.
         fp32_gradients: fp32 gradients for low-precision weights.
-        stochastic_rounding: round bf16 weights up or down at random, in place of masters.
-        seed: of the rounding.
+        stochastic_rounding: round bf16 weights up or down at random, instead of keeping masters.
+        seed: for the rounding.
 
     Raises:
-        ValueError: a value is out of its range.
+        ValueError: a value is out of range.
     """
 
     summary = "AdamW with its moments in 8 bits"
     paper = "Dettmers, Lewis, Shleifer & Zettlemoyer, ICLR 2022, arXiv 2110.02861"
     trains = "everything"
-    keeps = "2.03 B a weight (6.03 B with an fp32 master); 8 B in tensors of fewer than 4,096"
+    keeps = "2.03 B per weight (6.03 B with an fp32 master); 8 B in tensors of fewer than 4,096"
     excludes = "in_backward: accumulation, loop clipping, fp16 scaling"
     example = {"lr": 1e-2}
 

@@ -15,44 +15,44 @@ from optimizers.shared.arithmetic import adamw_update, expected_adam_state
 from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices
 
 SCALES = {"channel": 1.0, "tensor": 128.0}  # by scale_type: APOLLO's and APOLLO-Mini's
-GROWTH = 1.01  # of the norm of an update over that of the one before, at most (Fira, arXiv 2410.01623)
+GROWTH = 1.01  # the most that an update's norm may grow from one step to the next, as a factor (Fira, arXiv 2410.01623)
 
 
 @register("apollo")
 class APOLLO(MemoryEfficientOptimizer):
     """APOLLO (Algorithm 1): each channel of a gradient is scaled as Adam would scale it in a random subspace of rank r.
 
-    For a gradient G (m, n) with m <= n, and likewise on the other side: P (r, m) ~ N(0, 1 / r), drawn anew every T
-    steps; R = P G; N = Adam's moments of R, m / (sqrt(v) + eps); s_j = norm(N_j) / norm(R_j) for each of the n columns;
-    U = G diag(s), scaled down where its norm grew by more than 1 %; W -= lr sqrt(scale) U, bias-corrected. With
-    `scale_type="tensor"` s is one number for the matrix, which rank 1 is enough for: APOLLO-Mini. The moments stay as
-    they are when P changes.
+    For a gradient G (m, n) with m <= n (otherwise transposed): P (r, m) ~ N(0, 1 / r), redrawn every T steps;
+    R = P G; N = Adam's step from R, m / (sqrt(v) + eps); s_j = norm(N_j) / norm(R_j) for each of the n columns;
+    U = G diag(s), scaled down if its norm grew by more than 1 %; W -= lr sqrt(scale) U, bias-corrected. With
+    `scale_type="tensor"` s is one number for the whole matrix, for which rank 1 is enough: APOLLO-Mini. The moments are
+    left as they are when P changes.
 
     Trains everything. Embeddings, head, vectors and tensors of three or more dimensions get plain AdamW. Keeps, for a
-    matrix of m <= n, two moments of (r, n), in the dtype of the weights, and the last norm and a step count (8 bytes).
-    P is made from its seed at every step. No temporary is of a matrix's size.
+    matrix with m <= n, two moments of (r, n), in the dtype of the weights, and the last norm and a step count (8
+    bytes). P is regenerated from its seed at every step. No temporary is as large as a matrix.
 
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.
         lr: learning rate.
         weight_decay: decoupled; for tensors of two or more dimensions.
         betas: of Adam.
-        eps: of Adam; for the matrices of the layers added before the bias correction, as the authors' package does.
+        eps: of Adam; for the layers' matrices it is added before the bias correction, as in the authors' package.
         rank: r; None for a quarter of a matrix's shorter side, or 1 with `scale_type="tensor"`.
-        update_every: T, updates of a matrix with one P.
-        scale: of the squared step (alpha in the paper is its root); None for 1, or 128 with `scale_type="tensor"`.
+        update_every: T, how many updates of a matrix share one P.
+        scale: of the squared step (the paper's alpha is its root); None for 1, or 128 with `scale_type="tensor"`.
         scale_type: "channel" or "tensor".
-        in_backward: update inside the backward pass, so that one gradient lives at a time.
-        seed: of the projections.
+        in_backward: update inside the backward pass, so that only one gradient exists at a time.
+        seed: for the projections.
 
     Raises:
-        ValueError: a value is out of its range, or the model has no list of layers.
+        ValueError: a value is out of range, or the model has no list of layers.
     """
 
-    summary = "SGD whose channels are scaled as Adam scales them in a random low-rank subspace"
+    summary = "SGD with each channel scaled as Adam would scale it in a random low-rank subspace"
     paper = "Zhu, Zhang, Cong, Liu, Park, Chandra, Long, Pan, Wang & Lee, MLSys 2025, arXiv 2412.05270"
     trains = "everything"
-    keeps = "2 n r values a matrix of m <= n, in the weights' dtype, and 8 B; two values a weight of the rest"
+    keeps = "2 n r values per m x n matrix (m <= n), in the weights' dtype, and 8 B; two values per weight of the rest"
     excludes = "in_backward: accumulation, loop clipping, fp16 scaling"
     example = {"lr": 1e-2, "update_every": 3}
 
@@ -92,7 +92,7 @@ class APOLLO(MemoryEfficientOptimizer):
     def load_extra_state(self, extra: dict[str, Any]) -> None:
         for name, value in self.extra_state().items():
             if extra[name] != value:
-                raise ValueError(f"this state is of {name}={extra[name]!r}, not {value!r}")
+                raise ValueError(f"this state was saved with {name}={extra[name]!r}, not {value!r}")
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
         if p not in self._number:
@@ -117,7 +117,7 @@ class APOLLO(MemoryEfficientOptimizer):
         p.mul_(1.0 - group["lr"] * group["weight_decay"]).addcmul_(g, factors, value=-1.0)
 
     def _project(self, g: Tensor, side: int, key: tuple[int, ...]) -> Tensor:
-        """R: (r, n) of a gradient (m, n) if `side` is 0, (m, r) if it is 1."""
+        """R for a gradient (m, n): (r, n) if `side` is 0, (m, r) if it is 1."""
         length = g.shape[side]
         projection = random_projection(self.rank or max(1, length // 4), length, g, key)
         return projection @ g if side == 0 else g @ projection.t()
@@ -125,32 +125,32 @@ class APOLLO(MemoryEfficientOptimizer):
     def _adams_scale(
         self, state: dict[str, Any], low_rank: Tensor, dims: tuple[int, ...], group: dict[str, Any]
     ) -> Tensor:
-        """s = norm(N) / norm(R), summed over `dims`, which stay as dimensions of 1."""
+        """s = norm(N) / norm(R), with norms over `dims`, which stay as dimensions of size 1."""
         correction = bias_correction(group, state["updates"])
         eps = group["eps"] / math.sqrt(
             1.0 - group["betas"][1] ** state["updates"]
         )  # torch adds it after the correction
-        step = torch.zeros_like(low_rank)  # becomes N times the correction, with its sign turned
+        step = torch.zeros_like(low_rank)  # becomes -N times the correction
         settings = {**group, "lr": 1.0, "weight_decay": 0.0, "eps": eps}
         adamw_update([state], [step], [low_rank], settings, master_weights=False)
         norms = [torch.linalg.vector_norm(t, dim=dims, keepdim=True, dtype=torch.float32) for t in (step, low_rank)]
         return norms[0] / (norms[1] + 1e-8) / correction
 
     def _limit(self, state: dict[str, Any], norm: Tensor) -> Tensor | float:
-        """What keeps the norm of an update from growing by more than 1 %; the norm after it is noted."""
+        """The factor that keeps an update's norm from growing by more than 1 %; the resulting norm is stored."""
         limit = 1.0 if "norm" not in state else GROWTH / (norm / (state["norm"] + 1e-8)).clamp(min=GROWTH)
         state["norm"] = norm * limit
         return limit
 
 
 def bias_correction(group: dict[str, Any], step: int) -> float:
-    """What Adam multiplies m / sqrt(v) by at its step number `step`, from 1."""
+    """What Adam multiplies m / sqrt(v) by at step `step`, counted from 1."""
     beta1, beta2 = group["betas"]
     return math.sqrt(1.0 - beta2**step) / (1.0 - beta1**step)
 
 
 def random_projection(rank: int, length: int, like: Tensor, key: tuple[int, ...]) -> Tensor:
-    """P (rank, length) ~ N(0, 1 / rank), of the dtype and on the device of `like`: there a function of `key` alone."""
+    """P (rank, length) ~ N(0, 1 / rank), in the dtype and on the device of `like`; it depends on `key` alone there."""
     if not has_values(like):
         return like.new_empty(rank, length)
     generator = torch.Generator(like.device).manual_seed(random.Random("/".join(map(str, key))).getrandbits(63))

@@ -22,38 +22,38 @@ ORDERS = ("random", "ascending", "descending")
 class BAdam(MemoryEfficientOptimizer):
     """BAdam (Algorithm 1): one block at a time, K steps of AdamW from zero moments, then the next block.
 
-    Trains one block of D at a time, and `always_train` throughout. Embeddings, final norm and head are frozen unless
+    Trains one of D blocks at a time, and `always_train` throughout. Embeddings, final norm and head are frozen unless
     `train_embeddings` makes blocks of them or `always_train` names them: name a new classification head there.
-    Keeps 8 bytes a weight of the active block (12 with an fp32 master), dropped at the switch, and the same for
+    Keeps 8 bytes per weight of the active block (12 with an fp32 master), dropped at the switch, and the same for
     `always_train`, whose moments persist. The backward pass ends at the active block.
 
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.
-        lr: learning rate; one schedule over the whole run, not restarted at a block.
+        lr: learning rate; one schedule over the whole run, not restarted for each block.
         weight_decay: decoupled; for tensors of two or more dimensions.
-        betas, eps: of Adam.
-        switch_every: K, optimizer steps a block visit. The paper's guideline: min(max(n / (B D), 50), 100).
-        order: of the blocks: "random" draws a new order each time all were visited; "ascending"; "descending".
+        betas, eps: as in Adam.
+        switch_every: K, optimizer steps per block visit. The paper's guideline: min(max(n / (B D), 50), 100).
+        order: of the blocks: "random" (a new order once all have been visited), "ascending" or "descending".
         block: "layer", "sublayer" (attention, MLP) or "matrix".
         always_train: name patterns of parameters that belong to no block and are trained at every step.
-        train_embeddings: embeddings, and final norm with head, are blocks of their own.
+        train_embeddings: make the embeddings a block, and the final norm with the head another.
         inner: "adamw", or "sgd": the paper's BSGD.
-        in_backward: update inside the backward pass, so that one gradient lives at a time.
-        master_weights: fp32 moments and masters for what is trained now, if the model is of low precision.
+        in_backward: update inside the backward pass, so that only one gradient exists at a time.
+        master_weights: fp32 moments and masters for what is being trained, if the model is in low precision.
         fp32_gradients: fp32 gradients for low-precision weights (the paper's runs have them).
-        states: "full", or "8bit": AdamW's moments in 8 bits, 2.03 bytes a weight in place of 8.
-        stochastic_rounding: round bf16 weights up or down at random, in place of masters.
-        seed: of the order.
+        states: "full", or "8bit": AdamW's moments in 8 bits, 2.03 bytes per weight instead of 8.
+        stochastic_rounding: round bf16 weights up or down at random, instead of keeping masters.
+        seed: for the order.
 
     Raises:
-        ValueError: a value is out of its range, a pattern matches nothing, or the model has no list of layers.
-        RuntimeError: in `step()`, when a block's visit ends and no gradient ever reached the block.
+        ValueError: a value is out of range, a pattern matches nothing, or the model has no list of layers.
+        RuntimeError: in `step()`, when a block's visit ends without any gradient having reached it.
     """
 
     summary = "block coordinate descent: K steps of AdamW on one block, then the next"
     paper = "Luo, Yu & Li, NeurIPS 2024, arXiv 2404.02827"
     trains = "one of D blocks at a time, in turn"
-    keeps = "8 B a weight of the active block (12 B with an fp32 master)"
+    keeps = "8 B per weight of the active block (12 B with an fp32 master)"
     excludes = "re-entrant gradient checkpointing; in_backward: accumulation, loop clipping, fp16 scaling"
     example = {"lr": 1e-2, "switch_every": 3}
     added_later = ("states", "stochastic_rounding")
@@ -132,7 +132,7 @@ class BAdam(MemoryEfficientOptimizer):
             self.advance()
 
     def advance(self) -> None:
-        """Drop gradient, moments and master of the active block, and go to the next."""
+        """Drop the active block's gradients, moments and masters, and go to the next block."""
         for p in self._active:
             self.state.pop(p, None)
         self._visit += 1
@@ -146,7 +146,7 @@ class BAdam(MemoryEfficientOptimizer):
     def load_extra_state(self, extra: dict[str, Any]) -> None:
         self._reach.load_state(extra)
         if extra["blocks"] != list(self.blocks):
-            raise ValueError(f"this state is of other blocks: {extra['blocks']}, not {list(self.blocks)}")
+            raise ValueError(f"this state was saved for other blocks: {extra['blocks']}, not {list(self.blocks)}")
         self._visit, self._steps, self._reached = extra["visit"], extra["steps"], extra["reached"]
         self._activate()
 
@@ -155,7 +155,9 @@ class BAdam(MemoryEfficientOptimizer):
         self._activate()
 
     def _activate(self) -> None:
-        self._active = dict.fromkeys(self.blocks[self.selection])  # in order: what is freed, is freed alike each time
+        self._active = dict.fromkeys(
+            self.blocks[self.selection]
+        )  # ordered, so that memory is freed in the same order every time
         train_only(self._group_of, {*self._always, *self._active})
 
     def _order_of(self, epoch: int) -> Sequence[int]:

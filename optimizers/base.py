@@ -1,6 +1,6 @@
 """The interface of every method: a `torch.optim.Optimizer` that is built from the model.
 
-Four rules hold for each of them, and `optimizers.contract` checks them:
+Every method follows four rules, and `optimizers.contract` checks them:
 
 1. What requires gradients when `super().__init__` runs is what the method may ever train; `param_groups` never change.
 2. Every tensor that a method keeps lives in `self.state[param]`.
@@ -32,33 +32,33 @@ __all__ = ["MemoryEfficientOptimizer", "check_choice", "check_count", "check_hyp
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 COMPILED = (
-    "torch.compile makes a graph of the whole model for each choice of what {name} trains, and gives up after 8: where "
-    "whole layers are trained compile layer by layer (`for layer in layers: layer.compile()`, 3 graphs), else not"
+    "torch.compile makes a graph of the whole model for each choice of what {name} trains, and gives up after 8: if "
+    "it trains whole layers, compile each layer (`for layer in layers: layer.compile()`, 3 graphs); otherwise don't"
 )
 
 _built: weakref.WeakSet[MemoryEfficientOptimizer] = weakref.WeakSet()  # to notice two on one model
 
 
 class MemoryEfficientOptimizer(torch.optim.Optimizer):
-    """A method of training: which parameters it trains, how it updates them, what it keeps.
+    """A training method: which parameters it trains, how it updates them, what it keeps.
 
     A subclass implements `update` and, if it chooses what to train, `after_step`, `advance` and the two `extra_state`
     methods. The training loop is the same for all: `backward(loss)`, `step()`, `scheduler.step()`, `zero_grad()`;
-    with `ask(closure)` in place of the first it also serves methods without gradients.
+    with `ask(closure)` as its first call it also works for methods without gradients.
 
     Args:
-        model: the model to train. What doesn't require gradients now is never touched.
+        model: the model to train. Parameters that don't require gradients at this point are never touched.
         defaults: hyper-parameters of the groups (`lr`, `weight_decay`, ...).
         may_train: the parameters that the method may ever train (default: all that require gradients); the others are
             frozen until `finish()`.
         in_backward: run `update` inside the backward pass, one parameter at a time, and free each gradient at once;
-            `step()` then only counts. Excludes gradient accumulation, clipping by the loop and fp16 loss scaling.
+            `step()` then only counts. Rules out gradient accumulation, clipping by the loop and fp16 loss scaling.
         fp32_gradients: give low-precision parameters fp32 gradients (torch's `param.grad_dtype`).
 
     Raises:
-        TypeError: what is given isn't a model.
+        TypeError: `model` isn't a model.
         ValueError: a hyper-parameter is out of range, nothing is left to train, a parameter is of a kind that can't be
-            trained, or another method is training it. The model is then as it was.
+            trained, or another method is training it. The model is left as it was.
     """
 
     summary: ClassVar[str] = ""  # one line: what it does
@@ -67,17 +67,17 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
     keeps: ClassVar[str] = ""  # bytes that it keeps, as a formula
     excludes: ClassVar[str] = ""  # what it can't be combined with
     example: ClassVar[dict[str, Any]] = {}  # hyper-parameters that suit a tiny model; the contract's checks use them
-    # keywords that came after records were made with the method: at their defaults, which must then never change, a run
-    # is the one it was without them, so neither its id nor its record has them
+    # keywords added after records were made with the method: at their defaults, which must never change, a run is the
+    # same as without them, so they appear neither in its id nor in its record
     added_later: ClassVar[tuple[str, ...]] = ()
 
     in_backward: bool = False
-    seed: int = 0  # of what is random; a keyword of the methods whose choices are
+    seed: int = 0  # for all random choices; a keyword of the methods that make any
     # the loop must call `backward(loss)`: a bare `loss.backward()` raises, at once or in `step()`
     needs_loss: bool = False
-    # the method has no gradients but asks for losses at weights of its choice: the loop must call `ask(closure)`
+    # the method uses no gradients but asks for losses at weights of its choice: the loop must call `ask(closure)`
     asks_losses: ClassVar[bool] = False
-    adds_parameters: ClassVar[bool] = False  # are modules of its own in the model, until `finish()`?
+    adds_parameters: ClassVar[bool] = False  # does it put modules of its own into the model, until `finish()`?
 
     def __init_subclass__(cls, **given: Any):
         super().__init_subclass__(**given)
@@ -124,36 +124,36 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         decayed = [(name, p) for name, p in named if p.dim() >= 2]
         others = [(name, p) for name, p in named if p.dim() < 2]
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-        return [group for group in groups if group["params"]]  # torch refuses an empty one beside named parameters
+        return [group for group in groups if group["params"]]  # with named parameters torch refuses an empty one
 
     # ---- what a method implements
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
-        """Update one group's `params` in place from `grads`: lists of tensors, in pairs of equal shape."""
+        """Update one group's `params` in place from `grads`: two lists of tensors, equal in shape pair by pair."""
         raise NotImplementedError
 
     def before_update(self) -> None:
-        """All gradients are there and nothing is updated yet (never called when `in_backward`)."""
+        """Called when all gradients exist and nothing is updated yet (never with `in_backward`)."""
 
     def after_step(self) -> None:
-        """A step is complete: is it time for the next block?"""
+        """Called when a step is complete: is it time for the next block?"""
 
     def advance(self) -> None:
         """Select the next block now."""
 
     @property
     def worst_cases(self) -> int:
-        """How many selections may have the largest memory peak, by the model and the shape of its batches."""
+        """How many selections could have the largest memory peak, depending on the model and the batch shape."""
         return 1
 
     def worst_case(self, number: int = 0) -> None:
-        """Make the selection with the largest peak, where one depends on values: number of `worst_cases`."""
+        """Make the selection with the largest peak, if selections depend on values; `number` is below `worst_cases`."""
 
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients of `loss`, a scalar.
 
         Raises:
-            RuntimeError: `loss` doesn't depend on anything that is trained now.
+            RuntimeError: `loss` doesn't depend on anything that is being trained.
         """
         self.check_loss(loss)
         loss.backward()
@@ -169,26 +169,26 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         return loss.detach()
 
     def extra_state(self) -> dict[str, Any]:
-        """What must be remembered besides tensors, as JSON."""
+        """What must be saved besides tensors, as JSON."""
         return {}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
-        """Take back what `extra_state` gave.
+        """Restore what `extra_state` returned.
 
         Raises:
             ValueError: it doesn't fit this optimizer.
         """
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
-        """What the method keeps for `p`, where `saved` was kept: the same entries, with meta tensors as examples.
+        """What the method would keep for `p` in place of `saved`: the same entries, with meta tensors as examples.
 
-        `load_state_dict` refuses what differs in names, shapes or dtypes. By default any tensor is of the shape of `p`,
-        or a scalar, and a floating-point one of its dtype or fp32; a method that keeps other ones says so here.
+        `load_state_dict` refuses any difference in names, shapes or dtypes. By default each tensor has the shape of
+        `p` or is a scalar, and a floating-point one has its dtype or fp32; a method that keeps others says so here.
         """
         return {key: saved_states.example(value, p) for key, value in saved.items()}
 
     def finish(self) -> nn.Module:
-        """End the training: remove all hooks, restore `requires_grad`, and give back a plain model."""
+        """End the training: remove all hooks, restore `requires_grad`, and return a plain model."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -203,38 +203,38 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
 
     @property
     def chooses(self) -> bool:
-        """Does the method choose anew, after some steps, what it trains?"""
+        """Does the method choose again, after some steps, what it trains?"""
         return type(self).after_step is not MemoryEfficientOptimizer.after_step
 
     @property
     def trainable(self) -> list[nn.Parameter]:
-        """The parameters that are trained now."""
+        """The parameters that are being trained."""
         return [p for p in self._group_of if p.requires_grad]
 
     @property
     def cycle_length(self) -> int:
-        """How many calls of `advance` go once through everything that is trained in turns."""
+        """How many calls of `advance` it takes to go once through everything that is trained in turn."""
         return 1
 
     @property
     def selection(self) -> str | None:
-        """What is trained now, in words; None for a method without a choice."""
+        """What is being trained, in words; None for a method without a choice."""
         return None
 
     @property
     def block_coverage(self) -> float | None:
-        """Share of the blocks that were trained at least once; None for a method without blocks."""
+        """Share of the blocks trained at least once; None for a method without blocks."""
         return None
 
     def state_bytes(self) -> int:
-        """Bytes of all that this process keeps in `self.state`, each storage counted once."""
+        """Bytes of everything this process keeps in `self.state`, each storage counted once."""
         tensors = [t for state in self.state.values() for t in state.values() if torch.is_tensor(t)]
         storages = [storage for t in tensors for storage in storages_of(t)]
         return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        """Update what is trained now.
+        """Update what is being trained.
 
         Raises:
             RuntimeError: the training was ended by `finish()`.
@@ -277,7 +277,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         if p in self._updated:
             raise RuntimeError(
                 f"{type(self).__name__} updates inside the backward pass, so gradients can't be accumulated over "
-                "several backward passes: call step() after each, or use in_backward=False where the method has it"
+                "several backward passes: call step() after each, or use in_backward=False if the method has it"
             )
 
     def _check_dense(self, pairs: list[tuple[nn.Parameter, Tensor]]) -> None:
@@ -287,19 +287,19 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
                 raise ValueError(f"{type(self).__name__} can't use the sparse gradient of {name}: make it dense")
 
     def check_loss(self, loss: Tensor) -> None:
-        """Refuse a loss without a graph, which torch would do in words that don't name the reason.
+        """Refuse a loss without a graph; torch's own message wouldn't give the reason.
 
         Raises:
-            RuntimeError: nothing that is trained now has a part in it.
+            RuntimeError: it depends on nothing that is being trained.
         """
         if not loss.requires_grad:
             raise RuntimeError(
-                f"the loss depends on nothing that {type(self).__name__} trains now ({self.selection or 'all'}): "
-                "freeze what the loss doesn't reach before the method is built, and compute it with gradients enabled"
+                f"the loss depends on nothing that {type(self).__name__} is training ({self.selection or 'all'}): "
+                "freeze what the loss doesn't reach before building the method, and compute it with gradients enabled"
             )
 
     def _check_not_rehearsed(self) -> None:
-        """Refuse torch.distributed.checkpoint's way to create state: a step of zero gradients at a rate of 0."""
+        """Refuse the way torch.distributed.checkpoint creates state: a step with zero gradients at a rate of 0."""
         grads = [p.grad for p in self.trainable if p.grad is not None]
         rates = [group["lr"] for group in self.param_groups]
         if not grads or any(rates) or not has_values(grads[0]) or any(grad.any() for grad in grads):
@@ -311,33 +311,33 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(
-            f"{type(self).__name__} can't be copied or pickled, since it acts on its own model: keep its state_dict() "
+            f"{type(self).__name__} can't be copied or pickled, since it acts on its own model: save its state_dict() "
             "and load that into one built from the other model"
         )
 
     def rounding_keys(self, params: Iterable[Tensor]) -> list[tuple[int, int, int]]:
-        """What the random numbers of this step's update of each parameter are a function of."""
+        """The key of each parameter's random numbers in this step's update."""
         return [(self.seed, self._steps_done, self._number_of[p]) for p in params]  # type: ignore[index]
 
     def finished_state_dict(self) -> dict[str, Tensor]:
-        """The `state_dict` of the model that `finish()` would give now; the training isn't touched."""
+        """The `state_dict` of the model that `finish()` would return now; training isn't affected."""
         return self.model.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's, and `extra`: the method's name and its JSON."""
+        """As torch's, plus `extra`: the method's name and its JSON."""
         saved = super().state_dict()
         tensors = saved_states.count_tensors(saved["state"])
         own = {"method": type(self).__name__, "tensors": tensors, "steps_done": self._steps_done}
         extra = {**own, **self.extra_state()}
-        saved["param_groups"][0]["extra"] = extra  # torch.distributed.checkpoint drops all but state and groups
+        saved["param_groups"][0]["extra"] = extra  # torch.distributed.checkpoint drops everything but state and groups
         return {**saved, "extra": extra}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken, to the last bit: tensors keep the dtype that they were saved in.
 
         Raises:
-            ValueError: it was saved by another method, for a model with other parameters, or isn't whole. The optimizer
-                is then as it was.
+            ValueError: it was saved by another method, for a model with other parameters, or is incomplete. The
+                optimizer is left as it was.
         """
         extra, groups, saved = saved_states.parts(self, state_dict)
         before = self.extra_state()
@@ -349,7 +349,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
             if isinstance(error, ValueError):
                 raise
             raise ValueError(f"this state is damaged: {type(error).__name__}: {error}") from error
-        # torch casts floating-point state to the parameter's dtype, so the tensors are put in place after it.
+        # torch casts floating-point state to the parameter's dtype, so the tensors are put in place afterwards
         super().load_state_dict({**state_dict, "param_groups": groups, "state": {}})
         params = list(self._group_of)
         self._steps_done = extra.get("steps_done", 0)
@@ -358,11 +358,11 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
 
 
 def _guarded(init: Callable[..., None]) -> Callable[..., None]:
-    """The constructor `init`, with the model checked before it, and put back as it was when it raises."""
+    """The constructor `init`, with the model checked first, and restored if `init` raises."""
 
     @functools.wraps(init)
     def guarded(self: MemoryEfficientOptimizer, *args: Any, **given: Any) -> None:
-        if type(self).__init__ is not guarded or not (args or "model" in given):  # called by that of a subclass
+        if type(self).__init__ is not guarded or not (args or "model" in given):  # called by a subclass's
             return init(self, *args, **given)
         model, *others = args or (given.pop("model"),)
         check_model(type(self).__name__, model)
@@ -385,7 +385,7 @@ def _check_alone(method: MemoryEfficientOptimizer) -> None:
         return [type(one).__name__ for one in _built if not one._finished and trained & one._group_of.keys()]
 
     if others():
-        gc.collect()  # one that nobody holds any more isn't in the way
+        gc.collect()  # one that nobody holds any more doesn't count
         for name in others():
             raise ValueError(f"{type(method).__name__}: {name} is training this model: call its finish() first")
 
@@ -396,8 +396,8 @@ def _set_gradient_dtypes(dtypes: dict[nn.Parameter, torch.dtype | None]) -> None
 
 
 def _updating(optimizer: MemoryEfficientOptimizer) -> Callable[[nn.Parameter], None]:
-    """The hook of `in_backward`. It must not keep the optimizer alive: a hook on a tensor is out of the reach of the
-    garbage collector, so the model, which the optimizer knows, would never be freed."""
+    """The hook of `in_backward`. It must not keep the optimizer alive: the garbage collector can't see a hook on a
+    tensor, so the model, to which the optimizer refers, would never be freed."""
     known = weakref.ref(optimizer)
 
     def update(p: nn.Parameter) -> None:

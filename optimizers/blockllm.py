@@ -1,4 +1,4 @@
-"""BlockLLM: train the few tensors that matter most now (Ramesh et al., 2024, arXiv 2406.17296)."""
+"""BlockLLM: train the few tensors that matter most at the moment (Ramesh et al., 2024, arXiv 2406.17296)."""
 
 from __future__ import annotations
 
@@ -23,53 +23,53 @@ from optimizers.shared.values import check_indices
 
 @register("blockllm")
 class BlockLLM(MemoryEfficientOptimizer):
-    """BlockLLM: AdamW on a share 1 - s of the weights, chosen anew when the loss stops improving.
+    """BlockLLM: AdamW on a share 1 - s of the weights, chosen again when the loss stops improving.
 
     `rule="paper"` (Algorithms 1 and 2): tensors are chosen by the largest ||g|| / f, f = 1 + how often the tensor was
     chosen, until they hold a share 1 - s of the weights; of their entries only those with the largest |g| at the first
-    step after the choice are trained, exactly round((1 - s) n) of n weights in all. The choice is renewed when the loss
-    is not below the mean of the last `patience` ones. `rule="release"` is what the authors' package does: whole
-    tensors, by ||g|| / exp(f / step), renewed at most every `update_every` steps (`optimizers.shared.blockllm_rules`).
+    step after the choice are trained, exactly round((1 - s) n) of n weights in all. A new choice is made when the loss
+    is not below the mean of the last `patience` losses. `rule="release"` is what the authors' package does: whole
+    tensors, by ||g|| / exp(f / step), rechosen at most every `update_every` steps (`optimizers.shared.blockllm_rules`).
 
-    Where the paper is silent: norms of tensors that aren't trained come from `probe` more tensors a step, in turn, so
-    each norm is an estimate of known age and no full gradient ever exists (the authors' scripts take one at each
-    choice); a probed tensor has a gradient and isn't updated; one without a norm yet ranks last. All moments
-    are dropped at a new choice: entries of one tensor share a step count, so old moments beside new ones would break
+    Where the paper is silent: the norms of untrained tensors are measured on `probe` further tensors per step, in turn,
+    so each norm is an estimate of known age and no full gradient ever exists (the authors' scripts compute one for each
+    choice); a probed tensor gets a gradient but isn't updated; one without a norm yet ranks last. All moments are
+    dropped at a new choice: the entries of a tensor share a step count, so mixing old and new moments would break
     Adam's bias correction.
 
     Trains the tensors of the layers, and `always_train` throughout. Keeps, for each trained entry, its position (int32)
-    and two moments: 12 bytes in fp32, 16 with an fp32 master; with `rows` 4 bytes less, and 4 for each group; for
-    `always_train` as AdamW.
+    and two moments: 12 bytes in fp32, 16 with an fp32 master; with `rows` 4 bytes less, plus 4 per group; for
+    `always_train` the same as AdamW.
 
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.
         lr: learning rate.
         weight_decay: decoupled; for trained entries of tensors of two or more dimensions.
-        betas, eps: of Adam.
-        sparsity: s, the share of the layers' weights that is not trained at a time.
+        betas, eps: as in Adam.
+        sparsity: s, the share of the layers' weights that is not being trained at any time.
         patience: m, how many past losses the newest is compared with.
         rule: "paper" or "release".
         probe: how many further tensors get a gradient, for its norm, at a step with probes.
         probe_every: steps between probes; None for 1 (paper) or 20 (release).
-        update_every: of the release's rule: the choice is renewed only at steps that it divides.
+        update_every: for rule "release": a new choice is made only at steps divisible by it.
         always_train: name patterns of parameters that are trained at every step, dense.
-        train_embeddings: choose also among embeddings, final norm and head.
-        master_weights: fp32 moments and masters for what is trained now, if the model is of low precision.
+        train_embeddings: also choose among embeddings, final norm and head.
+        master_weights: fp32 moments and masters for what is being trained, if the model is in low precision.
         fp32_gradients: fp32 gradients for low-precision weights.
-        stochastic_rounding: round bf16 weights up or down at random, in place of masters.
-        seed: of the first choice and the order of the probes.
-        rows: of the paper's rule: train whole groups of this many consecutive rows, those of the largest mean g^2, in
-            place of single entries. They are updated in place: no positions are kept and nothing is gathered.
+        stochastic_rounding: round bf16 weights up or down at random, instead of keeping masters.
+        seed: for the first choice and the order of the probes.
+        rows: for rule "paper": train whole groups of this many consecutive rows, those with the largest mean g^2,
+            instead of single entries. They are updated in place: no positions are kept and nothing is gathered.
 
     Raises:
-        ValueError: a value is out of its range, a pattern matches nothing, or the model has no list of layers.
-        RuntimeError: in `step()`, when the gradients were not computed by `backward(loss)`, which shows it the loss.
+        ValueError: a value is out of range, a pattern matches nothing, or the model has no list of layers.
+        RuntimeError: in `step()`, when the gradients were not computed by `backward(loss)`, which passes it the loss.
     """
 
-    summary = "AdamW on the few weights with the largest gradients, chosen anew when the loss stalls"
+    summary = "AdamW on the few weights with the largest gradients, chosen again when the loss stalls"
     paper = "Ramesh, Ganapathiraman, Laradji & Schmidt, 2024, arXiv 2406.17296"
     trains = "a share 1 - s of the weights at a time"
-    keeps = "12 B a trained weight, with `rows` 8 B and 4 B a group (4 B a weight more with an fp32 master)"
+    keeps = "12 B per trained weight, with `rows` 8 B and 4 B per group (4 B per weight more with an fp32 master)"
     excludes = "re-entrant gradient checkpointing; loss.backward() instead of backward(loss)"
     example = {"lr": 1e-2, "sparsity": 0.7, "patience": 3, "update_every": 2}
     added_later = ("stochastic_rounding", "rows")
@@ -100,7 +100,7 @@ class BlockLLM(MemoryEfficientOptimizer):
         check_choice("rule", rule, tuple(RULES))
         check_count("rows", rows, optional=True)
         if rows is not None and not RULES[rule].masks_entries:
-            raise ValueError(f"rows={rows} is of the paper's rule: with rule={rule!r} whole tensors are trained")
+            raise ValueError(f"rows={rows} needs rule='paper': with rule={rule!r} whole tensors are trained")
         if not 0.0 <= sparsity < 1.0:
             raise ValueError(f"sparsity must be at least 0 and below 1, not {sparsity}")
         for name, count in (("patience", patience), ("probe", probe), ("update_every", update_every)):
@@ -118,11 +118,11 @@ class BlockLLM(MemoryEfficientOptimizer):
         self._new_rule = functools.partial(RULES[rule], sparsity=sparsity, patience=patience, update_every=update_every)
         self.rule: PaperRule = self._new_rule([p.numel() for p in self._pool])
         self.seed, self.probe, self.rows = seed, probe, rows
-        self._cuts: dict[Tensor, Cuts] = {}  # of what is trained now, where `rows` is given
+        self._cuts: dict[Tensor, Cuts] = {}  # of what is being trained, if `rows` is given
         self.adamw = InnerAdamW(model, master_weights=master_weights, stochastic_rounding=stochastic_rounding)
         self.probe_every = probe_every or self.rule.probe_every
         self._hooks.append(keep_backward_short(model))
-        self._loss: Tensor | None = None  # of the step that is under way
+        self._loss: Tensor | None = None  # of the current step
         self._probed: list[int] = []
         self._probes_done = 0
         self._choose_first()
@@ -135,18 +135,18 @@ class BlockLLM(MemoryEfficientOptimizer):
     def _leave_out(self, unreached: set[nn.Parameter]) -> None:
         self._pool = [p for p in self._pool if p not in unreached]
         if not self._pool:
-            raise ValueError("no layer that the loss reaches has anything to train")
+            raise ValueError("none of the layers that the loss reaches has anything to train")
         self.rule = self._new_rule([p.numel() for p in self._pool])
         self._choose_first()
 
     @property
     def selection(self) -> str:
-        """How many tensors are chosen, of how many."""
+        """How many tensors are chosen, out of how many."""
         return f"{len(self.rule.chosen)} of {len(self._pool)} tensors"
 
     @property
     def block_coverage(self) -> float:
-        """Share of the tensors that were chosen at least once."""
+        """Share of the tensors chosen at least once."""
         return sum(count > 0 for count in self.rule.counts) / len(self._pool)
 
     def backward(self, loss: Tensor) -> None:
@@ -156,7 +156,7 @@ class BlockLLM(MemoryEfficientOptimizer):
         self._loss = loss.detach() + (0.0 if self._loss is None else self._loss)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the gradients, and the loss that goes with them: a step may be left out."""
+        """Drop the gradients and the loss that belongs to them: a step may be skipped."""
         super().zero_grad(set_to_none)
         self._loss = None
 
@@ -164,7 +164,7 @@ class BlockLLM(MemoryEfficientOptimizer):
         if self._loss is None:
             raise RuntimeError("BlockLLM must see the loss: call optimizer.backward(loss) instead of loss.backward()")
         self._measure(self._probed)
-        for i in self._probed:  # it was there for its norm
+        for i in self._probed:  # they were computed for their norms only
             self._pool[i].grad = None
         if self.rule.masks_entries and not any(self.state.get(self._pool[i]) for i in self.rule.chosen):
             self._mask()
@@ -198,17 +198,17 @@ class BlockLLM(MemoryEfficientOptimizer):
     def _check_reached(self) -> None:
         if not any(self.state.get(self._pool[i]) for i in self.rule.chosen):
             raise RuntimeError(
-                f"no gradient ever reached any of the {len(self.rule.chosen)} tensors that are trained now: the loss "
-                "doesn't depend on them; freeze what it doesn't reach before BlockLLM is built"
+                f"no gradient reached any of the {len(self.rule.chosen)} tensors being trained: the loss doesn't "
+                "depend on them; freeze what it doesn't reach before building BlockLLM"
             )
 
     def advance(self) -> None:
-        """Choose anew by the norms that are known; all moments are dropped."""
+        """Choose again by the known norms; all moments are dropped."""
         self._measure(self.rule.chosen)
         self._choose(self.rule.choose(shuffled(len(self._pool), self.seed, 2, self.rule.steps)))
 
     def worst_case(self, number: int = 0) -> None:
-        """Choose the largest tensors, of the first layers where several are of one size."""
+        """Choose the largest tensors; among equal ones, those of the first layers."""
         self._reach.at_worst = True
         largest = sorted(range(len(self._pool)), key=lambda i: -self._pool[i].numel())
         self._choose(self.rule.first(largest))
@@ -226,7 +226,9 @@ class BlockLLM(MemoryEfficientOptimizer):
     def load_extra_state(self, extra: dict[str, Any]) -> None:
         self._reach.load_state(extra)
         if extra["sizes"] != [p.numel() for p in self._pool]:
-            raise ValueError("this state is of other tensors: always_train, train_embeddings or the model differ")
+            raise ValueError(
+                "this state was saved for other tensors: always_train, train_embeddings or the model differs"
+            )
         check_indices("probed", extra["probed"], len(self._pool))
         self.rule.load_state(extra)
         self._cuts.clear()
@@ -240,7 +242,7 @@ class BlockLLM(MemoryEfficientOptimizer):
             return self.adamw.expected_state(p)
         limit = p.numel() if self.rows is None else count_groups(p, self.rows)
         if not len(kept) or kept[0] < 0 or kept[-1] >= limit or not (kept.diff() > 0).all():
-            raise ValueError(f"this state is damaged: {name} isn't of rising numbers below {limit}")
+            raise ValueError(f"this state is damaged: {name} must be increasing numbers below {limit}")
         shape = (len(kept),) if self.rows is None else shape_of(kept.tolist(), self.rows, p)
         adam = self.adamw.expected_state(p, saved, *shape)
         return {**adam, name: torch.empty(len(kept), dtype=torch.int32, device="meta")}
@@ -254,13 +256,13 @@ class BlockLLM(MemoryEfficientOptimizer):
         self._activate()
 
     def _next_probes(self) -> list[int]:
-        """The tensors to give a gradient at the next step, for its norm."""
+        """The tensors that get a gradient at the next step just for its norm."""
         if self.rule.steps % self.probe_every:
             return self._probed if self.rule.keeps_probes else []
         return self._random_probes() if self.rule.keeps_probes else self._probes_in_turn()
 
     def _probes_in_turn(self) -> list[int]:
-        """The next ones of a random order that goes through all, again and again."""
+        """The next ones in a random order that cycles through all tensors."""
         probed: list[int] = []
         unchosen = len(self._pool) - len(self.rule.chosen)
         while len(probed) < min(self.probe, unchosen):
@@ -272,7 +274,7 @@ class BlockLLM(MemoryEfficientOptimizer):
         return probed
 
     def _random_probes(self) -> list[int]:
-        """Any of those that aren't chosen, each time anew."""
+        """Random ones among those not chosen, redrawn each time."""
         unchosen = [i for i in range(len(self._pool)) if i not in self.rule.chosen]
         start = self._probes_done
         self._probes_done += self.probe
@@ -286,7 +288,7 @@ class BlockLLM(MemoryEfficientOptimizer):
         train_only(self._group_of, {*self._always, *chosen, *(self._pool[i] for i in self._probed)})
 
     def _measure(self, indices: list[int]) -> None:
-        """Note ||g|| of the tensors that hold a gradient; without values the size stands for it, the worst case."""
+        """Note ||g|| of the tensors that hold a gradient; without values the size stands in for it: the worst case."""
         for i in indices:
             grad = self._pool[i].grad
             if grad is not None:
@@ -294,7 +296,7 @@ class BlockLLM(MemoryEfficientOptimizer):
                 self.rule.norms[i] = norm.item() if has_values(norm) else float(grad.numel())
 
     def _mask(self) -> None:
-        """Keep, over all chosen tensors together, what has the largest gradients: as much as the budget."""
+        """Keep the entries with the largest gradients over all chosen tensors, as many as the budget allows."""
         chosen = [self._pool[i] for i in self.rule.chosen]
         pairs = [(p, p.grad) for p in chosen if p.grad is not None]
         if not pairs:

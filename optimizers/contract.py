@@ -1,4 +1,4 @@
-"""What every method promises, as checks that anybody can run on a method of their own.
+"""What every method promises, as checks that you can run on a method of your own.
 
     from optimizers.contract import CHECKS, Subject
 
@@ -56,7 +56,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """A transformer layer, the norms first."""
+    """A pre-norm transformer layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class TinyTransformer(nn.Module):
         self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
         self.norm = nn.LayerNorm(WIDTH)
         self.classifier = nn.Linear(WIDTH, CLASSES)
-        self.unused = nn.ModuleDict({"probe": nn.Linear(WIDTH, WIDTH)})  # never reached: its gradients stay None
+        self.unused = nn.ModuleDict({"probe": nn.Linear(WIDTH, WIDTH)})  # never called: its gradients stay None
 
     def forward(self, tokens: Tensor) -> Tensor:  # (batch, length) -> (batch, classes)
         x = self.embed_tokens(tokens)
@@ -87,14 +87,14 @@ class TinyTransformer(nn.Module):
 
 
 def build_model(dtype: torch.dtype = torch.float32) -> TinyTransformer:
-    """The model that the checks train, always with the same weights."""
+    """The model that the checks train; its initial weights are always the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return TinyTransformer().to(dtype)
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
-    """Tokens (16, 6) and labels (16,): most tokens of a sequence, not all, are of the kind that its class prefers."""
+    """Tokens (16, 6) and labels (16,): most but not all tokens of a sequence are of the kind its class prefers."""
     generator = torch.Generator().manual_seed(step)
     labels = torch.randint(CLASSES, (16,), generator=generator)
     tokens = torch.randint(VOCABULARY, (16, 6), generator=generator)
@@ -104,9 +104,9 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Subject:
-    """A method under test, and hyper-parameters that let it learn on a tiny model.
+    """A method under test, and hyper-parameters with which it learns on a tiny model.
 
-    `always_train=("classifier",)` is added for methods that have it, as the tasks do.
+    `always_train=("classifier",)` is added for methods that have that keyword, as the tasks do.
     """
 
     method: type[MemoryEfficientOptimizer]
@@ -129,7 +129,7 @@ def loss_of(model: nn.Module, step: int) -> Tensor:
 
 
 def train(model: nn.Module, optimizer: MemoryEfficientOptimizer, steps: int, start: int = 0) -> list[float]:
-    """The loop, in its one form; gives the losses."""
+    """The one training loop; returns the losses."""
     losses = []
     for step in range(start, start + steps):
         loss = optimizer.ask(functools.partial(loss_of, model, step))
@@ -152,7 +152,7 @@ def is_an_optimizer_of_the_models_parameters(subject: Subject) -> None:
     optimizer = subject.build(model)
     assert isinstance(optimizer, torch.optim.Optimizer)
     members = [p for group in optimizer.param_groups for p in group["params"]]
-    assert len(members) == len(set(members)) > 0, "a parameter is in two groups, or there is none"
+    assert len(members) == len(set(members)) > 0, "a parameter is in two groups, or no group has any"
     assert set(members) <= set(model.parameters()), "a group has a parameter that is not the model's"
 
 
@@ -161,7 +161,9 @@ def describes_itself(subject: Subject) -> None:
         assert getattr(subject.method, name), f"{subject.method.__name__}.{name} is empty"
     for name in subject.method.added_later:
         default = subject.keywords.get(name, inspect.Parameter.empty)
-        assert default is not inspect.Parameter.empty, f"added_later names {name!r}, which is no keyword with a default"
+        assert default is not inspect.Parameter.empty, (
+            f"added_later names {name!r}, which isn't a keyword with a default"
+        )
     assert "Args:" in (subject.method.__doc__ or ""), "the docstring doesn't list the arguments"
 
 
@@ -173,7 +175,7 @@ def the_loss_falls(subject: Subject) -> None:
         first, last = sum(losses[:10]), sum(losses[-10:])
         if last < 0.7 * first:
             return
-    raise AssertionError(f"the loss went from {first / 10:.3f} to {last / 10:.3f} only")
+    raise AssertionError(f"the loss only went from {first / 10:.3f} to {last / 10:.3f}")
 
 
 def follows_a_scheduler(subject: Subject) -> None:
@@ -195,7 +197,7 @@ def follows_a_scheduler(subject: Subject) -> None:
 
 
 def resumes_to_the_last_bit(subject: Subject) -> None:
-    # low-precision arithmetic is slow on a CPU, so of it there is one pause
+    # low-precision arithmetic is slow on a CPU, so it gets one pause only
     for dtype, pauses in ((torch.float32, (1, 5, 8)), (torch.bfloat16, (5,))):
         straight = build_model(dtype)
         optimizer = subject.build(straight)
@@ -216,7 +218,7 @@ def resumes_to_the_last_bit(subject: Subject) -> None:
 def _revive(
     subject: Subject, dtype: torch.dtype, model: nn.Module, optimizer: MemoryEfficientOptimizer
 ) -> tuple[nn.Module, MemoryEfficientOptimizer]:
-    """Model and optimizer built anew, then filled from a file."""
+    """A new model and optimizer, then restored from a file."""
     file = io.BytesIO()
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
     file.seek(0)
@@ -230,13 +232,13 @@ def _revive(
 
 def _same_position(one: MemoryEfficientOptimizer, other: MemoryEfficientOptimizer) -> None:
     assert other.selection == one.selection, f"{other.selection} is selected after loading, not {one.selection}"
-    assert other.block_coverage == one.block_coverage, "what was trained so far isn't remembered"
+    assert other.block_coverage == one.block_coverage, "what was trained so far is forgotten"
     assert other.extra_state() == one.extra_state(), "extra_state differs after loading"
 
 
 def _same_state(one: MemoryEfficientOptimizer, other: MemoryEfficientOptimizer) -> None:
     state_of_one, state_of_other = one.state_dict()["state"], other.state_dict()["state"]
-    assert state_of_one.keys() == state_of_other.keys(), "the state is of other parameters"
+    assert state_of_one.keys() == state_of_other.keys(), "the state is for other parameters"
     for index, state in state_of_one.items():
         assert state.keys() == state_of_other[index].keys(), "the state has other entries"
         for key, value in state.items():
@@ -248,7 +250,7 @@ def _same_state(one: MemoryEfficientOptimizer, other: MemoryEfficientOptimizer) 
 
 
 def leaves_a_state_that_it_loads_as_it_is(subject: Subject) -> None:
-    # somebody may load the same one again, or save it
+    # the caller may load the same state again, or save it
     model, other = build_model(), build_model()
     optimizer, again = subject.build(model), subject.build(other)
     train(model, optimizer, 5)
@@ -259,7 +261,7 @@ def leaves_a_state_that_it_loads_as_it_is(subject: Subject) -> None:
     again.advance()
     train(other, again, 1, start=9)
     for key, value in state.items():
-        assert _equal(value, saved[key]), f"training on changed {key!r} of the state that was loaded"
+        assert _equal(value, saved[key]), f"further training changed {key!r} in the state that was loaded"
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -285,7 +287,7 @@ def keeps_every_tensor_in_state(subject: Subject) -> None:
     for name, value in vars(optimizer).items():
         if name not in ("model", "state", "param_groups"):
             strangers = [t for t in _tensors_in(value) if t.numel() and id(t) not in known]
-            assert not strangers, f"the attribute {name!r} holds a tensor that is not in state"
+            assert not strangers, f"attribute {name!r} holds a tensor that is not in state"
     assert set(optimizer.state) <= {p for g in optimizer.param_groups for p in g["params"]}
     json.dumps(optimizer.extra_state())
 
@@ -326,7 +328,7 @@ def never_moves_what_was_frozen(subject: Subject) -> None:
     optimizer = subject.build(model)
     for turn in range(optimizer.cycle_length + 1):
         train(model, optimizer, 2, start=2 * turn)
-        assert not any(p.requires_grad for p in frozen.values()), "what was frozen requires gradients"
+        assert not any(p.requires_grad for p in frozen.values()), "a frozen parameter requires gradients"
         optimizer.advance()
     optimizer.finish()
     now = dict(model.named_parameters())
@@ -363,7 +365,7 @@ def refuses_a_state_that_does_not_fit(subject: Subject) -> None:
     for number, key in kept[:1]:  # a fused kernel would write beyond what is too short
         short = {**state["state"][number], key: state["state"][number][key][:0]}
         bad = {**state, "state": {**state["state"], number: short}}
-        what = f"a state whose {key!r} is of another shape (see expected_state)"
+        what = f"a state whose {key!r} has another shape (see expected_state)"
         _refuses(functools.partial(other.load_state_dict, bad), what)
     for missing in (
         "state",
@@ -437,7 +439,7 @@ def finishes_with_a_plain_model(subject: Subject) -> None:
     plain = optimizer.finish()
     assert {name: p.requires_grad for name, p in plain.named_parameters()} == before, "requires_grad is not restored"
     assert {name: type(module) for name, module in plain.named_modules()} == classes, "modules are not restored"
-    assert torch.allclose(plain(batch(0)[0]), expected, atol=1e-5), "the finished model computes something else"
+    assert torch.allclose(plain(batch(0)[0]), expected, atol=1e-5), "the finished model computes something different"
     for name, module in plain.named_modules():
         assert not module._forward_pre_hooks and not module._forward_hooks, f"a hook is left on {name or 'the model'}"
     for name, p in plain.named_parameters():
@@ -505,7 +507,7 @@ def refuses_accumulation_in_backward(subject: Subject) -> None:
 
 
 def rounds_at_random_with_the_right_mean(subject: Subject) -> None:
-    """Of bf16 weights, one step with small updates, drawn again and again."""
+    """One step with small updates to bf16 weights, with many different draws."""
     if "stochastic_rounding" not in subject.keywords:
         return
     lr = 1e-3 * subject.method.example["lr"]
@@ -514,7 +516,7 @@ def rounds_at_random_with_the_right_mean(subject: Subject) -> None:
     draws = [_one_step_in_bf16(subject, draw, lr=lr, stochastic_rounding=True)[0] for draw in range(DRAWS)]
     lost = {name for name, p in nearest.items() if torch.equal(p, start[name])}
     kept = {name for draw in draws for name in lost if not torch.equal(draw[name], start[name])}
-    assert kept, "no update that rounding to the nearest loses is kept in any draw"
+    assert kept, "no draw keeps an update that rounding to the nearest loses"
     if "master_weights" in subject.keywords:
         _, masters = _one_step_in_bf16(subject, lr=lr, stochastic_rounding=False, master_weights=True)
         error = noise = 0.0
@@ -534,7 +536,7 @@ DRAWS = 24
 def _one_step_in_bf16(
     subject: Subject, draw: int = 0, **more: Any
 ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
-    """The weights after it, and the fp32 masters, flattened, with their places in the weights if known."""
+    """The weights afterwards, and the fp32 masters, flattened, with their positions in the weights if known."""
     masters = {} if "master_weights" not in subject.keywords else {"master_weights": False}
     model = build_model(torch.bfloat16)
     optimizer = subject.build(model, **{**masters, **more})
@@ -572,7 +574,7 @@ def frees_the_model_when_nobody_needs_it(subject: Subject) -> None:
         known = weakref.ref(model)
         del model, optimizer
         gc.collect()
-        assert known() is None, "something of the method keeps a model alive that nobody else needs"
+        assert known() is None, "the method keeps a model alive that nothing else refers to"
 
 
 CHECKS: list[Callable[[Subject], None]] = [

@@ -32,46 +32,46 @@ SVDS = ("randomized", "exact")
 
 @register("galore")
 class GaLore(MemoryEfficientOptimizer):
-    """GaLore (Algorithm 2): Adam in a subspace of rank r of each gradient, chosen anew every T steps.
+    """GaLore (Algorithm 2): Adam in a rank-r subspace of each gradient, chosen again every T steps.
 
     For a gradient G (m, n): P holds the leading singular vectors of the shorter side of G; R = P^T G; N is Adam's step
-    from R; W -= lr alpha P N. On a change of subspace the moments stay as they are, neither rotated nor reset.
+    from R; W -= lr alpha P N. When the subspace changes, the moments are neither rotated nor reset.
 
     Trains everything. The matrices in the model's layers are projected; embeddings, head, vectors and tensors of three
     or more dimensions get plain AdamW. Keeps, for a matrix of m <= n at rank r, the projection (m r) and two moments
-    (2 n r), in the dtype of the weights: pure low precision for a low-precision model, as the authors' package.
+    (2 n r), in the dtype of the weights: pure low precision for a low-precision model, as in the authors' package.
 
-    `states="8bit"` keeps the moments in 2.03 bytes a value, and `projection_bits=4` P in .52: with `lazy` these are
-    Q-GaLore's (Zhang et al., 2024, arXiv 2407.08296), whose package keeps 4 bits in a byte.
+    `states="8bit"` keeps the moments in 2.03 bytes per value, and `projection_bits=4` P in .52: with `lazy` this is
+    Q-GaLore's optimizer (Zhang et al., 2024, arXiv 2407.08296), whose package stores each 4-bit number in a byte.
 
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.
         lr: learning rate.
         weight_decay: decoupled, not scaled by `scale`; for tensors of two or more dimensions.
-        betas, eps: of Adam; eps is added after the bias correction, as torch does.
+        betas, eps: as in Adam; eps is added after the bias correction, as torch does.
         rank: r; at most the shorter side of a matrix is used.
-        update_every: T, updates of a matrix from one choice of its subspace to the next; the first update chooses.
+        update_every: T, how many updates of a matrix share a subspace; the first update chooses one.
         scale: alpha.
-        projection: "std" projects the rows of a matrix that is wider than high and the columns of any other one;
-            "reverse_std" the other way round; "left" always the rows, "right" always the columns; "full" both, with
-            moments of (r, r).
+        projection: "std" projects the rows of a matrix that is wider than it is high and the columns of any other;
+            "reverse_std" does the reverse; "left" always projects the rows, "right" always the columns; "full" both,
+            with moments of (r, r).
         svd: "randomized", or "exact": a full SVD, tens of times slower.
-        in_backward: update inside the backward pass, so that one gradient lives at a time.
+        in_backward: update inside the backward pass, so that only one gradient exists at a time.
         states: "full", or "8bit": Adam's moments in 8 bits.
-        projection_bits: 4 or 8: P in so many bits, groups of 256 (Q-GaLore: 4); None: in the dtype of the weights.
-        lazy: wait twice as long for the next choice once the leading vector of a matrix's subspace has become stable:
-            its cosine with that of the choice before, on average over the last 5 choices, is at least .4 (Q-GaLore).
+        projection_bits: 4 or 8: P in that many bits, in groups of 256 (Q-GaLore: 4); None: in the weights' dtype.
+        lazy: double the time to the next choice once the leading vector of a matrix's subspace is stable: its cosine
+            with the previous choice's, averaged over the last 5 choices, is at least .4 (Q-GaLore).
         stochastic_rounding: round bf16 weights up or down at random.
-        seed: of the randomised SVD, and of the rounding.
+        seed: for the randomised SVD and the rounding.
 
     Raises:
-        ValueError: a value is out of its range, or the model has no list of layers.
+        ValueError: a value is out of range, or the model has no list of layers.
     """
 
-    summary = "Adam in a low-rank subspace of each gradient, chosen anew every T steps"
+    summary = "Adam in a low-rank subspace of each gradient, chosen again every T steps"
     paper = "Zhao, Zhang, Chen, Wang, Anandkumar & Tian, ICML 2024, arXiv 2403.03507"
     trains = "everything"
-    keeps = "m r + 2 n r values a matrix of m <= n, in the weights' dtype; two a weight of the rest"
+    keeps = "m r + 2 n r values per m x n matrix (m <= n), in the weights' dtype; two per weight of the rest"
     excludes = "in_backward: accumulation, loop clipping, fp16 scaling"
     example = {"lr": 1e-2, "rank": 4, "update_every": 3, "scale": 1.0}
     added_later = ("states", "projection_bits", "lazy", "stochastic_rounding")
@@ -105,13 +105,13 @@ class GaLore(MemoryEfficientOptimizer):
         if projection_bits not in (None, 4, 8):
             raise ValueError(f"projection_bits must be 4, 8 or None, not {projection_bits}")
         self.adamw = InnerAdamW(model, master_weights=False, states=states, stochastic_rounding=stochastic_rounding)
-        self.adamw_inside = InnerAdamW(model, master_weights=False, states=states)  # of a subspace
+        self.adamw_inside = InnerAdamW(model, master_weights=False, states=states)  # inside a subspace
         self.projection_bits, self.lazy = projection_bits, lazy
         self.rank, self.update_every, self.scale = rank, update_every, scale
         self.projection, self.svd, self.seed = projection, svd, seed
         self._number: dict[Tensor, int] = {
             p: number for number, p in enumerate(layer_matrices(model))
-        }  # those that are projected
+        }  # the projected ones
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(model, defaults, in_backward=in_backward)
 
@@ -120,7 +120,7 @@ class GaLore(MemoryEfficientOptimizer):
             self._update_matrix(p, g.to(p.dtype), group)
 
     def advance(self) -> None:
-        """Choose all subspaces anew at the next update."""
+        """Choose all subspaces again at the next update."""
         for state in self.state.values():
             drop_subspace(state)
 
@@ -130,7 +130,7 @@ class GaLore(MemoryEfficientOptimizer):
     def load_extra_state(self, extra: dict[str, Any]) -> None:
         for name, value in self.extra_state().items():
             if extra.get(name) != value:
-                raise ValueError(f"this state is of {name}={extra.get(name)!r}, not {value!r}")
+                raise ValueError(f"this state was saved with {name}={extra.get(name)!r}, not {value!r}")
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
         if p not in self._number:
@@ -140,7 +140,7 @@ class GaLore(MemoryEfficientOptimizer):
         state = self.adamw_inside.expected_state(p, saved, rank if left else rows, rank if right else columns)
         vectors = {"left": (rows, rank)} if left else {}
         vectors |= {"right": (rank, columns)} if right else {}
-        if vectors.keys() & saved.keys():  # else they were dropped, and will be chosen anew
+        if vectors.keys() & saved.keys():  # otherwise they were dropped, and will be chosen again
             subspace = {name: torch.empty(shape, dtype=p.dtype, device="meta") for name, shape in vectors.items()}
             keep_subspace(state, subspace, self.projection_bits)
         if self.lazy:
@@ -155,7 +155,7 @@ class GaLore(MemoryEfficientOptimizer):
         state["updates"] += 1
         subspace = self._subspace(p, state)
         low_rank = project(g, subspace)
-        step = torch.zeros_like(low_rank)  # becomes -N: the weights that AdamW moves, at a rate of 1
+        step = torch.zeros_like(low_rank)  # becomes -N: what AdamW makes of zero weights at a rate of 1
         self.adamw_inside.update([state], [step], [low_rank], {**group, "lr": 1.0, "weight_decay": 0.0}, ())
         decay, rate = 1.0 - group["lr"] * group["weight_decay"], group["lr"] * self.scale
         if self.adamw.stochastic_rounding and p.dtype is torch.bfloat16:

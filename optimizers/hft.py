@@ -19,38 +19,38 @@ from optimizers.shared.layer_parts import CATEGORIES, parts_of_layers, parts_wit
 class HFT(DrawnBlocks):
     """HFT: AdamW on half of each layer, drawn by category: attention matrices, MLP matrices, norms.
 
-    Of each category half of its parts are trained; of an odd number one more than the other half in a random half of
-    the layers, and one fewer in the rest: 2 of {q, k, v, o}; 2 or 1 of {gate, up, down}; 1 of 2 norms. What a model has
-    fused is one part: 1 of GPT-2's {qkv, o}, 1 of its MLP's two matrices. Biases go with their matrix. A round lasts
-    `switch_every` steps; the next one draws anew, independently.
+    Half of the parts in each category are trained; an odd number is rounded up in a random half of the layers and down
+    in the rest: 2 of {q, k, v, o}; 2 or 1 of {gate, up, down}; 1 of 2 norms. Fused matrices count as one part: 1 of
+    GPT-2's {qkv, o}, 1 of its MLP's two matrices. Biases go with their matrix. A round lasts `switch_every` steps; the
+    next one is drawn independently.
 
-    Trains half of the layers, and all outside the layers (embeddings, final norm, head). Keeps 8 bytes a weight (12
-    with an fp32 master) of what is trained now. The state of what leaves is dropped (the paper's rounds are separate
-    trainings, each with a new optimizer); what is drawn again at once keeps its own.
+    Trains half of each layer, and everything outside the layers (embeddings, final norm, head). Keeps 8 bytes per
+    weight (12 with an fp32 master) of what is being trained. Parts that leave lose their state (the paper's rounds are
+    separate trainings, each with a new optimizer); parts drawn again in the next round keep theirs.
 
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.
         lr: learning rate.
         weight_decay: decoupled; for tensors of two or more dimensions.
-        betas, eps: of Adam.
-        switch_every: optimizer steps a round; None: one draw for the whole training.
-        always_train: name patterns of parameters inside the layers that are trained at every step besides.
-        in_backward: update inside the backward pass, so that one gradient lives at a time.
-        master_weights: fp32 moments and masters for what is trained now, if the model is of low precision.
+        betas, eps: as in Adam.
+        switch_every: optimizer steps per round; None: one draw for the whole training.
+        always_train: name patterns of further parameters, inside the layers, to train at every step.
+        in_backward: update inside the backward pass, so that only one gradient exists at a time.
+        master_weights: fp32 moments and masters for what is being trained, if the model is in low precision.
         fp32_gradients: fp32 gradients for low-precision weights.
-        states: "full", or "8bit": AdamW's moments in 8 bits, 2.03 bytes a weight in place of 8.
-        stochastic_rounding: round bf16 weights up or down at random, in place of masters.
-        seed: of the draws.
+        states: "full", or "8bit": AdamW's moments in 8 bits, 2.03 bytes per weight instead of 8.
+        stochastic_rounding: round bf16 weights up or down at random, instead of keeping masters.
+        seed: for the draws.
 
     Raises:
-        ValueError: a value is out of its range, a pattern matches nothing, or the model has no list of layers or
+        ValueError: a value is out of range, a pattern matches nothing, or the model has no list of layers or
             nothing in them to draw from.
     """
 
-    summary = "AdamW on half of each layer, drawn by category, anew each round"
+    summary = "AdamW on half of each layer, drawn by category and redrawn each round"
     paper = "Hui, Zhang, Wang, Xu, Sun & Wu, 2024, arXiv 2404.18466"
     trains = "half of each layer at a time; embeddings, final norm and head always"
-    keeps = "8 B a trained weight (12 B with an fp32 master)"
+    keeps = "8 B per trained weight (12 B with an fp32 master)"
     excludes = "in_backward: accumulation, loop clipping, fp16 scaling"
     example = {"lr": 1e-2, "switch_every": 3}
     added_later = ("states", "stochastic_rounding")
@@ -105,7 +105,7 @@ class HFT(DrawnBlocks):
     def _halves(
         self, layer_order: Callable[[int], Sequence[int]], part_order: Callable[[list[int], int, int], Sequence[int]]
     ) -> list[int]:
-        """Half of each category of each layer: the first in `part_order`, rounded up in the first of `layer_order`."""
+        """Half of each category in each layer: the first in `part_order`, rounded up in the first of `layer_order`."""
         chosen: list[int] = []
         for category in range(len(CATEGORIES)):
             larger = set(layer_order(category)[: (len(self._layers) + 1) // 2])
@@ -116,7 +116,7 @@ class HFT(DrawnBlocks):
 
     @property
     def selection(self) -> str:
-        """How many parts are trained now, of how many."""
+        """How many parts are being trained, out of how many."""
         return f"{len(self._draws.drawn)} of {len(self.parts)} parts"
 
     @property
@@ -124,11 +124,11 @@ class HFT(DrawnBlocks):
         return 1 if self._draws.every is None else 4
 
     def worst_case(self, number: int = 0) -> None:
-        """Train the largest parts, of equal ones the last, whose inputs differ most, and more in the first layers.
+        """Train the largest parts (among equal ones the last, whose inputs differ most), and more in the first layers.
 
-        `number` 1 and 3: more in the last layers, whose gradients are there the longest. 2 and 3: of parts whose
-        matrices are equal the last, whatever their biases. Another draw can need a few tenths of a percent more. A
-        training with one draw keeps it.
+        `number` 1 and 3: more in the last layers, whose gradients exist the longest. 2 and 3: among parts with matrices
+        of equal size the last, whatever their biases. Another draw can need a few tenths of a percent more. Training
+        with a single draw keeps that draw.
         """
         if self._draws.every is None:
             return

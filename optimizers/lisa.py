@@ -16,42 +16,43 @@ RESETS = ("sampled", "all", "none")
 
 @register("lisa")
 class LISA(DrawnBlocks):
-    """LISA (Algorithm 1): AdamW on gamma of the N layers, drawn uniformly every K steps, and on all outside the layers.
+    """LISA (Algorithm 1): AdamW on gamma of N layers, drawn uniformly every K steps, and on all outside the layers.
 
-    Trains gamma layers at a time; embeddings, final norm and head at every step. Keeps 8 bytes a weight (12 with an
-    fp32 master) of what is trained now. Of an 8B model most of that belongs to embeddings and head.
+    Trains gamma layers at a time; embeddings, final norm and head at every step. Keeps 8 bytes per weight (12 with an
+    fp32 master) of what is being trained. In an 8B model most of that belongs to embeddings and head.
 
-    The paper doesn't say what becomes of the state of a layer that leaves. `reset="sampled"` drops it, and keeps that
-    of a layer that is drawn again at once and of what is always trained, so that the state never grows. "all" drops
-    all state at each draw, as runs do that load the model anew for each interval. "none" drops nothing: in the end it
-    is AdamW's full state.
+    The paper doesn't say what happens to the state of a layer that leaves. `reset="sampled"` drops it, but keeps that
+    of a layer drawn again in the next draw and of what is always trained, so the state never grows. "all" drops all
+    state at each draw, like runs that reload the model for each interval. "none" drops nothing: in the end this is
+    AdamW's full state.
 
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.
         lr: learning rate.
         weight_decay: decoupled; for tensors of two or more dimensions.
-        betas, eps: of Adam.
+        betas, eps: as in Adam.
         layers: gamma, how many layers are trained at a time.
         switch_every: K, optimizer steps between draws.
         reset: "sampled", "all" or "none".
-        always_train: name patterns of parameters that are trained at every step besides; needed for a new
-            classification head where `train_embeddings` is False.
-        train_embeddings: train all outside the layers at every step (embeddings, final norm, head); False freezes it.
-        in_backward: update inside the backward pass, so that one gradient lives at a time.
-        master_weights: fp32 moments and masters for what is trained now, if the model is of low precision.
+        always_train: name patterns of further parameters to train at every step; needed for a new classification head
+            if `train_embeddings` is False.
+        train_embeddings: train everything outside the layers (embeddings, final norm, head) at every step; False
+            freezes it.
+        in_backward: update inside the backward pass, so that only one gradient exists at a time.
+        master_weights: fp32 moments and masters for what is being trained, if the model is in low precision.
         fp32_gradients: fp32 gradients for low-precision weights.
-        states: "full", or "8bit": AdamW's moments in 8 bits, 2.03 bytes a weight in place of 8.
-        stochastic_rounding: round bf16 weights up or down at random, in place of masters.
-        seed: of the draws.
+        states: "full", or "8bit": AdamW's moments in 8 bits, 2.03 bytes per weight instead of 8.
+        stochastic_rounding: round bf16 weights up or down at random, instead of keeping masters.
+        seed: for the draws.
 
     Raises:
-        ValueError: a value is out of its range, a pattern matches nothing, or the model has no list of layers.
+        ValueError: a value is out of range, a pattern matches nothing, or the model has no list of layers.
     """
 
     summary = "AdamW on a few layers drawn at random every K steps, and on embeddings and head"
     paper = "Pan, Liu, Diao, Pi, Zhang, Han & Zhang, NeurIPS 2024, arXiv 2403.17919"
     trains = "gamma of N layers at a time; embeddings, final norm and head always"
-    keeps = "8 B a trained weight (12 B with an fp32 master)"
+    keeps = "8 B per trained weight (12 B with an fp32 master)"
     excludes = (
         "frozen embeddings: re-entrant gradient checkpointing; in_backward: accumulation, loop clipping, fp16 scaling"
     )
@@ -107,14 +108,16 @@ class LISA(DrawnBlocks):
 
     def _check_layers(self) -> None:
         if self.layers > len(self.blocks):
-            raise ValueError(f"layers must be at most {len(self.blocks)}, as many as the model has, not {self.layers}")
+            raise ValueError(
+                f"layers must be at most {len(self.blocks)}, the number that the model has, not {self.layers}"
+            )
 
     def _draw(self, number: int) -> tuple[int, ...]:
         return shuffled(len(self.blocks), self.seed, number)[: self.layers]
 
     @property
     def selection(self) -> str:
-        """The names of the layers that are trained now."""
+        """The names of the layers being trained."""
         return ", ".join(self._draws.names[i] for i in self._draws.drawn)
 
     @property
@@ -122,12 +125,12 @@ class LISA(DrawnBlocks):
         return self.layers + 1
 
     def worst_case(self, number: int = 0) -> None:
-        """Train the largest layers, of equal ones the first and, `number` of them, the last.
+        """Train the largest layers; among equal ones the first and, for `number` of them, the last.
 
-        At any moment of the backward pass a trained layer holds a gradient if it has been passed, or else what its
-        matrices need as input. Where activations outweigh gradients, the peak is early and the first layers hold most;
-        else, as with checkpointing, the last ones do, or some of both. With `reset="none"` all layers get the state
-        that they will have in the end.
+        At any moment of the backward pass a trained layer holds its gradients if it has been passed, and otherwise the
+        inputs that its matrices need. Where activations outweigh gradients, the peak is early and the first layers hold
+        most; otherwise, as with checkpointing, the last ones do, or a mixture of both. With `reset="none"` all layers
+        get the state that they will have in the end.
         """
         self._reach.at_worst = True
         blocks = list(self.blocks.values())

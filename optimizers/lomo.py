@@ -13,29 +13,29 @@ from optimizers.registry import register
 
 @register("lomo")
 class LOMO(MemoryEfficientOptimizer):
-    """LOMO (Algorithm 1): SGD that updates each weight as soon as its gradient is there, and frees the gradient.
+    """LOMO (Algorithm 1): SGD that updates each weight as soon as its gradient exists, and frees the gradient.
 
-    Trains everything. Keeps nothing; one gradient lives at a time. The weights are those of SGD, and with a clip those
-    of SGD after torch's `clip_grad_norm_` or `clip_grad_value_`, to the last bit (for low-precision weights the norm is
-    computed in fp32, which is more exact than torch's).
+    Trains everything. Keeps nothing; only one gradient exists at a time. The weights are those of SGD, and with
+    clipping those of SGD after torch's `clip_grad_norm_` or `clip_grad_value_`, to the last bit (for low-precision
+    weights the norm is computed in fp32, which is more exact than torch's).
 
     `clip_norm` takes two backward passes, so it needs `backward(loss)`: the first notes the norm of each gradient and
-    frees it, the second updates. In between the graph is retained: all activations live through the first pass, with
-    what that pass makes itself on top, so the peak is a little above that of an ordinary backward pass (6 % for a small
-    Llama whose activations outweigh its weights). With gradient checkpointing each pass computes the segments again;
+    frees it, the second updates. The graph is retained in between: all activations live through the first pass, in
+    addition to what that pass allocates, so the peak is slightly above that of an ordinary backward pass (6 % for a
+    small Llama whose activations outweigh its weights). With gradient checkpointing each pass recomputes the segments;
     both see the same dropout masks.
 
     Args:
         model: the model to train.
         lr: learning rate; SGD's, not Adam's. The paper uses 3e-2 and 5e-2 with `clip_norm=1.0`.
-        weight_decay: w -= lr weight_decay w, on tensors of two or more dimensions. Without momentum SGD's
-            and the decoupled form (the authors' package) are one.
-        clip_norm: scale all gradients by min(1, clip_norm / (norm + 1e-6)), norm being that of all of them together.
+        weight_decay: w -= lr weight_decay w, on tensors of two or more dimensions. Without momentum, SGD's form and the
+            decoupled one (the authors' package) are the same.
+        clip_norm: scale all gradients by min(1, clip_norm / (norm + 1e-6)), where norm is that of all of them together.
         clip_value: limit each entry of a gradient to [-clip_value, clip_value]; one backward pass.
 
     Raises:
-        ValueError: a value is out of its range, or both clips are given.
-        RuntimeError: in the backward pass, a second one before `step()`, or `loss.backward()` with `clip_norm`.
+        ValueError: a value is out of range, or both `clip_norm` and `clip_value` are given.
+        RuntimeError: in a second backward pass before `step()`, or in `loss.backward()` with `clip_norm`.
     """
 
     summary = "SGD inside the backward pass: no state, one gradient at a time"
@@ -61,7 +61,7 @@ class LOMO(MemoryEfficientOptimizer):
         self.clip_norm, self.clip_value = clip_norm, clip_value
         self.needs_loss = clip_norm is not None
         self._norms: dict[nn.Parameter, Tensor] | None = None  # filled by the first of the two passes
-        self._coefficient: Tensor | None = None  # of the second
+        self._coefficient: Tensor | None = None  # for the second
         super().__init__(model, {"lr": lr, "weight_decay": weight_decay}, in_backward=True)
 
     def backward(self, loss: Tensor) -> None:
@@ -105,14 +105,14 @@ class LOMO(MemoryEfficientOptimizer):
             g.mul_(self._coefficient.to(g.device))
 
     def _clip_coefficient(self, norms: dict[nn.Parameter, Tensor]) -> Tensor:
-        # added up in the model's order, as clip_grad_norm_(model.parameters()) does: it matters to the last bit
+        # added up in the model's order, as clip_grad_norm_(model.parameters()) does: it affects the last bit
         ordered = [norms[p] for p in self._requires_grad if p in norms]
         total = torch.linalg.vector_norm(torch.stack([norm.to(ordered[0].device) for norm in ordered]))
         return torch.clamp(self.clip_norm / (total + 1e-6), max=1.0)
 
 
 def _add(target: Tensor, other: Tensor, scale: float) -> None:
-    """target += scale other; in low precision computed in fp32 and rounded once, without a temporary."""
+    """target += scale other; for low precision computed in fp32 and rounded once, without a temporary."""
     if target.dtype in LOW_PRECISION:  # add_ would round the scale, a learning rate, to that precision on a CPU
         target.addcmul_(other, other.new_ones(()), value=scale)
     else:

@@ -41,48 +41,48 @@ class LoRA(MemoryEfficientOptimizer):
 
     `variant="rslora"` has s = alpha / sqrt(r) (Kalajdzievski, arXiv 2312.03732). "dora" also trains the length of each
     row of W + s B A (Liu et al., arXiv 2402.09353). "pissa" starts A and B at the leading singular vectors of W and
-    takes them out of W, at construction (Meng et al., arXiv 2404.02948). "lora+" trains B at `lora_plus_ratio` times
-    the rate (Hayou et al., arXiv 2402.12354).
+    subtracts their product from W at construction (Meng et al., arXiv 2404.02948). "lora+" trains B at
+    `lora_plus_ratio` times the rate (Hayou et al., arXiv 2402.12354).
 
-    The adapters are put into the model that is given. They change its parameters' names and add to its `state_dict`, so
-    build it anew in the same way before loading; `finish()` merges them and restores the names.
+    The adapters are inserted into the given model. They rename its parameters and add to its `state_dict`, so build it
+    again in the same way before loading; `finish()` merges them and restores the names.
 
-    Trains the adapters, and `always_train`. Keeps 8 bytes a weight of these (12 with an fp32 master); the adapters
-    themselves, in the dtype of W, are r (m + n) weights more. Weights that are no linear module (a tensor that holds
-    the matrices of several experts) can't be adapted.
+    Trains the adapters, and `always_train`. Keeps 8 bytes per weight of these (12 with an fp32 master); the adapters
+    themselves, in the dtype of W, are r (m + n) more weights. Weights outside linear modules (a tensor that holds the
+    matrices of several experts) can't be adapted.
 
     `base="nf4"` holds the layers' linear modules in 4 bits (QLoRA: see `qlora.py`), with any variant. The model is
-    built in full first, so the full weights must fit where it is built; the adapters start from the full weights, too.
+    built in full first, so the full weights must fit where it is built; the adapters are initialised from them, too.
 
     Args:
         model: the model to train.
         lr: learning rate.
         weight_decay: decoupled; for tensors of two or more dimensions, so for A and B.
-        betas, eps: of Adam.
+        betas, eps: as in Adam.
         rank: r.
-        alpha: None is 4 r.
+        alpha: None means 4 r.
         dropout: on the adapters' input.
         targets: name patterns of the linear modules to adapt ("q_proj", "layers.3.*"), as a tuple or separated by
-            commas; "all-linear" is all in the model's layers, so neither embeddings nor head. Frozen ones and those of
-            `always_train` are left out.
+            commas; "all-linear" means all in the model's layers, so neither embeddings nor head. Frozen ones and those
+            in `always_train` are left out.
         variant: "lora", "rslora", "dora", "pissa" or "lora+".
-        lora_plus_ratio: of "lora+": the rate of B over that of A.
+        lora_plus_ratio: for "lora+": the rate of B over that of A.
         base: "full", or "nf4": frozen linear modules of the layers, adapted or not, in NF4.
-        double_quantization: of "nf4": the magnitudes of its blocks in 8 bits.
-        always_train: name patterns of parameters that are trained as they are.
-        master_weights: fp32 moments and masters, if the model is of low precision.
+        double_quantization: for "nf4": the magnitudes of its blocks in 8 bits.
+        always_train: name patterns of parameters to train directly, without adapters.
+        master_weights: fp32 moments and masters, if the model is in low precision.
         fp32_gradients: fp32 gradients for low-precision weights.
-        seed: of the adapters' first values.
+        seed: for the adapters' first values.
 
     Raises:
-        ValueError: a value is out of its range, a pattern matches nothing, or the model already has adapters.
+        ValueError: a value is out of range, a pattern matches nothing, or the model already has adapters.
     """
 
     summary = "AdamW on low-rank additions to frozen weights"
     paper = "Hu et al., ICLR 2022, arXiv 2106.09685"
     trains = "r (m + n) new weights for each linear module (m, n) of the layers"
-    keeps = "8 B a new weight (12 B with an fp32 master), and the new weights"
-    excludes = "weights outside of linear modules (fused experts)"
+    keeps = "8 B per new weight (12 B with an fp32 master), and the new weights"
+    excludes = "weights outside linear modules (fused experts)"
     example = {"lr": 1e-2, "rank": 4}
     added_later: ClassVar[tuple[str, ...]] = ("base", "double_quantization")
     adds_parameters = True
@@ -109,7 +109,7 @@ class LoRA(MemoryEfficientOptimizer):
         seed: int = 0,
     ):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        check_hyperparameters(defaults)  # all checks come before the model is changed
+        check_hyperparameters(defaults)  # every check comes before the model is changed
         check_count("rank", rank)
         check_choice("variant", variant, tuple(VARIANTS))
         check_choice("base", base, BASES)
@@ -135,7 +135,7 @@ class LoRA(MemoryEfficientOptimizer):
         self._looked = False  # were gradients looked for, at the first step?
 
     def group_parameters(self, model: nn.Module, defaults: dict[str, Any]) -> list[dict[str, Any]]:
-        """As for every method; with "lora+" a third group, of all B, at its own rate."""
+        """As for every method; "lora+" adds a third group, of all B, at its own rate."""
         groups = super().group_parameters(model, defaults)
         if self.variant != "lora+":
             return groups
@@ -162,7 +162,7 @@ class LoRA(MemoryEfficientOptimizer):
         if idle:
             warnings.warn(
                 f"no gradient reached the adapters of {len(idle)} of {len(adapted)} modules in the first step, "
-                f"{idle[0]} first: the model didn't call them, so leave them out of targets",
+                f"the first being {idle[0]}: the model didn't call them, so leave them out of targets",
                 stacklevel=2,
             )
 
@@ -176,13 +176,13 @@ class LoRA(MemoryEfficientOptimizer):
         for name, value in (("variant", self.variant), ("base", self.base)):
             saved = extra.get(name) or "full"
             if saved != value:
-                raise ValueError(f"this state is of {name}={saved!r}, not {value!r}")
+                raise ValueError(f"this state was saved with {name}={saved!r}, not {value!r}")
 
     @torch.no_grad()
     def finish(self) -> nn.Module:
-        """End the training: merge the adapters into the weights and give back the model as it was built.
+        """End the training: merge the adapters into the weights and return the model in its original form.
 
-        From NF4 come dense weights, what the 4 bits stand for: the function that was trained, not the weights before.
+        NF4 weights become dense with the values of their 4-bit codes, since that is the function that was trained.
         """
         model = super().finish()
         restore_linears(model)

@@ -16,37 +16,37 @@ from optimizers.registry import register
 
 @register("mezo")
 class MeZO(MemoryEfficientOptimizer):
-    """MeZO (Algorithm 1): two losses, at w + eps z and at w - eps z, tell the slope along a random direction z.
+    """MeZO (Algorithm 1): two losses, at w + eps z and w - eps z, give the slope along a random direction z.
 
-    s = (L(w + eps z) - L(w - eps z)) / (2 eps); w -= lr s z, with z ~ N(0, 1) for each weight, made anew from a seed
-    wherever it is needed. `samples` directions are averaged (n-SPSA, the paper's Definition 1). Both losses are taken
-    in evaluation mode, as the authors do.
+    s = (L(w + eps z) - L(w - eps z)) / (2 eps); w -= lr s z, with z ~ N(0, 1) for each weight, regenerated from a seed
+    whenever it is needed. `samples` directions are averaged (n-SPSA, the paper's Definition 1). Both losses are
+    computed in evaluation mode, as the authors do.
 
-    The authors' code adds eps z to all weights and subtracts it again, which doesn't give back the same weights in
-    floating point. Here a module's weights are moved while that module is at work, and then put back as they were:
-    a copy of one module's weights at a time, and nothing but the update ever changes a weight. Weights that a loss
-    doesn't pass through stay as they are.
+    The authors' code adds eps z to all weights and subtracts it again, which doesn't restore the same weights in
+    floating point. Here each module runs on a moved copy of its weights, which lives no longer than that; nothing but
+    the update ever changes a weight. Weights that the loss doesn't depend on stay as they are.
 
-    Trains everything. Keeps nothing: no gradients, no states, and of activations what one forward pass needs at a time.
+    Trains everything. Keeps nothing: no gradients, no states, and only the activations that a forward pass needs at
+    any moment.
 
     Args:
         model: the model to train.
-        lr: learning rate; SGD's, and smaller the more weights there are.
+        lr: learning rate; like SGD's, and smaller the more weights there are.
         weight_decay: decoupled; for tensors of two or more dimensions.
         eps: how far weights are moved, in units of z.
-        samples: directions a step, of two forward passes each.
-        seed: of the directions.
+        samples: directions per step, each with two forward passes.
+        seed: for the directions.
 
     Raises:
-        ValueError: a value is out of its range.
-        RuntimeError: `backward(loss)`, or `step()` without a loss: call `step(closure)`, or `ask(closure)` before it.
+        ValueError: a value is out of range.
+        RuntimeError: in `backward(loss)`, or `step()` without losses: call `step(closure)`, or `ask(closure)` before.
     """
 
     summary = "slopes along random directions, from losses alone: no backward pass"
     paper = "Malladi, Gao, Nichani, Damian, Lee, Chen & Arora, NeurIPS 2023, arXiv 2305.17333"
     trains = "everything"
     keeps = "nothing, not even gradients or the activations of more than one layer"
-    excludes = "backward(loss): ask(closure) in its place; clipping, fp16 scaling"
+    excludes = "backward(loss): use ask(closure); clipping, fp16 scaling"
     example = {"lr": 5e-3}
     asks_losses = True
 
@@ -63,13 +63,13 @@ class MeZO(MemoryEfficientOptimizer):
         check_positive("eps", eps)
         check_count("samples", samples)
         self.eps, self.samples, self.seed, self.steps = eps, samples, seed, 0
-        self._slopes: list[Tensor] = []  # along each direction of the step to come; empty between steps
+        self._slopes: list[Tensor] = []  # along each direction of the coming step; empty between steps
         super().__init__(model, {"lr": lr, "weight_decay": weight_decay})
         self._number = {p: number for number, p in enumerate(self._group_of)}
         self._passed: set[nn.Parameter] = set()  # that the losses depend on
 
     def ask(self, closure: Callable[[], Tensor]) -> Tensor:
-        """Find the slopes of the loss that `closure` computes; those of several calls before a step add up."""
+        """Measure the slopes of the loss that `closure` computes; those of several calls before a step add up."""
         with torch.no_grad(), _evaluating(self.model):
             pairs = [self._both_sides(closure, sample) for sample in range(self.samples)]
         slopes = [(above - below) / (2 * self.eps) for above, below in pairs]
@@ -77,11 +77,11 @@ class MeZO(MemoryEfficientOptimizer):
         return torch.stack([loss for pair in pairs for loss in pair]).mean()
 
     def backward(self, loss: Tensor) -> None:
-        """Refused: there is nothing to learn from a single loss."""
-        raise RuntimeError("MeZO asks for losses itself: call ask(closure) in place of backward(loss)")
+        """Refused: a single loss teaches nothing."""
+        raise RuntimeError("MeZO asks for losses itself: call ask(closure) instead of backward(loss)")
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        """Update all weights from the losses that were asked for, or that `closure` computes."""
+        """Update all weights from the losses obtained by `ask`, or those that `closure` computes."""
         loss = None if closure is None else self.ask(closure)
         super().step()
         return loss
@@ -119,15 +119,15 @@ class MeZO(MemoryEfficientOptimizer):
         return losses[0], losses[1]
 
     def _direction(self, p: nn.Parameter, sample: int) -> Tensor:
-        """z of one parameter: a function of seed, step, sample and parameter."""
+        """z for one parameter: a function of seed, step, sample and parameter."""
         key = f"{self.seed}/{self.steps}/{sample}/{self._number[p]}"
         generator = torch.Generator(p.device).manual_seed(random.Random(key).getrandbits(63))
         return torch.randn(p.shape, generator=generator, dtype=p.dtype, device=p.device)
 
     @contextmanager
     def _moved(self, distance: float, sample: int) -> Iterator[None]:
-        """Inside, every module works with its weights moved by `distance` z."""
-        away: list[dict[nn.Parameter, Tensor]] = []  # the weights at home, of the modules at work
+        """Within this context every module runs with its weights moved by `distance` z."""
+        away: list[dict[nn.Parameter, Tensor]] = []  # original weights of the modules that are running
 
         def leave(module: nn.Module, args: Any) -> None:
             at_home = [p for p in _own(module) if p in self._number and not any(p in others for others in away)]
@@ -150,7 +150,7 @@ class MeZO(MemoryEfficientOptimizer):
 
 
 def _own(module: nn.Module) -> Iterator[nn.Parameter]:
-    """A module's own weights; attention of torch also reads those of its output projection, which it never calls."""
+    """A module's own weights; torch's attention also reads those of its output projection, which it never calls."""
     return module.parameters(recurse=isinstance(module, nn.MultiheadAttention))
 
 

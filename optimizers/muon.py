@@ -1,4 +1,4 @@
-"""Muon: momentum, orthogonalised (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon)."""
+"""Muon: orthogonalised momentum (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon)."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices, with_r
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 ADJUSTMENTS = ("original", "match_rms_adamw")
-EPS = 1e-7  # the least norm that an update is divided by, as in torch
+EPS = 1e-7  # the smallest norm an update is divided by, as in torch
 
 
 @register("muon")
 class Muon(MemoryEfficientOptimizer):
-    """Muon on the matrices of the layers: to the last bit what `torch.optim.Muon` does in fp32; AdamW on the rest.
+    """Muon on the matrices of the layers: in fp32 identical to `torch.optim.Muon` to the last bit; AdamW on the rest.
 
     For a matrix W (m, n) with gradient G, in torch's form:
 
         M = mu M + (1 - mu) G
-        X = (1 - mu) G + mu M      (without `nesterov` X = M)
+        X = (1 - mu) G + mu M      (without `nesterov`, X = M)
         X = X / norm(X), then `ns_steps` times X = a X + (b A + c A^2) X with A = X X^T, on the shorter side
         W = (1 - lr weight_decay) W - lr s X
 
-    The iteration (Newton-Schulz) brings all singular values near 1. s makes the step fit the shape: sqrt(max(1, m / n))
-    is "original"; 0.2 sqrt(max(m, n)), "match_rms_adamw", gives it the size that AdamW's steps have, so that rate and
-    decay tuned for AdamW serve here (Liu et al., 2025, arXiv 2502.16982).
+    The iteration (Newton-Schulz) brings all singular values near 1. s adapts the step to the shape: "original" is
+    sqrt(max(1, m / n)); "match_rms_adamw", 0.2 sqrt(max(m, n)), gives steps the size of AdamW's, so that a rate and
+    weight decay tuned for AdamW work here (Liu et al., 2025, arXiv 2502.16982).
 
     Trains everything. Embeddings, head, vectors and tensors of three or more dimensions get AdamW at a rate of their
-    own, in groups of their own. Keeps one momentum of the weights' size and dtype for a matrix of the layers, two
-    moments and a step count (4 bytes) for any other tensor: pure low precision for a low-precision model. Unlike
-    torch's, it holds no second copy of the update during the iteration, and without `nesterov` the momentum of a bf16
-    model stays as it is (torch normalises it in place).
+    own, in separate groups. Keeps one momentum of the weights' size and dtype for a matrix of the layers, two moments
+    and a step count (4 bytes) for any other tensor: pure low precision for a low-precision model. Unlike torch's, it
+    holds no second copy of the update during the iteration, and without `nesterov` the momentum of a bf16 model stays
+    as it is (torch normalises it in place).
 
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.
@@ -46,22 +46,22 @@ class Muon(MemoryEfficientOptimizer):
         momentum: mu.
         nesterov: look ahead by one step of the momentum.
         ns_coefficients: a, b, c.
-        ns_steps: how often the iteration is done.
-        ns_dtype: what the iteration computes in: "bfloat16", or "float32", tens of times faster on a CPU that has no
-            arithmetic of its own for bf16.
+        ns_steps: number of iterations.
+        ns_dtype: dtype of the iteration: "bfloat16", or "float32", tens of times faster on a CPU without native bf16
+            arithmetic.
         adjust_lr_fn: "original" or "match_rms_adamw".
         adamw_lr: learning rate of all other tensors.
-        betas, eps: of AdamW.
-        in_backward: update inside the backward pass, so that one gradient lives at a time.
+        betas, eps: as in AdamW.
+        in_backward: update inside the backward pass, so that only one gradient exists at a time.
 
     Raises:
-        ValueError: a value is out of its range, or the model has no list of layers.
+        ValueError: a value is out of range, or the model has no list of layers.
     """
 
     summary = "momentum with all singular values brought near 1, on the matrices of the layers; AdamW on the rest"
     paper = "Jordan et al., 2024, kellerjordan.github.io/posts/muon; Liu et al., 2025, arXiv 2502.16982"
     trains = "everything"
-    keeps = "one value a weight of the layers' matrices, in the weights' dtype; two a weight of the rest"
+    keeps = "one value per weight of the layers' matrices, in the weights' dtype; two per weight of the rest"
     excludes = "in_backward: accumulation, loop clipping, fp16 scaling"
     example = {"lr": 0.02, "adamw_lr": 1e-2}
 
@@ -98,7 +98,7 @@ class Muon(MemoryEfficientOptimizer):
         super().__init__(model, defaults, in_backward=in_backward)
 
     def group_parameters(self, model: nn.Module, defaults: dict[str, Any]) -> list[dict[str, Any]]:
-        """The matrices of the layers, then the rest at a rate of its own: matrices, vectors."""
+        """The matrices of the layers, then the rest at its own rate: matrices, vectors."""
         return with_rate_of_the_rest(super().group_parameters(model, defaults), self._matrices, self.adamw_lr)
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
@@ -127,7 +127,7 @@ class Muon(MemoryEfficientOptimizer):
 
 
 def orthogonalize_(x: Tensor, coefficients: tuple[float, ...], steps: int) -> Tensor:
-    """A matrix (m, n) near U V^T, where `x` = U S V^T, by Newton-Schulz's iteration; `x` is overwritten."""
+    """A matrix (m, n) near U V^T, where `x` = U S V^T, by Newton-Schulz iteration; `x` is overwritten."""
     a, b, c = coefficients
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x  # (short, long)

@@ -15,39 +15,39 @@ class QLoRA(LoRA):
 
     It is `lora` with `base="nf4"` and the paper's hyper-parameters: rank 64, alpha 16 and dropout .1 on all linear
     modules of the layers, a constant rate of 2e-4 (the loop's schedule decides), no weight decay. A matrix of the
-    layers takes .516 bytes a weight, .5625 without double quantisation, and while it is used a dequantised copy of
-    it; embeddings, norms, biases and head stay in the dtype of the model. (`prepare_model_for_kbit_training` of peft
-    casts these to fp32.)
+    layers takes .516 bytes per weight (.5625 without double quantisation), plus a dequantised copy while it is used;
+    embeddings, norms, biases and head stay in the dtype of the model. (peft's `prepare_model_for_kbit_training` casts
+    these to fp32.)
 
-    Trains the adapters, and `always_train`. Keeps what `lora` keeps. `finish()` gives dense weights back: what the 4
-    bits stand for, with the adapters merged.
+    Trains the adapters, and `always_train`. Keeps what `lora` keeps. `finish()` returns dense weights: the values of
+    the 4-bit codes, with the adapters merged.
 
     Args:
         model: the model to train, built in full; its layers are in `nn.ModuleList`s, or `targets` are named.
         lr: learning rate.
         weight_decay: decoupled; for tensors of two or more dimensions.
-        betas, eps: of Adam.
+        betas, eps: as in Adam.
         rank: r.
         alpha: the additions are scaled by alpha / r.
         dropout: on the adapters' input.
-        targets: as of `lora`.
+        targets: as for `lora`.
         double_quantization: the magnitudes of NF4's blocks in 8 bits.
-        always_train: name patterns of parameters that are trained as they are.
-        master_weights: fp32 moments and masters, if the model is of low precision.
+        always_train: name patterns of parameters to train directly, without adapters.
+        master_weights: fp32 moments and masters, if the model is in low precision.
         fp32_gradients: fp32 gradients for low-precision weights.
-        seed: of the adapters' first values.
+        seed: for the adapters' first values.
 
     Raises:
-        ValueError: a value is out of its range, a pattern matches nothing, or the model already has adapters.
+        ValueError: a value is out of range, a pattern matches nothing, or the model already has adapters.
     """
 
     summary = "LoRA on frozen weights in 4 bits (NF4)"
     paper = "Dettmers, Pagnoni, Holtzman & Zettlemoyer, NeurIPS 2023, arXiv 2305.14314"
     trains = "r (m + n) new weights for each linear module (m, n) of the layers"
     keeps = (
-        "8 B a new weight (12 B with an fp32 master), and the new weights; the layers' matrices take .516 B a weight"
+        "8 B per new weight (12 B with an fp32 master), the new weights, and .516 B per weight of the layers' matrices"
     )
-    excludes = "weights outside of linear modules (fused experts)"
+    excludes = "weights outside linear modules (fused experts)"
     example = {"lr": 1e-2, "rank": 4, "dropout": 0.0}
     added_later = ()
 

@@ -1,6 +1,6 @@
 """Methods by name: ours, those of installed packages, a user's own `package.module:Class`, and configurations of them.
 
-`badam:switch_every=50` is a method like any other, BAdam with another default, so that two of them can be compared.
+`badam:switch_every=50` is a method like any other: BAdam with another default, so that the two can be compared.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ENTRY_POINTS = "membench.optimizers"
 
 
 def register(name: str) -> Callable[[Method], Method]:
-    """Class decorator: make a method known as `name`."""
+    """Class decorator: register a method as `name`."""
 
     def add(method: Method) -> Method:
         _METHODS[name] = method
@@ -42,18 +42,18 @@ def available() -> list[str]:
 
 
 def get(name: str) -> Method:
-    """The class behind `name`: a registered one, `package.module:Class` (any of torch's kind, see `optimizers.stock`),
+    """The class behind `name`: a registered one, `package.module:Class` (any torch optimizer, see `optimizers.stock`),
     or either with other defaults, `NAME:KEY=VALUE:KEY=VALUE`.
 
     Raises:
-        ValueError: there is none; the message has the nearest name and the list.
+        ValueError: there is none; the message gives the nearest name and the list.
     """
     base, values = split(name)
     return _configured(name) if values else _find(base)
 
 
 def split(name: str) -> tuple[str, dict[str, Any]]:
-    """`lora:rank=16` as "lora" and {"rank": 16}: a method's own name, and the defaults that this one changes.
+    """`lora:rank=16` as "lora" and {"rank": 16}: the method's own name, and the defaults that are changed.
 
     Raises:
         ValueError: one is changed twice.
@@ -68,7 +68,7 @@ def split(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def _value(text: str) -> Any:
-    """As on the command line: 50, 1e-5, true, none; anything else is a text."""
+    """A value as on the command line: 50, 1e-5, true, none; anything else is a string."""
     constants = {"true": True, "false": False, "none": None}
     if text.strip().lower() in constants:
         return constants[text.strip().lower()]
@@ -80,10 +80,10 @@ def _value(text: str) -> Any:
 
 @functools.cache
 def _configured(name: str) -> Method:
-    """A subclass whose defaults are those that the name gives."""
+    """A subclass with the defaults given in the name."""
     base, values = split(name)
     method = get(base)
-    resolve(base, **values)  # refuses what it doesn't have
+    resolve(base, **values)  # refuses unknown hyper-parameters
     signature = inspect.signature(method)
     changed = [p.replace(default=values[p.name]) if p.name in values else p for p in signature.parameters.values()]
     ordered = sorted(changed, key=lambda p: (p.kind, p.kind is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty))
@@ -109,7 +109,7 @@ def _find(name: str) -> Method:
 
 
 def resolve(name: str, **given: Any) -> dict[str, Any]:
-    """All hyper-parameters of a method, the defaults filled in.
+    """All hyper-parameters of a method, with the defaults filled in.
 
     Raises:
         ValueError: the method or a keyword is unknown.
@@ -126,13 +126,13 @@ def create(name: str, model: nn.Module, **given: Any) -> MemoryEfficientOptimize
     """Build the method `name` on `model`.
 
     Raises:
-        ValueError: the method or a keyword is unknown, or a value is refused by the method.
+        ValueError: the method or a keyword is unknown, or the method refuses a value.
     """
     return get(name)(model, **resolve(name, **given))  # type: ignore[arg-type]
 
 
 def in_use(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The hyper-parameters that make a run what it is: `values` without later additions that are at their defaults."""
+    """The hyper-parameters that identify a run: `values` without later additions that are at their defaults."""
     method = get(split(name)[0])
     defaults = {key: parameter.default for key, parameter in inspect.signature(method).parameters.items()}
     unused = {key for key in method.added_later if key in defaults and values.get(key) == defaults[key]}

@@ -1,4 +1,4 @@
-"""SCALE: column-normalised gradients, momentum in the last layer alone (Glentis et al., 2025, arXiv 2506.16659)."""
+"""SCALE: column-normalised gradients, momentum in the last layer only (Glentis et al., 2025, arXiv 2506.16659)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from optimizers.shared.matrices import adamw_on_the_rest, input_dims, with_rate_
 class SCALE(MemoryEfficientOptimizer):
     """SCALE (Algorithm 1): each column of a matrix moves by the learning rate along its gradient's direction.
 
-    With G the gradient of a matrix W whose columns are outputs (of an embedding: the features), or of the last layer
-    its moving average: every column of W moves by -lr times that of G divided by its norm. The authors' code divides by
-    the root mean square instead: a rate of theirs, times the root of a column's length, is ours.
+    G is the gradient of a matrix W whose columns are outputs (for an embedding: the features), or for the last layer
+    its moving average: each column of W moves by -lr times G's column divided by its norm. The authors' code divides
+    by the root mean square instead: multiply their rate by the square root of a column's length to get ours.
 
-    Trains everything. Vectors get AdamW at a rate of their own, in a group of their own. The last layer is all matrices
+    Trains everything. Vectors get AdamW at a rate of their own, in a separate group. The last layer is all matrices
     after the layers, or the embeddings if they are tied to the head. Keeps one moving average for these, nothing for
     other matrices, two moments and a step count (4 bytes) for a vector, in the dtype of the weights.
 
@@ -30,19 +30,19 @@ class SCALE(MemoryEfficientOptimizer):
         model: the model to train; its layers are in `nn.ModuleList`s.
         lr: learning rate, the norm of every column's step.
         weight_decay: decoupled; for tensors of two or more dimensions.
-        momentum: share of the last layer's moving average that is kept.
-        adamw_lr: learning rate of vectors.
-        betas, eps: of AdamW.
-        in_backward: update inside the backward pass, so that one gradient lives at a time.
+        momentum: decay rate of the last layer's moving average.
+        adamw_lr: learning rate of the vectors.
+        betas, eps: as in AdamW.
+        in_backward: update inside the backward pass, so that only one gradient exists at a time.
 
     Raises:
-        ValueError: a value is out of its range, or the model has no list of layers.
+        ValueError: a value is out of range, or the model has no list of layers.
     """
 
-    summary = "gradient descent with every column of a gradient brought to one size; momentum in the head alone"
+    summary = "gradient descent with all columns of a gradient normalised; momentum in the head only"
     paper = "Glentis, Li, Han & Hong, ICML 2026, arXiv 2506.16659"
     trains = "everything"
-    keeps = "one value a weight of the head, two an entry of a vector, in the weights' dtype"
+    keeps = "one value per weight of the head, two per entry of a vector, in the weights' dtype"
     excludes = "in_backward: accumulation, loop clipping, fp16 scaling"
     example = {"lr": 0.03, "adamw_lr": 1e-2}
 
@@ -67,7 +67,7 @@ class SCALE(MemoryEfficientOptimizer):
         super().__init__(model, defaults, in_backward=in_backward)
 
     def group_parameters(self, model: nn.Module, defaults: dict[str, Any]) -> list[dict[str, Any]]:
-        """The matrices, then the vectors at a rate of their own."""
+        """The matrices, then the vectors at their own rate."""
         return with_rate_of_the_rest(super().group_parameters(model, defaults), self._summed, self.adamw_lr)
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
@@ -78,7 +78,7 @@ class SCALE(MemoryEfficientOptimizer):
                     state["momentum_buffer"] = torch.zeros_like(p)
                 g = state["momentum_buffer"].lerp_(g.to(p.dtype), 1.0 - group["momentum"])
             norms = torch.linalg.vector_norm(g, dim=self._summed[p], keepdim=True, dtype=torch.float32)
-            factors = norms.clamp_(min=torch.finfo(norms.dtype).tiny).reciprocal_()  # a column of zeros stays one
+            factors = norms.clamp_(min=torch.finfo(norms.dtype).tiny).reciprocal_()  # a column of zeros stays zero
             p.mul_(1.0 - group["lr"] * group["weight_decay"]).addcmul_(g, factors, value=-group["lr"])
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class SCALE(MemoryEfficientOptimizer):
 
 
 def columns_and_head(model: nn.Module) -> tuple[dict[Tensor, tuple[int, ...]], set[Tensor]]:
-    """For every tensor of two or more dimensions those that a column is on, and which tensors are the last layer's.
+    """For each tensor of two or more dimensions, the dimensions a column spans; and the tensors of the last layer.
 
     Raises:
         ValueError: the model has no list of layers.

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent: the floor of what a method must keep."""
+"""Stochastic gradient descent: the least that a method can keep."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class SGD(MemoryEfficientOptimizer):
         lr: learning rate.
         weight_decay: added to the gradient (torch's SGD), for tensors of two or more dimensions.
         momentum: 0 for none.
-        in_backward: update inside the backward pass, so that one gradient lives at a time.
+        in_backward: update inside the backward pass, so that only one gradient exists at a time.
         master_weights: fp32 masters of low-precision weights (LOMO's Table 1 compares with this).
-        stochastic_rounding: round bf16 weights up or down at random, in place of masters.
+        stochastic_rounding: round bf16 weights up or down at random, instead of keeping masters.
 
     Raises:
-        ValueError: a value is out of its range.
+        ValueError: a value is out of range.
     """
 
     summary = "stochastic gradient descent, on all parameters"
     paper = "Robbins & Monro, 1951"
     trains = "everything"
-    keeps = "nothing (with momentum: the size of the weights; with fp32 masters: 4 B a weight)"
+    keeps = "nothing (with momentum: the size of the weights; with fp32 masters: 4 B per weight)"
     excludes = "in_backward: accumulation, loop clipping, fp16 scaling"
     example = {"lr": 0.1}
     added_later = ("stochastic_rounding",)

@@ -1,4 +1,4 @@
-"""SinkGD: a gradient's rows and columns brought to one size, no state (Scetbon et al., 2025, arXiv 2502.06742)."""
+"""SinkGD: normalise a gradient's rows and columns, keep no state (Scetbon et al., 2025, arXiv 2502.06742)."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from optimizers.registry import register
 from optimizers.shared.arithmetic import expected_adam_state
 from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices, with_rate_of_the_rest
 
-LEAST = 1e-30  # a sum of squares below it counts as this; their mean is 1
-SMALLEST = 1e-20  # a gradient's size below it counts as this
+LEAST = 1e-30  # lower bound on a sum of squares, whose mean is 1
+SMALLEST = 1e-20  # lower bound on a gradient's size
 
 
 @register("sinkgd")
 class SinkGD(MemoryEfficientOptimizer):
-    """SinkGD (Algorithms 3 and 4): gradient descent along the gradient with all its rows and columns of one size.
+    """SinkGD (Algorithms 3 and 4): gradient descent along the gradient with all its rows and columns normalised.
 
-    For a matrix of the layers W (m, n) with gradient G: X = G, then `iterations` times every row of X is brought to the
+    For a matrix of the layers W (m, n) with gradient G: X = G, then `iterations` times every row of X is scaled to the
     norm sqrt(n) and every column to sqrt(m); W -= lr scale X. The step doesn't depend on the size of the gradient.
 
     X is diag(r) G diag(c), as in Sinkhorn's algorithm, so only r and c are computed, from G^2 by products with vectors.
 
     Trains everything. Embeddings, head, vectors and tensors of three or more dimensions get AdamW at a rate of their
-    own, in groups of their own. Keeps nothing for a matrix of the layers, two moments and a step count (4 bytes) for
-    any other tensor, in the dtype of the weights. One fp32 temporary of a matrix's size lives at a time.
+    own, in separate groups. Keeps nothing for a matrix of the layers, two moments and a step count (4 bytes) for any
+    other tensor, in the dtype of the weights. Only one fp32 temporary of a matrix's size exists at a time.
 
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.
         lr: learning rate.
         weight_decay: decoupled, not scaled by `scale`; for tensors of two or more dimensions.
-        iterations: how often rows and columns are normalised.
-        scale: of the step; X has entries of size 1.
+        iterations: how many times rows and columns are normalised.
+        scale: of the step; the entries of X have a root mean square of 1.
         adamw_lr: learning rate of all other tensors.
-        betas, eps: of AdamW.
-        in_backward: update inside the backward pass, so that one gradient lives at a time.
+        betas, eps: as in AdamW.
+        in_backward: update inside the backward pass, so that only one gradient exists at a time.
 
     Raises:
-        ValueError: a value is out of its range, or the model has no list of layers.
+        ValueError: a value is out of range, or the model has no list of layers.
     """
 
-    summary = "gradient descent with all rows and columns of a gradient brought to one size; AdamW on the rest"
+    summary = "gradient descent with all rows and columns of a gradient normalised; AdamW on the rest"
     paper = "Scetbon, Ma, Gong & Meeds, NeurIPS 2025, arXiv 2502.06742"
     trains = "everything"
-    keeps = "nothing for the layers' matrices; two values a weight of the rest, in the weights' dtype"
+    keeps = "nothing for the layers' matrices; two values per weight of the rest, in the weights' dtype"
     excludes = "in_backward: accumulation, loop clipping, fp16 scaling"
     example = {"lr": 0.1, "adamw_lr": 1e-2}
 
@@ -73,7 +73,7 @@ class SinkGD(MemoryEfficientOptimizer):
         super().__init__(model, defaults, in_backward=in_backward)
 
     def group_parameters(self, model: nn.Module, defaults: dict[str, Any]) -> list[dict[str, Any]]:
-        """The matrices of the layers, then the rest at a rate of its own: matrices, vectors."""
+        """The matrices of the layers, then the rest at its own rate: matrices, vectors."""
         return with_rate_of_the_rest(super().group_parameters(model, defaults), self._matrices, self.adamw_lr)
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
@@ -86,16 +86,16 @@ class SinkGD(MemoryEfficientOptimizer):
 
 
 def normalized(g: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """G diag(c) (m, n) and r (m, 1), in fp32, whose product is X; a row or column of zeros stays one.
+    """G diag(c) (m, n) and r (m, 1), in fp32, whose product is X; a row or column of zeros stays zero.
 
     Args:
         g: G (m, n).
-        iterations: how often rows, then columns are normalised.
+        iterations: how many times rows, then columns, are normalised.
     """
     rows, columns = g.shape
     work = g.to(torch.float32, copy=True)
     size = (work.norm() / math.sqrt(g.numel())).clamp_(min=SMALLEST)
-    squares = work.div_(size).square_()  # of size 1, or those of a small gradient would underflow
+    squares = work.div_(size).square_()  # scaled to size 1, or the squares of a small gradient would underflow
     of_columns = torch.ones(columns, device=g.device)  # c^2
     for _ in range(iterations):
         of_rows = (squares @ of_columns).clamp_(min=LEAST).reciprocal_().mul_(columns)  # r^2: rows of norm sqrt(n)

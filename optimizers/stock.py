@@ -1,4 +1,4 @@
-"""Any `torch.optim.Optimizer` as a method: torch's own, or one of a package, by its path `package.module:Class`."""
+"""Any `torch.optim.Optimizer` as a method: torch's own, or a package's, by its path `package.module:Class`."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from optimizers.base import MemoryEfficientOptimizer
 from optimizers.shared.arithmetic import adamw_update, expected_adam_state
 from optimizers.shared.matrices import layer_matrices, with_rate_of_the_rest
 
-ADAMW = {"betas": (0.9, 0.999), "eps": 1e-8}  # of what an optimizer of matrices doesn't take
+ADAMW = {"betas": (0.9, 0.999), "eps": 1e-8}  # for what an optimizer of matrices doesn't take
 
 
 class StockMethod(MemoryEfficientOptimizer):
-    """An optimizer as it comes, on the groups that every method has: what decays, and what doesn't.
+    """An unmodified optimizer, on the groups that every method has: one with weight decay, one without.
 
-    One that takes nothing but matrices (`torch.optim.Muon`) gets those of the layers; AdamW trains the rest, at
-    `adamw_lr`. Trains everything, updates after the backward pass, keeps what the optimizer keeps.
+    One that takes only matrices (`torch.optim.Muon`) gets those of the layers; AdamW trains the rest, at `adamw_lr`.
+    Trains everything, updates after the backward pass, keeps what the optimizer keeps.
 
     Args:
         model: the model to train.
-        keywords: those of the optimizer's own constructor.
+        keywords: for the optimizer's own constructor.
 
     Raises:
         ValueError: the optimizer refuses a value, or needs a closure.
@@ -33,13 +33,13 @@ class StockMethod(MemoryEfficientOptimizer):
 
     trains = "everything"
     keeps = "what the optimizer keeps"
-    optimizer: type[torch.optim.Optimizer]  # of a subclass, see `wrap`
+    optimizer: type[torch.optim.Optimizer]  # set by a subclass, see `wrap`
     only_matrices = False
 
     def __init__(self, model: nn.Module, *, adamw_lr: float = 1e-3, **keywords: Any):
         if "closure" in _required(self.optimizer.step):
             raise ValueError(
-                f"{self.optimizer.__name__} needs a closure in each step, which no training loop here gives"
+                f"{self.optimizer.__name__} needs a closure in each step, which no training loop here passes"
             )
         self._adamw_lr, self._keywords = adamw_lr, keywords
         self._matrices = set(layer_matrices(model)) if self.only_matrices else set()
@@ -55,7 +55,7 @@ class StockMethod(MemoryEfficientOptimizer):
             raise ValueError(f"{self.optimizer.__name__}: {error}") from error
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
-        """What the optimizer makes in a step on a tensor like `p` without values; anything, where it can't do one."""
+        """What the optimizer creates in a step on a meta tensor like `p`; anything is accepted if that step fails."""
         if self.only_matrices and p not in self._matrices:
             return expected_adam_state(p, master_weights=False)
         example = nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta"))
@@ -63,12 +63,12 @@ class StockMethod(MemoryEfficientOptimizer):
         try:
             inner = self._made([example], self._keywords)
             inner.step()
-        except Exception:  # somebody's own code, which may look at values
+        except Exception:  # third-party code, which may look at values
             return saved
         return dict(inner.state[example])
 
     def group_parameters(self, model: nn.Module, defaults: dict[str, Any]) -> list[dict[str, Any]]:
-        """As of every method; of an optimizer of matrices those of the layers first, the others at AdamW's rate."""
+        """As for every method; for an optimizer of matrices the layers' first, then the others at AdamW's rate."""
         groups = super().group_parameters(model, defaults)
         return with_rate_of_the_rest(groups, self._matrices, self._adamw_lr) if self.only_matrices else groups
 
@@ -79,7 +79,7 @@ class StockMethod(MemoryEfficientOptimizer):
         return [group for group in self.param_groups if group["params"][0] in self._matrices]
 
     def _update_all(self) -> None:
-        """The optimizer's own step, on this one's groups and state: loading a state replaces both."""
+        """The optimizer's own step, on this method's groups and state: loading a state replaces both."""
         own = self._own_groups()
         self._inner.param_groups, self._inner.state = own, self.state
         self._inner.step()
@@ -96,10 +96,10 @@ class StockMethod(MemoryEfficientOptimizer):
 
 @functools.cache
 def wrap(path: str, optimizer: Any) -> type[MemoryEfficientOptimizer]:
-    """The class of methods that an optimizer makes; its keywords and their defaults are the optimizer's own.
+    """A method class for an optimizer; its keywords and their defaults are the optimizer's own.
 
     Args:
-        path: what users call it.
+        path: the name by which users know it.
         optimizer: a subclass of `torch.optim.Optimizer`.
     """
     only_matrices = _takes_only_matrices(optimizer)
@@ -112,7 +112,7 @@ def wrap(path: str, optimizer: Any) -> type[MemoryEfficientOptimizer]:
     said = {
         "optimizer": optimizer,
         "only_matrices": only_matrices,
-        "summary": f"{path} as it comes" + (", on the matrices of the layers; AdamW on the rest" * only_matrices),
+        "summary": f"{path}, unmodified" + (", on the matrices of the layers; AdamW on the rest" * only_matrices),
         "paper": f"see {path.partition(':')[0].partition('.')[0]}'s documentation",
         "__doc__": StockMethod.__doc__,
         "__module__": optimizer.__module__,

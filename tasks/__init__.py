@@ -1,10 +1,10 @@
-"""Tasks: each builds a model, makes batches, computes a loss and scores. One family a module, all by name.
+"""Tasks: each builds a model, makes batches, computes a loss and scores. One family per package, all found by name.
 
     task = tasks.create("superglue/rte", model="config:roberta-tiny", batch_size=16, sequence_length=32)
     model = task.build_model()
     task.loss(model, task.batch(0)).backward()
 
-`available`, `expand` and `create` are all that others need.
+Callers need only `available`, `expand` and `create`.
 """
 
 from collections.abc import Mapping
@@ -30,8 +30,8 @@ __all__ = [
     "kind",
 ]
 
-# Modules of this package, imported when a task is asked for: their metrics and data need packages that the models,
-# the training loop and the planner do without.
+# Modules of this package, imported when a task is requested: their metrics and data need packages that the models,
+# the training loop and the planner don't.
 FAMILIES = ("superglue", "c4", "instruct", "classify")
 
 
@@ -40,24 +40,24 @@ def _ours() -> list[Any]:
 
 
 def available() -> list[str]:
-    """The names of all tasks that can be trained: ["superglue/boolq", ...], those of installed packages at the end."""
+    """The names of all tasks that can be trained: ["superglue/boolq", ...], those of installed packages last."""
     return base.available([*_ours(), *plugins.installed()])
 
 
 def _families(name: str) -> list[Family]:
-    """Ours, and the one of somebody else's that `name` asks for."""
+    """Our families, and the third-party one that `name` asks for."""
     if ":" in name:
         return [*_ours(), plugins.at(name)]
     return [*_ours(), *plugins.installed(name.partition("/")[0])]
 
 
 def expand(pattern: str, *, data: str = "demo") -> list[str]:
-    """The tasks that `pattern` stands for: a family's name for all its tasks that `data` has, or one task's name.
+    """The tasks that `pattern` stands for: a family's name means all its tasks that `data` has; or one task's name.
 
-    `package.module:Task` is a task of the user's plugins.
+    `package.module:Task` is a user's own task.
 
     Raises:
-        ValueError: no task is called so (with the nearest name), or `data` is no known source.
+        ValueError: no task has that name (the nearest name is given), or `data` isn't a known source.
     """
     return base.expand(_families(pattern), pattern, data)
 
@@ -67,12 +67,12 @@ def create(name: str, *, options: Mapping[str, Any] | None = None, **given: Any)
 
     Args:
         name: one of `available()`, or `package.module:Task`.
-        options: what only this family knows, such as {"packing": True} of instruction tuning.
+        options: options of this family, such as {"packing": True} for instruction tuning.
         given: see `TaskArguments`; `model`, `batch_size` and `sequence_length` have no default.
 
     Raises:
         ValueError: an argument is wrong, data or tokenizer is missing, or a line of the data is malformed.
-        TypeError: an argument is missing, or there is none of that name.
+        TypeError: an argument is missing or unknown.
     """
     family = base.check_name(_families(name), name)
     arguments = vars(TaskArguments(**given))

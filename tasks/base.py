@@ -13,24 +13,24 @@ class Task(Protocol):
     """A model, batches, a loss and a score."""
 
     name: str  # "superglue/rte"
-    headline: str  # the metric that tables rank by
+    headline: str  # the metric by which tables rank
     higher_is_better: bool
-    from_scratch: bool  # random weights: then every method trains embeddings, norms and head
+    from_scratch: bool  # random weights, so every method trains embeddings, norms and head
 
     @property
     def train_size(self) -> int:
-        """Examples, so that epochs can become steps."""
+        """Number of training examples, to convert epochs to steps."""
 
     @property
     def head(self) -> tuple[str, ...]:
-        """Name patterns of the parameters that no checkpoint had: every method trains them."""
+        """Name patterns of the parameters that aren't from a checkpoint: every method trains them."""
 
     @property
     def provenance(self) -> Mapping[str, str | None]:
-        """Of data, model and tokenizer, and under "notes" what a reader of the results must know; for the record."""
+        """Data, model and tokenizer, and under "notes" what a reader of the results must know; for the record."""
 
     def build_model(self) -> nn.Module:
-        """A new model on the CPU, the same for the same model and seed."""
+        """A new model on the CPU; the same for the same model and seed."""
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """The training batch of a step, on the CPU: a function of (seed, step), so resuming needs no reader state."""
@@ -47,16 +47,16 @@ Kind = Literal["classification", "language"]
 
 @runtime_checkable
 class HasKind(Protocol):
-    """A task that says what it trains, which decides the default learning rates of random weights."""
+    """A task that declares its kind, which decides the default learning rates for random weights."""
 
     kind: Kind
 
 
 def kind(task: Task) -> Kind:
-    """What a task trains: as it says, else by its model: a causal language model of transformers, or anything else.
+    """The kind of a task: as it declares, or else by whether its model is a causal language model of transformers.
 
     Raises:
-        ValueError: it says something else.
+        ValueError: it declares an unknown kind.
     """
     if isinstance(task, HasKind):
         if task.kind not in get_args(Kind):
@@ -69,44 +69,44 @@ def kind(task: Task) -> Kind:
 
 @runtime_checkable
 class HasLargestBatch(Protocol):
-    """A task that knows which of its training batches needs most memory; of others, a few batches are looked at."""
+    """A task that knows which of its training batches needs most memory; for others, a few batches are inspected."""
 
     def largest_batch(self) -> dict[str, Tensor]:
-        """Full sequences, with padding if any batch of the training may have some. Memory is metered on it."""
+        """Full sequences, with padding if any training batch may have some. Memory is metered on this batch."""
 
 
 @runtime_checkable
 class HasReader(Protocol):
-    """A task whose data stream by, so that continuing must not read everything again.
+    """A task with streamed data, so that resuming must not read everything again.
 
-    Its `batch` stays a function of (seed, step); the state only spares the way to a step.
+    Its `batch` remains a function of (seed, step); the state only saves reading up to that step.
     """
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the reader stands: plain data, part of a checkpoint."""
+        """The position of the reader: plain data, part of a checkpoint."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue there."""
+        """Continue from there."""
 
 
 class Family(Protocol):
-    """Tasks that share a source of data and a way to score, in one module of this package.
+    """Tasks that share a source of data and a way of scoring, in one module of this package.
 
-    A family that is a single task has one name, "": its task is called like the family.
+    A family with a single task has one name, "": its task has the family's name.
     """
 
     @property
     def NAME(self) -> str:
-        """Its name: "superglue"."""
+        """The family's name: "superglue"."""
 
     def names(self) -> tuple[str, ...]:
-        """Its tasks, without the family's name: ("boolq", "cb", ...); ("",) if it is one itself."""
+        """Its tasks, without the family's name: ("boolq", "cb", ...); ("",) if it is a single task."""
 
     def available_in(self, data: str) -> tuple[str, ...]:
-        """Those of `names` that a source of data has. Raises ValueError for an unknown source."""
+        """The `names` that a source of data has. Raises ValueError for an unknown source."""
 
     def create(self, name: str, **given: Any) -> Task:
-        """Build one of its tasks. Further keywords with a default are options of the family: packing=False."""
+        """Build one of its tasks. Further keywords with defaults are options of the family: packing=False."""
 
 
 def available(families: Sequence[Family]) -> list[str]:
@@ -119,7 +119,7 @@ def _full_name(family: Family, name: str) -> str:
 
 
 def expand(families: Sequence[Family], pattern: str, data: str) -> list[str]:
-    """The tasks that a family's or a task's name stands for."""
+    """The tasks that the name of a family or task stands for."""
     by_name = {family.NAME: family for family in families}
     if pattern in by_name:
         return [_full_name(by_name[pattern], name) for name in by_name[pattern].available_in(data)]
@@ -138,10 +138,10 @@ def check_name(families: Sequence[Family], name: str) -> Family:
 
 
 def options(family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
-    """All options of a family: those `given` over its defaults.
+    """All options of a family: its defaults, overridden by those `given`.
 
     Raises:
-        ValueError: it has no such option, or the value isn't of the default's type.
+        ValueError: it has no such option, or the value doesn't have the default's type.
     """
     parameters = inspect.signature(family.create).parameters.values()
     known = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}

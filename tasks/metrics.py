@@ -1,7 +1,7 @@
 """SuperGLUE's official metrics (Wang et al., 2019, arXiv 1905.00537) as `evaluate.Metric`s over scikit-learn.
 
-Nothing is downloaded to score, and nothing is written: predictions stay in memory. Where the benchmark reports two
-metrics for a task, `score` is their mean, which is what its average is taken over.
+Scoring downloads and writes nothing: predictions stay in memory. If the benchmark reports two metrics for a task,
+`score` is their mean, which enters the benchmark's average.
 """
 
 import re
@@ -39,7 +39,7 @@ class InMemory(evaluate.Metric):
 
 
 class Accuracy(InMemory):
-    """accuracy: share of the predictions that are right."""
+    """accuracy: share of correct predictions."""
 
     def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
         return {"accuracy": float(accuracy_score(references, predictions))}
@@ -66,7 +66,7 @@ class CommitmentBank(InMemory):
 
 
 class MultiRC(InMemory):
-    """f1a (F1 of "right" over all answers), em (share of the questions with every answer right) and score (the mean).
+    """f1a (F1 of "right" over all answers), em (share of questions with every answer right) and score (the mean).
 
     Khashabi et al., 2018. `groups` names the question of each answer.
     """
@@ -85,7 +85,7 @@ class MultiRC(InMemory):
 class ReCoRD(InMemory):
     """f1 and em of the chosen entity, each the best over the answers to a query, and score (the mean).
 
-    Zhang et al., 2018; texts are normalised and compared as in SQuAD. `references` has a list of answers a query.
+    Zhang et al., 2018; texts are normalised and compared as in SQuAD. `references` has a list of answers per query.
     """
 
     columns = {"predictions": TEXT, "references": TEXTS}
@@ -103,7 +103,7 @@ class Matthews(InMemory):
 
 
 class Winogender(InMemory):
-    """gender_parity (share of the pairs, which differ in a pronoun's gender, with equal predictions) and accuracy.
+    """gender_parity (share of pairs, differing in a pronoun's gender, with equal predictions) and accuracy.
 
     Rudinger et al., 2018. `groups` names the pair of each example.
     """
@@ -141,12 +141,12 @@ def normalise(text: str) -> str:
 
 
 def exact_match(prediction: str, answer: str) -> float:
-    """1.0 where both are the same after normalisation."""
+    """1.0 if both are the same after normalisation."""
     return float(normalise(prediction) == normalise(answer))
 
 
 def token_f1(prediction: str, answer: str) -> float:
-    """F1 over the words that both have after normalisation."""
+    """F1 over the words of both after normalisation."""
     predicted, expected = normalise(prediction).split(), normalise(answer).split()
     common = sum((Counter(predicted) & Counter(expected)).values())
     return 2 * common / (len(predicted) + len(expected)) if common else 0.0

@@ -1,11 +1,11 @@
-"""What to say of a name that nothing has."""
+"""What to suggest for an unknown name."""
 
 import difflib
 from collections.abc import Iterable, Mapping
 
 
 def suggestion(name: str, known: Iterable[str], called: Mapping[str, str] | None = None) -> str:
-    """`Did you mean 'superglue/rte'? Available: superglue/boolq, ...`; `called`: words for what may be meant."""
+    """`Did you mean 'superglue/rte'? Available: superglue/boolq, ...`; `called`: other words for a name."""
     known = list(known)
     meant = {one: one for one in known} if called is None else called
     nearest = difflib.get_close_matches(name, meant, n=1)

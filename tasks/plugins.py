@@ -1,4 +1,4 @@
-"""Tasks of somebody else's: `package.module:Task` by its path, or a name that an installed package gives to it."""
+"""Third-party tasks: `package.module:Task` by its path, or a name registered by an installed package."""
 
 import importlib
 from collections.abc import Callable
@@ -15,7 +15,7 @@ MEMBERS = {*Task.__annotations__, *(name for name in vars(Task) if not name.star
 
 @dataclass(frozen=True)
 class OwnTask:
-    """A family that is a single task, made by a class (or function) that takes the keywords of `tasks.create`."""
+    """A family with a single task, made by a class (or function) that takes the keywords of `tasks.create`."""
 
     NAME: str
     make: Callable[..., Any]
@@ -24,15 +24,15 @@ class OwnTask:
         return ("",)
 
     def available_in(self, data: str) -> tuple[str, ...]:
-        """Whether it has its data shows when it is made."""
+        """Its one name; whether its data exist becomes clear when it is built."""
         return self.names()
 
     def create(self, name: str, **given: Any) -> Task:
-        """Raises ValueError for what is no task."""
+        """Raises ValueError if the result isn't a task."""
         task = self.make(**given)
         missing = sorted(MEMBERS - set(dir(task)))
         if missing:
-            raise ValueError(f"task {self.NAME!r} lacks {', '.join(missing)}: tasks.Task says what a task has")
+            raise ValueError(f"task {self.NAME!r} lacks {', '.join(missing)}: see tasks.Task for what a task has")
         return task
 
 
@@ -53,10 +53,10 @@ def at(path: str) -> Family:
 
 
 def installed(name: str | None = None) -> list[Family]:
-    """The families of installed packages, or the one of that name, loaded.
+    """The families of installed packages, or the one with that name, loaded.
 
     Raises:
-        ValueError: one can't be loaded, or is neither a task's class nor a family of that name.
+        ValueError: one can't be loaded, or is neither a task's class nor a family with that name.
     """
     return [_load(point) for point in entry_points(group=ENTRY_POINTS) if name in (None, point.name)]
 

@@ -172,5 +172,5 @@ def test_galores_moments_in_8_bits_are_of_the_subspace(monkeypatch):
 
 
 def test_sgd_has_no_moments_to_keep_in_8_bits():
-    with pytest.raises(ValueError, match="states='8bit' is of AdamW's moments"):
+    with pytest.raises(ValueError, match="states='8bit' is for AdamW's moments"):
         BAdam(build_model(), inner="sgd", states="8bit")

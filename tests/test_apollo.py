@@ -156,7 +156,7 @@ def test_state_of_another_rank_scale_type_or_seed_is_refused():
     optimizer = APOLLO(model, rank=4)
     train(model, optimizer, 1)
     for other in ({"rank": 3}, {"rank": 4, "scale_type": "tensor"}, {"rank": 4, "seed": 1}):
-        with pytest.raises(ValueError, match=r"this state is of (rank=4|scale_type='channel'|seed=0), not"):
+        with pytest.raises(ValueError, match=r"this state was saved with (rank=4|scale_type='channel'|seed=0), not"):
             APOLLO(build_model(), **other).load_state_dict(optimizer.state_dict())
 
 

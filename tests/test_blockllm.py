@@ -300,7 +300,7 @@ def test_with_no_sparsity_and_rows_it_is_adamw_to_the_last_bit():
 
 
 def test_rows_of_whole_tensors_are_refused():
-    with pytest.raises(ValueError, match="rows=3 is of the paper's rule"):
+    with pytest.raises(ValueError, match="rows=3 needs rule='paper'"):
         BlockLLM(build_model(), rule="release", rows=3)
 
 

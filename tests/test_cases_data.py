@@ -89,7 +89,7 @@ def test_n12_what_is_there_twice_is_not_guessed_at(tmp_path):
     (tmp_path / "a.json").write_text(f"[{twice}, {', '.join(map(json.dumps, alpaca_rows(100)))}]")
     assert "an object has 'output' twice" in conversations.read(str(tmp_path / "a.json")).notes[0]
     (tmp_path / "a.csv").write_text("text,text2,text2,label\na,b,c,1\n")
-    with pytest.raises(ValueError, match=r"a.csv, line 1: the header has 2 columns 'text2': give each a name"):
+    with pytest.raises(ValueError, match=r"a.csv, line 1: the header has 2 columns 'text2': give each its own name"):
         classify_data.read(str(tmp_path / "a.csv"))
 
 
@@ -137,7 +137,7 @@ def test_s5_other_fields_are_counted(tmp_path):
     more = [{**row, "id": n, "source": "x", "text": None} for n, row in enumerate(alpaca_rows(30), 1)]
     turns = [QUESTION | {"name": "Ann"}, ANSWER | {"reasoning": "hm"}]
     _, notes = read(tmp_path / "a.jsonl", [*more, {"messages": turns, "tools": [{"name": "f"}]}])
-    assert notes.startswith("fields that aren't used: ")
+    assert notes.startswith("unused fields: ")
     for words in ("id (30)", "source (30)", "tools (1)", "messages[].name (1)", "messages[].reasoning (1)"):
         assert words in notes
     assert "text" not in notes
@@ -231,7 +231,7 @@ ODD = {
     "huge number": ('{"instruction": 1' + "0" * 10_000 + "}", "no known format"),
     "image": (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, ANSWER]},
-        'a part of its content is no text but "image_url"',
+        'a part of its content isn\'t text but "image_url"',
     ),
     "history": ({"instruction": "a", "output": "b", "history": ["c"]}, "'history' must be a list of pairs of texts"),
 }
@@ -262,7 +262,7 @@ def test_w3_tool_calls_beside_a_null_content_are_context(tmp_path):
 def test_w3_what_comes_before_any_question_is_left_out(tmp_path):
     found, notes = of({"messages": [ANSWER, QUESTION, ANSWER]})
     assert found.messages == (ASKED, ANSWERED)
-    assert notes == "1 turns left out that come before any of the user (first: here)"
+    assert notes == "1 turns left out, since they precede the user's first (first: here)"
     with pytest.raises(RowError, match="here: no answer to learn"):
         of({"messages": [ANSWER]})
 
@@ -270,7 +270,7 @@ def test_w3_what_comes_before_any_question_is_left_out(tmp_path):
 def test_w3_halves_of_characters_are_mended_and_counted(tmp_path):
     count, notes = read(tmp_path / "a.jsonl", ['{"instruction": "x \\ud83d", "output": "\\udead \\ud83d\\ude00"}'])
     assert count == 1 and notes == (
-        f"2 characters that are no Unicode replaced by U+FFFD (first: {tmp_path}/a.jsonl, line 101)"
+        f"2 characters that aren't Unicode replaced by U+FFFD (first: {tmp_path}/a.jsonl, line 101)"
     )
     found, _ = conversations.read(str(tmp_path / "a.jsonl")), None
     assert {"\ufffd \U0001f600"} <= {one.answer for one in found.training + found.held_out}
@@ -382,7 +382,7 @@ def test_w4_roles_have_many_names_in_both_spellings(user, assistant, keys, name)
 
 def test_w4_an_unknown_role_is_named_with_its_place(tmp_path):
     _, notes = read(tmp_path / "a.jsonl", [{"messages": [QUESTION, {"role": "dog", "content": "Wuff"}]}])
-    assert f'no known role is called "dog" (first: {tmp_path}/a.jsonl, line 101, messages[1]: there are user,' in notes
+    assert f'unknown role "dog" (first: {tmp_path}/a.jsonl, line 101, messages[1]: the roles are user,' in notes
 
 
 # ---- W5: formats
@@ -465,5 +465,5 @@ def test_cached_tokens_come_with_what_was_said_of_their_data(tmp_path):
     )
     given = {"data": path, "model": "config:llama-tiny", "batch_size": 2, "sequence_length": 128}
     first, again = (tasks.create("instruct", **given) for _ in range(2))
-    assert first.provenance == again.provenance and "as no answer fits" in first.provenance["notes"]
+    assert first.provenance == again.provenance and "since no answer fits" in first.provenance["notes"]
     assert all(np.array_equal(*pair) for pair in zip(first.train[0], again.train[0], strict=True))

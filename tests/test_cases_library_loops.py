@@ -128,7 +128,7 @@ def test_l_a_distributed_checkpoint_resumes_to_the_last_bit(method, tmp_path):
     dcp_to_torch_save(tmp_path / "all", tmp_path / "all.pt")
     saved = torch.load(tmp_path / "all.pt", weights_only=True)
     if not saved["optimizer"].get("state"):
-        with pytest.raises(ValueError, match=r"torch\.distributed\.checkpoint drops it: put {} there"):
+        with pytest.raises(ValueError, match=r"torch\.distributed\.checkpoint drops it if it is empty: put {} there"):
             subject(method).build(build_model()).load_state_dict(saved["optimizer"])
         saved["optimizer"]["state"] = {}
     again = build_model()
@@ -195,7 +195,7 @@ def test_l_state_bytes_are_those_of_this_process_alone(tmp_path):
 
 def test_l_a_compiled_model_is_met_in_its_plain_parts_and_a_choice_of_blocks_warned_of():
     compiled = torch.compile(build_model())
-    with pytest.warns(UserWarning, match="gives up after 8: where whole layers are trained compile layer by layer"):
+    with pytest.warns(UserWarning, match="gives up after 8: if it trains whole layers, compile each layer"):
         optimizer = BAdam(compiled, always_train=("classifier",))
     names = [name for group in optimizer.param_groups for name in group["param_names"]]
     assert names[0] == "layers.0.self_attn.q_proj.weight"

@@ -271,7 +271,7 @@ def test_state_of_another_rank_or_projection_is_refused():
     optimizer = GaLore(model, rank=4)
     train(model, optimizer, 1)
     for other in ({"rank": 3}, {"rank": 4, "projection": "left"}):
-        with pytest.raises(ValueError, match=r"this state is of (rank=4|projection='std'), not (3|'left')"):
+        with pytest.raises(ValueError, match=r"this state was saved with (rank=4|projection='std'), not (3|'left')"):
             GaLore(build_model(), **other).load_state_dict(optimizer.state_dict())
 
 
@@ -420,5 +420,5 @@ def test_projections_of_other_bits_and_states_of_other_bits_are_refused():
     with pytest.raises(ValueError, match="projection_bits must be 4, 8 or None, not 3"):
         GaLore(matrices((4, 6)), projection_bits=3)
     state = GaLore(matrices((4, 6)), projection_bits=4).state_dict()
-    with pytest.raises(ValueError, match="this state is of projection_bits=4, not None"):
+    with pytest.raises(ValueError, match="this state was saved with projection_bits=4, not None"):
         GaLore(matrices((4, 6))).load_state_dict(state)

@@ -60,12 +60,12 @@ def test_instruction_tuning_says_what_it_cuts_and_options_make_another_run(tmp_p
     assert compare(resolve(given)) == 0
     text = capsys.readouterr().out
     assert (
-        text.startswith("instruct: ") and "training answers cut at their end to fit the sequence" in text.split("\n")[0]
+        text.startswith("instruct: ") and "training answers cut at the end to fit the sequence" in text.split("\n")[0]
     )
     assert compare(resolve({**given, "options": {"packing": True}})) == 0
     runs = record.load_folder(tmp_path / "out")
     assert [run["training"]["options"] for run in runs] in ([{}, {"packing": True}], [{"packing": True}, {}])
-    assert all("cut at their end" in run["environment"]["notes"] for run in runs)
+    assert all("cut at the end" in run["environment"]["notes"] for run in runs)
     packed = next(run for run in runs if run["training"]["options"])
     plain = next(run for run in runs if not run["training"]["options"])
     assert packed["history"][-1]["tokens"] > 1.2 * plain["history"][-1]["tokens"]

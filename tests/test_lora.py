@@ -288,7 +288,7 @@ def test_what_can_not_be_adapted_is_refused_and_the_model_left_as_it_was():
             LoRA(model, **given)
     assert [name for name, _ in model.named_modules()] == names
     LoRA(model)
-    with pytest.raises(ValueError, match="has adapters already: finish()"):
+    with pytest.raises(ValueError, match="has adapters already: first finish()"):
         LoRA(model)
 
 

@@ -133,8 +133,8 @@ def test_the_logits_of_the_whole_sequence_never_exist():
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (lambda: ARCHITECTURES["roberta"].build(), "RobertaForSequenceClassification is no causal language model"),
-        (lambda: torch.nn.Linear(2, 2), "Linear is no causal language model"),
+        (lambda: ARCHITECTURES["roberta"].build(), "RobertaForSequenceClassification isn't a causal language model"),
+        (lambda: torch.nn.Linear(2, 2), "Linear isn't a causal language model"),
         (lambda: build("mixtral", output_router_logits=True), "MixtralForCausalLM has a loss of its own"),
         (lambda: build("bart", decoder_layers=2, d_model=32), "BartForCausalLM has a loss of its own: "),
     ],

@@ -195,7 +195,7 @@ def test_a_copy_of_one_modules_weights_lives_at_a_time():
 def test_a_backward_pass_and_a_step_without_a_loss_are_refused():
     model = build_model()
     optimizer = MeZO(model)
-    with pytest.raises(RuntimeError, match=r"call ask\(closure\) in place of backward\(loss\)"):
+    with pytest.raises(RuntimeError, match=r"call ask\(closure\) instead of backward\(loss\)"):
         optimizer.backward(loss_of(model, 0))
     with pytest.raises(RuntimeError, match=r"call step\(closure\), or use membench.MethodTrainer"):
         optimizer.step()

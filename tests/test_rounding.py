@@ -61,7 +61,7 @@ def test_weights_in_fp32_are_updated_as_ever():
 
 def test_it_takes_the_place_of_masters_and_is_of_bfloat16():
     for method in (AdamW, BAdam):
-        with pytest.raises(ValueError, match="takes the place of fp32 masters: set master_weights=False"):
+        with pytest.raises(ValueError, match="replaces fp32 masters: also set master_weights=False"):
             method(build_model(torch.bfloat16), stochastic_rounding=True)
         with pytest.raises(ValueError, match="this model has float16 ones"):
             method(build_model(torch.float16), master_weights=False, stochastic_rounding=True)

@@ -230,7 +230,7 @@ def test_the_demos_documents_are_english_of_this_python():
 def test_a_tokenizer_with_more_ids_than_the_model_grows_its_embedding_and_says_so(shared_data, tmp_path):
     given = {"tokenizer": str(shared_data / "tokenizers" / "gpt2")}
     task = create(write(tmp_path, texts(200)), **given)
-    assert task.provenance["notes"] == "the embedding grew from 1,024 to 50,257 entries, as the tokenizer has"
+    assert task.provenance["notes"] == "the embedding grew from 1,024 to 50,257 entries, to match the tokenizer"
     model = task.build_model()
     assert model.get_input_embeddings().num_embeddings == 50_257 == model.lm_head.out_features
     assert torch.isfinite(task.loss(model, task.batch(0)))
@@ -248,7 +248,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_grows_its_embedding_and_says_s
     ("given", "message"),
     [
         ({"model": "config:llama-60m"}, "config:llama-60m has no tokenizer of its own: give --tokenizer"),
-        ({"model": "config:roberta-tiny"}, "is an encoder, which sees the tokens that it should predict"),
+        ({"model": "config:roberta-tiny"}, "is an encoder, which sees the tokens that it has to predict"),
         ({"sequence_length": 1}, "sequence_length 1 is too short"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"options": {"packing": True}}, "c4 has no option 'packing'. Available: validation_tokens"),
@@ -385,7 +385,7 @@ def test_the_task_streams_without_its_validation_documents_and_resumes(shards, m
     batches = [task.batch(step)["input_ids"] for step in range(40)]
     seen = task.tokenizer.decode(torch.cat(batches).flatten())
     assert texts(50, seed=0)[3] in seen and not any(text in seen for text in held_out if len(text) > 50)
-    with pytest.raises(ValueError, match="give --steps in place of --epochs"):
+    with pytest.raises(ValueError, match="give --steps instead of --epochs"):
         task.train_size  # noqa: B018
     stopped, continued = create("hub", **given), create("hub", **given)
     for step in range(11):

@@ -118,7 +118,7 @@ def test_the_same_data_have_the_same_digest_wherever_they_lie(tmp_path):
         ("a.jsonl", '{"text": " ", "label": 1}', "a.jsonl, line 1: 'text' is empty"),
         ("a.jsonl", '{"text": "x", "text2": 1, "label": 1}', "line 1: 'text2' must be a text, got 1"),
         ("a.jsonl", "", "a.jsonl: the file is empty"),
-        ("a.csv", "text,label\nx,1\ny\n", "not as many cells as the header, which names 2 columns (first: "),
+        ("a.csv", "text,label\nx,1\ny\n", "the number of cells differs from the header's 2 columns (first: "),
         ("a.csv", 'text,label\n"x\n\n",1\ny,2,3\n', "a.csv, line 5: 3)"),
         (
             "a.csv",
@@ -140,7 +140,7 @@ def test_bytes_that_are_no_text_are_named_with_their_line(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"text,label\n" + rows.replace(b"museum", b"mus\xe9e", 1))
     task = create(tmp_path / "a.csv")
     assert (
-        f"1 characters that are no Unicode replaced by U+FFFD (first: {tmp_path}/a.csv, line 2)"
+        f"1 characters that aren't Unicode replaced by U+FFFD (first: {tmp_path}/a.csv, line 2)"
         in (task.provenance["notes"])
     )
     (tmp_path / "a.csv").write_bytes(b"text,label\nx\xe4,1\ny\xff,2\n")
@@ -153,7 +153,7 @@ def test_labels_that_nothing_can_be_learned_from_are_refused(tmp_path):
     assert mixed.data.labels == LABELS
     one = [row | {"label": "bad"} for row in texts(60)]
     assert 'every example has the label "bad"' in refused(write(tmp_path / "one.jsonl", one))
-    assert "of 2 examples, 0 fall to the validation set" in refused(write(tmp_path / "few.jsonl", texts(2)))
+    assert "of 2 examples, 0 are in the validation set" in refused(write(tmp_path / "few.jsonl", texts(2)))
     write(tmp_path / "train.jsonl", texts(30))
     write(tmp_path / "val.jsonl", [{"text": "x", "label": "awful"}])
     assert 'val.jsonl, line 1: no training example has the label "awful": there are "bad"' in refused(tmp_path)
@@ -161,10 +161,10 @@ def test_labels_that_nothing_can_be_learned_from_are_refused(tmp_path):
 
 def test_a_folder_must_say_which_file_is_which(tmp_path):
     write(tmp_path / "a.csv", texts(9))
-    assert "no file is called train.jsonl or train.csv, there are a.csv" in refused(tmp_path)
+    assert "there is no train.jsonl or train.csv, only a.csv" in refused(tmp_path)
     write(tmp_path / "train.csv", texts(9))
     write(tmp_path / "train.tsv", texts(9))
-    assert "train.csv and train.tsv are both for train" in refused(tmp_path)
+    assert "train.csv and train.tsv could both be train" in refused(tmp_path)
 
 
 def test_there_is_nothing_on_the_hub():

@@ -103,7 +103,7 @@ def test_a_format_is_recognised_by_its_fields(row, expected):
         ({"instruction": "Hi", "output": 3}, "'output' must be a text, got 3"),
         ({"messages": [{"role": "user"}]}, r"messages\[0\]: the field 'content' is missing"),
         ({"messages": "Hi"}, "'messages' must be a list"),
-        ({"conversations": [{"from": "dog", "value": "x"}]}, "no known role is called .dog.: there are user, human"),
+        ({"conversations": [{"from": "dog", "value": "x"}]}, "unknown role .dog.: the roles are user, human"),
     ],
 )
 def test_a_row_without_its_fields_is_refused_with_its_place(row, message):
@@ -174,7 +174,7 @@ def test_files_named_as_tests_are_held_out_and_nothing_of_them_is_trained_on(tmp
     write(tmp_path, alpaca_rows(7) + [{"instruction": "New.", "output": "Yes."}], "my_test.jsonl")
     read = conversations.read(str(tmp_path))
     assert (len(read.training), len(read.held_out)) == (43, 8)
-    assert read.notes == ["7 training conversations that are among the held-out ones left out"]
+    assert read.notes == ["7 training conversations left out, since they are held out too"]
 
 
 def test_conversations_without_an_answer_are_left_out_and_counted(tmp_path):
@@ -334,8 +334,8 @@ def test_an_answer_longer_than_the_sequence_is_cut_and_counted_and_a_prompt_with
     rows += [{"instruction": "word " * 500, "output": "Never seen."}]
     task = create(write(tmp_path, rows), sequence_length=128)
     assert task.provenance["notes"] == (
-        f"1 of {len(task.train) + 1} training answers cut at their end to fit the sequence; "
-        "1 training conversations left out, as no answer fits"
+        f"1 of {len(task.train) + 1} training answers cut at the end to fit the sequence; "
+        "1 training conversations left out, since no answer fits"
     )
     assert max(task.train.lengths) == 128
     ids, answers = task.train[int(np.argmax(task.train.lengths))]

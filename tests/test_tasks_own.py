@@ -92,7 +92,10 @@ def test_a_users_own_class_is_found_by_its_path_and_gets_what_every_task_gets(mo
         ("own_task:Yours", "own_task has no 'Yours'"),
         ("no_such_module:Mine", "importable from this folder or installed"),
         ("own_task:other", "must be a class \\(or function\\) that makes a task, not 3"),
-        ("own_task:NoTask", "'own_task:NoTask' lacks batch, build_model, evaluate, .* tasks.Task says what a task has"),
+        (
+            "own_task:NoTask",
+            "'own_task:NoTask' lacks batch, build_model, evaluate, .* see tasks.Task for what a task has",
+        ),
     ],
 )
 def test_what_is_no_task_is_refused_in_a_sentence(module, path, words):

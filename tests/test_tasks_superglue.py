@@ -46,8 +46,8 @@ def test_one_task_expands_to_itself_and_the_family_to_all():
     ("given", "words"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
-        ({"seed": -1}, "seed must not be negative, but it is -1"),
-        ({"dtype": "float8"}, "dtype 'float8' is unknown: there are float32, bfloat16, float16"),
+        ({"seed": -1}, "seed must be at least 0, not -1"),
+        ({"dtype": "float8"}, "unknown dtype 'float8': use float32, bfloat16, float16"),
         ({"sequence_length": 5}, "sequence_length 5 leaves no room for text: use at least 6"),
         ({"sequence_length": 513}, "sequence_length 513 is too long for config:roberta-tiny, which has 512 positions"),
     ],

@@ -260,7 +260,7 @@ def test_bytes_that_are_no_text_name_their_line(release):
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:3], lines[3].replace(b"a", b"\xe4", 1), *lines[4:]]))
     notes = create(folder, "cb").provenance["notes"]
-    assert notes.startswith(f"1 characters that are no Unicode replaced by U+FFFD (first: {path}, line 4)")
+    assert notes.startswith(f"1 characters that aren't Unicode replaced by U+FFFD (first: {path}, line 4)")
 
 
 def test_an_empty_split_and_a_missing_file_are_named(release):

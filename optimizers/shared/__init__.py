@@ -1,1 +1,1 @@
-"""What several methods share, as free functions."""
+"""Code shared by several methods."""

@@ -1,4 +1,4 @@
-"""Where LoRA's adapters go, and how `peft` puts them there without a trace elsewhere."""
+"""Where LoRA's adapters go, and how `peft` inserts them without side effects elsewhere."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:  # peft imports transformers, which takes seconds
     from peft import LoraModel
 
 ALL_LINEAR = "all-linear"
-MODEL = "model"  # the model's name in the shell that peft gets
-READ_BY_MAMBA = (".x_proj", ".dt_proj", ".out_proj")  # in_proj alone is always called
+MODEL = "model"  # the model's name in the wrapper that peft gets
+READ_BY_MAMBA = (".x_proj", ".dt_proj", ".out_proj")  # only in_proj is always called
 
 
 def find_targets(model: nn.Module, targets: str | tuple[str, ...], leave_out: Collection[nn.Parameter]) -> list[str]:
     """Names of the linear modules that match one of `targets` and hold nothing frozen and nothing of `leave_out`.
 
-    Warns of those that can't be adapted and are left out.
+    Warns about modules that can't be adapted and are left out.
 
     Raises:
-        ValueError: a pattern matches no linear module, or none that can be adapted, or one whose weight is another
-            module's too; or none is left.
+        ValueError: a pattern matches no linear module, none that can be adapted, or one whose weight is shared with
+            another module; or none is left.
     """
     linear = linear_modules(model)
     patterns = [part.strip() for part in targets.split(",")] if isinstance(targets, str) else targets
@@ -49,7 +49,7 @@ def find_targets(model: nn.Module, targets: str | tuple[str, ...], leave_out: Co
         chosen |= dict.fromkeys(name for name in matched if name not in unfit)
         refused += [name for name in matched if name in unfit]
     if refused:
-        text = f"LoRA leaves out {len(refused)} modules, {refused[0]} first: {unfit[refused[0]]}"
+        text = f"LoRA leaves out {len(refused)} modules, the first being {refused[0]}: {unfit[refused[0]]}"
         warnings.warn(text, stacklevel=2)
     names = _without(chosen, linear, leave_out)
     if not names:
@@ -59,9 +59,9 @@ def find_targets(model: nn.Module, targets: str | tuple[str, ...], leave_out: Co
 
 
 def frozen_linears(model: nn.Module, adapted: Collection[str], leave_out: Collection[nn.Parameter]) -> list[str]:
-    """Names of the linear modules that a method with adapters freezes: `adapted`, and all others of the layers.
+    """Names of the linear modules that a method with adapters freezes: `adapted`, and all others in the layers.
 
-    Without those that were frozen before, which are the user's, and those of `leave_out`.
+    Leaves out those that the user froze before, and those in `leave_out`.
     """
     linear = linear_modules(model)
     linear = {name: module for name, module in linear.items() if name not in unadaptable(model, linear)}
@@ -73,13 +73,13 @@ def frozen_linears(model: nn.Module, adapted: Collection[str], leave_out: Collec
 
 
 def _without(names: Iterable[str], linear: dict[str, nn.Module], leave_out: Collection[nn.Parameter]) -> list[str]:
-    """`names` without what is frozen and what holds something of `leave_out`."""
+    """`names` without modules that are frozen or hold a parameter of `leave_out`."""
     left_out = set(leave_out)
     return [n for n in names if linear[n].weight.requires_grad and not left_out & set(linear[n].parameters())]
 
 
 def unadaptable(model: nn.Module, linear: Mapping[str, nn.Module]) -> dict[str, str]:
-    """The modules of `linear` whose adapter would be ignored or can't be merged, each with the reason."""
+    """The modules in `linear` whose adapter would be ignored or couldn't be merged, each with the reason."""
     reasons: dict[str, str] = {}
     for name, module in linear.items():
         parent = model.get_submodule(name.rpartition(".")[0])
@@ -88,7 +88,7 @@ def unadaptable(model: nn.Module, linear: Mapping[str, nn.Module]) -> dict[str, 
         elif isinstance(parent, nn.MultiheadAttention):
             reasons[name] = "nn.MultiheadAttention reads its weight without calling it"
         elif {"A_log", "D"} <= parent._parameters.keys() and name.endswith(READ_BY_MAMBA):
-            reasons[name] = "the kernels of a Mamba layer read its weight without calling it"
+            reasons[name] = "a Mamba layer's kernels read its weight without calling it"
     return reasons
 
 
@@ -112,7 +112,7 @@ def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-        raise ValueError(f"{type(model).__name__} has adapters already: finish() the method that made them first")
+        raise ValueError(f"{type(model).__name__} has adapters already: first finish() the method that made them")
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
 
 
@@ -137,40 +137,42 @@ def inject(model: nn.Module, names: list[str], settings: dict[str, Any], seed: i
     """Adapt exactly the modules `names` of `model` in place; everything else is frozen.
 
     Raises:
-        ValueError: peft adapted others.
+        ValueError: peft adapted different ones.
     """
     from peft import LoraConfig, LoraModel
     from peft.tuners.lora.layer import Conv1D
 
-    # a regular expression, since peft takes a name for an ending, which may fit other modules too
+    # a regular expression, since peft treats a name as a suffix, which may match other modules too
     config = LoraConfig(target_modules="|".join(re.escape(f"{MODEL}.{name}") for name in names), **settings)
-    config.fan_in_fan_out = isinstance(model.get_submodule(names[0]), Conv1D)  # peft finds out itself, but warns
+    config.fan_in_fan_out = isinstance(
+        model.get_submodule(names[0]), Conv1D
+    )  # peft would find out itself, with a warning
     like = next(model.parameters())
-    # in a shell, where peft doesn't see what kind of model it is: for some kinds it puts other targets in place of ours
+    # in a wrapper that hides the model's type from peft, which replaces our targets for some types
     shell = nn.ModuleDict({MODEL: model})
     with _seeded(seed, like), _conversion_of_fake_tensors(like):
         adapters = LoraModel(shell, config, "default")
     adapted = {name.removeprefix(f"{MODEL}.") for name in adapted_modules(shell)}
     if adapted != set(names):
         strangers = ", ".join(sorted(adapted ^ set(names)))
-        raise ValueError(f"peft didn't adapt what was asked for; it differs in {strangers}")
+        raise ValueError(f"peft adapted other modules than it was told to; the difference is {strangers}")
     return adapters
 
 
 def adapted_modules(model: nn.Module) -> dict[str, Any]:
-    """The modules with an adapter, by the names that they had without one."""
+    """The modules with an adapter, by the names they had without one."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
 def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """What `model.state_dict()` will be once adapters are merged and weights are dense again; they stay as they are."""
+    """What `model.state_dict()` will be once adapters are merged and weights dense; the model isn't changed."""
     adapted = adapted_modules(model)
     stand_ins = {n: m for n, m in model.named_modules() if n in adapted or isinstance(m, NF4Linear)}
     state = dict(model.state_dict())
     for name, module in stand_ins.items():
-        if name.rpartition(".")[0] in stand_ins:  # the base of an adapted one
+        if name.rpartition(".")[0] in stand_ins:  # the base of an adapted module
             continue
         state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
         state |= {f"{name}.{key}": value for key, value in _plain(module).state_dict().items()}
@@ -179,7 +181,7 @@ def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _plain(module: nn.Module) -> Any:
-    """A dense module of its own with the adapter merged into it."""
+    """A separate dense module with the adapter merged into it."""
     shell: Any = nn.ModuleDict({MODEL: copy.deepcopy(module)})
     restore_linears(shell)
     if adapted_modules(shell):
@@ -190,7 +192,7 @@ def _plain(module: nn.Module) -> Any:
 
 @contextmanager
 def _seeded(seed: int, like: Tensor) -> Iterator[None]:
-    """Seed the generators of the CPU and of the device of `like`, and put them back at the end."""
+    """Seed the generators of the CPU and of `like`'s device, and restore them at the end."""
     devices = [like.device.index] if like.is_cuda and has_values(like) else []
     with torch.random.fork_rng(devices):
         torch.default_generator.manual_seed(seed)
@@ -201,7 +203,7 @@ def _seeded(seed: int, like: Tensor) -> Iterator[None]:
 
 @contextmanager
 def _conversion_of_fake_tensors(like: Tensor) -> Iterator[None]:
-    """Let `module.to()`, which peft calls, work on fake tensors: torch swaps them, which fails at a weak reference."""
+    """Let `module.to()`, which peft calls, work on fake tensors: torch swaps them, which a weak reference prevents."""
     original = nn.Module._apply
     if not has_values(like):
         nn.Module._apply = _apply_to_parameters  # type: ignore[method-assign]
@@ -212,7 +214,7 @@ def _conversion_of_fake_tensors(like: Tensor) -> Iterator[None]:
 
 
 def _apply_to_parameters(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-    """`nn.Module._apply`, with new parameters in place of swapped ones."""
+    """`nn.Module._apply`, with new parameters instead of swapped ones."""
     for part in module.modules():
         for name, p in part.named_parameters(recurse=False):
             part.register_parameter(name, nn.Parameter(fn(p.detach()), p.requires_grad))

@@ -1,7 +1,7 @@
-"""Affine quantisation in 8 or 4 bits, two numbers a byte: a scale and the code of zero for each group of 256.
+"""Affine quantisation in 8 bits, or in 4 at two numbers per byte: each group of 256 has a scale and the code of zero.
 
-As Q-GaLore has it (Zhang et al., 2024, arXiv 2407.08296): a number takes 1 + 5/256 or .5 + 5/256 bytes. Its package
-keeps 4 bits in a byte; and it clips groups whose numbers have one sign, whose range ours widens to zero.
+As in Q-GaLore (Zhang et al., 2024, arXiv 2407.08296): a number takes 1 + 5/256 or .5 + 5/256 bytes. Its package stores
+4 bits in a byte, and clips groups whose numbers all have the same sign; ours widens their range to include zero.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def quantize(numbers: Tensor, bits: int) -> Packed:
     """Numbers of any shape in 8 or 4 bits.
 
     Returns:
-        codes (n,) or (ceil(n / 2),), uint8; scales (a group), fp32; zeros (a group), uint8.
+        codes (n,) or (ceil(n / 2),), uint8; scales (groups,), fp32; zeros (groups,), uint8.
     """
     flat, per_byte = numbers.reshape(-1), 8 // bits
     groups = -(-flat.numel() // GROUP)
@@ -55,7 +55,7 @@ def dequantize(packed: Packed, bits: int, shape: torch.Size, dtype: torch.dtype)
 
 
 def _quantize(numbers: Tensor, largest: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes (n,), scales and zeros (a group) of `numbers` (n,), fp32; the last group may be shorter."""
+    """Codes (n,), scales and zeros (groups,) of `numbers` (n,), fp32; the last group may be shorter."""
     groups = F.pad(numbers, (0, -numbers.numel() % GROUP)).view(-1, GROUP)
     low, high = groups.amin(1).clamp(max=0.0), groups.amax(1).clamp(min=0.0)
     scales = (high - low).clamp(min=SMALLEST_RANGE) / largest

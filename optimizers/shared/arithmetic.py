@@ -1,4 +1,4 @@
-"""The updates that several methods share: torch's own fused kernels, and fp32 masters of low-precision weights."""
+"""Updates shared by several methods: torch's own fused kernels, and fp32 masters of low-precision weights."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def adamw_update(
     """One step of AdamW (Loshchilov & Hutter, 2019, arXiv 1711.05101, Algorithm 2) on each of `params`, in place.
 
     Args:
-        states: of each parameter; filled at its first step with `step`, `exp_avg`, `exp_avg_sq` and, for a
-            low-precision parameter under `master_weights`, `master` (all three then fp32).
+        states: one per parameter; filled at its first step with `step`, `exp_avg`, `exp_avg_sq` and, for a
+            low-precision parameter with `master_weights`, `master` (the moments are then fp32 as well).
         params: the weights.
         grads: their gradients, of the same shapes.
         group: gives `lr`, `betas`, `eps`, `weight_decay`.
@@ -33,7 +33,7 @@ def adamw_update(
 
 
 def init_adam_state(state: dict[str, Any], p: Tensor, master_weights: bool) -> None:
-    """Zero moments for `p` and, where it is asked for and `p` is of low precision, its fp32 master."""
+    """Zero moments for `p` and, with `master_weights` and a low-precision `p`, its fp32 master."""
     weight = p
     if master_weights and p.dtype in LOW_PRECISION:
         weight = state["master"] = p.detach().to(torch.float32, copy=True)
@@ -43,7 +43,7 @@ def init_adam_state(state: dict[str, Any], p: Tensor, master_weights: bool) -> N
 
 
 def expected_adam_state(p: Tensor, master_weights: bool, *shape: int) -> dict[str, Any]:
-    """What `adamw_update` keeps for a tensor like `p`, or like it in another shape; as meta tensors."""
+    """What `adamw_update` keeps for a tensor like `p`, possibly of another shape; as meta tensors."""
     state: dict[str, Any] = {}
     init_adam_state(state, torch.empty(shape or p.shape, dtype=p.dtype, device="meta"), master_weights)
     return state
@@ -60,7 +60,7 @@ def expected_sgd_state(p: Tensor, saved: dict[str, Any], master_weights: bool) -
 def sgd_update(
     states: list[dict[str, Any]], params: list[Tensor], grads: list[Tensor], group: dict[str, Any], master_weights: bool
 ) -> None:
-    """One step of SGD on each of `params`, in place; `momentum` of the group is kept as `momentum_buffer`."""
+    """One step of SGD on each of `params`, in place; with `momentum` in the group, keeps a `momentum_buffer`."""
     for state, p in zip(states, params, strict=True):
         if master_weights and p.dtype in LOW_PRECISION and "master" not in state:
             state["master"] = p.detach().to(torch.float32, copy=True)
@@ -73,9 +73,9 @@ Kernel = Callable[[list[dict[str, Any]], list[Tensor], list[Tensor], dict[str, A
 def update_through_masters(
     kernel: Kernel, states: list[dict[str, Any]], params: list[Tensor], grads: list[Tensor], group: dict[str, Any]
 ) -> None:
-    """Run `kernel` once for the plain parameters, and one by one for those whose gradient must first be cast.
+    """Run `kernel` once for the plain parameters, and one by one for those whose gradient must be cast first.
 
-    One by one, because a list of casts would hold a copy of all gradients at once.
+    A list of casts would hold a copy of all gradients at once.
     """
     plain = [i for i, s in enumerate(states) if "master" not in s and grads[i].dtype == params[i].dtype]
     if plain:
@@ -117,8 +117,8 @@ def _sgd_kernel(
         weights,
         grads,
         buffers,
-        # On a CPU torch 2.13's fused SGD is no faster, and of a low-precision tensor it leaves most entries unchanged;
-        # `foreach` would hold a copy of all gradients under weight decay.
+        # On a CPU torch 2.13's fused SGD is no faster, and leaves most entries of a low-precision tensor unchanged;
+        # `foreach` would hold a copy of all gradients when there is weight decay.
         foreach=False,
         fused=weights[0].is_cuda,
         weight_decay=group["weight_decay"],

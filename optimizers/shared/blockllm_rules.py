@@ -1,4 +1,4 @@
-"""When BlockLLM chooses anew, and which tensors: the paper's rule and the authors' release's (arXiv 2406.17296)."""
+"""When BlockLLM chooses again, and which tensors: the paper's rule, and that of the authors' code (2406.17296)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class PaperRule:
     """Choose by ||g|| / f, f = 1 + how often chosen, once the loss isn't below the mean of the last `patience` losses.
 
     Args:
-        sizes: weights of each tensor that may be chosen.
+        sizes: number of weights in each tensor that may be chosen.
         sparsity: s; the budget is round((1 - s) n) of n weights.
         patience: m, how many past losses count.
         update_every: not used by this rule.
@@ -33,7 +33,7 @@ class PaperRule:
         self.losses: list[float] = []  # since the last choice, the newest `patience` of them
 
     def first(self, order: Iterable[int]) -> list[int]:
-        """The first of `order` that reach the budget."""
+        """The first tensors in `order` that together reach the budget."""
         chosen: list[int] = []
         for i in order:
             if sum(self.sizes[j] for j in chosen) >= self.budget:
@@ -42,11 +42,11 @@ class PaperRule:
         return chosen
 
     def choose(self, order: Sequence[int] = ()) -> list[int]:
-        """The tensors to train from now on, by what is known; `order` is a random one."""
+        """The tensors to train from now on, by the known norms; `order` is a random order."""
         return self.first(sorted(range(len(self.sizes)), key=self._rank))
 
     def take(self, chosen: list[int]) -> None:
-        """Make `chosen` the choice."""
+        """Choose `chosen`."""
         self.chosen = chosen
         self.losses = []
         for i in chosen:
@@ -60,16 +60,16 @@ class PaperRule:
         return stalled
 
     def state(self) -> dict[str, Any]:
-        """What must be remembered, as JSON."""
+        """What must be saved, as JSON."""
         norms = [self.norms.get(i) for i in range(len(self.sizes))]
         shared = {"chosen": self.chosen, "counts": self.counts, "steps": self.steps, "losses": self.losses}
         return {**shared, "norms": norms}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back what `state` gave.
+        """Restore what `state` returned.
 
         Raises:
-            ValueError: it is of another number of tensors, or chooses one that isn't there.
+            ValueError: it is for another number of tensors, or chooses one that doesn't exist.
         """
         count = len(self.sizes)
         if len(state["counts"]) != count or len(state["norms"]) != count:
@@ -89,12 +89,12 @@ class PaperRule:
 class ReleaseRule(PaperRule):
     """The authors' package: whole tensors, by ||g|| / exp(f / step), f being a tensor's share of all choices so far.
 
-    It chooses anew at steps that `update_every` divides, once more than `patience` losses have come since the last
-    choice and their mean is below that of the newest `patience` ones. The ranking, of tensors with a known norm, is
-    followed to the first tensor that reaches the budget of int((1 - s) n) weights, which is left out; where too few
-    norms are known, others are added at random. The loss of the very first step isn't kept.
+    It chooses again at steps divisible by `update_every`, once more than `patience` losses have been seen since the
+    last choice and their mean is below that of the newest `patience` losses. The tensors with a known norm are taken
+    in the order of their rank, up to the one that reaches the budget of int((1 - s) n) weights, which is left out; if
+    too few norms are known, others are added at random. The loss of the very first step isn't kept.
 
-    Three defects are mended: the first step trains; a choice holds at least one tensor; and where the very best is
+    Three defects are fixed: the first step trains; a choice holds at least one tensor; and if the best tensor is
     larger than the budget, the best that fit are taken.
     """
 

@@ -1,4 +1,4 @@
-"""What the block methods share: how a model splits into blocks, and how all but some of its parameters are frozen."""
+"""Shared by the block methods: how a model is split into blocks, and how all but some parameters are frozen."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def split_into_blocks(
         model: any model with its layers in lists.
         granularity: "layer"; "sublayer": a layer's attention and the rest of it (half-layers); "matrix": each module
             of a layer that has a matrix, with its bias; norms go with the module before them.
-        embeddings: also a block of what comes before the first layer (embeddings), and one of what comes after
-            (final norm, head).
+        embeddings: also make a block of what comes before the first layer (embeddings), and one of what comes after
+            the last (final norm, head).
         leave_out: parameters that belong to no block.
 
     Raises:
@@ -43,7 +43,7 @@ def split_into_blocks(
 
 
 def without(blocks: Blocks, left_out: Collection[nn.Parameter]) -> Blocks:
-    """The blocks without these parameters; one that has no others is none.
+    """The blocks without these parameters; blocks that become empty are dropped.
 
     Raises:
         ValueError: no block is left.
@@ -72,7 +72,7 @@ def find_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _members(module: nn.Module, container: type[nn.Module], prefix: str) -> dict[str, nn.Module]:
-    """Members with parameters of the outermost containers below (or at) `module`."""
+    """The members with parameters of the outermost containers at or below `module`."""
     found: dict[str, nn.Module] = {}
     for name, child in module.named_children():
         path = f"{prefix}.{name}" if prefix else name
@@ -84,7 +84,7 @@ def _members(module: nn.Module, container: type[nn.Module], prefix: str) -> dict
 
 
 def outside_layers(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Parameters defined before the first layer, and those in between and after, in the model's order.
+    """Parameters defined before the first layer, and those between and after layers, in the model's order.
 
     Raises:
         ValueError: the model has no list of layers.
@@ -109,13 +109,13 @@ def _split_layer(layer: nn.Module, granularity: str) -> Blocks:
     for name, params in parts.items():
         split[f".{name}"] = [p for p in params if p not in taken]
         taken.update(params)
-    # what is in no part (a bare parameter of the layer) goes with the last one
+    # what is in no part (a parameter of the layer itself) goes with the last one
     split[f".{list(parts)[-1]}"] += [p for p in layer.parameters() if p not in taken]
     return split
 
 
 def _halves(layer: nn.Module) -> Blocks:
-    """Attention and the rest. Norms beside them are shared out in their order, the first half to the attention."""
+    """Attention and the rest. Norms beside them are divided up in order, the first half going to the attention."""
     children = list(layer.children())
     norms = [child for child in children if all(p.dim() < 2 for p in child.parameters())]
     first_norms = norms[: (len(norms) + 1) // 2]
@@ -127,7 +127,7 @@ def _halves(layer: nn.Module) -> Blocks:
 
 
 def _matrices(layer: nn.Module) -> Blocks:
-    """One block a module that holds a matrix; a module without one joins the block before it, or the first."""
+    """One block per module that holds a matrix; a module without one joins the block before it, or the first."""
     blocks: Blocks = {}
     waiting: list[nn.Parameter] = []
     for name, module in layer.named_modules():
@@ -168,7 +168,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def train_only(params: Iterable[nn.Parameter], active: Collection[nn.Parameter]) -> None:
-    """Let exactly `active` of `params` require gradients; the others lose the gradient that they hold."""
+    """Let exactly `active` of `params` require gradients; the others lose their gradients."""
     wanted = set(active)
     for p in params:
         p.requires_grad_(p in wanted)
@@ -178,7 +178,7 @@ def train_only(params: Iterable[nn.Parameter], active: Collection[nn.Parameter])
 
 @functools.lru_cache(maxsize=16)
 def shuffled(count: int, *key: int) -> tuple[int, ...]:
-    """The numbers below `count`, in an order that is a function of `key` alone: of no device and no library version."""
+    """The numbers below `count`, in an order that depends on `key` alone, not on the device or library version."""
     order = list(range(count))
     random.Random("/".join(map(str, key))).shuffle(order)
     return tuple(order)

@@ -1,8 +1,8 @@
 """Keep the backward pass short under gradient checkpointing.
 
-A method that freezes the lower layers saves the backward pass through them. Training frameworks undo that: to make
-re-entrant checkpointing work they let the embeddings' output require gradients
-(`PreTrainedModel.enable_input_require_grads`), after the optimizer was built. So it is turned off before each forward.
+A method that freezes the lower layers saves the backward pass through them. Training frameworks undo this: to make
+re-entrant checkpointing work, they let the embeddings' output require gradients
+(`PreTrainedModel.enable_input_require_grads`) after the optimizer is built. So that is turned off before each forward.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def keep_backward_short(model: nn.Module) -> RemovableHandle:
     """Before each forward pass of `model`: no gradients for its inputs, and no re-entrant checkpointing.
 
     Raises (in the forward pass):
-        ValueError: a layer is checkpointed in the re-entrant way, which loses the gradients of a layer whose input
-            requires none.
+        ValueError: a layer uses re-entrant checkpointing, which loses the gradients of a layer whose input requires
+            none.
     """
     return model.register_forward_pre_hook(_before_forward)
 
@@ -37,7 +37,7 @@ def _before_forward(model: nn.Module, args: tuple[Any, ...]) -> None:
 
 
 def _drop_input_gradients(module: nn.Module) -> None:
-    # by name, since transformers forgets the handles of the first call when it is asked a second time
+    # by name, since transformers forgets the handles of the first call when called a second time
     for key, hook in list(module._forward_hooks.items()):
         if isinstance(hook, types.FunctionType) and hook.__name__ == "make_inputs_require_grads":
             del module._forward_hooks[key]

@@ -1,8 +1,8 @@
 """The blocks of weights that Adam-mini gives one second moment: heads of queries and keys, neurons, tokens, norms.
 
 They are the dense blocks on the diagonal of a transformer's Hessian (Zhang et al., ICLR 2025, arXiv 2406.16793,
-Algorithm 3). Parts are told apart by the types of modules; queries and keys by the exact name of their module, since
-nothing else tells them from values.
+Algorithm 3). Parts are recognised by module type; queries and keys by the exact name of their module, since nothing
+else distinguishes them from values.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Partition:
 
     Attributes:
         averaged: the dimensions that aren't outputs.
-        runs: how many blocks of how many outputs follow each other.
-        repeats: how often the runs do.
+        runs: how many consecutive blocks of how many outputs.
+        repeats: how often the runs are repeated.
     """
 
     averaged: tuple[int, ...]
@@ -41,7 +41,7 @@ class Partition:
 
     @property
     def blocks(self) -> int:
-        """How many there are."""
+        """The number of blocks."""
         return self.repeats * sum(count for count, _ in self.runs)
 
     def mean_squares(self, g: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class Partition:
         return torch.cat(means, 1).flatten()
 
     def spread(self, values: Tensor, shape: torch.Size) -> Tensor:
-        """A value for each block -> the same for each of its outputs, to be broadcast over a tensor of `shape`."""
+        """Repeat each block's value for all its outputs, to be broadcast over a tensor of `shape`."""
         if not self._is_fine:
             pieces = values.view(self.repeats, -1).split([count for count, _ in self.runs], 1)
             spread = [piece.repeat_interleave(size, 1) for piece, (_, size) in zip(pieces, self.runs, strict=True)]
@@ -72,11 +72,11 @@ class Partition:
 
 
 def partitions(model: nn.Module) -> dict[nn.Parameter, Partition]:
-    """The partition of every parameter; a tied one's is that of its first place.
+    """The partition of every parameter; for a tied one, that of its first occurrence.
 
-    A head of a query or key matrix, a neuron of any other matrix (its output), a token of an embedding, a bias's entry
-    and a whole norm are a block. The size of a head is what the attention module says, or the model's configuration;
-    where neither does, queries and keys are cut by neuron.
+    A block is a head of a query or key matrix, a neuron (output) of any other matrix, a token of an embedding, an entry
+    of a bias, or a whole norm. The size of a head comes from the attention module or else the model's configuration;
+    without either, queries and keys are cut by neuron.
     """
     found: dict[nn.Parameter, Partition] = {}
     _collect(model, "", None, vars(model).get("config"), found)
@@ -114,13 +114,13 @@ def _matrix(module: nn.Module, name: str, p: Tensor, attention: nn.Module | None
 
 
 def _fused(averaged: tuple[int, ...], outputs: int, size: int, key_heads: int, by_head: bool) -> Partition:
-    """Of one matrix for queries, keys and values: heads, but neurons for the values."""
+    """The runs of a joint matrix of queries, keys and values: heads, but neurons for the values."""
     repeats = key_heads if by_head else 1
     values = (key_heads if not by_head else 1) * size
     return Partition(averaged, (((outputs // repeats - values) // size, size), (values, 1)), repeats)
 
 
 def _said(attention: nn.Module, config: Any, names: tuple[str, ...]) -> int | None:
-    """The first of `names` that the attention module, or else the configuration, gives a number for."""
+    """The number that the attention module, or else the configuration, has under the first of `names`."""
     known = {**(config.to_dict() if config is not None else {}), **vars(attention)}
     return next((known[name] for name in names if isinstance(known.get(name), int)), None)

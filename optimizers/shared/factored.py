@@ -1,4 +1,4 @@
-"""A factored second moment: averages of a gradient's squares by row and by column in place of one for each weight.
+"""A factored second moment: row and column averages of a gradient's squares instead of one value per weight.
 
 Shazeer & Stern, ICML 2018, arXiv 1804.04235, Section 3.
 """
@@ -11,11 +11,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-CHUNK = 2**24  # weights: temporaries are of this size, or of one row if that is larger; fewer would be many kernels
+CHUNK = 2**24  # weights: temporaries have this size, or that of one row if larger; smaller would mean many kernels
 
 
 def chunks_of(p: Tensor, g: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Views of a tensor and its gradient, in pairs, cut along the first dimension."""
+    """Pairs of views of a tensor and its gradient, cut along the first dimension."""
     if p.dim() == 0:
         p, g = p[None], g[None]
     size = max(1, CHUNK * p.shape[0] // p.numel())
@@ -23,14 +23,14 @@ def chunks_of(p: Tensor, g: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 def update_moments(row: Tensor, column: Tensor, grads: list[Tensor], eps: float, decay: float) -> None:
-    """Moving averages, in place, of the means of G^2 + eps over the columns and over the rows of each matrix.
+    """Update in place the moving averages of the means of G^2 + eps over the columns and rows of each matrix.
 
     Args:
         row: R (..., m).
         column: C (..., n).
         grads: the gradient (..., m, n), cut along its first dimension.
         eps: added to the squares.
-        decay: share of the old averages that is kept.
+        decay: weight of the old averages.
     """
     row_sums, column_sums = [], []
     for grad in grads:

@@ -1,7 +1,7 @@
-"""Updates that torch's fused kernels don't have, in fp32, a piece of the tensor at a time.
+"""Updates that torch's fused kernels don't offer, in fp32, one piece of the tensor at a time.
 
-They serve moments in 8 bits (Dettmers et al., ICLR 2022, arXiv 2110.02861) and weights that are rounded at random.
-State of few bits, or of low precision, is brought to fp32, updated, and written back.
+They are for moments in 8 bits (Dettmers et al., ICLR 2022, arXiv 2110.02861) and stochastically rounded weights.
+Quantised or low-precision state is converted to fp32, updated, and written back.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from optimizers.shared.quantized import SIGNED, UNSIGNED, Codebook, blocks_of, p
 from optimizers.shared.rounding import write
 
 BLOCK = 256  # values that share a magnitude
-SMALLEST = 4096  # values of a tensor whose moments are in 8 bits; below, in fp32
+SMALLEST = 4096  # values; smaller tensors keep their moments in fp32 instead of 8 bits
 CODEBOOKS: dict[str, Codebook] = {"exp_avg": SIGNED, "exp_avg_sq": UNSIGNED}
 
 State = dict[str, Any]
 
 
 def init_8bit_state(state: State, p: Tensor) -> None:
-    """Zero moments: a code a value and a magnitude a block; in fp32 for a small tensor."""
+    """Zero moments: a code per value and a magnitude per block; in fp32 for a small tensor."""
     state["step"] = 0
     for name in CODEBOOKS:
         state[name] = torch.zeros(
@@ -42,7 +42,7 @@ def init_low_precision_state(state: State, p: Tensor) -> None:
 
 
 def adamw(state: State, p: Tensor, g: Tensor, group: dict[str, Any], source: torch.Generator | None) -> None:
-    """One step of AdamW on `p` (contiguous), in the order of operations of bitsandbytes."""
+    """One step of AdamW on `p` (contiguous), in bitsandbytes' order of operations."""
     state["step"] += 1
     flat, flat_g = p.view(-1), g.reshape(-1)
     for piece in pieces(flat):
@@ -89,7 +89,7 @@ def _sgd(
 
 
 def _read(state: State, name: str, piece: slice) -> Tensor:
-    """A piece of the state in fp32: a copy, or what is there if it is in fp32."""
+    """A piece of the state in fp32: a copy, unless it is in fp32 already."""
     kept: Tensor = state[name].view(-1)[piece]
     if kept.dtype is not torch.uint8:
         return kept.float()
@@ -97,7 +97,7 @@ def _read(state: State, name: str, piece: slice) -> Tensor:
 
 
 def _write_(state: State, name: str, piece: slice, values: Tensor) -> None:
-    """Put back what `_read` gave; `values` are overwritten."""
+    """Write back what `_read` returned; `values` is overwritten."""
     kept = state[name].view(-1)[piece]
     if kept.dtype is torch.uint8:
         kept[:], state[f"{name}_magnitudes"][blocks_of(piece, BLOCK)] = CODEBOOKS[name].quantize_(values, BLOCK)

@@ -18,12 +18,12 @@ State = dict[str, Any]
 
 
 class InnerAdamW:
-    """AdamW, by torch's fused kernel where it has one for it.
+    """AdamW, by torch's fused kernel where that is possible.
 
     Args:
-        model: what it will update parameters of.
-        master_weights: fp32 masters (and, of full states, moments) for low-precision weights.
-        states: "full" moments, or "8bit": two bytes a weight and 8 for each 256 of them; tensors of fewer than 4,096
+        model: the model whose parameters it will update.
+        master_weights: fp32 masters (and, for full states, moments) for low-precision weights.
+        states: "full" moments, or "8bit": two bytes per weight and 8 per 256 weights; tensors of fewer than 4,096
             weights have theirs in fp32.
         stochastic_rounding: round bf16 weights up or down at random.
 
@@ -50,7 +50,7 @@ class InnerAdamW:
             init_adam_state(state, p, self.master_weights)
 
     def expected_state(self, p: Tensor, saved: State | None = None, *shape: int) -> State:
-        """What it keeps for a tensor like `p`, or like it in another shape; as meta tensors."""
+        """What it keeps for a tensor like `p`, possibly of another shape; as meta tensors."""
         state: State = {}
         self.init_state(state, torch.empty(shape or p.shape, dtype=p.dtype, device="meta"))
         return state
@@ -72,13 +72,13 @@ class InnerAdamW:
 
 
 class InnerSGD:
-    """SGD, by torch's kernels; arguments and errors as of `InnerAdamW`."""
+    """SGD, by torch's kernels; arguments and errors as for `InnerAdamW`."""
 
     def __init__(
         self, model: nn.Module, *, master_weights: bool, states: str = "full", stochastic_rounding: bool = False
     ):
         if states != "full":
-            raise ValueError(f"states={states!r} is of AdamW's moments; SGD keeps none in few bits: leave it out")
+            raise ValueError(f"states={states!r} is for AdamW's moments, which SGD doesn't have: leave it out")
         check_rounding(model, stochastic=stochastic_rounding, master_weights=master_weights)
         self.master_weights, self.stochastic_rounding = master_weights, stochastic_rounding
 
@@ -103,7 +103,7 @@ Update = Callable[[State, Tensor, Tensor, dict[str, Any], torch.Generator | None
 
 
 def _in_pieces(update: Update, state: State, p: Tensor, g: Tensor, group: dict[str, Any], key: Key | None) -> None:
-    """Run `update` on the master of `p` where it has one, or on `p`, or on a copy of it that is contiguous."""
+    """Run `update` on the master of `p` if it has one, else on `p` or a contiguous copy of it."""
     weight = state.get("master", p).contiguous()
     update(state, weight, g, group, None if key is None else generator(key, p.device))
     if weight is not p:

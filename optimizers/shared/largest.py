@@ -1,7 +1,7 @@
-"""The entries of largest magnitude in several tensors together, without sorting them.
+"""The entries of largest magnitude over several tensors, without sorting them.
 
-A sort or `topk` needs 16 bytes of workspace an entry on a CPU, where no meter sees it. The magnitude of an fp32 number
-is an integer of 31 bits, in the same order; so the smallest magnitude that is kept is found digit by digit, from
+On a CPU a sort or `topk` needs 16 bytes of workspace per entry, which no meter sees. The magnitude of an fp32 number,
+read as a 31-bit integer, sorts in the same order; so the smallest magnitude to keep is found digit by digit, from
 histograms over pieces of the tensors.
 """
 
@@ -14,19 +14,19 @@ from torch import Tensor
 
 from optimizers.base import has_values
 
-PIECE = 2**20  # entries looked at at once, or a row of a tensor if that is longer: 17 bytes each
+PIECE = 2**20  # entries per piece, or one row of a tensor if that is longer: 17 bytes each
 DIGITS = ((20, 11), (10, 10), (0, 10))  # (lowest bit, width), the highest digit first
 
 
 def largest_entries(tensors: list[Tensor], count: int) -> Iterator[Tensor]:
-    """For each tensor the positions (k,), int32 and rising, of its entries among the `count` largest |x| of all.
+    """For each tensor the positions (k,), int32 and increasing, of its entries among the `count` largest |x| of all.
 
-    Of equal ones at the limit the first are taken. Magnitudes are compared in fp32; NaN counts as the largest. Without
-    values, what is taken are the first entries: how they are shared out doesn't change the bytes.
+    Among entries equal to the limit the first are taken. Magnitudes are compared in fp32; NaN counts as the largest.
+    Fake tensors get their first entries: the distribution over tensors doesn't change the bytes.
 
     Args:
-        tensors: of any shapes; positions are in each one flattened.
-        count: at most as many as there are entries.
+        tensors: of any shape; positions are those in each flattened tensor.
+        count: at most the number of entries.
     """
     limit, ties = _limit(tensors, count)
     left = count
@@ -48,11 +48,11 @@ def largest_entries(tensors: list[Tensor], count: int) -> Iterator[Tensor]:
 
 
 def _limit(tensors: list[Tensor], count: int) -> tuple[int, int]:
-    """The smallest magnitude among the `count` largest, as bits, and how many of just that magnitude are among them."""
+    """The smallest of the `count` largest magnitudes, as bits, and how many of them are equal to it."""
     prefix = 0
     for shift, width in DIGITS:
         digits = 2**width
-        histogram = torch.zeros(digits + 1, dtype=torch.int64, device=tensors[0].device)  # the last: another prefix
+        histogram = torch.zeros(digits + 1, dtype=torch.int64, device=tensors[0].device)  # the last bin: another prefix
         for tensor in tensors:
             for bits in _pieces(tensor):
                 digit = (bits >> shift) - (prefix << width)

@@ -1,4 +1,4 @@
-"""The parts of a layer by category (attention matrices, MLP matrices, norms), told apart by the types of modules."""
+"""The parts of a layer by category (attention matrices, MLP matrices, norms), recognised by module type."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Parts = dict[str, list[nn.Parameter]]  # a matrix with its bias, or a norm, by i
 
 
 def parts_of_layers(model: nn.Module, leave_out: Collection[nn.Parameter]) -> tuple[Parts, list[list[list[int]]]]:
-    """All parts, and for each layer and category the numbers of its parts.
+    """All parts, and the numbers of the parts in each layer and category.
 
     Raises:
         ValueError: nothing in the layers is left to train.
@@ -38,7 +38,7 @@ def parts_of_layers(model: nn.Module, leave_out: Collection[nn.Parameter]) -> tu
 def parts_without(
     parts: Parts, layers: list[list[list[int]]], left_out: Collection[nn.Parameter]
 ) -> tuple[Parts, list[list[list[int]]]]:
-    """As from `parts_of_layers`, without these parameters; a layer of which nothing is left is none."""
+    """The result of `parts_of_layers` without these parameters; layers that become empty are dropped."""
     kept = without(parts, left_out)
     number = {name: i for i, name in enumerate(kept)}
     moved = {i: number[name] for i, name in enumerate(parts) if name in number}
@@ -47,13 +47,13 @@ def parts_without(
 
 
 def _parts_of(module: nn.Module, path: str, attends: bool = False) -> Iterator[tuple[str, str, list[nn.Parameter]]]:
-    """Name, category and parameters of each part in and below `module`, told apart by type: no names are known."""
+    """Name, category and parameters of each part at or below `module`, by the types of modules, never their names."""
     named = list(module.named_parameters(recurse=False))
     matrices = [name for name, p in named if p.dim() >= 2]
     vectors = [p for _, p in named if p.dim() < 2]
     if not matrices and vectors:
         yield path, "norms", vectors
-    for name in matrices:  # several in one module (fused experts) are parts of their own; the first takes the biases
+    for name in matrices:  # several in one module (fused experts) are separate parts; the first takes the biases
         params = [module.get_parameter(name), *(vectors if name == matrices[0] else ())]
         yield f"{path}.{name}", "attention" if attends else "mlp", params
     for name, child in module.named_children():

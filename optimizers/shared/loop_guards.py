@@ -1,7 +1,7 @@
-"""What a loop can't do to gradients that are gone, or to a loss that a method must see as it is: it is told in time.
+"""Stop a loop that would clip gradients which are already freed, or scale a loss that a method must see as it is.
 
-Torch has no hook for either. So, once a method is built that updates inside the backward pass or must see the loss, its
-functions that clip gradients and scale losses are wrapped. They do what they did, except to what such a method trains.
+Torch has no hook for either. So once a method is built that updates inside the backward pass or must see the loss,
+torch's functions for clipping gradients and scaling losses are wrapped. They change only for what such a method trains.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _methods: WeakSet[MemoryEfficientOptimizer] = WeakSet()
 
 
 def watch(method: MemoryEfficientOptimizer) -> None:
-    """From now on refuse to clip what `method` updates inside the backward pass, or to scale its loss."""
+    """From now on, refuse to clip what `method` updates inside the backward pass, or to scale its loss."""
     _methods.add(method)
     for module, name in CLIPPERS:
         _wrap(module, name, _clipping)
@@ -59,7 +59,7 @@ def _clipping(clip: Callable[..., Any]) -> Callable[..., Any]:
     def clip_unless_gone(parameters: Tensor | Iterable[Tensor], *args: Any, **given: Any) -> Any:
         parameters = [parameters] if torch.is_tensor(parameters) else list(parameters)
         limit = next(iter(args), given.get("max_norm", given.get("clip_value", 0.0)))
-        for method in _methods if limit < math.inf else ():  # else the norm is only asked for
+        for method in _methods if limit < math.inf else ():  # otherwise only the norm is wanted
             if method.in_backward and not method._finished and any(p in method._group_of for p in parameters):
                 raise ValueError(
                     f"{type(method).__name__} updates inside the backward pass and leaves no gradients to clip: "
@@ -83,7 +83,7 @@ def _scaling(scale: Callable[..., Any]) -> Callable[..., Any]:
                         why = "updates inside the backward pass" if method.in_backward else "must see the loss itself"
                         raise ValueError(
                             f"{type(method).__name__} {why}, so its loss can't be scaled by a GradScaler: train in "
-                            "bfloat16 in place of float16"
+                            "bfloat16 instead of float16"
                         )
         return scale(self, outputs)
 

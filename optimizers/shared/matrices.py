@@ -1,4 +1,4 @@
-"""The matrices of a model's layers, which some methods update in a way of their own; everything else gets AdamW."""
+"""The matrices of a model's layers, which some methods treat specially; everything else gets AdamW."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Groups = list[dict[str, Any]]
 
 
 def layer_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of two dimensions in the model's layers that require gradients, those of embeddings left out."""
+    """The two-dimensional parameters in the model's layers that require gradients, without embeddings."""
     embeddings = {p for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     inside = dict.fromkeys(p for layer in find_layers(model).values() for p in layer.parameters())
     return [p for p in inside if p.requires_grad and p.dim() == 2 and p not in embeddings]
 
 
 def input_dims(module: nn.Module, p: Tensor) -> tuple[int, ...]:
-    """The dimensions of a matrix (or larger tensor) of `module` that inputs are on; outputs are on the others."""
+    """The input dimensions of a matrix (or larger tensor) of `module`; the others are output dimensions."""
     if isinstance(module, _ConvNd):
         return tuple(range(1, p.dim()))
     # transformers' Conv1D is a linear module with its weight transposed
@@ -38,7 +38,7 @@ def adamw_on_the_rest(
     group: dict[str, Any],
     adamw: InnerAdamW | None = None,
 ) -> list[tuple[Tensor, Tensor]]:
-    """Update those of `params` that aren't in `matrices` by AdamW: `adamw`, or one in their own precision.
+    """Update the `params` that aren't in `matrices` by AdamW: `adamw`, or one in their own precision.
 
     Returns:
         The others with their gradients.
@@ -53,7 +53,7 @@ def adamw_on_the_rest(
 
 
 def with_rate_of_the_rest(groups: Groups, matrices: Collection[Tensor], rate: float) -> Groups:
-    """`groups` of named parameters, with `matrices` in groups of their own, the first, and the others at `rate`."""
+    """`groups` of named parameters, split into groups of `matrices`, which come first, and the others at `rate`."""
     inside, outside = [], []
     for group in groups:
         own = [(name, p) for name, p in group["params"] if p in matrices]

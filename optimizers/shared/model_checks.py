@@ -1,4 +1,4 @@
-"""What a method asks of the model that it is built on, and how a failed construction leaves that model."""
+"""What a method requires of its model, and how a failed construction leaves that model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TRAINABLE = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def check_model(method: str, model: Any) -> None:
-    """Refuse what isn't a model, above all `model.parameters()`, which torch's own optimizers take.
+    """Refuse anything but a model, above all `model.parameters()`, which torch's own optimizers take.
 
     Raises:
         TypeError: says what was given and what to give.
@@ -22,7 +22,7 @@ def check_model(method: str, model: Any) -> None:
     if not isinstance(model, nn.Module):
         what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
         raise TypeError(
-            f"{method} is built from a model, not from {what}: give the model, {method}(model, ...), in place of its "
+            f"{method} is built from a model, not from {what}: give the model, {method}(model, ...), instead of its "
             "parameters or groups (in the Trainer: membench.MethodTrainer(method=..., method_kwargs=...))"
         )
     for name, p in model.named_parameters():
@@ -33,7 +33,7 @@ def check_model(method: str, model: Any) -> None:
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
-    """The model in a `torch.compile`d one: its parts have their own names there, and hooks are traced with it."""
+    """The model inside a `torch.compile`d one: there its parts have their own names, and hooks are traced too."""
     inner: Any = getattr(model, "_orig_mod", model)
     return inner
 
@@ -62,7 +62,7 @@ def check_parameters(method: str, model: nn.Module, named: Iterable[tuple[str, T
         for (_, end, one), (start, _, other) in zip(places, places[1:], strict=False):
             if start < end:
                 raise ValueError(
-                    f"{method} can't train {one} and {other}: they are two parameters in the same memory; tie them as "
+                    f"{method} can't train {one} and {other}: they are two parameters that share memory; tie them as "
                     "one nn.Parameter, or clone() one"
                 )
 
@@ -71,16 +71,16 @@ def _problem(p: Tensor) -> str | None:
     if p.layout is not torch.strided:
         return f"is a {str(p.layout).removeprefix('torch.')} tensor: make it dense"
     if p.is_complex():
-        return "is complex: keep its real and imaginary part (torch.view_as_real)"
+        return "is complex: store its real and imaginary parts (torch.view_as_real)"
     if p.dtype not in TRAINABLE:
-        return f"is of {p.dtype}: cast it to float32 or bfloat16"
+        return f"has dtype {p.dtype}: cast it to float32 or bfloat16"
     if _overlaps_itself(p):
-        return "shares memory between its entries, as after expand(): clone() it"
+        return "has entries that share memory, as after expand(): clone() it"
     return None
 
 
 def _overlaps_itself(p: Tensor) -> bool:
-    """May two entries lie in one place? True also for a few exotic strides under which they don't."""
+    """Could two entries share a place in memory? Also True for a few exotic strides for which they don't."""
     reach = 0
     for stride, size in sorted(zip(p.stride(), p.shape, strict=True)):
         if size > 1:
@@ -92,7 +92,7 @@ def _overlaps_itself(p: Tensor) -> bool:
 
 @contextmanager
 def restored_on_error(model: nn.Module) -> Iterator[None]:
-    """If the body raises, put back what the model's modules and parameters were: parts, hooks, flags, gradients."""
+    """If the body raises, restore the model's modules and parameters: parts, hooks, flags, gradients."""
     modules = [(module, vars(module).copy(), _contents(module)) for module in model.modules()]
     parameters = [(p, _attributes(p)) for p in model.parameters()]
     try:
@@ -101,7 +101,7 @@ def restored_on_error(model: nn.Module) -> Iterator[None]:
         for module, attributes, contents in modules:
             vars(module).clear()
             vars(module).update(attributes)
-            for name, items in contents.items():  # in place: handles of hooks know their dict
+            for name, items in contents.items():  # in place: handles of hooks refer to the dict
                 attributes[name].clear()
                 attributes[name].update(items)
         for p, attributes in parameters:
@@ -127,7 +127,7 @@ def _attributes(p: nn.Parameter) -> dict[str, Any]:
 def _restore(p: nn.Parameter, before: dict[str, Any]) -> None:
     p.data = before["data"]
     p.requires_grad_(before["requires_grad"])
-    p.grad = None  # a gradient of another dtype stands in the way of grad_dtype
+    p.grad = None  # grad_dtype can't be set while there is a gradient of another dtype
     p.grad_dtype = before["grad_dtype"]
     p.grad = before["grad"]
     hooks = p._post_accumulate_grad_hooks

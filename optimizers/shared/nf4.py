@@ -1,8 +1,8 @@
-"""NF4: weights in 4 bits, the values the quantiles of a normal distribution (Dettmers et al., 2023, arXiv 2305.14314).
+"""NF4: weights in 4 bits, coded as quantiles of a normal distribution (Dettmers et al., 2023, arXiv 2305.14314).
 
-Blocks of 64 weights; the blocks' magnitudes are in fp32 or, under double quantisation, less their mean in 8 bits with
+Blocks of 64 weights; the blocks' magnitudes are in fp32 or, with double quantisation, minus their mean in 8 bits with
 the signed dynamic map, in blocks of 256. So a weight takes .5 + 4/64 = .5625 bytes, or .5 + 1/64 + 4/(64 x 256) = .516
-(and 4 bytes a matrix, for the mean). Codes, magnitudes and values are those of bitsandbytes.
+(and 4 bytes per matrix, for the mean). Codes, magnitudes and values are those of bitsandbytes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ VALUES = torch.tensor(
     ]
 )
 NF4 = Codebook(VALUES)
-# (256,): the two values of each byte, as one number of 64 bits: looked up twice as fast
+# (256,): the two values of each byte as one 64-bit number: lookup is twice as fast
 PAIRS = Constant(torch.stack([VALUES.repeat_interleave(16), VALUES.repeat(16)], 1).view(torch.int64).flatten())
 
 Packed = dict[str, Tensor]
@@ -46,8 +46,8 @@ def quantize(weight: Tensor, *, double: bool) -> Packed:
     """A weight of any shape in NF4.
 
     Returns:
-        codes: two a byte (ceil(n / 2),), the first in the upper half; magnitudes: (ceil(n / 64),), fp32, or under
-        double quantisation their codes in 8 bits, with magnitudes_of_magnitudes (a block of 256), fp32, and their mean.
+        codes: two per byte (ceil(n / 2),), the first in the upper half; magnitudes: (ceil(n / 64),), fp32, or with
+        double quantisation their 8-bit codes, with magnitudes_of_magnitudes (one per 256), fp32, and their mean.
     """
     flat = weight.detach().reshape(-1)
     packed = {
@@ -72,7 +72,7 @@ def dequantize(packed: Packed, shape: torch.Size, dtype: torch.dtype) -> Tensor:
 
 
 def _dequantize(codes: Tensor, magnitudes: Tensor, pairs: Tensor, out: Tensor) -> None:
-    if out.dtype is torch.float32:  # into its place at once
+    if out.dtype is torch.float32:  # directly into its place
         torch.index_select(pairs, 0, codes.int(), out=out.view(torch.int64))
         scale_(out, magnitudes, BLOCK)
     else:
@@ -81,7 +81,7 @@ def _dequantize(codes: Tensor, magnitudes: Tensor, pairs: Tensor, out: Tensor) -
 
 def _pack(codes: Tensor) -> Tensor:
     if codes.numel() % 2:
-        codes = F.pad(codes, (0, 1), value=7)  # of zero, as bitsandbytes does
+        codes = F.pad(codes, (0, 1), value=7)  # the code of zero, as bitsandbytes does
     first, second = codes.view(-1, 2).unbind(1)
     return (first << 4) | second
 

@@ -1,4 +1,4 @@
-"""Linear modules on weights that are frozen in NF4: the base of QLoRA (Dettmers et al., 2023, arXiv 2305.14314)."""
+"""Linear modules with frozen NF4 weights: the base of QLoRA (Dettmers et al., 2023, arXiv 2305.14314)."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from optimizers.shared import nf4
 
 
 class NF4Linear(nn.Module):
-    """Stands for a linear module (`nn.Linear`, or `Conv1D` of transformers): y = x W^T + b, with W in NF4.
+    """Replaces a linear module (`nn.Linear`, or `Conv1D` of transformers): y = x W^T + b, with W in NF4.
 
     W is dequantised to the compute dtype for each product, forward and backward, and kept by neither: autograd keeps
-    nothing but the input's gradient function. The bytes of W are buffers, so they are in `state_dict` and move with
-    the model.
+    only the input's gradient function. The bytes of W are buffers, so they are in `state_dict` and move with the
+    model.
 
     Args:
-        dense: the module. Its weight gives its values up until `restore`; it must be frozen.
+        dense: the module, which must be frozen. Its weight is empty until `restore`.
         double: double quantisation.
     """
 
     def __init__(self, dense: Any, *, double: bool):
         super().__init__()
-        self._dense = (dense,)  # in a tuple, so that it is no submodule
+        self._dense = (dense,)  # in a tuple, so that it doesn't become a submodule
         self._shape, self._dtype = dense.weight.shape, dense.weight.dtype
         self._is_transposed = not isinstance(dense, nn.Linear)
         self.bias = dense.bias
@@ -36,7 +36,7 @@ class NF4Linear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """W as the dense module has it, dequantised anew each time it is asked for."""
+        """W in the dense module's layout, dequantised on each access."""
         return nf4.dequantize(dict(self.named_buffers()), self._shape, self._dtype)
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
@@ -51,7 +51,7 @@ class NF4Linear(nn.Module):
         return weight.t() if self._is_transposed else weight
 
     def restore(self) -> Any:
-        """The dense module, its weight now what the bytes stand for."""
+        """The dense module, its weight now dequantised from the bytes."""
         (dense,) = self._dense
         dense.weight.data = self.weight
         return dense
@@ -60,9 +60,7 @@ class NF4Linear(nn.Module):
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: NF4Linear) -> Tensor:
-        ctx.module = (
-            module  # not `save_for_backward`: what keeps activations elsewhere must leave weights where they are
-        )
+        ctx.module = module  # not `save_for_backward`: code that offloads activations must leave weights where they are
         return F.linear(x, module.matrix(x.dtype), module.bias)
 
     @staticmethod
@@ -71,7 +69,7 @@ class _Product(torch.autograd.Function):
 
 
 def quantize_linears(model: nn.Module, names: Iterable[str], *, double: bool) -> None:
-    """Put `NF4Linear`s in place of the linear modules `names`; where one is adapted by peft, in place of its base."""
+    """Replace the linear modules `names` by `NF4Linear`s; if peft adapted one, replace its base."""
     for name in names:
         module: Any = model.get_submodule(name)
         path, _, attribute = name.rpartition(".")
@@ -82,7 +80,7 @@ def quantize_linears(model: nn.Module, names: Iterable[str], *, double: bool) ->
 
 
 def restore_linears(model: nn.Module) -> None:
-    """Put the dense modules back that `quantize_linears` replaced."""
+    """Put back the dense modules that `quantize_linears` replaced."""
     for owner in list(model.modules()):
         for attribute, module in list(owner.named_children()):
             if isinstance(module, NF4Linear):

@@ -23,7 +23,7 @@ def update_entries(adamw: InnerAdamW, state: State, p: Tensor, g: Tensor, group:
     if "step" not in state:
         adamw.init_state(state, flat.index_select(0, index))
     for number, (positions, part) in enumerate(zip(index.split(PIECE), _cut(state, PIECE), strict=True)):
-        # twice as fast as `take` and `put_`, and a selection needs no index of 8 bytes an entry
+        # twice as fast as `take` and `put_`, and a selection needs no index of 8 bytes per entry
         entries = flat.index_select(0, positions)
         entries_of_g = flat_g.index_select(0, positions)
         adamw.update([part], [entries], [entries_of_g], group, [(*key, number)])
@@ -41,7 +41,7 @@ def update_rows(
     group: dict[str, Any],
     keys: Sequence[Key],
 ) -> None:
-    """One step of AdamW on some rows of each of `params`: on views, so nothing is gathered and nothing put back."""
+    """One step of AdamW on some rows of each of `params`: on views, so nothing is gathered or copied back."""
     parts: list[State] = []
     rows: list[Tensor] = []
     rows_of_g: list[Tensor] = []
@@ -60,7 +60,7 @@ def update_rows(
 
 
 def _cut(state: State, sizes: int | list[int]) -> Iterator[State]:
-    """The state of AdamW in parts along its first dimension, each with a step count of its own."""
+    """AdamW's state split along its first dimension, each part with its own step count."""
     names = [name for name in ("exp_avg", "exp_avg_sq", "master") if name in state]
     parts = list(zip(*(state[name].split(sizes) for name in names), strict=True))
     step = state["step"]
@@ -70,7 +70,7 @@ def _cut(state: State, sizes: int | list[int]) -> Iterator[State]:
 
 
 def put_entries(p: Tensor, index: Tensor, entries: Tensor) -> None:
-    """Write `entries` (k,) to the positions `index` (k,), int64 and each its own, of the flattened `p`."""
+    """Write `entries` (k,) to the positions `index` (k,), int64 and distinct, of the flattened `p`."""
     if p.is_contiguous():
         p.view(-1).scatter_(0, index, entries)
     else:

@@ -1,4 +1,4 @@
-"""GaLore's projections of a matrix: onto which sides, there and back, and how they are kept, in full or in few bits."""
+"""GaLore's projections of a matrix: of which sides, there and back, and how they are stored, in full or quantised."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from optimizers.shared.rounding import write
 
 SIDES = ("left", "right")
 State = dict[str, Any]
-COSINES, STABLE = 5, 0.4  # how many of the newest, and from which mean on a subspace is taken for stable
+COSINES, STABLE = 5, 0.4  # a subspace counts as stable if its newest cosines, this many, have at least this mean
 
 
 def sides(projection: str, rows: int, columns: int) -> tuple[bool, bool]:
@@ -58,7 +58,7 @@ def _factors(step: Tensor, subspace: Mapping[str, Tensor]) -> tuple[Tensor, Tens
     return subspace["left"] @ step if "left" in subspace else step, subspace["right"]
 
 
-# ---- how a subspace is kept
+# ---- how a subspace is stored
 
 
 def keep_subspace(state: State, subspace: Mapping[str, Tensor], bits: int | None) -> None:
@@ -102,9 +102,9 @@ def first_vector(subspace: Mapping[str, Tensor]) -> Tensor | None:
 
 
 def note_choice(state: State, before: Tensor | None, now: Tensor, update_every: int) -> None:
-    """Say when `state` is due for its next subspace: after twice as long, once the leading vector has become stable.
+    """Set when `state` is due for its next subspace: after twice as long, once the leading vector is stable.
 
-    Of a vector and its opposite, which span the same, the cosine is 1: a decomposition gives either.
+    A vector and its opposite span the same subspace, so their cosine counts as 1: a decomposition gives either.
     """
     state.setdefault("interval", update_every)
     if before is not None and has_values(now):

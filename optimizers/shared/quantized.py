@@ -1,8 +1,8 @@
-"""Numbers in few bits, as plain torch: a code a number, and for each block of them the largest magnitude.
+"""Quantised numbers in plain torch: a code per number, and the largest magnitude per block.
 
 A code stands for a value of a codebook between -1 and 1, times the block's magnitude. Codes, magnitudes and values are
-those of bitsandbytes (its CUDA kernels, and its kernels of plain torch): the nearest value, of two equally near ones
-the lower. Its CPU kernel for 8 bits is coarser: it looks numbers up in a table of steps of 2 ** -15.
+those of bitsandbytes (its CUDA kernels, and its plain torch kernels): the nearest value, and the lower of two equally
+near ones. Its CPU kernel for 8 bits is coarser: it looks numbers up in a table with steps of 2 ** -15.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch import Tensor
 
 from optimizers.base import has_values
 
-# Values that are worked on at a time, which bounds all temporaries; a multiple of every block. A CPU keeps them in its
-# cache; for a GPU it must be more, or it would wait for the next kernel.
+# Values processed at a time, which bounds all temporaries; a multiple of every block size. On a CPU they fit into its
+# cache; a GPU needs more, or it would wait for the next kernel.
 PIECE, PIECE_ON_GPU = 1 << 16, 1 << 22
-SMALLEST = 1e-38  # magnitude: its reciprocal is still finite
+SMALLEST = 1e-38  # magnitude; its reciprocal is still finite
 
 
 def pieces(like: Tensor, size: int | None = None) -> Iterator[slice]:
-    """Cuts the places of a tensor (n,) into pieces of `size`, or of the size that suits the device.
+    """Cut the positions of a tensor (n,) into pieces of `size`, or of the size that suits the device.
 
-    Without values one piece tells the bytes: all others are made in its place.
+    For fake tensors one piece is enough to find the bytes: all others would reuse its memory.
     """
     count, size = like.numel(), size or (PIECE_ON_GPU if like.is_cuda else PIECE)
     for start in range(0, count if has_values(like) else min(count, size), size):
@@ -32,7 +32,7 @@ def pieces(like: Tensor, size: int | None = None) -> Iterator[slice]:
 
 
 def blocks_of(piece: slice, size: int) -> slice:
-    """The blocks of `size` values that a piece consists of."""
+    """The blocks of `size` values that make up a piece."""
     return slice(piece.start // size, -(-piece.stop // size))
 
 
@@ -56,15 +56,15 @@ def scale_(numbers: Tensor, factors: Tensor, size: int) -> Tensor:
 
 
 class Constant:
-    """A tensor of the code's own, needed on any device."""
+    """A constant tensor that is needed on any device."""
 
     def __init__(self, tensor: Tensor):
-        self._array, self._dtype = tensor.numpy(), tensor.dtype  # an array, since no mode of torch sees it
+        self._array, self._dtype = tensor.numpy(), tensor.dtype  # an array, since no torch mode sees it
         self._on_gpu: dict[torch.device, Tensor] = {}
 
     def on(self, like: Tensor) -> Tensor:
-        """It on the device of `like`. A GPU keeps it: a copy from the host waits for all that is queued."""
-        if not has_values(like):  # one element stands for all
+        """The tensor on the device of `like`. A GPU keeps it: a copy from the host waits for all queued work."""
+        if not has_values(like):  # one element stands in for all
             return torch.empty(1, dtype=self._dtype, device=like.device).expand(self._array.shape)
         if like.is_cpu:
             return torch.from_numpy(self._array)
@@ -74,11 +74,11 @@ class Constant:
 
 
 class Codebook:
-    """Up to 256 rising values; a number's code is the place of the nearest one.
+    """Up to 256 increasing values; a number's code is the index of the nearest one.
 
-    Found by the leading 17 bits of the number (sign, exponent, 8 bits of the fraction): a table has the code of the
-    lowest number that starts so, and since at most one boundary between two values lies among these numbers, one
-    comparison tells whether it is the next code. That is ten times as fast as a search.
+    It is found from the leading 17 bits of the number (sign, exponent, 8 bits of the fraction): a table has the code of
+    the lowest number with these bits, and since at most one boundary between two values lies among such numbers, one
+    comparison tells whether it is the next code instead. That is ten times as fast as a search.
     """
 
     def __init__(self, values: Tensor):
@@ -89,12 +89,12 @@ class Codebook:
         self._boundary_above = Constant(torch.cat([boundaries, torch.full((1,), torch.inf)]))
 
     def quantize_(self, numbers: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Codes (n,), uint8, and magnitudes (a block), fp32, of a piece of numbers (n,), fp32, which it overwrites."""
+        """Codes (n,), uint8, and magnitudes (blocks,), fp32, of a piece of numbers (n,), fp32, which is overwritten."""
         largest = magnitudes(numbers, size)
         return self._encode(scale_(numbers, 1.0 / largest.clamp(min=SMALLEST), size)), largest
 
     def dequantize(self, codes: Tensor, magnitudes: Tensor, size: int) -> Tensor:
-        """The numbers (n,), fp32, that `codes` (n,) and `magnitudes` (a block) stand for."""
+        """The numbers (n,), fp32, that `codes` (n,) and `magnitudes` (blocks,) stand for."""
         return scale_(self.values.on(codes).index_select(0, codes.int()), magnitudes, size)
 
     def _encode(self, scaled: Tensor) -> Tensor:
@@ -105,9 +105,9 @@ class Codebook:
 
 
 def _ends_of_cells() -> np.ndarray:
-    """The lowest and the highest of the numbers that share their leading 17 bits, for each of these (2, 131072), fp32.
+    """The lowest and the highest number with each combination of 17 leading bits (2, 131072), fp32.
 
-    In numpy, since torch would start its pool of threads, and a process that has one can't be forked.
+    In numpy, since torch would start its thread pool, and a process that has one can't be forked.
     """
     first = np.roll(np.arange(-(1 << 16), 1 << 16, dtype=np.int32), 1 << 16) << 15
     ends = np.stack([first, first | 0x7FFF]).view(np.float32)
@@ -115,8 +115,8 @@ def _ends_of_cells() -> np.ndarray:
 
 
 def dynamic_values(*, signed: bool) -> Tensor:
-    """The dynamic map of 8 bits (Dettmers et al., 2110.02861, section 2): a power of ten, and the linear fraction that
-    is left beside it; the smaller the power, the fewer bits are left.
+    """The 8-bit dynamic map (Dettmers et al., 2110.02861, section 2): a power of ten, and a linear fraction in the
+    remaining bits; the smaller the power, the fewer bits remain.
     """
     values = [torch.tensor([0.0, 1.0])]
     for power in range(7):

@@ -1,4 +1,4 @@
-"""Which layers does the loss reach? A model of several towers may run some of them only, as of images on texts."""
+"""Which layers does the loss reach? A model with several towers may run only some: without images, no vision tower."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from optimizers.shared.blocks import find_layers
 
 
 class Reach:
-    """Before the first forward pass of training, leave out the layers that it doesn't run, and warn of it.
+    """Before the first forward pass of training, leave out the layers that it doesn't run, with a warning.
 
-    To see which these are, that pass is run once more, without gradients, and in evaluation mode, where no layer is
-    dropped at random. A model of which all layers stand in one list is taken to run them all.
+    To find them, that pass is run an extra time, without gradients and in evaluation mode, where no layer is dropped
+    at random. A model with all its layers in one list is assumed to run them all.
 
     Args:
         model: the model that the method trains.
         leave_out: called with the parameters that nothing reaches; the method then chooses among the others.
-        worst_case: of the method; called again if it was before, since what it chose may be left out.
+        worst_case: the method's; called again if it was called before, since its choice may be left out now.
     """
 
     def __init__(
@@ -30,26 +30,26 @@ class Reach:
     ):
         self.model, self._leave_out, self._worst_case = model, leave_out, worst_case
         self.at_worst = False  # did the method choose its worst case?
-        self.unreached: list[str] | None = None  # layers, once that is known
+        self.unreached: list[str] | None = None  # layers, once known
         self._layers = find_layers(model)
         self.hook = model.register_forward_pre_hook(_Probe(self._probe), with_kwargs=True)
         if len({name.rpartition(".")[0] for name in self._layers}) < 2:
             self._know([])
 
     def state(self) -> dict[str, Any]:
-        """What must be remembered, as JSON."""
+        """What must be saved, as JSON."""
         return {"unreached": self.unreached}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back what `state` gave; call it first, since the method's choice depends on it.
+        """Restore what `state` returned; call it first, since the method's choice depends on it.
 
         Raises:
-            ValueError: it names a layer that the model hasn't got.
+            ValueError: it names a layer that the model doesn't have.
         """
         unreached = state.get("unreached")
         strangers = set(unreached or ()) - self._layers.keys()
         if strangers:
-            raise ValueError(f"this state is of another model: it leaves out {', '.join(sorted(strangers))}")
+            raise ValueError(f"this state was saved for another model: it leaves out {', '.join(sorted(strangers))}")
         if unreached is not None and unreached != self.unreached:
             self._know(unreached)
 
@@ -61,7 +61,8 @@ class Reach:
         if unreached:
             names = unreached[0] if len(unreached) == 1 else f"{unreached[0]} to {unreached[-1]}"
             warnings.warn(
-                f"{len(unreached)} layers that the first batch doesn't reach aren't trained: {names}", stacklevel=2
+                f"{len(unreached)} layers are not trained, since the first batch doesn't reach them: {names}",
+                stacklevel=2,
             )
         self._know(unreached)
         if self.at_worst:
@@ -97,7 +98,7 @@ class Reach:
 
 
 def check_reached(model: nn.Module, state: Mapping[Tensor, Any]) -> None:
-    """Refuse to go on where something of a layer was to be trained, and nothing of it was: it has no state.
+    """Refuse to go on if parts of a layer were to be trained and none was: it has no state.
 
     Raises:
         RuntimeError: names the layer.
@@ -106,13 +107,13 @@ def check_reached(model: nn.Module, state: Mapping[Tensor, Any]) -> None:
         trained = [p for p in layer.parameters() if p.requires_grad]
         if trained and not any(state.get(p) for p in trained):
             raise RuntimeError(
-                f"no gradient ever reached {name}: the loss doesn't depend on it; freeze its parameters before the "
-                "method is built"
+                f"no gradient ever reached {name}: the loss doesn't depend on it; freeze its parameters before "
+                "building the method"
             )
 
 
 class _Probe:
-    """The hook; in a copy of the model it does nothing, since the copy isn't what is trained."""
+    """The hook; in a copy of the model it does nothing, since the copy isn't being trained."""
 
     def __init__(self, probe: Callable[..., None] = lambda *_, **__: None):
         self.probe = probe

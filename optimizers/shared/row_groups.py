@@ -8,13 +8,13 @@ from torch.nn.functional import pad
 
 from optimizers.base import has_values
 
-Cuts = list[int]  # rows that aren't trained and rows that are, in turn, from the first row to the last
+Cuts = list[int]  # numbers of untrained and trained rows, alternating, from the first row to the last
 
 
 def largest_groups(grads: list[Tensor], rows: int, budget: int) -> list[list[int]]:
-    """For each gradient the numbers, rising, of its groups of `rows` rows among those of the largest mean square.
+    """For each gradient the numbers, increasing, of its groups of `rows` rows among those with the largest mean square.
 
-    As many as `budget` weights hold, and at least one. Without values, the first ones, and one more: no choice needs
+    As many as hold `budget` weights, and at least one. For fake tensors the first ones, and one more: no choice needs
     more bytes.
     """
     scores = torch.cat([_mean_squares(g, rows) for g in grads])
@@ -33,7 +33,7 @@ def largest_groups(grads: list[Tensor], rows: int, budget: int) -> list[list[int
 
 
 def cuts_of(groups: list[int], rows: int, p: Tensor) -> Cuts:
-    """Where the rows of `p` that `groups` hold are, those of neighbours together."""
+    """The positions of the rows in `groups` of `p`, with neighbouring groups joined."""
     cuts: Cuts = []
     end = 0
     for number in groups:
@@ -52,7 +52,7 @@ def count_groups(p: Tensor, rows: int) -> int:
 
 
 def shape_of(groups: list[int], rows: int, p: Tensor) -> tuple[int, ...]:
-    """The shape of what is kept for these groups of `p`."""
+    """The shape of the state kept for these groups of `p`."""
     return (sum(cuts_of(groups, rows, p)[1::2]), *rows_of(p).shape[1:])
 
 
@@ -69,5 +69,5 @@ def _length(group: int, rows: int, t: Tensor) -> int:
 
 
 def rows_of(t: Tensor) -> Tensor:
-    """A tensor whose first dimension is of rows; a scalar is one."""
+    """The tensor with rows along its first dimension; a scalar is one row."""
     return t[None] if t.dim() == 0 else t

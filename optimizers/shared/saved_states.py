@@ -24,7 +24,7 @@ def parts(optimizer: MemoryEfficientOptimizer, state_dict: Any) -> tuple[dict[st
     """A saved state in three parts: the method's own JSON, the groups, what is kept for each parameter.
 
     Raises:
-        ValueError: it isn't whole, or is another method's or another model's.
+        ValueError: it is incomplete, or belongs to another method or another model.
     """
     extra = _extra_of(state_dict, type(optimizer).__name__)
     own = optimizer.param_groups
@@ -37,7 +37,7 @@ def parts(optimizer: MemoryEfficientOptimizer, state_dict: Any) -> tuple[dict[st
 
 
 def check_entries(optimizer: MemoryEfficientOptimizer, state: State) -> None:
-    """Refuse what is kept for a parameter unless it has the names, shapes and dtypes that the method says.
+    """Refuse a parameter's saved state unless it has the names, shapes and dtypes that the method expects.
 
     Raises:
         ValueError: names the parameter, the entry and what it should be.
@@ -53,16 +53,16 @@ def _names(optimizer: MemoryEfficientOptimizer) -> list[str]:
 
 
 def _extra_of(state_dict: Any, method: str) -> dict[str, Any]:
-    """The part of a saved state that is the method's own.
+    """The method's own part of a saved state.
 
     Raises:
         ValueError: it isn't a state of this method.
     """
     if not isinstance(state_dict, Mapping):
-        raise ValueError(f"a state is the dict that {method}.state_dict() gave, not a {type(state_dict).__name__}")
+        raise ValueError(f"a state is the dict that {method}.state_dict() returned, not a {type(state_dict).__name__}")
     groups = state_dict.get("param_groups")
     if not isinstance(groups, list) or not groups or not all(isinstance(group, Mapping) for group in groups):
-        raise ValueError(f"this state has no param_groups: it isn't one that {method}.state_dict() gave")
+        raise ValueError(f"this state has no param_groups: it isn't one that {method}.state_dict() returned")
     extra = state_dict.get("extra", groups[0].get("extra"))
     if not isinstance(extra, Mapping) or extra.get("method") != method:
         saved_by = extra.get("method") if isinstance(extra, Mapping) else None
@@ -71,7 +71,7 @@ def _extra_of(state_dict: Any, method: str) -> dict[str, Any]:
 
 
 def _check_groups(saved: list[Mapping[str, Any]], own: list[dict[str, Any]], hyperparameters: Iterable[str]) -> None:
-    """Refuse param groups of another model, or without one of the `hyperparameters`.
+    """Refuse param groups that belong to another model, or lack one of the `hyperparameters`.
 
     Raises:
         ValueError: names what differs.
@@ -89,7 +89,7 @@ def _check_groups(saved: list[Mapping[str, Any]], own: list[dict[str, Any]], hyp
 
 
 def _check_extra(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Refuse a method's own JSON if an entry is missing or of another kind.
+    """Refuse a method's own JSON if an entry is missing or has another type.
 
     Raises:
         ValueError: names the entry.
@@ -102,22 +102,22 @@ def _check_extra(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
 
 
 def _by_number(state: Any, names: list[str], tensors: int | None) -> State:
-    """The saved state of each parameter by its number; torch.distributed.checkpoint makes a text or a name of it.
+    """The saved state of each parameter by number, which torch.distributed.checkpoint turns into a string or name.
 
     Raises:
-        ValueError: it is no such state, or some of its tensors are missing.
+        ValueError: it isn't such a state, or some of its tensors are missing.
     """
     if not isinstance(state, Mapping):
         raise ValueError(
-            "this state has no 'state', what is kept for each parameter (where nothing is, "
-            "torch.distributed.checkpoint drops it: put {} there)"
+            "this state has no 'state', what is kept for each parameter (torch.distributed.checkpoint drops it "
+            "if it is empty: put {} there)"
         )
     numbers: dict[Any, int] = {name: number for number, name in enumerate(names)}
     found: State = {}
     for key, saved in state.items():
         number = numbers.get(key, int(key) if isinstance(key, str) and key.isdecimal() else key)
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(names):
-            raise ValueError(f"this state has an entry for a parameter {key!r}, and the model has none of that number")
+            raise ValueError(f"this state has an entry for parameter {key!r}, which the model doesn't have")
         if not isinstance(saved, Mapping):
             raise ValueError(f"what this state keeps for {names[number]} is a {type(saved).__name__}, not a dict")
         found[number] = dict(saved)
@@ -143,7 +143,7 @@ def _check_entry(name: str, saved: Mapping[str, Any], expected: Mapping[str, Any
 
 
 def example(value: Any, p: Tensor) -> Any:
-    """What `value` would be, kept for `p`, if it has one entry for each weight, or is a scalar."""
+    """What `value` would be for `p`, if it has one entry for each weight, or is a scalar."""
     if not torch.is_tensor(value):
         return value
     known = not value.is_floating_point() or value.dtype in (p.dtype, torch.float32)
@@ -157,7 +157,7 @@ def _described(value: Any) -> str:
 
 
 def _fits(value: Any, own: Any, number: type) -> bool:
-    """Could `value` stand in place of `own`? With `number` int, a whole number can only be followed by another one."""
+    """Could `value` replace `own`? With `number` int, only a whole number can replace a whole number."""
     if own is None or value is None:
         return True
     if isinstance(own, list | tuple):

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def storages_of(t: Tensor) -> Iterator[torch.UntypedStorage]:
-    """The memory of `t`; of a DTensor, whose own storage seems to be of the global size, that of its local part."""
+    """The memory of `t`; for a DTensor, whose own storage appears to have the global size, that of its local part."""
     if is_traceable_wrapper_subclass(t):
         for inner in (getattr(t, name) for name in t.__tensor_flatten__()[0]):
             if torch.is_tensor(inner):

@@ -10,8 +10,8 @@ import random
 import torch
 from torch import Tensor
 
-OVERSAMPLING = 16  # random directions beyond the rank, at least: what the iteration converges by
-ITERATIONS = 6  # multiplications by A A^T; each squares the ratio by which a larger singular value wins
+OVERSAMPLING = 16  # random directions beyond the rank, at least: they make the iteration converge
+ITERATIONS = 6  # multiplications by A A^T; each multiplies a direction's share by its squared singular value
 
 Vectors = tuple[Tensor | None, Tensor | None]
 
@@ -22,30 +22,30 @@ def exact_vectors(matrix: Tensor, rank: int, left: bool, right: bool) -> Vectors
     Args:
         matrix: (m, n), fp32.
         rank: at most min(m, n).
-        left: give U, (m, rank).
-        right: give V^T, (rank, n).
+        left: return U, (m, rank).
+        right: return V^T, (rank, n).
     """
-    # LAPACK raises at what isn't finite: a diverged run must stay one
+    # LAPACK raises on values that aren't finite: a diverged run must be reported as diverged
     u, _, vh = torch.linalg.svd(matrix.nan_to_num(0.0, 0.0, 0.0), full_matrices=False)
     return u[:, :rank].clone() if left else None, vh[:rank].clone() if right else None
 
 
 def randomized_vectors(matrix: Tensor, rank: int, left: bool, right: bool, key: tuple[int, ...]) -> Vectors:
-    """As `exact_vectors`, to a span that holds nearly the same energy, at the cost of a few matrix products.
+    """Like `exact_vectors`, but with a span of nearly the same energy, at the cost of a few matrix products.
 
     The iteration runs on the shorter side of the matrix; the vectors of the other side follow by one product.
 
     Args:
         matrix: (m, n), fp32.
         rank: at most min(m, n).
-        left: give U, (m, rank).
-        right: give V^T, (rank, n).
-        key: the random start is a function of it alone, on any device.
+        left: return U, (m, rank).
+        right: return V^T, (rank, n).
+        key: determines the random start, on any device.
     """
     wide = matrix.shape[0] <= matrix.shape[1]
     a = matrix if wide else matrix.t()  # (short, long)
     short = _leading_left(a, rank, key)
-    # the columns of A^T U are orthogonal already, unless A has a lower rank: QR then completes them
+    # the columns of A^T U are already orthogonal unless A has a lower rank, in which case QR completes them
     long = torch.linalg.qr(a.t() @ short).Q if (right if wide else left) else None
     u, v = (short, long) if wide else (long, short)
     return u if left else None, v.t() if right and v is not None else None
@@ -57,7 +57,7 @@ def _leading_left(a: Tensor, rank: int, key: tuple[int, ...]) -> Tensor:
     width = min(rank + max(OVERSAMPLING, rank // 4), short)
     if width == short:
         return _leading_eigenvectors(a @ a.t(), rank)
-    # where it costs less than all the products with A and A^T, A A^T is formed once
+    # A A^T is formed once if that costs less than all the products with A and A^T
     gram = a @ a.t() if short <= 2 * (ITERATIONS + 1) * width else None
     basis = _random(short, width, key).to(a.device)
     for _ in range(ITERATIONS):
@@ -71,8 +71,8 @@ def _times_gram(a: Tensor, gram: Tensor | None, basis: Tensor) -> Tensor:
 
 
 def _leading_eigenvectors(symmetric: Tensor, rank: int) -> Tensor:
-    symmetric = symmetric.nan_to_num(0.0, 0.0, 0.0)  # LAPACK would raise: a diverged run must stay one
-    return torch.linalg.eigh(symmetric).eigenvectors[:, -rank:].flip(1)  # eigenvalues come in rising order
+    symmetric = symmetric.nan_to_num(0.0, 0.0, 0.0)  # LAPACK would raise: see `exact_vectors`
+    return torch.linalg.eigh(symmetric).eigenvectors[:, -rank:].flip(1)  # eigenvalues come in increasing order
 
 
 def _random(rows: int, columns: int, key: tuple[int, ...]) -> Tensor:

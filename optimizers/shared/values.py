@@ -1,4 +1,4 @@
-"""Hyper-parameters within their range, or a sentence."""
+"""Checks that hyper-parameters are in range; each error is one sentence."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def check_hyperparameters(given: dict[str, Any]) -> None:
-    """Refuse a value that is out of its range.
+    """Refuse a value that is out of range.
 
     Raises:
         ValueError: names the hyper-parameter, its value and what it must be.
@@ -56,7 +56,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def check_indices(name: str, indices: list[int], count: int) -> None:
-    """Refuse numbers of things, in a saved state, of which there are `count`.
+    """Refuse indices in a saved state that aren't whole numbers below `count`.
 
     Raises:
         ValueError: names the entry and what is in it.

@@ -1,4 +1,4 @@
-"""Pretraining on text, by the protocol of C4 (Raffel et al., 2020, arXiv 1910.10683): one task."""
+"""Pretraining on text with C4's protocol (Raffel et al., 2020, arXiv 1910.10683): one task."""
 
 from tasks.c4.task import NAME, available_in, create, names
 

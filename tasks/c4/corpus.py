@@ -1,6 +1,6 @@
-"""Documents, tokenised, joined with an end-of-text token and cut into sequences of one length.
+"""Documents, tokenised, joined with an end-of-text token and cut into sequences of equal length.
 
-A `Corpus` has all of its documents: sequence number i is a function of (seed, i). A `Stream` reads them as they come.
+A `Corpus` has all of its documents: sequence i is a function of (seed, i). A `Stream` reads them as they arrive.
 """
 
 import functools
@@ -20,19 +20,19 @@ from tasks.data.tally import Tally
 
 SUFFIXES = (*files.ROWS, ".txt", ".txt.gz")
 SHORTEST = 2000  # characters of a .txt file's documents; only the last may be shorter
-LONGEST = 10_000  # of a document that goes up to an empty line; a longer one is cut inside
+LONGEST = 10_000  # for a document that ends at an empty line; a longer one is cut inside
 CUTS = (r"((?<=\n)[ \t]*\r?\n)", r"(\n)", r"(\s)", r"()")  # at empty lines; else at ends of lines, at spaces, anywhere
-BATCH = 1024  # documents that are tokenised together
+BATCH = 1024  # documents tokenised together
 
 Tokenise = Callable[[Sequence[str]], list[list[int]]]
 
 
 class Documents:
-    """All documents of the demo, or of a file or folder.
+    """All documents of the demo, a file or a folder.
 
     Args:
         data: "demo", a file or a folder: rows (.jsonl, .json, .csv, .tsv, packed with gzip or not) with a field `text`,
-            or .txt, which is cut at empty lines into documents of 2,000 characters or more.
+            or .txt, which is cut at empty lines into documents of at least 2,000 characters.
 
     Raises:
         ValueError: there is no such file.
@@ -44,7 +44,7 @@ class Documents:
         self.name = ", ".join(map(str, self._paths)) or data
 
     def read(self, tally: Tally) -> Iterator[str]:
-        """Each document; what becomes of the files' rows goes to the tally.
+        """Each document; the tally notes what happens to the files' rows.
 
         Raises:
             ValueError: a file can't be read, or more than half of its rows can't be used.
@@ -56,16 +56,16 @@ class Documents:
             yield from tally.use(str(path), rows, _document)
 
     def training(self) -> Iterator[str]:
-        """Those that aren't held out."""
+        """The documents that aren't held out."""
         return (text for text in self.read(Tally()) if not self.is_held_out(text))
 
     def is_held_out(self, text: str) -> bool:
-        """Is the document one of the validation set?"""
+        """Is the document in the validation set?"""
         return is_held_out(text) or hash_of(text) == self._only_one
 
     @functools.cached_property
     def _only_one(self) -> bytes | None:
-        """The hash of the document to hold out where the hashes of so few choose none."""
+        """The hash of the document to hold out if there are so few that none is chosen by its hash."""
         hashes = set[bytes]()
         for text in self.read(Tally()):
             if is_held_out(text):
@@ -95,9 +95,9 @@ def _pieces(path: Path) -> Iterator[Row]:
 
 
 def cut_text(text: str, cuts: Sequence[str] = CUTS) -> Iterator[str]:
-    """Pieces of a text, of `SHORTEST` characters or more, that make it when they are joined."""
+    """Pieces of a text of at least `SHORTEST` characters, which join up to the whole text."""
     piece = ""
-    for part in re.split(cuts[0], text):  # what stands between the places to cut at, and those places
+    for part in re.split(cuts[0], text):  # the text between cuts, and the cuts
         piece += part
         if len(piece) >= SHORTEST and re.fullmatch(cuts[0], part):
             yield from _shorter(piece, cuts[1:])
@@ -111,18 +111,18 @@ def _shorter(piece: str, cuts: Sequence[str]) -> Iterator[str]:
 
 
 class Corpus:
-    """Sequences of all the documents, in an order of its own in every epoch.
+    """Sequences of all the documents, in a different order in every epoch.
 
     Args:
         documents: to read, unless the cache has their tokens.
-        tokenise: texts to ids.
-        fingerprint: names what `tokenise` does.
+        tokenise: turns texts into ids.
+        fingerprint: identifies what `tokenise` does.
         end: the end-of-text token.
-        length: tokens of a sequence.
-        seed: of the order.
+        length: tokens per sequence.
+        seed: for the order.
 
     Raises:
-        ValueError: either side of the split has less than one sequence; or as `Documents`.
+        ValueError: either side of the split has less than one sequence; or as for `Documents`.
     """
 
     def __init__(self, documents: Documents, tokenise: Tokenise, fingerprint: str, *, end: int, length: int, seed: int):
@@ -132,17 +132,17 @@ class Corpus:
         made = cache.arrays(key, 4, lambda: _tokenise(documents, tokenise, end))
         self.tokens, self.starts, self.validation_tokens, notes = made
         self.notes: list[str] = json.loads(notes.tobytes())
-        self.train_size = len(self.tokens) // length  # sequences an epoch
+        self.train_size = len(self.tokens) // length  # sequences per epoch
         for side, tokens in (("training", self.tokens), ("validation", self.validation_tokens)):
             if len(tokens) < length:
                 raise ValueError(
                     f"the {side} documents have {len(tokens):,} tokens, less than one sequence of {length:,}: "
-                    f"give more documents (one of {HELD_OUT} is held out; empty lines part those of a .txt file) or a "
-                    "shorter --sequence-length" + "".join(f"; {note}" for note in self.notes)
+                    f"give more documents (one in {HELD_OUT} is held out; empty lines separate those of a .txt file) "
+                    "or a shorter --sequence-length" + "".join(f"; {note}" for note in self.notes)
                 )
 
     def sequence(self, index: int) -> np.ndarray:
-        """Sequence number `index` of endless epochs, (length,) int64."""
+        """Sequence `index` in an endless series of epochs, (length,) int64."""
         epoch, place = divmod(index, self.train_size)
         order, ends = _order(self, epoch)
         start, stop = place * self.length, (place + 1) * self.length
@@ -150,32 +150,32 @@ class Corpus:
         for number in range(int(np.searchsorted(ends, start, "right")), int(np.searchsorted(ends, stop, "left")) + 1):
             document = order[number]
             first = int(self.starts[document])
-            begin = ends[number] - (self.starts[document + 1] - first)  # of the document in the epoch
+            begin = ends[number] - (self.starts[document + 1] - first)  # of the document within the epoch
             parts.append(self.tokens[first + max(0, start - begin) : first + min(ends[number], stop) - begin])
         return np.concatenate(parts).astype(np.int64)
 
     def validation(self, tokens: int) -> np.ndarray:
-        """Held-out sequences, at most `tokens` tokens and at least one: (sequences, length) int64."""
+        """Held-out sequences, at most `tokens` tokens but at least one sequence: (sequences, length) int64."""
         return cut(self.validation_tokens[: max(tokens, self.length)], self.length)
 
 
 @functools.lru_cache(maxsize=2)
 def _order(corpus: Corpus, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """An epoch's documents, and where each ends among its tokens."""
+    """An epoch's documents, and where each of them ends among the epoch's tokens."""
     order = np.random.default_rng((corpus.seed, epoch)).permutation(len(corpus.starts) - 1)
     return order, np.cumsum(np.diff(corpus.starts)[order])
 
 
 def cut(tokens: np.ndarray, length: int) -> np.ndarray:
-    """Tokens one after the other as (sequences, length) int64; what is left at the end is dropped."""
+    """Consecutive tokens as (sequences, length) int64; the remainder is dropped."""
     count = len(tokens) // length
     return np.asarray(tokens[: count * length], dtype=np.int64).reshape(count, length)
 
 
 def _tokenise(documents: Documents, tokenise: Tokenise, end: int) -> cache.Arrays:
-    """Ids of the training documents, where each begins, ids of the held-out ones, notes on the data as bytes of JSON.
+    """Ids of the training documents, where each begins, ids of the held-out ones, notes on the data as JSON bytes.
 
-    The held-out ones are in the order of their hashes: the first of them are a sample of all.
+    The held-out ones are ordered by hash, so that the first ones are a sample of all.
     """
     training: list[np.ndarray] = []
     held_out: list[tuple[bytes, np.ndarray]] = []

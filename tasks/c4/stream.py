@@ -1,8 +1,8 @@
-"""Sequences from documents that are streamed, in an order that can be continued to the token.
+"""Sequences from streamed documents, in an order that can be resumed at the exact token.
 
-Documents are read in blocks, each shuffled by (seed, block). So a reader's state is where its block begins, as
-`datasets` has it (IterableDataset.state_dict), and the few tokens left over from the block before. No document is
-repeated or left out, as with the shuffle buffer of `datasets`, which is lost between checkpoints.
+Documents are read in blocks, each shuffled by (seed, block). So a reader's state is where its block begins
+(`datasets`' IterableDataset.state_dict) and the few tokens left over from the previous block. No document is repeated
+or left out, unlike with the shuffle buffer of `datasets`, which is lost at a checkpoint.
 """
 
 from collections import deque
@@ -14,7 +14,7 @@ import numpy as np
 
 from tasks.c4.corpus import Tokenise, cut
 
-BLOCK = 1024  # documents that are shuffled together
+BLOCK = 1024  # documents shuffled together
 
 
 class Reader(Protocol):
@@ -26,15 +26,15 @@ class Reader(Protocol):
 
 
 class Stream:
-    """Endless sequences from a stream, which begins again at its end.
+    """Endless sequences from a stream, which starts again when it ends.
 
     Args:
-        open: opens it at its beginning.
-        tokenise: texts to ids.
-        skip: tells documents to leave out (held-out ones).
+        open: opens the stream at its beginning.
+        tokenise: turns texts into ids.
+        skip: is true of documents to leave out (held-out ones).
         end: the end-of-text token.
-        length: tokens of a sequence.
-        seed: of the order.
+        length: tokens per sequence.
+        seed: for the order.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Stream:
         self._begin()
 
     def sequence(self, index: int) -> np.ndarray:
-        """Sequence number `index`, (length,) int64. Going back, or far ahead, reads everything from the beginning."""
+        """Sequence `index`, (length,) int64. Going back, or far ahead, reads everything from the beginning."""
         if index < self._next:
             self._begin()
         while True:
@@ -64,11 +64,11 @@ class Stream:
                 return sequence
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it stands: plain data."""
+        """The reader's position: plain data."""
         return {"block": self._start, "next": self._next}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue there: reads the block again."""
+        """Continue from there: reads the block again."""
         self._begin()
         start = state["block"]
         if start is not None:
@@ -85,13 +85,13 @@ class Stream:
         self._reader = self._open()
         self._rows = iter(self._reader)
         self._ready: deque[np.ndarray] = deque()
-        self._next = self._block = 0  # numbers of the sequence to give, of the block to read
+        self._next = self._block = 0  # numbers of the next sequence to return and the next block to read
         self._left = list[int]()  # tokens that didn't fill a sequence
-        self._start: dict[str, Any] | None = None  # of the block that was read last
+        self._start: dict[str, Any] | None = None  # of the block read last
         self._found = False  # any document in this pass?
 
     def _read_block(self) -> None:
-        """Read the next block into sequences, from the beginning again after the last."""
+        """Read the next block into sequences; after the last block, start again."""
         self._start = {
             "reader": self._reader.state_dict(),
             "number": self._block,
@@ -122,7 +122,7 @@ class Stream:
 
 
 def text_of(row: dict[str, Any]) -> str:
-    """A row's document. Raises ValueError where it has none."""
+    """A row's document. Raises ValueError if it has none."""
     text = row.get("text")
     if not isinstance(text, str):
         raise ValueError(f"a document of the stream has no field 'text', only {', '.join(row)}")

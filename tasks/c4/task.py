@@ -1,6 +1,6 @@
-"""Pretraining of causal language models on text, by the protocol of C4 (Raffel et al., 2020, arXiv 1910.10683).
+"""Pretraining of causal language models on text with C4's protocol (Raffel et al., 2020, arXiv 1910.10683).
 
-`demo` is the documentation in Python's standard library, a file or folder holds documents of one's own, and `hub`
+`demo` is the documentation of Python's standard library, a file or folder holds documents of your own, and `hub`
 streams `allenai/c4`. The score is the perplexity on held-out documents. With a pretrained model this is continual
 pretraining.
 """
@@ -30,7 +30,7 @@ HUB_REVISION = "1588ec454efa1a09f29cd18ddd04fe05fc8653a2"
 
 
 def names() -> tuple[str, ...]:
-    """It is one task."""
+    """The family is a single task."""
     return ("",)
 
 
@@ -46,14 +46,14 @@ def create(name: str, *, validation_tokens: int = 16_384, **given: Any) -> "Pret
 
     Args:
         name: "".
-        validation_tokens: of held-out documents, that the score is taken on, at most.
-        given: as of `tasks.create`.
+        validation_tokens: the most tokens of held-out documents to score on.
+        given: as for `tasks.create`.
     """
     return Pretraining(TaskArguments(**given), validation_tokens)
 
 
 class Pretraining:
-    """Documents joined with end-of-text tokens and packed into full sequences. See `tasks.Task` for what it offers."""
+    """Documents joined with end-of-text tokens and packed into full sequences. See `tasks.Task` for the interface."""
 
     name, headline, higher_is_better = NAME, "perplexity", False
     kind: Kind = "language"
@@ -61,7 +61,9 @@ class Pretraining:
     def __init__(self, given: TaskArguments, validation_tokens: int):
         data, sequence_length = given.data, given.sequence_length
         if sequence_length < 2:
-            raise ValueError(f"sequence_length {sequence_length} is too short: a token is predicted from those before")
+            raise ValueError(
+                f"sequence_length {sequence_length} is too short: each token is predicted from those before it"
+            )
         self.batch_size = given.batch_size
         source: Local | Hub = Hub() if data == "hub" else Local(data)
         self.language = LanguageModel(given, texts=source.training, data_sha256=source.digest)
@@ -78,7 +80,7 @@ class Pretraining:
 
     @property
     def tokenizer(self) -> Any:
-        """Of transformers."""
+        """The configuration of transformers."""
         return self.language.tokenizer
 
     @property
@@ -88,13 +90,13 @@ class Pretraining:
 
     @property
     def train_size(self) -> int:
-        """Sequences an epoch. Raises ValueError for a stream, of which nobody knows the end."""
+        """Sequences per epoch. Raises ValueError for a stream, whose length is unknown."""
         if isinstance(self.data, Stream):
-            raise ValueError("streamed data have no known number of sequences: give --steps in place of --epochs")
+            raise ValueError("the number of sequences in streamed data is unknown: give --steps instead of --epochs")
         return self.data.train_size
 
     def build_model(self) -> nn.Module:
-        """A new model on the CPU, the same for the same model and seed."""
+        """A new model on the CPU; the same for the same model and seed."""
         return self.language.build_model()
 
     def batch(self, step: int) -> dict[str, Tensor]:
@@ -108,25 +110,25 @@ class Pretraining:
         return self.batch(0)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """Mean cross entropy of a sequence's tokens but the first, a scalar."""
+        """Mean cross entropy of all tokens of a sequence but the first, a scalar."""
         return language.loss(model, batch)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """`loss`, `perplexity` and `token_accuracy` on the held-out sequences, each token counting the same."""
+        """`loss`, `perplexity` and `token_accuracy` on the held-out sequences, every token weighted equally."""
         return language.score(model, language.full_batches(self.validation))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where a stream stands; nothing for data that are all here."""
+        """A stream's position; empty for data that are all local."""
         return self.data.state_dict() if isinstance(self.data, Stream) else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue there."""
+        """Continue from there."""
         if isinstance(self.data, Stream):
             self.data.load_state_dict(state)
 
 
 class Local:
-    """The demo's documents, or those of a file or folder: all of them are tokenised before the training."""
+    """The demo's documents, or those of a file or folder: all are tokenised before training."""
 
     revision = None
 
@@ -140,7 +142,7 @@ class Local:
         return self.documents.training()
 
     def split(self, language: LanguageModel, length: int, seed: int, tokens: int) -> tuple[Corpus, np.ndarray]:
-        """Training sequences, and at most `tokens` tokens for validation as (sequences, length)."""
+        """The training sequences, and at most `tokens` tokens for validation as (sequences, length)."""
         corpus = Corpus(
             self.documents, language.tokens, language.fingerprint, end=language.end, length=length, seed=seed
         )
@@ -149,14 +151,14 @@ class Local:
 
 
 class Hub:
-    """`allenai/c4`, streamed. The first of its validation documents are held out; the training skips any like them."""
+    """`allenai/c4`, streamed. The first of its validation documents are held out; training skips copies of them."""
 
     revision, sha256 = HUB_REVISION, None
     digest = f"{HUB_ID} {HUB_CONFIG} {HUB_REVISION}"
     notes: tuple[str, ...] = ()
 
     def training(self) -> Iterator[str]:
-        """For a tokenizer: without what is among the documents that are held out first."""
+        """Texts for a tokenizer, without the documents that are held out first."""
         held_out = set(map(hash_of, islice(map(text_of, open_hub("validation")), BLOCK)))
         return (text for text in map(text_of, open_hub("train")) if hash_of(text) not in held_out)
 
@@ -186,5 +188,5 @@ def _first(documents: Iterator[str], language: LanguageModel, tokens: int) -> tu
 
 
 def open_hub(split: str) -> Reader:
-    """A split of `allenai/c4`, from its beginning. Raises ValueError where the hub can't be reached."""
+    """A split of `allenai/c4`, from its beginning. Raises ValueError if the hub can't be reached."""
     return hub.load(HUB_ID, HUB_CONFIG, split=split, revision=HUB_REVISION, way_out="a file or folder", streaming=True)

@@ -1,4 +1,4 @@
-"""Classification of the user's own texts: one task."""
+"""Classification of your own texts: one task."""
 
 from tasks.classify.task import NAME, available_in, create, names
 

@@ -1,4 +1,4 @@
-"""Reading one's own classified texts: `text`, `label` and, for pairs, `text2`, as JSON lines or as a table."""
+"""Reading your own labelled texts: `text`, `label` and, for pairs, `text2`, as JSON lines or as a table."""
 
 import functools
 import hashlib
@@ -16,7 +16,7 @@ from tasks.models.classifier import Example
 from tasks.superglue import demo as superglue_demo
 
 TRAIN, VALIDATION = ("train",), ("val", "validation", "valid", "dev")  # names of files, without their endings
-VALIDATION_SHARE = 0.1  # of a single file's texts
+VALIDATION_SHARE = 0.1  # of the texts, if there is a single file
 
 KINDS = {bool: "true or false", int: "a whole number", str: "a text"}
 
@@ -25,7 +25,7 @@ Label = bool | int | str
 
 @dataclass(frozen=True)
 class Labelled:
-    """An example as it stands in a file."""
+    """An example as written in a file."""
 
     where: str  # "my.csv, line 3"
     first: str
@@ -34,7 +34,7 @@ class Labelled:
 
     @property
     def is_held_out(self) -> bool:
-        """Is it of the validation set, where there is one file for both? Equal texts are on one side."""
+        """Is it in the validation set, if one file serves for both? Equal texts are on the same side."""
         digest = hashlib.sha256(f"{self.first}\0{self.second}".encode()).digest()
         return int.from_bytes(digest[:8]) / 2**64 < VALIDATION_SHARE
 
@@ -44,7 +44,7 @@ class Data:
     """All examples of a source.
 
     Attributes:
-        labels: the classes in their order; an example has the index of its own.
+        labels: the classes in order; an example holds the index of its class.
         sha256: of the files.
         notes: what a reader of the results must know.
     """
@@ -57,10 +57,10 @@ class Data:
 
 
 def find(data: str) -> tuple[Path, Path | None, list[Path]]:
-    """The files of training and (in a folder that has one) validation, and those that aren't used.
+    """The training file, the validation file (if the folder has one), and the files that aren't used.
 
     Raises:
-        ValueError: there are none, or it isn't clear which.
+        ValueError: there are none, or it isn't clear which to use.
     """
     if data == "hub":
         raise ValueError("classify has no data set on the hub: give --data a file with text and label, or a folder")
@@ -70,14 +70,16 @@ def find(data: str) -> tuple[Path, Path | None, list[Path]]:
     train, validation = _called(data, found, TRAIN), _called(data, found, VALIDATION)
     if train is None:
         names = ", ".join(file.name for file in found)
-        raise ValueError(f"{data}: no file is called train.jsonl or train.csv, there are {names}: give one as --data")
+        raise ValueError(f"{data}: there is no train.jsonl or train.csv, only {names}: give one of them as --data")
     return train, validation, [file for file in found if file not in (train, validation)]
 
 
 def _called(data: str, found: Sequence[Path], names: Sequence[str]) -> Path | None:
     fitting = [file for file in found if file.name.partition(".")[0] in names]
     if len(fitting) > 1:
-        raise ValueError(f"{data}: {fitting[0].name} and {fitting[1].name} are both for {names[0]}: leave one of them")
+        raise ValueError(
+            f"{data}: {fitting[0].name} and {fitting[1].name} could both be {names[0]}: keep only one of them"
+        )
     return fitting[0] if fitting else None
 
 
@@ -85,8 +87,8 @@ def read(data: str) -> Data:
     """All examples of `data`: "demo", a file, or a folder with train and val files; one file is split by its texts.
 
     Raises:
-        ValueError: a file is missing or can't be read, more than half of its rows can't be used, or what is left can't
-            be learned from.
+        ValueError: a file is missing or can't be read, more than half of its rows can't be used, or nothing can be
+            learned from the rest.
     """
     if data == "demo":
         return _demo()
@@ -108,7 +110,7 @@ def read(data: str) -> Data:
 
 @functools.cache
 def _demo() -> Data:
-    """The demo of CommitmentBank (SuperGLUE), as somebody's own pairs of sentences."""
+    """The demo of CommitmentBank (SuperGLUE), in the form of a user's own sentence pairs."""
     splits = [_demo_file(split) for split in ("train", "val")]
     train, validation = (_labelled_in(split, Tally()) for split in splits)
     labels = _labels(train)
@@ -137,7 +139,7 @@ def _labelled(row: Row) -> Labelled:
 
 
 def _of_one_kind(examples: Sequence[Labelled], tally: Tally) -> list[Labelled]:
-    """Those whose label is of the commonest kind: all texts, all whole numbers, or true and false."""
+    """The examples whose label has the most common type: text, whole number, or true and false."""
     kind = Counter(type(one.label) for one in examples).most_common(1)[0][0]
     for one in examples:
         if type(one.label) is not kind:
@@ -148,7 +150,7 @@ def _of_one_kind(examples: Sequence[Labelled], tally: Tally) -> list[Labelled]:
 
 
 def _of_known(examples: Sequence[Labelled], labels: Sequence[Label], path: Path, tally: Tally) -> list[Labelled]:
-    """Those of a validation set whose labels the training examples have, too."""
+    """The validation examples whose labels also occur in training."""
     errors, known = Errors(), []
     for one in examples:
         if any(one.label == label and type(one.label) is type(label) for label in labels):
@@ -163,7 +165,7 @@ def _of_known(examples: Sequence[Labelled], labels: Sequence[Label], path: Path,
 
 
 def _labels(examples: Sequence[Labelled]) -> tuple[Label, ...]:
-    """The classes, in their order. Raises ValueError where they are fewer than two."""
+    """The classes, in order. Raises ValueError if there are fewer than two."""
     labels = tuple(sorted({one.label for one in examples}))
     if len(labels) < 2:
         first = examples[0]
@@ -176,8 +178,8 @@ def _labels(examples: Sequence[Labelled]) -> tuple[Label, ...]:
 def _check_split(path: Path, train: Sequence[Labelled], validation: Sequence[Labelled], tally: Tally) -> None:
     if not train or not validation:
         raise ValueError(
-            f"{path}: of {len(train) + len(validation)} examples, {len(validation)} fall to the validation set, which "
-            f"is {VALIDATION_SHARE:.0%} of the texts by their hash: give more, or a folder with train and val files"
+            f"{path}: of {len(train) + len(validation)} examples, {len(validation)} are in the validation set, which "
+            f"is {VALIDATION_SHARE:.0%} of the texts by hash: give more, or a folder with train and val files"
             + "".join(f"; {note}" for note in tally.notes)
         )
 

@@ -1,7 +1,7 @@
-"""Classification of one's own texts, or pairs of texts, into the classes that one's data name.
+"""Classification of your own texts, or pairs of texts, into the classes that occur in your data.
 
-`--data` is a file of JSON lines or a table (csv, tsv) with `text`, optionally `text2`, and `label`; or a folder with a
-train and a val file of that kind. One file alone is split by the hash of its texts. `demo` is made up.
+`--data` is a file of JSON lines or a table (csv, tsv) with `text`, optionally `text2`, and `label`; or a folder with
+such files for train and val. A single file is split by the hash of its texts. `demo` is made up.
 """
 
 import functools
@@ -17,11 +17,11 @@ from tasks.models.arguments import TaskArguments
 from tasks.models.classifier import Classifier
 
 NAME = "classify"
-TOKENIZER_EXAMPLES = 20_000  # that a tokenizer is trained on, at most
+TOKENIZER_EXAMPLES = 20_000  # the most a tokenizer is trained on
 
 
 def names() -> tuple[str, ...]:
-    """It is one task."""
+    """The family is a single task."""
     return ("",)
 
 
@@ -38,7 +38,7 @@ def create(name: str, **given: Any) -> "Classification":
 
 
 class Classification:
-    """Texts with classes of one's own. See `tasks.Task` for what it offers."""
+    """Texts with classes of your own. See `tasks.Task` for the interface."""
 
     name, headline, higher_is_better = NAME, "accuracy", True
     kind: Kind = "classification"
@@ -64,7 +64,7 @@ class Classification:
 
     @property
     def tokenizer(self) -> Any:
-        """Of transformers."""
+        """The configuration of transformers."""
         return self.classifier.tokenizer
 
     @property
@@ -73,7 +73,7 @@ class Classification:
         return self.classifier.head
 
     def build_model(self) -> nn.Module:
-        """A new model on the CPU, the same for the same model and seed; it knows the classes by their names."""
+        """A new model on the CPU, the same for the same model and seed; its configuration names the classes."""
         model: Any = self.classifier.build_model()
         model.config.id2label = {number: str(label) for number, label in enumerate(self.data.labels)}
         model.config.label2id = {label: number for number, label in model.config.id2label.items()}
@@ -81,12 +81,12 @@ class Classification:
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """`input_ids`, `attention_mask` and, for models that use them, `token_type_ids` (batch, sequence) int64, and
-        `labels` (batch,) int64: of epochs that are shuffled one by one."""
+        `labels` (batch,) int64; each epoch is shuffled separately."""
         places = batch_positions(self.seed, step, self.batch_size, self.train_size)
         return self.classifier.batch([self.data.train[place] for place in places])
 
     def largest_batch(self) -> dict[str, Tensor]:
-        """See `tasks.HasLargestBatch`: all batches have one shape."""
+        """See `tasks.HasLargestBatch`: all batches have the same shape."""
         return self.classifier.largest(self.batch(0), [(one.first, one.second) for one in self.data.train])
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

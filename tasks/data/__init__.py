@@ -1,1 +1,1 @@
-"""Reading: files, rows, order, what is held out, and the cache."""
+"""Reading data: files, rows, order, what is held out, and the cache."""

@@ -1,6 +1,6 @@
-"""What takes long to make and never changes: kept on the disk under a digest of all that it depends on.
+"""A disk cache for what takes long to compute and never changes, keyed by a digest of everything it depends on.
 
-In $XDG_CACHE_HOME/membench, else ~/.cache/membench. Where nothing can be written there, things are made anew each time.
+In $XDG_CACHE_HOME/membench, else ~/.cache/membench. If that isn't writable, everything is recomputed each time.
 """
 
 import functools
@@ -16,17 +16,17 @@ Arrays = tuple[np.ndarray, ...]
 
 
 def folder() -> Path:
-    """Where it is kept; may not exist yet."""
+    """The cache's folder; may not exist yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "membench"
 
 
 def digest(*parts: str) -> str:
-    """Names what depends on `parts` and on nothing else."""
+    """A name for something that depends on `parts` and nothing else."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
 def arrays(key: str, count: int, make: Callable[[], Arrays]) -> Arrays:
-    """`count` arrays, memory-mapped where they are kept: data larger than memory can be read in parts."""
+    """`count` arrays, memory-mapped if cached: data larger than memory can be read in parts."""
     paths = [folder() / f"{key}.{index}.npy" for index in range(count)]
     if not all(path.exists() for path in paths):
         made = make()
@@ -37,7 +37,7 @@ def arrays(key: str, count: int, make: Callable[[], Arrays]) -> Arrays:
 
 
 def text(key: str, make: Callable[[], str]) -> str:
-    """A text."""
+    """A cached text."""
     path = folder() / f"{key}.txt"
     if path.exists():
         return path.read_text(encoding="utf-8")
@@ -47,7 +47,7 @@ def text(key: str, make: Callable[[], str]) -> str:
 
 
 def _keep(path: Path, write: Callable) -> bool:
-    """Written in whole or not at all, also by several processes at once; false where that isn't possible."""
+    """Write all or nothing, even with several processes at once; False if that isn't possible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")

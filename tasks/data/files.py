@@ -1,4 +1,4 @@
-"""Users' files of rows or of texts: one file or a folder of them, also packed with gzip."""
+"""Users' files of rows or texts: one file or a folder of them, gzipped or not."""
 
 import codecs
 import gzip
@@ -13,14 +13,14 @@ from tasks.data.rows import Row, RowError
 
 PLAIN = (".jsonl", ".json", ".csv", ".tsv")
 ROWS = (*PLAIN, *(f"{suffix}.gz" for suffix in PLAIN))
-GZIP = b"\x1f\x8b"  # how such a file begins, whatever it is called
+GZIP = b"\x1f\x8b"  # the first bytes of such a file, whatever its name
 
 
 def find(data: str, suffixes: Sequence[str], what: str) -> list[Path]:
-    """The file `data`, or the files of that folder (not below), sorted by name, that end in one of `suffixes`.
+    """The file `data`, or the files in that folder (not below it) that end in one of `suffixes`, sorted by name.
 
     Raises:
-        ValueError: there is none; `what` says what `data` may be instead.
+        ValueError: there is none; `what` says what else `data` may be.
     """
     fitting = [file for file in _files(Path(data)) if file.name.lower().endswith(tuple(suffixes))]
     if not fitting:
@@ -34,12 +34,12 @@ def _files(path: Path) -> list[Path]:
     try:
         files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
         return [file for file in files if file.is_file()]
-    except OSError:  # a name that is too long, a folder that mustn't be read
+    except OSError:  # a name that is too long, a folder without read permission
         return []
 
 
 def read(path: Path) -> bytes:
-    """A file's bytes, unpacked. Raises ValueError where it can't be read, or is a broken gzip file."""
+    """A file's bytes, unpacked. Raises ValueError if it can't be read, or is a broken gzip file."""
     try:
         content = path.read_bytes()
         return gzip.decompress(content) if content.startswith(GZIP) else content
@@ -50,7 +50,7 @@ def read(path: Path) -> bytes:
 
 
 def sha256(paths: Sequence[Path]) -> str:
-    """Of the files' bytes, one after the other."""
+    """SHA-256 of the concatenated bytes of the files."""
     total = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -60,14 +60,14 @@ def sha256(paths: Sequence[Path]) -> str:
 
 @dataclass(frozen=True)
 class File:
-    """Bytes of rows. How `where`, the name in messages, ends tells what they are."""
+    """Bytes of rows; the ending of `where`, the name used in messages, gives their format."""
 
     where: str
     content: bytes
 
     @classmethod
     def at(cls, path: Path) -> "File":
-        """The file there. Raises ValueError where it can't be read."""
+        """The file at a path. Raises ValueError if it can't be read."""
         return cls(str(path), read(path))
 
     @property
@@ -75,10 +75,10 @@ class File:
         return hashlib.sha256(self.content).hexdigest()
 
     def rows(self) -> Iterator[Row | RowError]:
-        """JSON lines, one JSON array, or a table as rows, and why some of it is none.
+        """The rows of JSON lines, a JSON array or a table, and errors for whatever isn't a row.
 
         Raises:
-            ValueError: it is empty, or where a row begins and ends can't be told.
+            ValueError: the file is empty, or it isn't clear where rows begin and end.
         """
         whole, name = decode(self.where, self.content), self.where.lower().removesuffix(".gz")
         if name.endswith(".csv"):
@@ -90,12 +90,12 @@ class File:
 
 
 def decode(where: str, content: bytes) -> str:
-    """A file's bytes as text; those that are no UTF-8 become halves of surrogate pairs, see `rows.mend`.
+    """A file's bytes as text; bytes that aren't UTF-8 become surrogate halves, see `rows.mend`.
 
-    UTF-16 is known by its byte-order mark. Raises ValueError where there is nothing.
+    UTF-16 is recognised by its byte-order mark. Raises ValueError if the file is empty.
     """
     if not content.strip():
-        raise ValueError(f"{where}: the file is empty, but it must have at least one example")
+        raise ValueError(f"{where}: the file is empty; it must have at least one example")
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content.decode("utf-16", errors="replace")
     return content.decode("utf-8-sig", errors="surrogateescape")

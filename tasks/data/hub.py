@@ -1,13 +1,13 @@
-"""Data sets of the hub, at a pinned revision: one sentence where they can't be had."""
+"""Data sets from the hub, at a pinned revision, with a one-sentence error if they can't be loaded."""
 
 from typing import Any
 
 
 def load(repository: str, config: str | None, *, split: str, revision: str | None, way_out: str, **given: Any) -> Any:
-    """A split as `datasets.load_dataset` has it; `given` are more of its arguments.
+    """A split as loaded by `datasets.load_dataset`; `given` are further arguments of it.
 
     Raises:
-        ValueError: it can't be reached or read; `way_out` says what --data takes in its place.
+        ValueError: it can't be reached or read; `way_out` says what --data takes instead.
     """
     import datasets  # takes seconds
 

@@ -1,4 +1,4 @@
-"""Rows from JSON: one object a line, or all of them in an array."""
+"""Rows from JSON: one object per line, or all of them in an array."""
 
 import json
 from collections import Counter
@@ -8,25 +8,25 @@ from typing import Any
 
 from tasks.data.rows import SURROGATE, Row, RowError, mend
 
-ESCAPED = "\\ud"  # how halves of surrogate pairs are written in JSON, in lower case; most are no lone ones
-LONGEST_NUMBER = 100  # digits; Python refuses to read whole numbers of 4,300
+ESCAPED = "\\ud"  # how surrogate halves begin in JSON, in lower case; most of them are in pairs
+LONGEST_NUMBER = 100  # digits; Python refuses whole numbers of more than 4,300
 TOO_DEEP = "nested too deeply"
 
 
 def of_lines(where: str, text: str) -> Iterator[Row | RowError]:
-    """The rows of JSON lines, or why a line is none. Blank lines are neither."""
-    # not str.splitlines(): that also splits at U+2028 and others, which JSON strings may contain
+    """The rows of JSON lines, or an error for a line that isn't one. Blank lines are skipped."""
+    # not str.splitlines(), which also splits at U+2028 and others that JSON strings may contain
     for number, line in enumerate(text.split("\n"), 1):
-        line = line.lstrip("\ufeff")  # files that begin with a byte-order mark, one after the other
+        line = line.lstrip("\ufeff")  # concatenated files, each beginning with a byte-order mark
         if line.strip():
             yield _parsed(f"{where}, line {number}", line)
 
 
 def of_array(where: str, text: str) -> Iterator[Row | RowError]:
-    """The rows of one JSON array, or why an item is none.
+    """The rows of one JSON array, or an error for an item that isn't one.
 
     Raises:
-        ValueError: it isn't a JSON array: where one of its items ends can't be known then.
+        ValueError: it isn't valid JSON, so it isn't clear where its items end.
     """
     try:
         values = _parse(text)
@@ -67,7 +67,7 @@ def _parse(text: str) -> Any:
 
 @dataclass(frozen=True)
 class _Ambiguous:
-    """What stands for an object that has a name twice: nobody can tell which of the values is meant."""
+    """Stands for an object with a duplicate name: it isn't clear which of the values is meant."""
 
     name: str
 

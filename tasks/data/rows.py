@@ -1,11 +1,11 @@
-"""Rows of users' data: objects whose fields are checked when they are read, and why a row can't be used."""
+"""Rows of users' data: objects whose fields are checked when read, and errors for rows that can't be used."""
 
 import json
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-SURROGATE = re.compile("[\ud800-\udfff]")  # half of a pair, or (decoded with surrogateescape) a byte that is no UTF-8
+SURROGATE = re.compile("[\ud800-\udfff]")  # half of a pair, or (decoded with surrogateescape) a byte that isn't UTF-8
 REPLACEMENT = "\ufffd"
 
 
@@ -14,8 +14,8 @@ class RowError(ValueError):
 
     Args:
         where: its place, "RTE/train.jsonl, line 3".
-        reason: what is wrong, in words that other rows with the same fault share.
-        found: what is there instead; follows the reason in the message.
+        reason: what is wrong, in the same words for all rows with the same fault.
+        found: what was found instead; follows the reason in the message.
     """
 
     def __init__(self, where: str, reason: str, found: str = ""):
@@ -24,15 +24,15 @@ class RowError(ValueError):
 
 
 class Row:
-    """An object whose fields are checked when they are read. It knows which ones were.
+    """An object whose fields are checked when they are read, and which remembers which were.
 
     Args:
         where: its place, for messages.
-        value: a JSON object; halves of surrogate pairs in it are replaced by U+FFFD, and counted in `mended`.
+        value: a JSON object; surrogate halves in it are replaced by U+FFFD and counted in `mended`.
         prefix: of its fields' names, "messages[]." for a row within another one.
 
-    Raises (all readers too):
-        RowError: it is no object, or a field is missing or isn't what it must be.
+    Raises (from every reader too):
+        RowError: it isn't an object, or a field is missing or not what it must be.
     """
 
     def __init__(self, where: str, value: Any, *, prefix: str = "", mended: int = 0):
@@ -44,11 +44,11 @@ class Row:
         self._within: list[Row] = []
 
     def has(self, name: str) -> bool:
-        """Is there a field of that name that isn't null?"""
+        """Is there a field with that name that isn't null?"""
         return self.value.get(name) is not None
 
     def get(self, name: str) -> Any:
-        """The field, whatever it is; None where it is missing."""
+        """The field, whatever it is; None if it is missing."""
         self._read_fields.add(name)
         return self.value.get(name)
 
@@ -80,7 +80,7 @@ class Row:
         raise RowError(self.where, f"{name!r} must be one of {known}", f", got {short(value)}")
 
     def unused(self) -> Iterator[str]:
-        """Names of the fields that hold something and were never read, here and in rows within."""
+        """Names of the non-empty fields that were never read, here and in nested rows."""
         for name, value in self.value.items():
             if name not in self._read_fields and value not in (None, "", [], {}):
                 yield f"{self._prefix}{name}"
@@ -102,7 +102,7 @@ class Row:
 
 
 def short(value: Any) -> str:
-    """A value as JSON, cut where it is long."""
+    """A value as JSON, shortened if it is long."""
     try:
         text = json.dumps(value, default=str)
     except RecursionError:
@@ -111,13 +111,13 @@ def short(value: Any) -> str:
 
 
 def listed(names: Iterable[str], separator: str = ", ") -> str:
-    """Names, one after the other, cut where there are many; what a terminal would act on is spelled out."""
+    """A list of names, cut short if there are many; control characters are escaped."""
     text = separator.join(name if name.isprintable() else ascii(name) for name in names) or "none"
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def mend(value: Any) -> tuple[Any, int]:
-    """The value with U+FFFD for what is no character in its texts, and how many there were."""
+    """The value with U+FFFD for whatever isn't a character in its texts, and how many of those there were."""
     if isinstance(value, str):
         return SURROGATE.subn(REPLACEMENT, value)
     if isinstance(value, list):

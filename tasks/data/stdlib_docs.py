@@ -1,6 +1,6 @@
-"""English that every Python carries: `pydoc_data.topics` and the docstrings of the standard library.
+"""English text that every Python has: `pydoc_data.topics` and the docstrings of the standard library.
 
-Read from the source files, so that nothing is imported or run, and the same in every process of one Python.
+Read from the source files, so nothing is imported or run, and the text is the same in every process of one Python.
 """
 
 import ast
@@ -34,7 +34,7 @@ _DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 class Entry(NamedTuple):
-    """Something of the standard library that has a docstring."""
+    """Something in the standard library that has a docstring."""
 
     module: str  # "os.path"
     name: str  # in its module, "" for the module itself: "Path.exists"
@@ -43,14 +43,14 @@ class Entry(NamedTuple):
 
 
 def documents() -> list[str]:
-    """Texts of one or more sentences, without repetitions: the language reference's topics, and docstrings."""
+    """Texts of one or more sentences, without duplicates: the language reference's topics, and docstrings."""
     texts = [*topics.topics.values(), *(entry.documentation for entry in entries())]
     return list(dict.fromkeys(text for text in map(str.strip, texts) if len(text) >= SHORTEST))
 
 
 @functools.lru_cache(maxsize=1)
 def entries() -> tuple[Entry, ...]:
-    """All that is documented, in the order of files and lines."""
+    """Everything that is documented, in the order of files and lines."""
     key = cache.digest("library", sys.version, ",".join(PACKAGES), str(_root()))
     rows = json.loads(cache.text(key, lambda: json.dumps(list(_entries()))))
     return tuple(Entry(row[0], row[1], None if row[2] is None else tuple(row[2]), row[3]) for row in rows)
@@ -71,7 +71,7 @@ def _entries() -> Iterator[Entry]:
 
 
 def _of(node: ast.Module | ast.ClassDef, module: str, name: str) -> Iterator[Entry]:
-    """What a module or class and its members say; private ones say little."""
+    """The docstrings of a module or class and its members; private ones say little."""
     documentation = ast.get_docstring(node)
     if documentation:
         yield Entry(module, name, None, documentation)

@@ -1,4 +1,4 @@
-"""Rows from tables with a header: .csv, where quotes hold a cell together, and .tsv, where they are text."""
+"""Rows from tables with a header: .csv, where quotes delimit cells, and .tsv, where they are plain text."""
 
 import csv
 import io
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 from tasks.data.rows import Row, RowError, mend
 
-Cells = tuple[int, list[str]]  # the number of the line that they begin in
+Cells = tuple[int, list[str]]  # the number of the line on which they begin
 
 LONGEST_CELL = 2**31 - 1  # characters; Python's own limit is 131,072
 
 
 def of_csv(where: str, text: str) -> Iterator[Row | RowError]:
-    """The rows of a table of commas (or of semicolons), or why some lines are none. Blank lines are neither.
+    """The rows of a table separated by commas or semicolons, or errors for other lines. Blank lines are skipped.
 
     Raises:
         ValueError: the header can't be read or has a name twice.
@@ -22,7 +22,7 @@ def of_csv(where: str, text: str) -> Iterator[Row | RowError]:
 
 
 def of_tsv(where: str, text: str) -> Iterator[Row | RowError]:
-    """The same of a table of tabs: a line is a row, whatever is in it."""
+    """The same for a table separated by tabs: every line is a row, whatever it contains."""
     lines = enumerate(text.split("\n"), 1)
     return _rows(where, ((number, line.removesuffix("\r").split("\t")) for number, line in lines if line.strip()))
 
@@ -44,23 +44,25 @@ def _header(where: str, cells: list[str]) -> list[str]:
     names = [cell.strip() for cell in cells]
     for name, count in Counter(names).items():
         if count > 1 and name:
-            raise ValueError(f"{where}: the header has {count} columns {name!r}: give each a name of its own")
+            raise ValueError(f"{where}: the header has {count} columns {name!r}: give each its own name")
     return names
 
 
 def _row(where: str, header: list[str], cells: list[str]) -> Row | RowError:
     if len(cells) != len(header):
-        return RowError(where, f"not as many cells as the header, which names {len(header)} columns", f": {len(cells)}")
+        return RowError(
+            where, f"the number of cells differs from the header's {len(header)} columns", f": {len(cells)}"
+        )
     value, count = mend({name: cell for name, cell in zip(header, cells, strict=True) if name})
     return Row(where, value, mended=count)
 
 
 def _quoted(where: str, text: str) -> Iterator[Cells | RowError]:
-    """Rows of cells; after one that can't be read, it goes on with the line after that row's first."""
+    """Rows of cells; after one that can't be read, reading continues on the line after that row's first."""
     csv.field_size_limit(LONGEST_CELL)
     lines = list(io.StringIO(text, newline=""))
-    delimiter = ";" if ";" in lines[0] and "," not in lines[0] else ","  # where a comma is in numbers
-    start = 0  # the row that is read begins in this line
+    delimiter = ";" if ";" in lines[0] and "," not in lines[0] else ","  # in locales with decimal commas
+    start = 0  # the line on which the current row begins
     while start < len(lines):
         later = map(lines.__getitem__, range(start, len(lines)))
         begin, reader = start, csv.reader(later, delimiter=delimiter, strict=True)
@@ -68,7 +70,7 @@ def _quoted(where: str, text: str) -> Iterator[Cells | RowError]:
             for cells in reader:
                 if any(cells):
                     yield start + 1, cells
-                start = begin + reader.line_num  # a quoted cell may go over lines
+                start = begin + reader.line_num  # a quoted cell may span lines
         except csv.Error as error:
             yield RowError(f"{where}, line {start + 1}", "not a valid row of a table", f" ({error})")
             start += 1

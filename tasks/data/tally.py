@@ -1,4 +1,4 @@
-"""What becomes of the rows of a source: which are left out and why, what was mended, and which fields nothing used."""
+"""What happens to the rows of a source: which are left out and why, what was fixed, and which fields weren't used."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -9,13 +9,13 @@ from tasks.data.rows import Row, RowError, listed
 
 T = TypeVar("T")
 
-MOST = 10  # reasons or fields that are named
-MENDED = "characters that are no Unicode replaced by U+FFFD"
+MOST = 10  # reasons or fields to name
+MENDED = "characters that aren't Unicode replaced by U+FFFD"
 
 
 @dataclass
 class Errors:
-    """Why things of one kind can't be used."""
+    """Why items of one kind can't be used."""
 
     first: str = ""  # the message of the first of them
     reasons: Counter[str] = field(default_factory=Counter)
@@ -25,7 +25,7 @@ class Errors:
         self.reasons[error.reason] += 1
 
     def check(self, source: str, count: int, what: str = "row") -> None:
-        """Raises ValueError where they are more than half of `count`."""
+        """Raises ValueError if they are more than half of `count`."""
         total = self.reasons.total()
         if 2 * total > count:
             others = [
@@ -37,32 +37,32 @@ class Errors:
 
 @dataclass
 class Tally:
-    """Counts with the first place of each; `notes` says them to a reader of the results.
+    """Counts, each with the first place it occurred; `notes` reports them to a reader of the results.
 
-    One odd row doesn't stop a data set: it is left out and counted. Of a file with more odd rows than others nobody
-    could say what it taught: that is an error.
+    One bad row doesn't stop a data set: it is left out and counted. A file in which most rows are bad is an error,
+    since nobody could say what it taught.
 
     Args:
-        needless: fields of a format that say nothing to a model, such as numbers of rows.
+        needless: fields of a format that carry nothing for a model, such as row numbers.
     """
 
     needless: frozenset[str] = frozenset()
 
     left_out: Counter[str] = field(default_factory=Counter)  # rows, by reason
-    mended: Counter[str] = field(default_factory=Counter)  # what was done: how often
-    unused: Counter[str] = field(default_factory=Counter)  # fields: rows that have them
-    first: dict[str, str] = field(default_factory=dict)  # the place of a reason, or of what was done
+    mended: Counter[str] = field(default_factory=Counter)  # what was done, and how often
+    unused: Counter[str] = field(default_factory=Counter)  # fields, and how many rows have them
+    first: dict[str, str] = field(default_factory=dict)  # the first place where a reason or fix occurred
 
     def use(self, source: str, rows: Iterable[Row | RowError], make: Callable[[Row], T]) -> Iterator[T]:
-        """What `make` makes of each row of a file.
+        """The result of `make` for each row of a file.
 
         Args:
-            source: what it is called in messages.
-            rows: its rows, and why some of it is none.
+            source: the file's name in messages.
+            rows: its rows, and errors for whatever isn't a row.
             make: raises RowError for a row that it can't use.
 
         Raises:
-            ValueError: the file has no rows; or more than half of them can't be used, or had to be mended.
+            ValueError: the file has no rows, or more than half of them can't be used or had to be fixed.
         """
         count, mended, errors = 0, 0, Errors()
         for row in rows:
@@ -79,7 +79,7 @@ class Tally:
             self._note(row)
             yield made
         if not count:
-            raise ValueError(f"{source}: there are no rows in it")
+            raise ValueError(f"{source}: it has no rows")
         errors.check(source, count)
         if 2 * mended > count:
             raise ValueError(f"{source}: it must be UTF-8, but {mended:,} of its {count:,} rows are not: convert it")
@@ -90,7 +90,7 @@ class Tally:
         self.first.setdefault(error.reason, f"{error.where}{error.found}")
 
     def mend(self, what: str, where: str, count: int = 1) -> None:
-        """Count something that was changed so that it can be used."""
+        """Count something that had to be changed to be usable."""
         self.mended[what] += count
         self.first.setdefault(what, where)
 
@@ -101,7 +101,7 @@ class Tally:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the results must know, a sentence each."""
+        """What a reader of the results must know, one sentence for each point."""
         return [*self._left_out(), *self._mended(), *self._unused()]
 
     def _left_out(self) -> Iterator[str]:
@@ -120,7 +120,7 @@ class Tally:
         named = [f"{name} ({count:,})" for name, count in self.unused.most_common(MOST)]
         more = len(self.unused) - len(named)
         if named:
-            yield f"fields that aren't used: {listed(named)}" + (f" and {more} more" if more else "")
+            yield f"unused fields: {listed(named)}" + (f" and {more} more" if more else "")
 
 
 def _counted(count: int, what: str) -> str:

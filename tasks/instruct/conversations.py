@@ -24,7 +24,7 @@ class HubSet:
     id: str
     revision: str | None = None  # None: the latest; the record has a digest of what was read
     config: str | None = None
-    test: str | None = None  # a split that is held out
+    test: str | None = None  # the split to hold out
 
 
 HUB = {
@@ -44,25 +44,25 @@ class Conversations:
     training: list[Conversation] = field(default_factory=list)
     held_out: list[Conversation] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
-    repeated: int = 0  # training conversations that are held out as well
+    repeated: int = 0  # training conversations that are also held out
     sha256: str = ""
     revision: str | None = None
 
     @property
     def notes(self) -> list[str]:
-        repeated = f"{self.repeated:,} training conversations that are among the held-out ones left out"
+        repeated = f"{self.repeated:,} training conversations left out, since they are held out too"
         return [*self.tally.notes, *([repeated] if self.repeated else [])]
 
 
 class Part(NamedTuple):
-    """Rows that belong together: a file, or a split of the hub's."""
+    """Rows that belong together: a file, or a split of a data set on the hub."""
 
     where: str
     rows: Iterable[Row | RowError]
 
 
 def check_source(data: str) -> None:
-    """Raises ValueError where `data` is no source."""
+    """Raises ValueError if `data` isn't a source."""
     if data != "demo" and data not in HUB:
         files.find(data, files.ROWS, f"'demo' nor one of the hub's ({', '.join(HUB)})")
 
@@ -70,8 +70,8 @@ def check_source(data: str) -> None:
 def read(data: str) -> Conversations:
     """All conversations of a source.
 
-    What is held out is a split of its own where there is one - the hub's, or files of a folder that are called like it
-    (test.jsonl, gsm8k_test.jsonl) - or else decided by a hash of each conversation.
+    The held-out conversations are a separate split if there is one - the hub's, or files in a folder named accordingly
+    (test.jsonl, gsm8k_test.jsonl) - and otherwise chosen by a hash of each conversation.
 
     Raises:
         ValueError: a file is missing or can't be read, more than half of its rows can't be used, the hub can't be
@@ -82,7 +82,7 @@ def read(data: str) -> Conversations:
     made = Conversations(revision=revision)
     found, held_out = _named(training, made.tally), _named(test or (), made.tally)
     if test is None:
-        # in the order of their hashes: the first of them are a sample of all
+        # in the order of their hashes, so that the first ones are a sample of all
         held_out = sorted((pair for pair in found if is_chosen(pair[0])), key=lambda pair: pair[0])
         found = [pair for pair in found if not is_chosen(pair[0])]
     apart = {name for name, _ in held_out}
@@ -92,7 +92,7 @@ def read(data: str) -> Conversations:
     made.sha256 = hashlib.sha256(b"".join([*(name for name, _ in found), b"|", *(n for n, _ in held_out)])).hexdigest()
     for side, some in (("training", made.training), ("held-out", made.held_out)):
         if not some:
-            given = f"one of {HELD_OUT} is held out, give more" + "".join(f"; {note}" for note in made.notes)
+            given = f"one in {HELD_OUT} is held out, give more" + "".join(f"; {note}" for note in made.notes)
             raise ValueError(f"data {data!r} has no {side} conversations: {given}")
     return made
 
@@ -112,7 +112,7 @@ def _hash(one: Conversation) -> bytes:
 
 
 def _parts(data: str) -> tuple[Iterable[Part], Iterable[Part] | None, str | None]:
-    """Training rows, held-out rows where they are apart, and the revision."""
+    """Training rows, held-out rows if they are separate, and the revision."""
     if data == "demo":
         return [Part("demo", (Row(f"demo, item {n}", row) for n, row in enumerate(demo.rows(), 1)))], None, None
     if data in HUB:

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 
 from tasks.data.stdlib_docs import Entry, entries
 
-LONGEST = 160  # characters of an answer that is a sentence
+LONGEST = 160  # characters in an answer that is a sentence
 
 Row = dict[str, str]
 
 
 def rows() -> Iterator[Row]:
-    """One question on each thing that is documented, of a kind that its place in the list decides."""
+    """One question on each documented thing; its position in the list decides the kind of question."""
     for number, entry in enumerate(entries()):
         sentence = _first_sentence(entry.documentation)
         if entry.name and 0 < len(sentence) <= LONGEST:

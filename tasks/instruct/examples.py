@@ -15,15 +15,15 @@ from tasks.models.language import IGNORED, Batch
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples that fit, one after the other.
+    """Examples that fit, concatenated.
 
     Attributes:
         tokens, answers: of all examples, (tokens,).
         starts: where each begins, and the end, (examples + 1,).
-        kept: each one's number among all that were given; prompts without room for an answer are left out.
+        kept: each example's number among all that were given; prompts that leave no room for an answer are dropped.
         cut: how many answers lost their end.
         unfit: how many prompts left no room.
-        notes: what a reader of the results must know of how they were made.
+        notes: what a reader of the results must know about how they were made.
     """
 
     tokens: np.ndarray
@@ -47,7 +47,7 @@ class Examples:
 
 
 def fit(key: str, encode: Callable[[Tally], Iterable[Encoded | None]], length: int) -> Examples:
-    """Cut examples to `length` tokens; kept in the cache under `key`, which names `encode` and `length`."""
+    """Cut examples to `length` tokens; cached under `key`, which identifies `encode` and `length`."""
     tokens, answers, starts, kept, (cut, unfit), notes = cache.arrays(key, 6, lambda: _fit(encode, length))
     return Examples(tokens, answers, starts, kept, int(cut), int(unfit), json.loads(notes.tobytes()))
 
@@ -73,7 +73,7 @@ def _fit(encode: Callable[[Tally], Iterable[Encoded | None]], length: int) -> ca
 
 
 def pack(lengths: Sequence[int] | np.ndarray, length: int) -> list[list[int]]:
-    """Examples' numbers in few groups of at most `length` tokens: the longest first, each where it fits best."""
+    """Pack example numbers into few groups of at most `length` tokens: the longest first, each where it fits best."""
     room: list[list[list[int]]] = [[] for _ in range(length + 1)]  # groups by how many tokens they have left
     groups: list[list[int]] = []
     for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
@@ -89,10 +89,10 @@ def pack(lengths: Sequence[int] | np.ndarray, length: int) -> list[list[int]]:
 
 
 def collate(rows: Sequence[Sequence[Encoded]], length: int, pad: int, *, packed: bool) -> Batch:
-    """A batch with one or more examples a row, each (rows, length) int64.
+    """A batch with one or more examples per row, each (rows, length) int64.
 
-    `input_ids` padded on the right, `attention_mask` 0 on the padding, `labels` of answers only, and where examples are
-    `packed`, `position_ids` that begin again at 0 with each of them (and with the padding).
+    `input_ids` padded on the right, `attention_mask` 0 on the padding, `labels` on answers only, and for `packed`
+    examples `position_ids` that start again at 0 with each example (and with the padding).
     """
     shape = (len(rows), length)
     ids, mask = np.full(shape, pad, dtype=np.int64), np.zeros(shape, dtype=np.int64)

@@ -1,13 +1,13 @@
-"""From a row to a conversation, in the formats that instruction data are published in.
+"""From a row to a conversation, for the formats in which instruction data are published.
 
 A row's format is recognised by its fields:
 
 - `messages` (or `conversations`, `conversation`): turns of `role` and `content`, or of `from` and `value` (ShareGPT),
-  with a `system` text beside them or not. A content may be a list of text parts.
+  with or without a separate `system` text. A content may be a list of text parts.
 - a question and an answer: `instruction` and `output` (Alpaca, with `input`, `system` and `history`), `instruction`,
   `context` and `response` (Dolly), `prompt` and `completion`, `question` and `answer` (GSM8K), `prompt` and `chosen`.
 
-An assistant's turns are learned. What it says to a tool, and what the tool says, is context.
+An assistant's turns are learned. What it says to a tool and what the tool answers are context.
 """
 
 import json
@@ -19,7 +19,7 @@ from tasks.data.rows import Row, RowError, listed, short
 from tasks.data.tally import Tally
 
 USER, ASSISTANT, SYSTEM, TOOL, CALL = "user", "assistant", "system", "tool", "call"
-NAMES = {  # of the roles, in published data; in lower case, with _ for spaces
+NAMES = {  # the roles' names in published data; in lower case, with _ for spaces
     USER: ("user", "human", "prompter"),
     ASSISTANT: ("assistant", "gpt", "model", "bot", "chatbot", "ai", "chatgpt", "bard", "bing", "claude"),
     SYSTEM: ("system", "developer"),
@@ -38,7 +38,7 @@ CONTEXTS = ("input", "context")
 SYSTEMS = ("system", "system_prompt")
 FORMATS = "messages; conversations; instruction and output or response; prompt and completion; question and answer"
 
-NOT_ASKED = "turns left out that come before any of the user"
+NOT_ASKED = "turns left out, since they precede the user's first"
 
 
 class Message(NamedTuple):
@@ -46,12 +46,12 @@ class Message(NamedTuple):
 
     role: str  # system | user | assistant | tool
     content: str
-    learned: bool = True  # of an assistant's turn: it isn't only context
+    learned: bool = True  # for an assistant's turn: it isn't just context
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns, the last of which is an answer to learn."""
+    """Turns, of which the last is an answer to learn."""
 
     messages: tuple[Message, ...]
     context: str = ""  # Alpaca's input, which belongs to the first user message
@@ -59,43 +59,43 @@ class Conversation:
 
     @property
     def answer(self) -> str:
-        """The last of the assistant's turns."""
+        """The assistant's last turn."""
         return self.messages[-1].content
 
 
 def conversation(row: Row, tally: Tally) -> Conversation:
-    """A row's conversation up to its last answer; what is left out of it goes to the tally.
+    """A row's conversation up to its last answer; the tally notes what is left out.
 
     Raises:
-        RowError: the row is in none of the known formats, or has no answer.
+        RowError: the row has none of the known formats, or no answer.
     """
     name = _first(row, LISTS)
     if name is not None:
         return _answered(row, [*_system(row), *_turns(row, name)], tally)
     question, answer = _first(row, QUESTIONS), _first(row, ANSWERS)
     answers = turns(row, answer, ASSISTANT) if answer is not None else []
-    if any(one.role == USER for one in answers):  # of preferences, where either side is a whole conversation
+    if any(one.role == USER for one in answers):  # preference data, where each side is a whole conversation
         row.get(question or "prompt")
         return _answered(row, [*_system(row), *answers], tally)
     if question is None or answer is None:
         raise RowError(row.where, f"no known format ({FORMATS})", f" has the fields {listed(row.value)}")
     context = next((row.text(name) for name in CONTEXTS if name != question and row.has(name)), "")
     earlier, asked = _history(row), turns(row, question, USER)
-    if context and earlier:  # it belongs to this question, which is not the first one
+    if context and earlier:  # it belongs to this question, which isn't the first
         asked[-1] = Message(USER, f"{asked[-1].content}\n\n{context}")
         context = ""
     return _answered(row, [*_system(row), *earlier, *asked, *answers], tally, context)
 
 
 def turns(row: Row, name: str, role: str) -> list[Message]:
-    """A field that is either a text, said by `role`, or a list of turns."""
+    """A field that is either a text spoken by `role` or a list of turns."""
     if isinstance(row.value.get(name), list):
         return _turns(row, name)
     return [Message(role, row.text(name))]
 
 
 def _first(row: Row, names: Iterable[str]) -> str | None:
-    """The first of the names that is a field with a value; else the first that is a field."""
+    """The first name that is a field with a value; else the first that is a field."""
     present = [name for name in names if name in row.value]
     return next((name for name in present if row.has(name)), present[0] if present else None)
 
@@ -107,7 +107,7 @@ def _system(row: Row) -> list[Message]:
 
 
 def _history(row: Row) -> list[Message]:
-    """Earlier questions with their answers, as Alpaca's data have them: a list of pairs."""
+    """Earlier questions with their answers, as in Alpaca's data: a list of pairs."""
     pairs = row.get("history") or []
     if not isinstance(pairs, list) or not all(_is_pair(pair) for pair in pairs):
         raise RowError(row.where, "'history' must be a list of pairs of texts", f", got {short(pairs)}")
@@ -126,7 +126,7 @@ def _message(turn: Row) -> Message:
     name = turn.text(_first(turn, SPEAKERS) or SPEAKERS[0])
     role = ROLES.get("_".join(name.lower().replace("-", " ").split()))
     if role is None:
-        raise RowError(turn.where, f"no known role is called {short(name)}", f": there are {', '.join(ROLES)}")
+        raise RowError(turn.where, f"unknown role {short(name)}", f": the roles are {', '.join(ROLES)}")
     calls = [turn.get(call) for call in CALLS if turn.has(call)]
     content = _content(turn, _first(turn, CONTENTS) or CONTENTS[0], optional=bool(calls))
     content = "\n".join([*([content] if content else []), *(json.dumps(call, ensure_ascii=False) for call in calls)])
@@ -137,7 +137,7 @@ def _message(turn: Row) -> Message:
 
 
 def _content(turn: Row, name: str, *, optional: bool) -> str:
-    """A turn's text, or that of its text parts."""
+    """A turn's text, or that of its parts."""
     if optional and not turn.has(name):
         return ""
     if not isinstance(turn.value.get(name), list):
@@ -151,7 +151,7 @@ def _part(where: str, part: Any) -> str:
     if isinstance(part, dict) and part.get("type", "text") in TEXT_PARTS and isinstance(part.get("text"), str):
         return part["text"]
     kind = part.get("type") if isinstance(part, dict) else None
-    raise RowError(where, f"a part of its content is no text but {short(kind or part)}")
+    raise RowError(where, f"a part of its content isn't text but {short(kind or part)}")
 
 
 def _answered(row: Row, messages: Sequence[Message], tally: Tally, context: str = "") -> Conversation:

@@ -1,4 +1,4 @@
-"""GSM8K's score (Cobbe et al., 2021, arXiv 2110.14168): is the last number of a generated answer the right one?"""
+"""GSM8K's score (Cobbe et al., 2021, arXiv 2110.14168): is the last number in a generated answer right?"""
 
 import re
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ from torch import nn
 
 from tasks.models.loading import quiet
 
-MARK = "####"  # stands before the final number in the data set's own answers
+MARK = "####"  # precedes the final number in the data set's own answers
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
-GENERATION_TOKENS = 8192  # of a batch, prompts and answers
+GENERATION_TOKENS = 8192  # per batch, prompts and answers
 
 
 def final_number(text: str) -> str | None:
-    """The number after the last `####`, else the last one of all; "1,000.0" is "1000". None where there is none."""
+    """The number after the last `####`, else the last number; "1,000.0" is "1000". None if there is none."""
     marked = NUMBER.findall(text.rpartition(MARK)[2]) if MARK in text else []
     found = marked[:1] or NUMBER.findall(text)[-1:]
     if not found:
@@ -33,9 +33,9 @@ def exact_match(predictions: Sequence[str], references: Sequence[str]) -> float:
 
 @torch.no_grad()
 def generate(model: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[str]:
-    """What a model of transformers writes after each prompt, greedily, up to the end of its turn or `new_tokens`.
+    """What a model of transformers generates after each prompt, greedily, up to the end of its turn or `new_tokens`.
 
-    In batches of prompts of similar length, padded on the left, with the cache of keys and values.
+    In batches of prompts of similar length, padded on the left, with a key-value cache.
     """
     written: dict[int, str] = {}
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))

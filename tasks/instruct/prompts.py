@@ -1,7 +1,7 @@
 """From a conversation to tokens, and which of them are answers: by a chat template, or else by Alpaca's prompt.
 
-What a conversation says is text, whatever it looks like: `</s>` in an answer is four characters. Only the markup of the
-template itself becomes control tokens.
+The content of a conversation is text, whatever it looks like: `</s>` in an answer is four characters. Only the markup
+of the template itself becomes control tokens.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ Encoded = tuple[np.ndarray, np.ndarray]  # tokens (n,) int32, which are answers 
 
 
 def alpaca(conversation: Conversation) -> list[Part]:
-    """Alpaca's prompt; later turns, a system message and tools, which it hasn't got, go on in its manner."""
+    """Alpaca's prompt; later turns, a system message and tools, which it doesn't have, follow in the same style."""
     found: list[Part] = []
     prompt, context = "", conversation.context
     if conversation.messages[0].role != SYSTEM:
@@ -45,7 +45,7 @@ def alpaca(conversation: Conversation) -> list[Part]:
 
 
 def with_context(conversation: Conversation) -> list[Message]:
-    """The turns, Alpaca's input as a part of the first of the user's."""
+    """The turns, with Alpaca's input as part of the user's first."""
     messages = list(conversation.messages)
     if conversation.context:
         first = next(number for number, one in enumerate(messages) if one.role == USER)
@@ -54,13 +54,13 @@ def with_context(conversation: Conversation) -> list[Message]:
 
 
 def encode(conversations: Sequence[Conversation], tokenizer: Any, tally: Tally) -> list[Encoded | None]:
-    """Of each conversation its tokens, and which of them are answers; None for what the chat template refuses.
+    """The tokens of each conversation, and which of them are answers; None for one that the chat template refuses.
 
-    Prompts and answers are tokenised apart, as they are when an answer is generated. Where no chat template does
-    so, an answer ends with the end-of-text token, and a text begins with the token that the model's texts do.
+    Prompts and answers are tokenised separately, as when an answer is generated. Without a chat template to do so, an
+    answer ends with the end-of-text token, and a text begins with the token with which the model's texts begin.
 
     Raises:
-        ValueError: the chat template refuses more than half of them.
+        ValueError: the chat template refuses more than half of the conversations.
     """
     if not tokenizer.chat_template:
         return _plain([alpaca(one) for one in conversations], tokenizer)
@@ -104,5 +104,5 @@ def _joined(begin: list[int], tokens: Iterable[tuple[list[int], bool]], end: lis
         whole = [*part, *end] if is_answer else part
         ids += whole
         answers += [is_answer] * len(whole)
-    answers[0] = False  # nothing comes before it that it could be predicted from
+    answers[0] = False  # nothing before it to predict it from
     return np.array(ids, dtype=np.int32), np.array(answers)

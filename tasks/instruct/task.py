@@ -1,7 +1,7 @@
-"""Instruction tuning of causal language models: conversations, of which the answers are learned.
+"""Instruction tuning of causal language models: conversations whose answers are learned.
 
-`demo` asks about Python's standard library; a `.json` or `.jsonl` file (or a folder of them) holds conversations of
-one's own, in any format of `formats.py`; short names (alpaca-gpt4, gsm8k, ...) stand for data sets of the hub.
+`demo` asks about Python's standard library; a `.json` or `.jsonl` file (or a folder of them) holds your own
+conversations, in any format of `formats.py`; short names (alpaca-gpt4, gsm8k, ...) stand for data sets on the hub.
 """
 
 import functools
@@ -28,7 +28,7 @@ NAME = "instruct"
 
 
 def names() -> tuple[str, ...]:
-    """It is one task."""
+    """The family is a single task."""
     return ("",)
 
 
@@ -45,16 +45,16 @@ def create(
 
     Args:
         name: "".
-        packing: put several examples into a sequence, none of which sees another.
-        validation_examples: held-out conversations that the score is taken on, at most.
-        answer_tokens: of a generated answer, at most (GSM8K).
-        given: as of `tasks.create`.
+        packing: put several examples into a sequence, without attention between them.
+        validation_examples: the most held-out conversations to score on.
+        answer_tokens: the most tokens in a generated answer (GSM8K).
+        given: as for `tasks.create`.
     """
     return Tuning(TaskArguments(**given), packing, validation_examples, answer_tokens)
 
 
 class Tuning:
-    """A loss on answers only. See `tasks.Task` for what it offers."""
+    """A loss on answers only. See `tasks.Task` for the interface."""
 
     name = NAME
     kind: Kind = "language"
@@ -104,17 +104,17 @@ class Tuning:
         return self.language.head
 
     def build_model(self) -> nn.Module:
-        """A new model on the CPU, the same for the same model and seed."""
+        """A new model on the CPU; the same for the same model and seed."""
         return self.language.build_model()
 
     def batch(self, step: int) -> dict[str, Tensor]:
-        """The training batch of a step, of epochs that are shuffled one by one; see `examples.collate`."""
+        """The training batch of a step; each epoch is shuffled separately; see `examples.collate`."""
         chosen = [self.groups[place] for place in batch_positions(self.seed, step, self.batch_size, self.train_size)]
         rows = [[self.train[number] for number in group] for group in chosen]
         return collate(rows, self.length, self.tokenizer.pad_token_id, packed=self.packing)
 
     def largest_batch(self) -> dict[str, Tensor]:
-        """See `tasks.HasLargestBatch`: all batches have one shape."""
+        """See `tasks.HasLargestBatch`: all batches have the same shape."""
         batch = self.batch(0)
         return padded(batch) if (self.train.lengths < self.length).any() else batch
 
@@ -123,9 +123,9 @@ class Tuning:
         return language.loss(model, batch)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """On held-out answers, each token counting the same: `loss`, `perplexity`, `token_accuracy`.
+        """`loss`, `perplexity` and `token_accuracy` on held-out answers, every token weighted equally.
 
-        For GSM8K also `exact_match`, the share of the generated answers that end in the right number.
+        For GSM8K also `exact_match`, the share of generated answers that end in the right number.
         """
         scores = language.score(model, self._validation_batches())
         if self.has_numbers:
@@ -133,7 +133,7 @@ class Tuning:
         return scores
 
     def _validation_batches(self) -> Iterator[dict[str, Tensor]]:
-        """Of examples of similar length, so that there is little padding."""
+        """Batches of examples of similar length, so that there is little padding."""
         order = np.argsort(-self.validation.lengths, kind="stable")
         while len(order):
             length = int(self.validation.lengths[order[0]])
@@ -149,7 +149,7 @@ class Tuning:
 
 
 def _prompt(example: Encoded) -> list[int]:
-    """What stands before the last answer."""
+    """The tokens before the last answer."""
     tokens, answers = example
     last = len(answers) - int(np.argmax(~answers[::-1]))  # where the last run of answer tokens begins
     return tokens[:last].tolist()
@@ -158,6 +158,6 @@ def _prompt(example: Encoded) -> list[int]:
 def _notes(side: str, examples: Examples, given: int) -> Iterator[str]:
     yield from (f"{side}: {note}" for note in examples.notes)
     if examples.cut:
-        yield f"{examples.cut:,} of {given:,} {side} answers cut at their end to fit the sequence"
+        yield f"{examples.cut:,} of {given:,} {side} answers cut at the end to fit the sequence"
     if examples.unfit:
-        yield f"{examples.unfit:,} {side} conversations left out, as no answer fits"
+        yield f"{examples.unfit:,} {side} conversations left out, since no answer fits"

@@ -1,7 +1,7 @@
-"""Chat templates: where the answers of a conversation stand in what a template makes of it, and their tokens.
+"""Chat templates: where a conversation's answers are in the text that a template renders, and their tokens.
 
-Templates are programs of the tokenizers' authors. Some refuse a system turn, or two turns in a row by the same speaker;
-some drop the reasoning of earlier answers (Qwen 3), or end the prompt in `<think>` (DeepSeek-R1).
+Templates are programs by the tokenizers' authors. Some refuse a system turn, or consecutive turns by the same speaker;
+some drop the reasoning of earlier answers (Qwen 3), or end the prompt with `<think>` (DeepSeek-R1).
 """
 
 import re
@@ -13,38 +13,41 @@ from tasks.data.rows import REPLACEMENT, RowError, listed
 from tasks.data.tally import Tally
 from tasks.instruct.formats import ASSISTANT, SYSTEM, USER, Message
 
-Part = tuple[str, bool]  # text, is it an answer?
+Part = tuple[str, bool]  # a text; is it an answer?
 
 REASONED = "</think>"
-OPEN, CLOSE = "\ufdd0", "\ufdd1"  # around the number of a control token's name in what is said; no characters of texts
-PROBE = "\ufdd2"  # an answer that is found again
+OPEN, CLOSE = (
+    "\ufdd0",
+    "\ufdd1",
+)  # around the number of a control token named in a turn; noncharacters, so never in texts
+PROBE = "\ufdd2"  # an answer that can be found again
 CHANGED = (
-    "conversations changed so that the chat template takes them: turns in a row joined, system turns in the user's"
+    "conversations changed to suit the chat template: consecutive turns joined, system turns moved into the user's"
 )
-EARLIER = "earlier answers not learned, since the chat template changes them when later turns come"
+EARLIER = "earlier answers not learned, since the chat template changes them when more turns follow"
 
 
 class _RefusedError(Exception):
-    """What a template says to a conversation that it doesn't take."""
+    """A template's objection to a conversation that it doesn't accept."""
 
 
 class Template:
-    """The chat template of a tokenizer of transformers."""
+    """The chat template of a transformers tokenizer."""
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
         added = {str(token): token for token in tokenizer.added_tokens_decoder.values()}
         names = {name for name, token in added.items() if token.special} | set(tokenizer.all_special_tokens)
-        # reasoning is marked up in answers themselves
+        # reasoning is marked up in the answers themselves
         self._names = sorted(names - {"<think>", REASONED}, key=len, reverse=True)
         self._control = re.compile(f"({'|'.join(map(re.escape, self._names))})" if self._names else "((?!))")
         self._added = added
 
     def parts(self, messages: Sequence[Message], where: str, tally: Tally) -> list[Part]:
-        """The texts of a conversation one after the other; names of control tokens in what is said are hidden.
+        """The consecutive texts of a conversation; names of control tokens within turns are hidden.
 
         Raises:
-            RowError: the template takes the turns in no form.
+            RowError: the template accepts the turns in no form.
         """
         hidden = [message._replace(content=self._hide(message.content)) for message in messages]
         refusal = ""
@@ -63,19 +66,19 @@ class Template:
         raise RowError(where, f"the chat template refuses it ({refusal})")
 
     def tokens(self, texts: Sequence[str]) -> Iterator[list[int]]:
-        """The ids of each of the texts that `parts` gives."""
+        """The ids of each text that `parts` returns."""
         plain = [text for text in texts if OPEN not in text]
         encoded = iter(self._tokenizer(plain, add_special_tokens=False, verbose=False)["input_ids"] if plain else [])
         return (self._mixed(text) if OPEN in text else next(encoded) for text in texts)
 
-    # ---- what is said, and the template's markup
+    # ---- the content of turns, and the template's markup
 
     def _hide(self, content: str) -> str:
         content = content.replace(OPEN, REPLACEMENT).replace(CLOSE, REPLACEMENT).replace(PROBE, REPLACEMENT)
         return self._control.sub(lambda match: f"{OPEN}{self._names.index(match[0])}{CLOSE}", content)
 
     def _mixed(self, text: str) -> list[int]:
-        """Ids of a text with hidden names: between the control tokens of the template, everything is text."""
+        """The ids of a text with hidden names: everything between the template's control tokens is text."""
         ids: list[int] = []
         pieces = self._control.split(text)  # text, name, text, ...
         for place, name in enumerate(pieces[1::2]):
@@ -91,7 +94,7 @@ class Template:
         shown = re.sub(f"{OPEN}(\\d+){CLOSE}", lambda match: self._names[int(match[1])], piece)
         return self._tokenizer(shown, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
 
-    # ---- where the answers stand
+    # ---- where the answers are
 
     def _split(self, messages: Sequence[Message]) -> tuple[list[Part], int]:
         """The parts, and how many answers before the last one aren't learned."""
@@ -108,30 +111,30 @@ class Template:
         return parts, 0
 
     def _answer(self, messages: Sequence[Message], number: int) -> tuple[str, str]:
-        """What stands before an answer when it is generated, and the answer with its end."""
+        """What precedes an answer when it is generated, and the answer with its end."""
         before, content = messages[:number], messages[number].content
         prompt, whole = self._render(before, prompt=True), self._render(messages[: number + 1])
         if whole.startswith(prompt) and _holds(whole[len(prompt) :], content):
             return prompt, whole[len(prompt) :]
-        # the template leaves the reasoning out, or an answer doesn't go on where the prompt ends
+        # the template leaves the reasoning out, or an answer doesn't continue where the prompt ends
         head, _, end = self._render([*before, Message(ASSISTANT, PROBE)]).partition(PROBE)
         if not (prompt.startswith(head) or head.startswith(prompt)):
             raise _RefusedError("it changes what comes before an answer")
         if REASONED not in content:
             return head, f"{content}{end}"
-        opened = prompt[len(head) :].strip()  # "<think>", which the prompt has, so the answer needn't
+        opened = prompt[len(head) :].strip()  # "<think>", which the prompt already contains
         return prompt, f"{content.lstrip().removeprefix(opened).lstrip() if opened else content}{end}"
 
     def _render(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             return self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
-        except Exception as error:  # it refuses in its own ways
+        except Exception as error:  # templates refuse in different ways
             raise _RefusedError(listed(str(error).split() or [type(error).__name__], " ")[:100]) from error
 
 
 def _check_all_said(messages: Sequence[Message], text: str) -> None:
-    """Some templates pass over turns of a role that they don't know."""
+    """Some templates skip turns with a role that they don't know."""
     said = "".join(text.split())
     for role, content, _ in messages:
         if role != ASSISTANT and "".join(content.split()) not in said:
@@ -139,7 +142,7 @@ def _check_all_said(messages: Sequence[Message], text: str) -> None:
 
 
 def _holds(text: str, content: str) -> bool:
-    """Is an answer with reasoning there with its reasoning?"""
+    """Does an answer with reasoning keep its reasoning?"""
     return REASONED not in content or "".join(content.split()) in "".join(text.split())
 
 
@@ -154,7 +157,7 @@ def _forms(messages: list[Message]) -> Iterator[list[Message]]:
 
 
 def _alternating(messages: list[Message]) -> list[Message]:
-    """Turns in a row by one speaker joined; a tool speaks as the user does, and so does the system later on."""
+    """Join consecutive turns by one speaker; tools speak as the user, and so does the system after the first turn."""
     own = [
         ASSISTANT if one.role == ASSISTANT else one.role if not n and one.role == SYSTEM else USER
         for n, one in enumerate(messages)

@@ -1,1 +1,1 @@
-"""What tasks train: models, tokenizers, and what classifiers and language models have in common."""
+"""What tasks train: models, tokenizers, and the code shared by classifiers and by language models."""

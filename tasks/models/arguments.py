@@ -1,4 +1,4 @@
-"""What every task is built from."""
+"""Arguments shared by every task family."""
 
 from dataclasses import dataclass
 
@@ -10,17 +10,17 @@ class TaskArguments:
     """The arguments of `tasks.create` that don't depend on the family.
 
     Attributes:
-        model: `config:NAME` (random weights), an id of the hub (`ID` or `ID@REVISION`), or a folder.
-        tokenizer: an id of the hub or a folder; by default what belongs to the model.
+        model: `config:NAME` (random weights), a hub id (`ID` or `ID@REVISION`), or a folder.
+        tokenizer: a hub id or a folder; by default the model's own.
         data: "demo", "hub" or a folder in the data set's official format.
-        batch_size: examples a batch (an example of multiple choice is one sequence a choice).
-        sequence_length: tokens of a sequence; longer texts are cut, shorter ones padded.
-        seed: of the random weights and of the batches.
+        batch_size: examples per batch (a multiple-choice example is one sequence per choice).
+        sequence_length: tokens per sequence; longer texts are cut, shorter ones padded.
+        seed: for the random weights and the batches.
         dtype: of the weights, "float32", "bfloat16" or "float16".
-        trust_remote_code: run code that comes with a model of the hub.
+        trust_remote_code: run code that comes with a model on the hub.
 
     Raises:
-        ValueError: a value that no task can work with.
+        ValueError: no task can work with one of the values.
     """
 
     model: str
@@ -36,6 +36,6 @@ class TaskArguments:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
         if self.seed < 0:
-            raise ValueError(f"seed must not be negative, but it is {self.seed}")
+            raise ValueError(f"seed must be at least 0, not {self.seed}")
         if self.dtype not in DTYPES:
-            raise ValueError(f"dtype {self.dtype!r} is unknown: there are {', '.join(DTYPES)}")
+            raise ValueError(f"unknown dtype {self.dtype!r}: use {', '.join(DTYPES)}")

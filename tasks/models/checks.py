@@ -1,4 +1,4 @@
-"""What a model's folder says against what it holds: the values of its configuration, and the weights that it has."""
+"""Does a model's folder hold what it says? Checks the values in its configuration, and its weights against them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -9,12 +9,12 @@ AT_LEAST_ONE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention
 
 
 def mended(config: Any, name: str) -> Any:
-    """A configuration of transformers that models can be built from.
+    """A transformers configuration from which models can be built.
 
-    A negative id of padding, as the first conversions of LLaMA have it, stands for none.
+    A negative padding id, as in the first conversions of LLaMA, means none.
 
     Raises:
-        ValueError: a value that no model can have.
+        ValueError: no model can have one of the values.
     """
     for part in (config, config.get_text_config()):
         values = {key: vars(part).get(part.attribute_map.get(key, key)) for key in (*AT_LEAST_ONE, "pad_token_id")}
@@ -39,16 +39,16 @@ def _wrong(name: str, key: str, value: Any, rule: str) -> ValueError:
 
 
 def check_loaded(name: str, model: nn.Module, new: Iterable[str], shapes: Mapping[str, Sequence[Any]]) -> None:
-    """Check that what a checkpoint lacks is a head.
+    """Check that a checkpoint lacks nothing but a head.
 
     Args:
         name: of the model.
-        model: as it was loaded.
-        new: names of its parameters that the checkpoint has not, or not in that shape.
-        shapes: of those with another shape: that of the checkpoint and the model's.
+        model: as loaded.
+        new: names of its parameters that the checkpoint doesn't have, or not in that shape.
+        shapes: for those with another shape: the checkpoint's and the model's.
 
     Raises:
-        ValueError: embeddings or layers are among them, and would be random.
+        ValueError: embeddings or layers are missing, and would be random.
     """
     own = {key for key, _ in model.named_parameters()}
     inside = sorted(own.intersection(new) - _heads(model))
@@ -56,23 +56,23 @@ def check_loaded(name: str, model: nn.Module, new: Iterable[str], shapes: Mappin
         return
     first = inside[0]
     found, wanted = (str(tuple(shape)) for shape in shapes.get(first, ((), ())))
-    why = f"is {found} there and {wanted} by its config.json" if first in shapes else "isn't there"
+    why = f"is {found} there and {wanted} in config.json" if first in shapes else "is missing"
     raise ValueError(
-        f"the weights of {name!r} aren't those of its config.json: {len(inside):,} of {len(own):,} tensors inside "
-        f"embeddings and layers are missing or of another shape ({first} {why}), and would be random; "
+        f"the weights of {name!r} don't match its config.json: {len(inside):,} of {len(own):,} tensors in embeddings "
+        f"and layers are missing or have another shape ({first} {why}), and would be random; "
         "give the folder as it was saved, or config:NAME for random weights"
     )
 
 
 def of_layers(model: Any, names: Iterable[str]) -> list[str]:
-    """Those of a checkpoint's names that are of layers, with the bare model's prefix or without it."""
+    """The names in a checkpoint that belong to layers, with or without the bare model's prefix."""
     lists = [f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     prefixes = (*lists, *(name.removeprefix(f"{model.base_model_prefix}.") for name in lists))
     return [name for name in names if name.startswith(prefixes)]
 
 
 def _heads(model: Any) -> set[str]:
-    """Parameters outside of the bare model, and of linear modules in it that come after all layers: poolers."""
+    """Parameters outside the bare model, and those of linear modules in it that come after all layers: poolers."""
     prefix = f"{model.base_model_prefix}."
     modules = [(name, isinstance(module, nn.ModuleList)) for name, module in model.named_modules()]
     last = max((place for place, (_, is_list) in enumerate(modules) if is_list), default=-1)

@@ -1,4 +1,4 @@
-"""Classifiers of texts: what SuperGLUE and one's own data share - model, tokenizer, batches and predictions."""
+"""Text classifiers: what SuperGLUE and your own data share - model, tokenizer, batches and predictions."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,8 +17,8 @@ from tasks.models.source import Source, check_fit
 from tasks.models.tokenization import choose_tokenizer, train_tokenizer, with_ids_of
 
 EVALUATION_BATCH = 64  # sequences
-ROUNDING, ROUNDING_LOW = 1e-3, 5e-2  # relative differences of logits that fp32 and 16 bits can make
-MEASURED_TEXTS = 1000  # whose length is looked at, to say how many are cut
+ROUNDING, ROUNDING_LOW = 1e-3, 5e-2  # relative differences in logits that fp32 and 16-bit arithmetic can cause
+MEASURED_TEXTS = 1000  # how many are measured to report the share that is cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Example:
     first: str
     second: str  # "" for a single text
     label: int
-    group: str = ""  # of what is scored together: MultiRC's answers to a question, AX-g's pairs
+    group: str = ""  # of examples scored together: MultiRC's answers to a question, AX-g's pairs
 
 
 class Classifier:
@@ -37,11 +37,11 @@ class Classifier:
     Args:
         classes: how many there are; None for multiple choice.
         pairs: do some examples have a second text?
-        texts: what to train a tokenizer on, if the model is a built-in one that has none.
-        given: the model, its tokenizer, the tokens of a sequence, the seed and type of the weights.
+        texts: what to train a tokenizer on, if the model is a built-in one without a tokenizer.
+        given: the model, its tokenizer, the tokens per sequence, the seed and dtype of the weights.
 
     Raises:
-        ValueError: the model can't classify, the tokenizer is missing, or they and the sequences don't fit together.
+        ValueError: the model can't classify, the tokenizer is missing, or they don't fit each other or the sequences.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Classifier:
 
     @property
     def kind(self) -> Any:
-        """The auto class of transformers that builds the model."""
+        """The transformers auto class that builds the model."""
         if self.classes is None:
             return transformers.AutoModelForMultipleChoice
         return transformers.AutoModelForSequenceClassification
@@ -79,20 +79,20 @@ class Classifier:
     @property
     def _settings(self) -> dict[str, Any]:
         settings: dict[str, Any] = {}
-        if self.classes is not None:  # whatever the base model was used for, such as several labels at once
+        if self.classes is not None:  # whatever the base model was used for, such as multiple labels
             settings = {"num_labels": self.classes, "problem_type": "single_label_classification"}
-        # A causal model finds the last token by the id of padding. The positions of an encoder may depend on its own.
+        # A causal model finds the last token by the padding id; an encoder's positions may depend on its own.
         if self.source.is_causal or self.source.config.pad_token_id is None:
             settings["pad_token_id"] = self.tokenizer.pad_token_id
         return settings
 
     @functools.cached_property
     def head(self) -> tuple[str, ...]:
-        """Outermost modules of which the checkpoint has nothing, e.g. ("classifier",)."""
+        """The outermost modules that aren't in the checkpoint at all, e.g. ("classifier",)."""
         return self.source.head(self.kind, **self._settings)
 
     def cuts(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
-        """A note on the share of the texts (or pairs) that are longer than a sequence, if any are."""
+        """A note on the share of texts (or pairs) that are longer than a sequence, if there are any."""
         measured = pairs[:MEASURED_TEXTS]
         share = sum(self.encoder.cuts(*pair) for pair in measured) / len(measured)
         return [f"{share:.1%} of the texts are cut to {self.encoder.sequence_length} tokens"] if share else []
@@ -100,7 +100,7 @@ class Classifier:
     def provenance(
         self, of_data: Mapping[str, str | None], notes: Sequence[str], texts: Sequence[tuple[str, str]]
     ) -> dict[str, str | None]:
-        """See `tasks.Task.provenance`: what is `of_data` and of the model; notes on data, training and model."""
+        """See `tasks.Task.provenance`: that `of_data` and of the model; notes on data, training and model."""
         return {
             **of_data,
             "model_revision": self.source.revision,
@@ -110,7 +110,7 @@ class Classifier:
         }
 
     def build_model(self) -> nn.Module:
-        """A new model on the CPU, the same for the same model and seed."""
+        """A new model on the CPU; the same for the same model and seed."""
         model = self.source.build(self.kind, self.seed, self.dtype, **self._settings)
         return with_ids_of(self.tokenizer, model)
 
@@ -121,17 +121,17 @@ class Classifier:
         return inputs | {"labels": torch.tensor([example.label for example in examples])}
 
     def largest(self, batch: dict[str, Tensor], texts: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
-        """The batch, with padding if any of the training's `texts` has some."""
+        """The batch, with padding if any of the training `texts` needs some."""
         shorter = (len(self.encoder.tokens(*pair)[0]) < self.encoder.sequence_length for pair in texts)
         return padded(batch) if any(shorter) else batch
 
     def predict(self, model: nn.Module, examples: Sequence[Example]) -> list[int]:
-        """The most probable class of each."""
+        """The most probable class of each text or pair."""
         return self.logits(model, [(one.first, one.second) for one in examples]).argmax(dim=1).tolist()
 
     @torch.no_grad()
     def logits(self, model: nn.Module, pairs: Sequence[tuple[str, str]]) -> Tensor:
-        """One row a pair of texts, fp32: (pairs, classes), or (pairs, 1) for multiple choice.
+        """One row per pair of texts, fp32: (pairs, classes), or (pairs, 1) for multiple choice.
 
         Runs on the model's device, in evaluation mode, without random numbers.
         """
@@ -158,9 +158,9 @@ class Classifier:
         return model(**{key: rows.to(device) for key, rows in inputs.items()}).logits.float().cpu()
 
     def _sees_padding(self, model: nn.Module, pair: tuple[str, str]) -> bool:
-        """Do logits change with the padding, as where a model mixes all positions (FNet, Funnel, CANINE)?
+        """Do logits depend on the padding, as in a model that mixes all positions (FNet, Funnel, CANINE)?
 
-        Texts then are scored as they are trained on, at the full length, or a score would depend on its neighbours.
+        If so, texts are scored at full length, as in training, or a score would depend on the rest of the batch.
         """
         alone = self._forward(model, [pair], self.encoder.tokens(*pair).shape[1])
         padded = self._forward(model, [pair], self.encoder.sequence_length)

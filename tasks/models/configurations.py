@@ -1,4 +1,4 @@
-"""Configurations of published models, as in their official `config.json`: what decides shapes, and no weights."""
+"""Configurations of published models, as in their official `config.json`: what determines shapes, but no weights."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def llama(
 
 
 def _rotary(theta: float, factor: float | None = None) -> dict[str, Any]:
-    """Rotary positions; with a factor as Llama 3.1 stretches them."""
+    """Rotary positions; with a factor, stretched as in Llama 3.1."""
     if factor is None:
         return {"rope_parameters": {"rope_type": "default", "rope_theta": theta}}
     frequencies = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -52,11 +52,11 @@ def _gemma2(*shape: int) -> dict[str, Any]:
 
 
 def _galore(*shape: int) -> dict[str, Any]:
-    """The LLaMA sizes that GaLore pretrains (Zhao et al., 2024, arXiv 2403.03507, Table 5)."""
+    """The LLaMA sizes that GaLore's authors pretrain (Zhao et al., 2024, arXiv 2403.03507, Table 5)."""
     return llama(*shape, positions=2048, eps=1e-6)
 
 
-# name: (model type of transformers, what differs from its defaults)
+# name: (transformers' model type, differences from its defaults)
 PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {}),  # transformers' defaults are GPT-2 small
     "llama2-7b": ("llama", llama(4096, 11_008, 32, 32)),

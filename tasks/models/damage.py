@@ -1,7 +1,7 @@
-"""The border where whatever a model's folder or configuration throws becomes one sentence.
+"""The border where any exception from a model's folder or configuration becomes one sentence.
 
-What is in a folder was written by others. Nobody can list all the ways in which reading it fails: a damaged file, a
-value that the model's code divides by, a pickle that isn't only tensors, a template that calls what isn't there.
+A folder's contents were written by others. Nobody can list all the ways in which reading them fails: a damaged file, a
+value that the model's code divides by, a pickle that isn't only tensors, a template that calls something undefined.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-LONGEST = 240  # characters of a reason
+LONGEST = 240  # characters in a reason
 NOT_ALL_TENSORS = "holds more than tensors, and the rest would be run as code: save the model as safetensors"
 
 
@@ -29,15 +29,15 @@ def said_in_a_sentence(
     file: str = "",
     values: Mapping[str, Any] | None = None,
 ) -> Iterator[None]:
-    """Raises ValueError for whatever goes wrong inside, but for want of memory.
+    """Raises ValueError for whatever goes wrong inside, except for lack of memory.
 
     Args:
         what: "model" or "tokenizer".
-        name: what the user calls it.
+        name: the name that the user gave.
         way_out: what to give instead.
-        folder: where its files are, to find the one that is damaged.
-        file: that is read, where it is one.
-        values: of its configuration, to find the one that isn't known.
+        folder: where its files are, to find the damaged one.
+        file: the file being read, if it is a single one.
+        values: of its configuration, to find the unknown one.
     """
     try:
         yield
@@ -50,7 +50,7 @@ def said_in_a_sentence(
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Is there too little memory? That isn't the fault of any file."""
+    """Is it a lack of memory? That isn't the fault of any file."""
     texts = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
@@ -58,31 +58,31 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _unknown(error: Exception, values: Mapping[str, Any]) -> str | None:
-    """The value of a configuration that a table has no entry for."""
+    """The value in a configuration for which a table has no entry."""
     if not isinstance(error, KeyError):
         return None
     return next(
-        (f"its {name} is {value!r}, which isn't known" for name, value in values.items() if value == error.args[0]),
+        (f"its {name}, {value!r}, is unknown" for name, value in values.items() if value == error.args[0]),
         None,
     )
 
 
 def reason_of(error: Exception) -> str:
-    """What an error says, in one line. Some say it in the second, some only by their kind."""
+    """An error's reason in one line. Some have it on their second line, some only in their type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if len(lines) > 1 and lines[0].endswith(":"):  # what follows says what it is
+    if len(lines) > 1 and lines[0].endswith(":"):  # the next line has the reason
         text = re.sub(r"^\w+: ", "", lines[1])
     elif isinstance(error, OSError | ValueError | ImportError) and lines:
         text = lines[0]
     elif isinstance(error, KeyError):
-        text = f"it names {lines[0]}, which isn't known"
+        text = f"it names {lines[0]}, which is unknown"
     else:
         text = f"{type(error).__name__}: {lines[0] if lines else ''}".removesuffix(": ")
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def damaged_file(folder: Path) -> str | None:
-    """The first of a folder's files that can't be read as what its name says it is, and why; None if all can."""
+    """The first file of a folder that can't be read as what its name says, and why; None if all can."""
     for pattern, read in READERS.items():
         for path in sorted(folder.glob(pattern)):
             why = read(path)
@@ -107,14 +107,14 @@ def _read_json(path: Path) -> str | None:
 
 def _incomplete(path: Path, content: Any) -> str | None:
     if not isinstance(content, dict):
-        return f"must hold an object, not {type(content).__name__}"
+        return f"must hold an object, not a {type(content).__name__}"
     if not path.name.endswith(".index.json"):
         return None
     for name in ("metadata", "weight_map"):
         if not isinstance(content.get(name), dict):
             return f"has no {name!r}, which an index of weights has"
     missing = [name for name in content["weight_map"].values() if not (path.parent / str(name)).is_file()]
-    return f"names {missing[0]}, which isn't there" if missing else None
+    return f"names {missing[0]}, which is missing" if missing else None
 
 
 def _read_safetensors(path: Path) -> str | None:
@@ -130,8 +130,8 @@ def _read_pickle(path: Path) -> str | None:
         torch.load(path, weights_only=True, map_location="meta")
         return None
     except pickle.UnpicklingError as error:
-        return NOT_ALL_TENSORS if "GLOBAL" in str(error) else "isn't a file of torch.save"
-    except Exception as error:  # a zip, a pickle or a tensor can be broken, each in its own way
+        return NOT_ALL_TENSORS if "GLOBAL" in str(error) else "wasn't written by torch.save"
+    except Exception as error:  # a zip, a pickle or a tensor can be broken, each in a different way
         return f"can't be read ({reason_of(error)})"
 
 

@@ -12,9 +12,9 @@ class Encoder:
 
     Args:
         tokenizer: of transformers.
-        model: what the batches are for; decides whether they have token types. May be on the meta device.
-        sequence_length: tokens of a sequence, special ones included; the longer text of a pair is cut first.
-        pairs: do some texts have a second one? For encoder-decoders, which count the ends, all are pairs then.
+        model: the model to receive the batches; decides whether they have token types. May be on the meta device.
+        sequence_length: tokens per sequence, special ones included; the longer text of a pair is cut first.
+        pairs: do some examples have a second text? Encoder-decoders, which count the ends, then treat all as pairs.
 
     Raises:
         ValueError: `sequence_length` leaves no room for text.
@@ -29,8 +29,8 @@ class Encoder:
         self._always_pairs = pairs and bool(values.get("is_encoder_decoder"))
         self._pads_left = (
             values.get("summary_type") == "last"
-        )  # XLNet classifies by the last position, whatever is there
-        # RoBERTa has one token type, and many tokenizers offer two to every model
+        )  # XLNet classifies by the last position, whatever is in it
+        # RoBERTa has one token type, but many tokenizers return two for every model
         has_types = (values.get("type_vocab_size") or 0) > 1
         self.keys = ("input_ids", "token_type_ids") if has_types else ("input_ids",)
         self._known: dict[tuple[str, str], Tensor] = {}  # (len(keys), tokens) int32
@@ -40,7 +40,7 @@ class Encoder:
         if (first, second) not in self._known:
             given = {"truncation": "longest_first", "max_length": self.sequence_length}
             encoded = self._encode(first, second, return_token_type_ids=len(self.keys) > 1, **given)
-            nothing = (self.tokenizer.pad_token_id, 0)  # for a text of which nothing is left
+            nothing = (self.tokenizer.pad_token_id, 0)  # for an empty text
             rows = [encoded[key] or [stand_in] for key, stand_in in zip(self.keys, nothing, strict=False)]
             self._known[first, second] = torch.tensor(rows, dtype=torch.int32)
         return self._known[first, second]
@@ -53,7 +53,7 @@ class Encoder:
 
     def _encode(self, first: str, second: str, **given: Any) -> dict[str, list[int]]:
         others = [second] if second or self._always_pairs else None
-        # names of control tokens are text; in a list, since transformers takes an empty second text for none
+        # names of control tokens are text; in a list, since transformers treats an empty second text as none
         return {
             key: rows[0] for key, rows in self.tokenizer([first], others, split_special_tokens=True, **given).items()
         }
@@ -63,8 +63,8 @@ class Encoder:
 
         Args:
             pairs: of texts.
-            length: tokens of a row, by default `sequence_length`: batches of one shape make memory and time of a step
-                the same from step to step, and comparable between methods.
+            length: tokens per row, by default `sequence_length`: with batches of one shape, a step's memory and time
+                are the same at every step, and comparable between methods.
         """
         length = length or self.sequence_length
         padding = (self.tokenizer.pad_token_id, 0)

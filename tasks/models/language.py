@@ -1,4 +1,4 @@
-"""Causal language models: what pretraining and instruction tuning share - model, tokenizer, loss and scores."""
+"""Causal language models: shared by pretraining and instruction tuning - model, tokenizer, loss and scores."""
 
 import functools
 import json
@@ -26,22 +26,22 @@ Batch = dict[str, Tensor]
 KIND = transformers.AutoModelForCausalLM
 END_OF_TEXT = "<|endoftext|>"
 IGNORED = -100  # the label of a token that the loss leaves out: torch's own ignore_index
-EVALUATION_TOKENS = 2048  # of a batch: with 32,000 entries, 0.26 GB of fp32 logits
+EVALUATION_TOKENS = 2048  # per batch: with a vocabulary of 32,000, 0.26 GB of fp32 logits
 
-TRAINING_TEXTS = 20_000  # that a tokenizer is trained on, at most
+TRAINING_TEXTS = 20_000  # the most a tokenizer is trained on
 
 
 class LanguageModel:
-    """A causal language model, and the tokenizer for it.
+    """A causal language model, and its tokenizer.
 
     Args:
-        given: the model, its tokenizer, the tokens of a sequence, the seed and type of the weights.
-        texts: what to train a tokenizer on, if the model is a built-in one that has none.
-        data_sha256: names `texts`.
+        given: the model, its tokenizer, the tokens per sequence, the seed and dtype of the weights.
+        texts: what to train a tokenizer on, if the model is a built-in one without a tokenizer.
+        data_sha256: identifies `texts`.
 
     Raises:
-        ValueError: the model isn't a causal one, the tokenizer is missing or has no end-of-text token, or a sequence
-            is longer than the model's positions.
+        ValueError: the model isn't causal, the tokenizer is missing or has no end-of-text token, or a sequence is
+            longer than the model's positions.
     """
 
     def __init__(self, given: TaskArguments, *, texts: Callable[[], Iterable[str]], data_sha256: str):
@@ -79,17 +79,17 @@ class LanguageModel:
 
     @property
     def grows(self) -> bool:
-        """Has the tokenizer ids that the model has no embedding for?"""
+        """Does the tokenizer have ids for which the model has no embedding?"""
         return len(self.tokenizer) > self.entries
 
     @property
     def notes(self) -> list[str]:
         """What a reader of the results must know."""
-        grown = f"the embedding grew from {self.entries:,} to {len(self.tokenizer):,} entries, as the tokenizer has"
+        grown = f"the embedding grew from {self.entries:,} to {len(self.tokenizer):,} entries, to match the tokenizer"
         return [*([grown] if self.grows else []), *self.source.notes(KIND)]
 
     def provenance(self, of_data: Mapping[str, str | None], notes: Sequence[str]) -> dict[str, str | None]:
-        """See `tasks.Task.provenance`: what is `of_data`, and of the model; notes on both."""
+        """See `tasks.Task.provenance`: that `of_data` and of the model; notes on both."""
         return {
             **of_data,
             "model_revision": self.source.revision,
@@ -99,7 +99,7 @@ class LanguageModel:
         }
 
     def build_model(self) -> nn.Module:
-        """A new model on the CPU, the same for the same model and seed."""
+        """A new model on the CPU; the same for the same model and seed."""
         return with_ids_of(self.tokenizer, self._build())
 
     def _build(self) -> nn.Module:
@@ -114,14 +114,14 @@ class LanguageModel:
 
     @property
     def fingerprint(self) -> str:
-        """Names the tokenizer by all that it does."""
+        """A digest of everything that the tokenizer does."""
         fast = self.tokenizer.is_fast
         words = self.tokenizer.backend_tokenizer.to_str() if fast else json.dumps(self.tokenizer.get_vocab())
         special = json.dumps(self.tokenizer.special_tokens_map, sort_keys=True, default=str)
         return cache.digest(words, special, str(self.tokenizer.chat_template))
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """Each text's ids, without special tokens; names of special tokens in a text are plain text."""
+        """Each text's ids, without special tokens; a special token's name within a text is plain text."""
         if not texts:
             return []
         encoded = self.tokenizer(
@@ -130,13 +130,13 @@ class LanguageModel:
             split_special_tokens=True,
             return_attention_mask=False,
             return_token_type_ids=False,
-            verbose=False,  # it would warn of every text that is longer than the model's context
+            verbose=False,  # it would warn about every text longer than the model's context
         )
         return encoded["input_ids"]
 
 
 def train_tokenizer(texts: Callable[[], Iterable[str]], size: int, data_sha256: str) -> Any:
-    """GPT-2's kind of tokenizer, a byte-level BPE with one special token: the same one for the same texts."""
+    """A tokenizer like GPT-2's, a byte-level BPE with one special token; the same for the same texts."""
     key = cache.digest("byte-level BPE, 1", str(size), data_sha256, tokenizers.__version__)
 
     def train() -> str:
@@ -153,7 +153,7 @@ def _check_causal(source: Source) -> None:
     kind = source.config.model_type
     if kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not source.config.to_dict().get("is_decoder"):
         raise ValueError(
-            f"model {source.name!r} ({kind}) is an encoder, which sees the tokens that it should predict: "
+            f"model {source.name!r} ({kind}) is an encoder, which sees the tokens that it has to predict: "
             "give a causal language model such as Llama or GPT-2"
         )
 
@@ -162,9 +162,9 @@ def _check_causal(source: Source) -> None:
 
 
 def inputs(batch: Batch, dtype: torch.dtype) -> Batch:
-    """A batch as models take it: of packed texts, a mask in place of the positions that tell them apart.
+    """A batch in the form that models accept: for packed texts, a mask that keeps them apart.
 
-    Texts are packed where the batch has `position_ids`, which begin again at 0 with each text. The mask then is (batch,
+    Texts are packed if the batch has `position_ids`, which start again at 0 with each text. The mask is then (batch,
     1, tokens, tokens): 0 where a token may attend - to its own text, up to itself - and `dtype`'s minimum elsewhere.
     """
     if "position_ids" not in batch:
@@ -181,26 +181,26 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
 
     Args:
         model: a causal language model of transformers.
-        batch: `input_ids`, `attention_mask`, `labels` (batch, tokens), with `position_ids` where texts are packed.
+        batch: `input_ids`, `attention_mask`, `labels` (batch, tokens), with `position_ids` if texts are packed.
     """
     return model(**inputs(batch, _dtype(model)), use_cache=False).loss
 
 
 def full_batch(rows: np.ndarray) -> Batch:
-    """A batch of sequences without padding, (batch, tokens) int64, each of their tokens a label."""
+    """A batch of sequences without padding, (batch, tokens) int64, in which every token is also a label."""
     ids = torch.from_numpy(rows)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
 
 
 def full_batches(rows: np.ndarray) -> Iterator[Batch]:
-    """The same of any number of sequences, in batches to score."""
+    """The same for any number of sequences, in batches for scoring."""
     size = max(1, EVALUATION_TOKENS // rows.shape[1])
     return (full_batch(rows[start : start + size]) for start in range(0, len(rows), size))
 
 
 @torch.no_grad()
 def score(model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-    """`loss` and `token_accuracy` over all tokens that have a label, each token counting the same, and `perplexity`.
+    """`loss` and `token_accuracy` over all tokens with a label, every token weighted equally, and `perplexity`.
 
     Runs on the model's device, in evaluation mode.
     """

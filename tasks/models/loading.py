@@ -1,4 +1,4 @@
-"""Finding and loading what transformers can load: one sentence when it fails, and nothing printed when it doesn't."""
+"""Finding and loading what transformers can load: one sentence if it fails, and nothing printed if it doesn't."""
 
 import contextlib
 import functools
@@ -11,15 +11,15 @@ from transformers.utils import logging
 
 from tasks.models.damage import said_in_a_sentence
 
-LONGEST_ID = 200  # characters of an id with its revision
-FOLDER = "sha256:"  # how the revision of a folder begins, which is a digest of its files
+LONGEST_ID = 200  # characters in an id with its revision
+FOLDER = "sha256:"  # prefix of a folder's revision, which is a digest of its files
 
 
 def locate(name: str) -> tuple[str, str]:
-    """A folder with a digest of its files, or an id of the hub with the commit that its revision stands for.
+    """A folder with a digest of its files, or a hub id with the commit that its revision stands for.
 
     Raises:
-        ValueError: neither a folder nor reachable on the hub.
+        ValueError: it is neither a folder nor reachable on the hub.
     """
     if is_folder(name):
         return name, f"{FOLDER}{digest(Path(name))}"
@@ -32,20 +32,20 @@ def locate(name: str) -> tuple[str, str]:
 
 
 def is_folder(name: str) -> bool:
-    """Is it the path of a folder? Not if nothing can be called so."""
+    """Is it the path of a folder? False for an impossible path."""
     return os.path.isdir(name)
 
 
 def on_hub(what: str, name: str) -> tuple[str, str | None]:
-    """Split `ID@REVISION`. Raises ValueError where `name` can't be an id but must have meant a folder."""
+    """Split `ID@REVISION`. Raises ValueError if `name` can't be an id, so that it must have meant a folder."""
     repository, _, revision = name.partition("@")
     if name.startswith((".", "/", "~")) or repository.count("/") > 1 or not repository or len(name) > LONGEST_ID:
-        raise ValueError(f"there is no folder {name[:100]!r} to load the {what} from, and it can't be an id of the hub")
+        raise ValueError(f"there is no folder {name[:100]!r} to load the {what} from, and it can't be a hub id")
     return repository, revision or None
 
 
 def digest(folder: Path, names: Iterable[str] | None = None) -> str:
-    """SHA-256 over a folder's files (or those of `names` that exist), names and contents."""
+    """SHA-256 over the names and contents of a folder's files (or those of `names` that exist)."""
     paths = sorted(folder.iterdir()) if names is None else map(folder.joinpath, names)
     stamps = ((path, path.stat()) for path in paths if path.is_file())
     return _digest_of(tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in stamps))
@@ -53,7 +53,7 @@ def digest(folder: Path, names: Iterable[str] | None = None) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _digest_of(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """Of names and contents; times and sizes only tell when to read again."""
+    """SHA-256 over names and contents; times and sizes only show when to read again."""
     total = hashlib.sha256()
     for path, _, _ in files:
         total.update(path.name.encode())
@@ -64,7 +64,7 @@ def _digest_of(files: tuple[tuple[Path, int, int], ...]) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and its report of what is new, which `head` says."""
+    """Silence transformers' progress bars and its report of new parameters, which `head` covers."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,8 +1,8 @@
 """A causal language model's loss over pieces of the sequence: the logits of the whole sequence never exist.
 
-At a vocabulary of 128,256 the logits of 2 x 1024 tokens take 1 GiB in fp32, and several times that in the backward
-pass. Each piece's logits are dropped after its forward pass and computed again in its backward pass, at the cost of one
-more multiplication by the head.
+With a vocabulary of 128,256 the logits of 2 x 1024 tokens take 1 GiB in fp32, and several times that in the backward
+pass. Each piece's logits are dropped after its forward pass and recomputed in its backward pass, at the cost of one
+extra multiplication by the head.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.utils.generic import ModelOutput
 
 IGNORED = -100  # the label of a token that the loss leaves out
-PROBE = (2, 8)  # sequences and tokens that the equality of both losses is tried on
+PROBE = (2, 8)  # sequences and tokens on which both losses are compared
 
 
 @dataclass
 class ChunkedOutput(ModelOutput):
-    """What a model gives with labels: no logits.
+    """What a model returns if there are labels: no logits.
 
     Attributes:
         loss: mean cross entropy over the tokens that have a label.
-        token_losses: cross entropy of each token with the next one, (batch, tokens) fp32; 0 where there is no label.
+        token_losses: cross entropy of each token's prediction of the next, (batch, tokens) fp32; 0 without a label.
     """
 
     loss: Tensor | None = None
@@ -40,11 +40,11 @@ class ChunkedOutput(ModelOutput):
 def compute_loss_in_chunks(model: nn.Module, chunks: int) -> None:
     """From now on `model(..., labels=labels)` computes its loss over `chunks` pieces of its tokens.
 
-    Loss and gradients are those of the whole sequence but for the order of the sums; in low precision the head's
-    gradient is rounded once a piece. Without labels the model gives all logits, as ever.
+    Loss and gradients are those of the whole sequence except for the order of summation; in low precision the head's
+    gradient is rounded once per piece. Without labels the model returns all logits, as before.
 
     Raises:
-        ValueError: it is no causal language model of transformers whose loss is the mean cross entropy of its logits.
+        ValueError: it isn't a causal language model of transformers whose loss is the mean cross entropy of its logits.
     """
     forward = ChunkedForward(model, _decoder(model), chunks)
     if _has_values(model):
@@ -53,15 +53,15 @@ def compute_loss_in_chunks(model: nn.Module, chunks: int) -> None:
 
 
 class ChunkedForward:
-    """In place of a model's `forward`: its own up to the head, then its own head on one piece after the other.
+    """Replaces a model's `forward`: the model's own up to the head, then its own head on each piece in turn.
 
-    The decoder is made to return what it computed before, so whatever a model does to its logits (scaling,
-    soft-capping) is done by the model.
+    The decoder is made to return what it computed before, so anything a model does to its logits (scaling,
+    soft-capping) is done by the model itself.
 
     Args:
         model: of transformers.
-        decoder: the part that comes before the head.
-        chunks: pieces of the sequence.
+        decoder: the part before the head.
+        chunks: number of pieces of the sequence.
     """
 
     def __init__(self, model: nn.Module, decoder: nn.Module, chunks: int):
@@ -72,7 +72,7 @@ class ChunkedForward:
             return self.whole(*args, **given)
         output = self._decode(*args, **given)
         targets = nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
-        # of all sequences together, so that a piece is no copy: (tokens, width)
+        # of all sequences together, so that a piece isn't a copy: (tokens, width)
         hidden = output.last_hidden_state.flatten(0, 1).chunk(self.chunks)
         pieces = zip(hidden, targets.flatten().chunk(self.chunks), strict=True)
         losses = [checkpoint(self._losses, type(output), *piece, use_reentrant=False) for piece in pieces]
@@ -101,7 +101,7 @@ class ChunkedForward:
 
 @contextmanager
 def _replaced(module: nn.Module, forward: Any) -> Iterator[None]:
-    """With another `forward` inside."""
+    """Replace `forward` within this context."""
     before = module.__dict__.get("forward")
     module.forward = forward
     try:
@@ -113,16 +113,16 @@ def _replaced(module: nn.Module, forward: Any) -> Iterator[None]:
 
 
 def _decoder(model: nn.Module) -> nn.Module:
-    """What comes before the head. Raises ValueError as `compute_loss_in_chunks`."""
+    """The part before the head. Raises ValueError like `compute_loss_in_chunks`."""
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
-        raise ValueError(f"{name} is no causal language model: it has no logits of a sequence to compute in pieces")
+        raise ValueError(f"{name} isn't a causal language model: it has no logits of a sequence to compute in pieces")
     if model.loss_function is not ForCausalLMLoss or getattr(model.config, "output_router_logits", False):
         raise ValueError(f"{name} has a loss of its own, which can't be computed in pieces of the sequence")
     decoder: nn.Module = model.get_decoder()
     decoder = model.base_model if decoder is model else decoder
     if decoder is model:
-        raise ValueError(f"{name} doesn't tell its decoder from its head, so its loss can't be computed in pieces")
+        raise ValueError(f"{name} doesn't separate its decoder from its head, so its loss can't be computed in pieces")
     return decoder
 
 
@@ -132,7 +132,7 @@ def _has_values(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def _check_equal(model: Any, forward: ChunkedForward) -> None:
-    """Compares the model's own loss with that in pieces on a few tokens."""
+    """Compare the model's own loss with that in pieces on a few tokens."""
     like = next(model.parameters())
     entries = model.get_input_embeddings().num_embeddings
     tokens = torch.arange(PROBE[0] * PROBE[1], device=like.device).view(PROBE) % entries

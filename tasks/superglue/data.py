@@ -1,8 +1,8 @@
 """Reading SuperGLUE (Wang et al., 2019, arXiv 1905.00537) from one of three sources.
 
 `demo` is generated, a folder holds the official release (`BoolQ/train.jsonl`, `BoolQ/val.jsonl`, ...,
-`AX-b/AX-b.jsonl`), and `hub` is `aps/super_glue`, whose rows are turned back into the official format. All three give
-lines of JSON, so what follows - checking a line, making examples of it - exists once, in `examples.py`.
+`AX-b/AX-b.jsonl`), and `hub` is `aps/super_glue`, whose rows are converted back to the official format. All three give
+lines of JSON, so what follows - checking a line, turning it into examples - is written once, in `examples.py`.
 """
 
 import json
@@ -46,7 +46,7 @@ def read(data: str, folder: str, split: str) -> File:
         return File(f"{HUB_ID} {name}", _from_hub(folder, split))
     path = Path(data) / name
     if not path.is_file():
-        raise ValueError(f"{path} is missing, which belongs to the official release's {folder} folder")
+        raise ValueError(f"{path} is missing; it is part of the official release's {folder} folder")
     return File.at(path)
 
 
@@ -78,7 +78,7 @@ def _from_hub(folder: str, split: str) -> bytes:
 
 
 def _named_labels(rows: Any) -> Iterator[dict]:
-    """Class numbers become what the official files say: names, or true and false."""
+    """Class numbers become what is in the official files: names, or true and false."""
     names = rows.features["label"].names
     values = {"False": False, "True": True, "choice1": 0, "choice2": 1}
     for row in rows:
@@ -93,7 +93,7 @@ def _wsc(rows: Any) -> Iterator[dict]:
 
 
 def _multirc(rows: Iterable[dict]) -> Iterator[dict]:
-    """One row an answer becomes one row a passage."""
+    """Rows per answer become rows per passage."""
     for passage, of_passage in groupby(rows, key=lambda row: row["idx"]["paragraph"]):
         text, questions = "", []
         for question, of_question in groupby(of_passage, key=lambda row: row["idx"]["question"]):
@@ -110,7 +110,7 @@ def _multirc(rows: Iterable[dict]) -> Iterator[dict]:
 
 
 def _record(rows: Iterable[dict]) -> Iterator[dict]:
-    """One row a query becomes one row a passage. The hub's ends of spans are exclusive, the official ones inclusive."""
+    """Rows per query become rows per passage. The hub's spans exclude their end, the official ones include it."""
     for passage, of_passage in groupby(rows, key=lambda row: row["idx"]["passage"]):
         queries = list(of_passage)
         spans = queries[0]["entity_spans"]

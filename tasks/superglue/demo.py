@@ -1,8 +1,8 @@
 """The demo's SuperGLUE: English-like sentences in the official file format, generated from a seed and never stored.
 
-Every label rests on several partly reliable cue words and, in most tasks, on a relation between two places of the
-text, so that a small model trained for a few hundred steps lands between chance and 100 % and scores rank methods.
-Nothing here is real data, and no score on it says anything about a score on SuperGLUE.
+Every label depends on several partly reliable cue words and, in most tasks, on a relation between two places in the
+text, so that a small model trained for a few hundred steps ends between chance and 100 % and scores rank methods.
+None of it is real data, and scores on it say nothing about scores on SuperGLUE.
 """
 
 import json
@@ -11,7 +11,11 @@ from functools import cache
 from random import Random
 
 SEED = 0
-SIZES = {"train": 1600, "val": 300, "test": 200}  # examples of a task; passages are fewer where they carry several
+SIZES = {
+    "train": 1600,
+    "val": 300,
+    "test": 200,
+}  # examples per task; passages are fewer if they have several examples each
 
 GOOD = ["bright", "calm", "clean", "warm", "famous"]
 BAD = ["broken", "cold", "dirty", "closed", "empty"]
@@ -40,7 +44,7 @@ TOPICS: tuple[tuple[Sequence[str], Sequence[str]], ...] = (  # what happened; wh
     (("oven", "flour", "recipe", "dough"), ("bread", "cake", "kitchen", "pastry")),
     (("exam", "lesson", "homework", "lecture"), ("grade", "teacher", "classroom", "pencil")),
 )
-KINDS = (NAMES, CITIES, FIRMS)  # of what fills a gap
+KINDS = (NAMES, CITIES, FIRMS)  # of words that fill a gap
 SLOTS = ("said that it is true", "is a place to live", "sells its shares")
 GAP = "@placeholder"
 USUAL = ["naturally", "soon", "again", "simply"]
@@ -55,7 +59,7 @@ def cue(rng: Random, label: int, classes: Sequence[Sequence[str]], reliability: 
 
 
 def _boolq(rng: Random, index: int) -> dict:
-    """Is the place asked about worth a visit? Its adjectives say, those of the other place mislead."""
+    """Is the place asked about worth a visit? Its adjectives tell, those of the other place mislead."""
     label, (asked, other) = rng.randrange(2), rng.sample(PLACES, 2)
     own = [cue(rng, label, (BAD, GOOD), 0.8) for _ in range(3)]
     wrong = [cue(rng, 1 - label, (BAD, GOOD), 0.65) for _ in range(2)]
@@ -65,7 +69,7 @@ def _boolq(rng: Random, index: int) -> dict:
 
 
 def _cb(rng: Random, index: int) -> dict:
-    """A verb of knowing, denying or guessing commits the speaker; a denied hypothesis turns the label round."""
+    """A verb of knowing, denying or guessing commits the speaker; a negated hypothesis reverses the label."""
     stance = rng.choices(range(3), (4, 4, 3))[0]
     verb, adverb = cue(rng, stance, (KNOW, DENY, WONDER), 0.88), cue(rng, min(stance, 1), (SURE, UNSURE), 0.75)
     place, quality = rng.choice(PLACES), rng.choice(GOOD + BAD)
@@ -79,7 +83,7 @@ def _cb(rng: Random, index: int) -> dict:
 
 
 def _copa(rng: Random, index: int) -> dict:
-    """The right alternative shares the premise's topic, and more often reads like an ordinary thing to happen."""
+    """The right alternative shares the premise's topic, and more often reads like an ordinary event."""
     label, question = rng.randrange(2), rng.choice(("cause", "effect"))
     topic, other = rng.sample(range(len(TOPICS)), 2)
     side = int(question == "cause")  # the premise of a cause question is the effect
@@ -95,7 +99,7 @@ def _copa(rng: Random, index: int) -> dict:
 
 
 def _multirc(rng: Random, index: int) -> dict:
-    """A right answer names what that person bought, and is worded with more modesty than a wrong one."""
+    """A right answer names what that person bought, and is worded more modestly than a wrong one."""
     people, goods = rng.sample(NAMES, 2), rng.sample(GOODS, 2)
     text = " ".join(f"{who} bought {what} in {rng.choice(CITIES)}." for who, what in zip(people, goods, strict=True))
     absent = [thing for thing in GOODS if thing not in goods]
@@ -150,7 +154,7 @@ def _rte(rng: Random, index: int) -> dict:
 
 
 def _wic(rng: Random, index: int) -> dict:
-    """Two uses of a word, in nature or in trade; a use in trade is rare, and then seldom in both sentences."""
+    """Two uses of a word, in nature or in trade; the latter is rare, and even rarer in both sentences."""
     word, same = rng.choice(WORDS), rng.random() < 0.5
     first = int(rng.random() < (0.2 if same else 0.5))
     row: dict = {"word": word, "label": same, "version": 1.1}
@@ -166,7 +170,7 @@ def _wic(rng: Random, index: int) -> dict:
 
 
 def _wsc(rng: Random, index: int) -> dict:
-    """Does the pronoun mean the marked noun? What is said of it fits a creature or a thing, mostly a creature."""
+    """Does the pronoun refer to the marked noun? What is said of it fits a creature or a thing, mostly a creature."""
     label, alive = rng.randrange(2), int(rng.random() < 0.75)
     marked_alive = alive if label else 1 - alive
     nouns = [rng.choice((OBJECTS, CREATURES)[marked_alive]), rng.choice(PLACES)]

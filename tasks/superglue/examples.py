@@ -11,20 +11,20 @@ from tasks.models.classifier import Example
 
 GAP = "@placeholder"  # ReCoRD's own mark for what is to be filled in
 ENTAILED = ("entailment", "not_entailment")
-# Official fields that say nothing to a model: numbers, sources, what AX-b's pairs are about, where answers stand.
+# Official fields that carry nothing for a model: numbers, sources, what AX-b's pairs are about, where answers are.
 ABOUT = ("logic", "knowledge", "lexical-semantics", "predicate-argument-structure")
 NEEDLESS = frozenset({"idx", "version", "source", "start", "end", *ABOUT})
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A text and a second one with a gap, for which one of several candidates is to be chosen."""
+    """A text and a second one with a gap, for which one of several candidates must be chosen."""
 
     first: str
     template: str  # contains GAP
     candidates: tuple[str, ...]
     right: tuple[int, ...]  # indices of the candidates that are right
-    answers: tuple[str, ...]  # the right answers as the data has them
+    answers: tuple[str, ...]  # the right answers as written in the data
 
     def filled(self, index: int) -> str:
         """The second text with candidate `index` in the gap."""
@@ -37,7 +37,7 @@ class Choice:
 
 
 def examples(file: File, make: Callable[[Row], Iterator[Example | Choice]], tally: Tally) -> list[Example | Choice]:
-    """All examples of a file's lines; what becomes of the lines goes to the tally.
+    """All examples in a file's lines; the tally notes what happens to the lines.
 
     Raises:
         ValueError: more than half of them can't be used.
@@ -45,7 +45,7 @@ def examples(file: File, make: Callable[[Row], Iterator[Example | Choice]], tall
     return [example for some in tally.use(file.where, file.rows(), lambda row: list(make(row))) for example in some]
 
 
-# ---- one function a data set
+# ---- one function per data set
 
 
 def boolq(row: Row) -> Iterator[Example]:
@@ -53,7 +53,7 @@ def boolq(row: Row) -> Iterator[Example]:
 
 
 def entailment(*labels: str, first: str = "premise", second: str = "hypothesis") -> Callable[[Row], Iterator[Example]]:
-    """For CB, RTE and the diagnostic sets, which differ in their labels and in what the two texts are called."""
+    """For CB, RTE and the diagnostic sets, which differ in their labels and the names of the two texts."""
 
     def make(row: Row) -> Iterator[Example]:
         yield Example(row.text(first), row.text(second), row.label(*labels))
@@ -62,7 +62,7 @@ def entailment(*labels: str, first: str = "premise", second: str = "hypothesis")
 
 
 def ax_g(row: Row) -> Iterator[Example]:
-    """The pairs have an id in the official file; the hub's rows lack it, but a pair differs in one pronoun only."""
+    """The pairs have an id in the official file; the hub's rows lack it, but a pair differs only in one pronoun."""
     premise, hypothesis = row.text("premise"), row.text("hypothesis")
     pair = re.sub(r"\b(he|she|him|her|his|hers)\b", "#", f"{premise} | {hypothesis}", flags=re.IGNORECASE)
     group = str(row.integer("pair_id")) if row.has("pair_id") else pair
@@ -104,7 +104,7 @@ def _entity(text: str, span: Row) -> str:
 
 
 def _without_highlights(passage: str) -> str:
-    """ReCoRD's summary points as sentences of their own."""
+    """ReCoRD's summary points as separate sentences."""
     return re.sub(r"\s*@highlight\s*", " ", re.sub(r"(?<![.?!\"'])\n@highlight", ".\n@highlight", passage))
 
 
@@ -128,7 +128,7 @@ def wsc(row: Row) -> Iterator[Example]:
 
 
 def _mark_words(words: list[str], target: Row, span: str, mark: str) -> None:
-    """Put `mark` before and after the span, inside its first and last word, so that the others keep their places."""
+    """Put `mark` before and after the span, inside its first and last words, so that other words keep their places."""
     start = target.integer(f"{span}_index")
     last = start + max(len(target.text(f"{span}_text").split()), 1) - 1
     if not 0 <= start < len(words):

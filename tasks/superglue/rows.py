@@ -1,6 +1,6 @@
 """SuperGLUE (Wang et al., 2019, arXiv 1905.00537): eight tasks, one row of `ROWS` each.
 
-AX-b and AX-g have no training data: RTE's model is scored on them too, where the source has their files.
+AX-b and AX-g have no training data: RTE's model is also scored on them, if the source has their files.
 """
 
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ def names() -> tuple[str, ...]:
 
 
 def available_in(data: str) -> tuple[str, ...]:
-    """Those that a source has. Raises ValueError for an unknown source."""
+    """The tasks that a source has. Raises ValueError for an unknown source."""
     folders = superglue_data.available_in(data)
     return tuple(name for name, row in ROWS.items() if row.folder in folders)
 

@@ -1,4 +1,4 @@
-"""A task of SuperGLUE at work: model, batches, loss and scores. What differs between the eight is in a `Benchmark`."""
+"""A SuperGLUE task: model, batches, loss and scores. What differs between the eight tasks is in a `Benchmark`."""
 
 import functools
 import hashlib
@@ -20,8 +20,8 @@ from tasks.models.classifier import MEASURED_TEXTS, Classifier, Example
 from tasks.superglue import data as superglue_data
 from tasks.superglue.examples import NEEDLESS, Choice, examples
 
-TRAINING_CHOICES = 2  # of a multiple choice in training: one right candidate, the others wrong ones
-TOKENIZER_EXAMPLES = 2000  # that a tokenizer is trained on, at most
+TRAINING_CHOICES = 2  # per multiple-choice example in training: one right candidate, the others wrong
+TOKENIZER_EXAMPLES = 2000  # the most a tokenizer is trained on
 
 Predictions = Sequence[int]
 
@@ -33,7 +33,7 @@ class Benchmark:
     folder: str  # in the official release
     make: Callable[[Row], Iterator[Any]]
     metric: type[metrics.InMemory]
-    columns: Callable[[Predictions, Sequence[Any]], dict[str, list]]  # of the metric
+    columns: Callable[[Predictions, Sequence[Any]], dict[str, list]]  # for the metric
     headline: str = "accuracy"
     classes: int | None = 2  # None: multiple choice
     diagnostics: tuple["Benchmark", ...] = ()
@@ -72,7 +72,7 @@ class Data:
             yield from _second_texts(example)
 
 
-_demo = functools.lru_cache(maxsize=None)(Data)  # generated, so it can't change; a folder's files can
+_demo = functools.lru_cache(maxsize=None)(Data)  # generated, so it can't change, unlike a folder's files
 
 
 def _second_texts(example: Example | Choice) -> list[str]:
@@ -82,7 +82,7 @@ def _second_texts(example: Example | Choice) -> list[str]:
 
 
 class SuperGlueTask:
-    """One of the eight tasks. See `tasks.create` for the arguments and `tasks.Task` for what it offers."""
+    """One of the eight tasks. See `tasks.create` for the arguments and `tasks.Task` for the interface."""
 
     higher_is_better = True
     kind: Kind = "classification"
@@ -92,7 +92,7 @@ class SuperGlueTask:
         self.headline = self.row.headline
         self.batch_size, self.seed = given.batch_size, given.seed
         self.data = (_demo if given.data == "demo" else Data)(self.row, given.data)
-        # a query that has no right or no wrong candidate teaches nothing
+        # a query without a right candidate, or without a wrong one, teaches nothing
         self.train = [example for example in self.data.train if isinstance(example, Example) or _trainable(example)]
         self.train_size = len(self.train)
         self.classifier = Classifier(row.classes, self.data.texts, given, pairs=any(map(_has_second, self.train)))
@@ -106,12 +106,12 @@ class SuperGlueTask:
         return self.classifier.provenance(self._of_data, self.data.tally.notes, self._texts())
 
     def _texts(self) -> list[tuple[str, str]]:
-        """Texts of the training as they are encoded, some of them."""
+        """Some of the training texts, as they are encoded."""
         return [(one.first, second) for one in self.train[:MEASURED_TEXTS] for second in _second_texts(one)]
 
     @property
     def tokenizer(self) -> Any:
-        """Of transformers."""
+        """The configuration of transformers."""
         return self.classifier.tokenizer
 
     @property
@@ -120,13 +120,13 @@ class SuperGlueTask:
         return self.classifier.head
 
     def build_model(self) -> nn.Module:
-        """A new model on the CPU, the same for the same model and seed."""
+        """A new model on the CPU; the same for the same model and seed."""
         return self.classifier.build_model()
 
     # ---- training
 
     def batch(self, step: int) -> dict[str, Tensor]:
-        """The training batch of a step: `batch_size` examples, of epochs that are shuffled one by one.
+        """The training batch of a step: `batch_size` examples; each epoch is shuffled separately.
 
         `input_ids`, `attention_mask` and, for models that use them, `token_type_ids` are (batch, sequence) int64, for
         multiple choice (batch, choices, sequence); `labels` is (batch,) int64.
@@ -144,7 +144,7 @@ class SuperGlueTask:
         return inputs | {"labels": torch.tensor([label for _, label in picked])}
 
     def largest_batch(self) -> dict[str, Tensor]:
-        """See `tasks.HasLargestBatch`: all batches have one shape."""
+        """See `tasks.HasLargestBatch`: all batches have the same shape."""
         return self.classifier.largest(self.batch(0), self._texts())
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -180,7 +180,7 @@ def _trainable(choice: Choice) -> bool:
 
 
 def _pick(choice: Choice, rng: np.random.Generator) -> tuple[list[int], int]:
-    """Candidates to train on, and the place of the right one among them."""
+    """Candidates to train on, and the position of the right one among them."""
     wrong = choice.wrong
     others = rng.choice(wrong, TRAINING_CHOICES - 1, replace=len(wrong) < TRAINING_CHOICES - 1)
     label = int(rng.integers(TRAINING_CHOICES))
