@@ -4,12 +4,12 @@
     runs = membench.compare(["badam", "blockllm"], task="superglue/rte", steps=50)
     membench.report(runs)
 
-See `membench.api` for all of it. Nothing heavy is imported before it is used.
+See `membench.api` for everything. Nothing heavy is imported before it is used.
 """
 
 from importlib import import_module
 
-TYPE_CHECKING = False  # `typing` may be somebody's own file in the current folder, which still comes first here
+TYPE_CHECKING = False  # `typing` could be a user's file in the current folder, which still comes first here
 if TYPE_CHECKING:
     from typing import Any
 

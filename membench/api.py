@@ -1,8 +1,8 @@
 """membench from Python: what the command line does, as functions that return data.
 
-A mistake raises `UserError`, a `ValueError` of one sentence. Runs and plans are made in processes of their own, which
-import membench and nothing of the script or notebook that asked for them: no `if __name__ == "__main__"` is needed, on
-platforms that fork and on those that spawn.
+A mistake raises `UserError`, a `ValueError` whose message is one sentence. Runs and plans are made in separate
+processes, which import membench and nothing from the calling script or notebook: `if __name__ == "__main__"` isn't
+needed, on platforms that fork and on those that spawn.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Batch = Mapping[str, Tensor]
 
 Record = dict[str, Any]
-Hyperparameters = Mapping[str, Mapping[str, Any]]  # by method; those of "*" go to every method that has them
+Hyperparameters = Mapping[str, Mapping[str, Any]]  # by method; those under "*" go to every method that has them
 
 
 # ---- plan
@@ -38,20 +38,20 @@ class PlanRow:
 
     Attributes:
         method: its name.
-        hyperparameters: all that it was planned with.
-        peak_allocated_bytes: the most that tensors take at once; its parts are `at_peak`.
+        hyperparameters: all those it was planned with.
+        peak_allocated_bytes: the most that tensors take at once; `at_peak` has its parts.
         at_peak: bytes of each part (weights_bytes, ...) at the moment of the peak; they add up to it.
         maximum: bytes of each part, each at its own maximum; they don't add up.
-        peak_reserved_bytes: an estimate of what PyTorch's allocator holds for it on a GPU.
-        estimated_total_bytes: with the process's CUDA context, which a card must have free.
+        peak_reserved_bytes: an estimate of what PyTorch's allocator reserves for it on a GPU.
+        estimated_total_bytes: including the process's CUDA context; a card must have this much free.
         peak_phase: forward, backward, update or switch.
         peak_module: the module that holds most at the peak.
-        peak_selection: what is trained then; None for a method without a choice.
-        trained_weights: how many weights are trained then.
-        components: bytes by component of the model, and of each by part.
-        fits, left_bytes: does it fit into the budget, and what is left (or missing, below 0); None without one.
+        peak_selection: what is being trained at the peak; None for a method without a choice.
+        trained_weights: how many weights are being trained at the peak.
+        components: bytes by component of the model, and within each by part.
+        fits, left_bytes: does it fit into the budget, and what is left (missing, if negative); None without a budget.
         limits: the largest batch, sequence and model that fit; None without a budget.
-        formula, formula_bytes: the paper's formula for it, which leaves out activations, and its value; None without.
+        formula, formula_bytes: the paper's formula, which leaves out activations, and its value; None if it has none.
     """
 
     method: str
@@ -75,7 +75,7 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """What methods need on a model. It prints as the tables of `membench plan`, in a notebook as HTML.
+    """What methods need on a model. Prints as the tables of `membench plan`, in a notebook as HTML.
 
     Attributes:
         rows: by method.
@@ -110,11 +110,11 @@ def plan(
     """How much memory each method needs to train `model`, on tensors without values: no GPU, no weights.
 
     Args:
-        model: a built-in configuration ("llama3-8b"), a folder or file with a config.json, or an id of the hub.
+        model: a built-in configuration ("llama3-8b"), a folder or file with a config.json, or a hub id.
         optimizers: names of methods, or "all".
-        budget: memory of a GPU, "24GiB" or bytes: then rows say what fits.
-        hyperparameters: by method; those of "*" go to every method that has them.
-        workload: every option of `membench plan` that describes the training step, under its name: `batch_size` (1),
+        budget: memory of a GPU, "24GiB" or bytes: the rows then say what fits.
+        hyperparameters: by method; those under "*" go to every method that has them.
+        workload: any option of `membench plan` that describes the training step, by name: `batch_size` (1),
             `sequence_length` (512), `dtype` ("bfloat16"), `gradient_checkpointing` (False), `attention`,
             `trust_remote_code`; see `membench.config.options.WorkloadOptions`.
 
@@ -139,7 +139,7 @@ def plan(
 
 
 def _names(given: str | Sequence[str]) -> list[str]:
-    """Of methods or tasks: a list, or a text with commas."""
+    """Names of methods or tasks: from a list, or a string with commas."""
     names = given.split(",") if isinstance(given, str) else given
     return list(dict.fromkeys(name.strip() for name in names if name.strip()))
 
@@ -159,24 +159,25 @@ def compare(
 ) -> list[Record]:
     """Train the same model on the same data with each method, and measure it; returns the runs' records.
 
-    Makes only the runs that are missing in `out`: the same call again returns the same records at once.
+    Makes only the runs missing in `out`: the same call again returns the same records at once.
 
     Args:
         optimizers: names of methods, or "all"; adamw is added unless `reference=False`.
         task: names of tasks, or of a family for all of its tasks.
-        hyperparameters: by method, as {"badam": {"switch_every": 50}}; those of "*" go to every method that has them.
-        out: folder of the records.
+        hyperparameters: by method, as {"badam": {"switch_every": 50}}; those under "*" go to every method that has
+            them.
+        out: folder for the records.
         quiet: print nothing.
-        settings: every option of `membench compare` under its name: `steps=50`, `model="config:roberta-tiny"`,
+        settings: any option of `membench compare`, by name: `steps=50`, `model="config:roberta-tiny"`,
             `seeds=(0, 1, 2)`, `options={"packing": True}`; see `membench.config.settings.Settings`.
 
     Returns:
-        The records, as the JSON files have them, in the order of tasks, seeds and methods. A run that failed, diverged
-        or ran out of memory is a record too: see its "status".
+        The records, as in the JSON files, ordered by task, seed and method. A run that failed, diverged or ran out of
+        memory is a record too: see its "status".
 
     Raises:
-        UserError: a value is wrong, or another process is at work in `out`.
-        KeyboardInterrupt: what was finished is kept.
+        UserError: a value is wrong, or another process is using `out`.
+        KeyboardInterrupt: finished runs are kept.
     """
     from membench.config.settings import Settings, resolve
     from membench.runs.compare import make_records
@@ -188,7 +189,7 @@ def compare(
 
 
 def _options(owner: type, function: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of `owner` by the names of their fields; what a record calls one will do, too."""
+    """Options of `owner` by the names of their fields; a record's name for an option works, too."""
     from membench.config.declare import declared
     from reports.names import suggestion
 
@@ -205,16 +206,16 @@ def _options(owner: type, function: str, given: Mapping[str, Any]) -> dict[str, 
 
 @told_in_a_sentence
 def load_records(place: str | Path) -> list[Record]:
-    """The records of a folder (or one file of a record).
+    """The records in a folder (or in one file).
 
     Raises:
-        UserError: there are none, or a file is not a record; it is named.
+        UserError: there are none, or a file isn't a record (the message names it).
     """
     return _records(place)
 
 
 def _records(given: str | Path | Sequence[Record]) -> list[Record]:
-    """Records that were given as they are, checked, or by the folder that has them."""
+    """Records given directly, which are checked, or as the folder that holds them."""
     from reports import record
 
     if not isinstance(given, str | Path):
@@ -234,8 +235,8 @@ def report(records: str | Path | Sequence[Record], *, format: str | None = None)
     """Show the tables of records: as HTML in a notebook, printed elsewhere.
 
     Args:
-        records: of `compare` or `load_records`, or a folder.
-        format: "plain", "markdown", "csv", "json" or "latex", printed; by default what suits the place.
+        records: from `compare` or `load_records`, or a folder.
+        format: "plain", "markdown", "csv", "json" or "latex", to print; by default what suits the environment.
 
     Raises:
         UserError: there are no records, or no such format.
@@ -252,7 +253,7 @@ def report(records: str | Path | Sequence[Record], *, format: str | None = None)
 
 
 def _in_notebook() -> bool:
-    """Is this a notebook's kernel? IPython in a terminal has no kernel."""
+    """Is this a notebook? IPython in a terminal has no kernel."""
     import sys
 
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
@@ -261,9 +262,9 @@ def _in_notebook() -> bool:
 
 @told_in_a_sentence
 def to_frame(records: str | Path | Sequence[Record]) -> pandas.DataFrame:
-    """Records as a table of pandas: a row a run, a column a field, such as "memory.peak_allocated_bytes".
+    """Records as a pandas DataFrame: a row per run, a column per field, such as "memory.peak_allocated_bytes".
 
-    The history, which is no single value, is left out: `pandas.DataFrame(record["history"])` is a run's.
+    The history isn't a single value, so it is left out: use `pandas.DataFrame(record["history"])` for a run's.
     """
     import pandas
 
@@ -279,19 +280,19 @@ def check(
     thresholds: str | Path | None = None,
     only: Sequence[str] | None = None,
 ) -> Check:
-    """Is a candidate worse than its baseline? As `membench check`, which explains how it judges.
+    """Is a candidate worse than its baseline? The same as `membench check`, whose help explains the verdicts.
 
     Args:
         baseline, candidate: folders of records, or records.
-        thresholds: a TOML file of what is tolerated; see `membench check --print-thresholds`.
-        only: of "memory", "saving", "quality" and "throughput"; all by default.
+        thresholds: a TOML file of tolerances; see `membench check --print-thresholds`.
+        only: some of "memory", "saving", "quality" and "throughput"; all by default.
 
     Returns:
         A `Check`: `regressions` (findings that fail it; empty if it's fine), all `findings`, and `code`, the command's
         exit code.
 
     Raises:
-        UserError: a place has no records, or a threshold or a name is wrong.
+        UserError: there are no records in `baseline` or `candidate`, or a threshold or a name is wrong.
     """
     from reports.record import Found
     from reports.regressions import thresholds as limits
@@ -314,15 +315,15 @@ class MemoryUsage:
     """What training steps hold in memory, exact to the byte, without an allocator's rounding.
 
     Attributes:
-        peak_allocated_bytes: the most that was there at once; its parts are `at_peak`.
+        peak_allocated_bytes: the most that was held at once; `at_peak` has its parts.
         at_peak: bytes of each part (weights_bytes, gradients_bytes, ...) at that moment; they add up to the peak.
         maximum: bytes of each part, each at its own maximum; they don't add up.
         estimated_reserved_bytes: what PyTorch's allocator would reserve for it on a GPU.
         peak_phase: forward, backward, update or switch.
         peak_module: the module that holds most at the peak.
-        peak_selection: what was trained then; None for an optimizer without a choice.
-        components: bytes by component of the model, and of each by part.
-        modules: bytes by module, and of each by part, without what its children hold.
+        peak_selection: what was being trained at the peak; None for an optimizer without a choice.
+        components: bytes by component of the model, and within each by part.
+        modules: bytes by module, and within each by part, without what its children hold.
     """
 
     peak_allocated_bytes: int
@@ -351,16 +352,16 @@ def measure_memory(
 ) -> MemoryUsage:
     """The memory of training `model` with `optimizer`, measured on real steps on the model's own device.
 
-    Each of `batches` is a step; they are gone through at least twice, so that what the first update creates is there in
-    a later step, and once more for each block of a method that trains blocks in turn. It trains the model: give it one
-    that you don't need any more.
+    Each of `batches` is a step. They are used at least twice, so that what the first update creates exists in a later
+    step, and for every block of a method that trains blocks in turn. This trains the model: pass one that you don't
+    need afterwards.
 
     Args:
         model: any module.
-        optimizer: any optimizer of torch's kind on it, or a method of `optimizers`.
-        loss_fn: `loss_fn(model, batch)` is the loss, a scalar.
-        batches: whatever `loss_fn` takes, on the model's device; tensors in dicts, lists and tuples are counted while
-            their step lasts.
+        optimizer: any torch optimizer of its parameters, or a method of `optimizers`.
+        loss_fn: `loss_fn(model, batch)` returns the loss, a scalar.
+        batches: whatever `loss_fn` takes, on the model's device; tensors in dicts, lists and tuples are counted for the
+            duration of their step.
         max_grad_norm: clip the gradients' norm to this before each update.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The command line. Imports what a command needs when it runs, so that --help answers at once."""
+"""The command line. Imports what a command needs when it runs, so that --help is immediate."""
 
 import sys
 from typing import Annotated

@@ -1,13 +1,13 @@
-"""Where modules are looked for."""
+"""Where Python looks for modules."""
 
 import sys
 from pathlib import Path
 
 
 def put_current_folder_last() -> None:
-    """Look in the current folder last: it has the user's own methods, but no module there may stand in for one of ours.
+    """Look in the current folder last: it has the user's own methods, but its modules must not shadow ours.
 
-    The folder that membench itself was loaded from stays where it is.
+    The folder from which membench itself was loaded stays where it is.
     """
     here = Path.cwd()
     if here == Path(__file__).resolve().parent.parent:

@@ -138,7 +138,7 @@ def test_exit_codes_say_what_is_wrong(capsys, two, changes, code):
     [
         (["--format", "juint"], "--format juint: there is no such format. Did you mean 'junit'?"),
         (["--only", "memroy"], "--only memroy: there is no such check. Did you mean 'memory'?"),
-        (["--only", ","], "--only names nothing"),
+        (["--only", ","], "--only is empty"),
         (["--thresholds", "nowhere.toml"], "nowhere.toml: can't be read"),
     ],
 )
@@ -149,7 +149,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(capsys, two, arguments, words
 
 def test_a_place_without_records_is_refused(capsys, two, tmp_path):
     (tmp_path / "empty").mkdir()
-    for place, words in ((tmp_path / "empty", "holds no records"), (tmp_path / "gone", "no such file or folder")):
+    for place, words in ((tmp_path / "empty", "there are no records"), (tmp_path / "gone", "no such file or folder")):
         code, _, stderr = call(capsys, two[0], place)
         assert code == 2 and words in stderr
 

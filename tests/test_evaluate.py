@@ -300,7 +300,7 @@ def test_without_the_harness_it_says_what_to_install(folder, monkeypatch):
 
 @pytest.mark.parametrize("name", ["humaneval", "mbpp", "mbpp_plus"])
 def test_code_that_a_model_wrote_is_only_run_with_leave(folder, stand_in, name):
-    with pytest.raises(UserError, match=f"--tasks {name}: it runs code that the model wrote.*--run-code"):
+    with pytest.raises(UserError, match=f"--tasks {name}: it runs code written by the model.*--run-code"):
         harness.check_request([model_of(folder)], EvaluationOptions((name,)))
     harness.check_request([model_of(folder)], EvaluationOptions((name,), run_code=True))
 
@@ -315,7 +315,7 @@ def test_only_causal_language_models_are_evaluated(tmp_path, stand_in):
 def test_a_folder_is_a_model_or_holds_models(folder, tmp_path):
     path = model_of(folder)
     assert harness.find_models(path) == [path] == harness.find_models(folder / "models")
-    with pytest.raises(UserError, match=r"neither a model of transformers \(with a config.json\) nor a folder of them"):
+    with pytest.raises(UserError, match=r"neither a transformers model \(with a config.json\) nor a folder of them"):
         harness.find_models(tmp_path)
 
 

@@ -196,7 +196,7 @@ def test_mistakes_are_refused_in_one_sentence(arguments, sentence, capsys, monke
 def test_without_a_gpu_verify_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(verify.torch.cuda, "is_available", lambda: False)
     error = refused(capsys, monkeypatch, "--model", tiny(tmp_path).model, "--optimizers", "sgd", "--verify")
-    assert "--verify runs real steps on a GPU, and there is none here" in error
+    assert "--verify runs real steps on a GPU, and this machine has none" in error
 
 
 def test_verify_prints_planned_beside_measured(tmp_path):

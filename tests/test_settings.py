@@ -40,7 +40,7 @@ def test_what_is_not_a_result_at_scale_says_so():
 
 
 def test_a_comparison_is_of_one_family_of_tasks():
-    with pytest.raises(UserError, match="superglue and other are different kinds of work"):
+    with pytest.raises(UserError, match="superglue and other belong to different task families"):
         resolve({"task": "superglue/rte,other"})
     assert resolve({"task": "mine/one,mine/two"}).steps == SUPERGLUE["demo"].values["steps"]
 

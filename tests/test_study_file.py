@@ -49,13 +49,13 @@ def test_every_method_gets_the_same_number_of_trials(tmp_path):
 
 def test_a_grid_smaller_than_the_budget_is_refused(tmp_path):
     study = read(tmp_path, GOOD.replace("budget = 4", "budget = 5"))
-    with pytest.raises(UserError, match="blockllm: its grid has 4 points, but each method is tuned on 5"):
+    with pytest.raises(UserError, match="blockllm: its grid has 4 points, but each method is tuned with 5 trials"):
         study.trials("blockllm")
 
 
 def test_a_method_with_nothing_to_tune_is_refused(tmp_path):
     study = read(tmp_path, GOOD.replace("lr = [1e-4, 1e-3, 1e-2, 1e-1]\n", ""))
-    with pytest.raises(UserError, match=r"blockllm has nothing to tune: give \[blockllm\]"):
+    with pytest.raises(UserError, match=r"blockllm has nothing to tune: add tune = .* to \[blockllm\]"):
         study.trials("blockllm")
 
 

@@ -1,4 +1,4 @@
-"""Baselines of `membench check`: a folder of records, or one file that holds a list of them, replaced as a whole."""
+"""Baselines for `membench check`: a folder of records, or one file with a list of them, replaced as a whole."""
 
 import ctypes
 import json
@@ -15,9 +15,9 @@ _CURRENT_FOLDER, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 def replace(place: Path, records: list[Record]) -> None:
-    """Make `place` hold these records: at any moment it has all of the old ones or all of the new ones.
+    """Make `place` hold these records: at any moment it has either all the old ones or all the new ones.
 
-    A path that ends in .json is a file, any other a folder; what else lies in the folder stays.
+    A path that ends in .json is a file, any other a folder; other files in the folder stay.
     """
     if place.is_file() or (not place.exists() and place.suffix == ".json"):
         files.write(place, (json.dumps(records, indent=1, allow_nan=False) + "\n").encode())
@@ -31,7 +31,7 @@ def replace(place: Path, records: list[Record]) -> None:
 
 
 def _fill(folder: Path, records: list[Record], old: Path) -> None:
-    """The new folder: the records, and whatever the old one has beside its own."""
+    """The new folder: the records, and the old folder's other files."""
     if old.exists():
         is_record = shutil.ignore_patterns("[!.]*.json")
         shutil.copytree(old, folder, ignore=lambda at, names: is_record(at, names) if Path(at) == old else ())
@@ -41,7 +41,7 @@ def _fill(folder: Path, records: list[Record], old: Path) -> None:
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Swap two folders in one step, where the system can; else in two, of which the second follows at once."""
+    """Swap two folders in one step if the system can, or else in two steps in immediate succession."""
     if not old.exists():
         os.rename(new, old)
         return

@@ -24,15 +24,15 @@ def _print_thresholds(wanted: bool) -> None:
 
 
 def check(
-    baseline: Annotated[Path, typer.Argument(help="Folder or file of records to hold the candidate to.")],
+    baseline: Annotated[Path, typer.Argument(help="Folder or file of records to compare with.")],
     candidate: Annotated[Path, typer.Argument(help="Folder or file of records to judge.")],
     format: Annotated[str, typer.Option("--format", help="terminal, markdown, junit or json.")] = "terminal",
     thresholds: Annotated[
-        Path | None, typer.Option("--thresholds", help="TOML file of what is tolerated.", show_default=False)
+        Path | None, typer.Option("--thresholds", help="TOML file of tolerances.", show_default=False)
     ] = None,
     only: Annotated[
         str | None,
-        typer.Option("--only", help="Such as memory,saving; by default also quality,throughput.", show_default=False),
+        typer.Option("--only", help="Some of memory,saving,quality,throughput; all by default.", show_default=False),
     ] = None,
     update: Annotated[
         bool, typer.Option("--update", help="Accept the candidate as the new baseline, whatever the verdict.")
@@ -40,14 +40,17 @@ def check(
     print_thresholds: Annotated[
         bool,
         typer.Option(
-            "--print-thresholds", callback=_print_thresholds, is_eager=True, help="Print the default ones, to change."
+            "--print-thresholds",
+            callback=_print_thresholds,
+            is_eager=True,
+            help="Print the default thresholds, to edit.",
         ),
     ] = False,
 ) -> None:
     """Say whether a candidate needs more memory, learns worse or is slower than its baseline.
 
-    Rows pair by task, method, model and seed. Exit code: 0 fine, 1 a regression, 2 a mistake in the command, 3 not
-    comparable, 4 a run failed; of several the first in the order 2, 3, 4, 1.
+    Rows are paired by task, method, model and seed. Exit code: 0 fine, 1 a regression, 2 a mistake in the command, 3
+    not comparable, 4 a run failed; if several apply, the first in the order 2, 3, 4, 1.
     """
     try:
         code = _check(baseline, candidate, format, thresholds, only, update)
@@ -83,7 +86,7 @@ def _metrics(only: str | None, known: list[str]) -> list[str]:
         if name not in known:
             raise UserError(f"--only {name}: there is no such check. {suggestion(name, known)}")
     if not names:
-        raise UserError("--only names nothing")
+        raise UserError("--only is empty: give at least one")
     return names
 
 
@@ -92,12 +95,12 @@ def _read(place: Path) -> Found:
 
     found = record.read(place)
     if not found.records and not found.problems:
-        raise UserError(f"{place}: holds no records")
+        raise UserError(f"{place}: there are no records")
     return found
 
 
 def _accept(candidate: Found, baseline: Path) -> int:
-    """Replace the baseline, unless the candidate isn't whole."""
+    """Replace the baseline, unless the candidate is incomplete."""
     from membench.commands.baseline import replace
 
     failed = [run["run_id"] for run in candidate.records if run["status"] == "failed"]

@@ -18,8 +18,8 @@ def compare(
 ) -> None:
     """Train the same model on the same data with each method, measure it, print the tables.
 
-    Makes only the runs that are missing in --out: the same command again continues where it was stopped. Any value
-    comes from the command line, else from --config, else from the profile, else from the defaults.
+    Makes only the runs missing in --out: the same command again continues where it stopped. Values come from the
+    command line, else from --config, else from the profile, else from the defaults.
     """
     from membench.config.settings import resolve
     from membench.runs.compare import compare as make

@@ -14,13 +14,13 @@ from membench.config.options import EvaluationOptions
 
 @takes(EvaluationOptions)
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="A model that --save wrote, or the folder of all of them.")],
+    folder: Annotated[Path, typer.Argument(help="A model saved by --save, or the folder of all of them.")],
     **given: Any,
 ) -> None:
-    """Score saved models by EleutherAI's lm-evaluation-harness, and add the scores to their records.
+    """Score saved models with EleutherAI's lm-evaluation-harness, and add the scores to their records.
 
-    Known by short names: mmlu, mmlu-pro, agieval, arc, boolq, openbookqa, piqa, siqa, hellaswag, winogrande, gsm8k,
-    math, ifeval, humaneval, mbpp. Needs the extra membench[eval], and the hub for the benchmarks' data.
+    Short names: mmlu, mmlu-pro, agieval, arc, boolq, openbookqa, piqa, siqa, hellaswag, winogrande, gsm8k, math,
+    ifeval, humaneval, mbpp. Needs the extra membench[eval], and the hub for the benchmarks' data.
     """
     from membench.commands import harness
 
@@ -34,12 +34,12 @@ def evaluate(
     for model in models:
         found[model] = harness.evaluate(model, known, request, manager)
         if harness.add_to_record(model, found[model]) is None:
-            typer.echo(f"{model}: there is no record beside it, so its scores are only printed", err=True)
+            typer.echo(f"{model}: it has no record beside it, so its scores are only printed", err=True)
     print(table(found))
 
 
 def table(found: dict[Path, dict[str, Any]]) -> str:
-    """One line for each score of each model."""
+    """One line per score of each model."""
     from tabulate import tabulate
 
     rows = []

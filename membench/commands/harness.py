@@ -1,4 +1,4 @@
-"""Saved models on public benchmarks, by EleutherAI's lm-evaluation-harness (Gao et al., 2024, zenodo.12608602)."""
+"""Saved models on public benchmarks, with EleutherAI's lm-evaluation-harness (Gao et al., 2024, zenodo.12608602)."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "humaneval": ("humaneval",),
     "mbpp": ("mbpp",),
 }
-RUN_CODE = ("humaneval", "mbpp")  # how tasks begin that execute what the model wrote
+RUN_CODE = ("humaneval", "mbpp")  # prefixes of tasks that execute what the model wrote
 
 
 def find_models(folder: Path) -> list[Path]:
-    """The folder itself if it is a model of transformers, else those in it.
+    """The folder itself if it is a transformers model, else the models in it.
 
     Raises:
         UserError: there is none.
@@ -46,7 +46,7 @@ def find_models(folder: Path) -> list[Path]:
     found = sorted(path.parent.resolve() for path in folder.glob(f"*/{CONFIG}") if not path.parent.name.startswith("."))
     if not found:
         raise UserError(
-            f"{folder}: neither a model of transformers (with a {CONFIG}) nor a folder of them, as --save writes it"
+            f"{folder}: neither a transformers model (with a {CONFIG}) nor a folder of them, as --save writes it"
         )
     return found
 
@@ -55,7 +55,7 @@ def check_request(models: Sequence[Path], request: EvaluationOptions) -> None:
     """Refuse what can't work before anything is loaded.
 
     Raises:
-        UserError: the harness isn't installed, a model isn't a causal one, or a task needs leave to run code.
+        UserError: the harness isn't installed, a model isn't causal, or a task needs permission to run code.
     """
     if util.find_spec("lm_eval") is None:
         raise UserError(
@@ -64,7 +64,7 @@ def check_request(models: Sequence[Path], request: EvaluationOptions) -> None:
     for name in request.tasks:
         if name.startswith(RUN_CODE) and not request.run_code:
             raise UserError(
-                f"--tasks {name}: it runs code that the model wrote, on this machine: allow it by --run-code"
+                f"--tasks {name}: it runs code written by the model on this machine: allow it with --run-code"
             )
     for model in models:
         _check_causal(model)
@@ -80,36 +80,36 @@ def _check_causal(model: Path) -> None:
         raise UserError(f"{model}: its {CONFIG} can't be read: {str(error).splitlines()[0]}") from error
     if not set(architectures) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
         raise UserError(
-            f"{model}: a {', '.join(architectures) or 'model of no known class'} can't be evaluated: "
+            f"{model}: a {', '.join(architectures) or 'model of unknown class'} can't be evaluated: "
             "the benchmarks are for causal language models"
         )
 
 
 def index(request: EvaluationOptions) -> Any:
-    """The harness's TaskManager: an index of all its tasks, and of the user's own. Takes seconds."""
+    """The harness's TaskManager, an index of all its tasks and the user's own. Takes seconds."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=request.include)
 
 
 def evaluate(model: Path, names: Sequence[str], request: EvaluationOptions, manager: Any) -> dict[str, Any]:
-    """The scores of a model, as a record's `benchmarks` has them.
+    """The scores of a model, in the form of a record's `benchmarks`.
 
     Args:
         model: folder.
-        names: of the harness, see `resolve`.
+        names: the harness's names, see `resolve`.
         request: how to evaluate.
         manager: see `index`.
 
     Raises:
-        UserError: the data of a task, or the model, can't be loaded.
+        UserError: a task's data or the model can't be loaded.
     """
     import lm_eval
 
     from membench.runs.prepare import find_device
 
     if request.run_code:
-        os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # asked for by the metric that does it
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # required by the metric that runs it
     try:
         results = lm_eval.simple_evaluate(
             model="hf",
@@ -124,14 +124,14 @@ def evaluate(model: Path, names: Sequence[str], request: EvaluationOptions, mana
             task_manager=manager,
             confirm_run_unsafe_code=request.run_code,
         )
-    except (OSError, ValueError, ImportError) as error:  # no network, no such data set, a package that a task needs
+    except (OSError, ValueError, ImportError) as error:  # no network, no such data set, a missing package
         reason = str(error).strip().splitlines()
         raise UserError(f"{model.name} on {', '.join(names)}: {reason[0] if reason else repr(error)}") from error
     return summarize(results, names, request)
 
 
 def resolve(tasks: Sequence[str], known: Sequence[str]) -> list[str]:
-    """The harness's names for `tasks`. Raises UserError for one that it doesn't know, with the nearest name."""
+    """The harness's names for `tasks`. Raises UserError for an unknown one, with the nearest name."""
     names = list(dict.fromkeys(name for task in tasks for name in BENCHMARKS.get(task, (task,))))
     for name in set(names) - set(known):
         hint = suggestion(name, BENCHMARKS, unlisted=known)
@@ -140,7 +140,7 @@ def resolve(tasks: Sequence[str], known: Sequence[str]) -> list[str]:
 
 
 def summarize(results: Mapping[str, Any], names: Sequence[str], request: EvaluationOptions) -> dict[str, Any]:
-    """What a record keeps of the results: of the tasks asked for, and of the members of groups without a score."""
+    """The results that a record keeps: for the requested tasks, and for members of groups that have no score."""
     return {name: _entry(results, name, request) for asked in names for name in _scored(results, asked)}
 
 
@@ -165,7 +165,7 @@ def _entry(results: Mapping[str, Any], name: str, request: EvaluationOptions) ->
 
 
 def _scores(found: Mapping[str, Any], *, errors: bool = False) -> dict[str, float]:
-    """The harness writes "METRIC,FILTER" and "METRIC_stderr,FILTER"; "none" is no filter."""
+    """The harness writes "METRIC,FILTER" and "METRIC_stderr,FILTER"; "none" means no filter."""
     scores = {}
     for key, value in found.items():
         metric, comma, kind = key.partition(",")
@@ -175,10 +175,10 @@ def _scores(found: Mapping[str, Any], *, errors: bool = False) -> dict[str, floa
 
 
 def add_to_record(model: Path, benchmarks: Mapping[str, Any]) -> Path | None:
-    """Put scores into the record beside a saved model; None where there is no record.
+    """Put scores into the record beside a saved model; None if it has no record.
 
     Raises:
-        UserError: there is a file of its name that is no record.
+        UserError: the file with the record's name isn't a record.
     """
     path = model.with_name(f"{model.name}.json")
     if not path.exists():

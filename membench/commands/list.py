@@ -1,4 +1,4 @@
-"""`membench list`: what there is to choose from."""
+"""`membench list`: the methods, tasks and models to choose from."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -41,7 +41,7 @@ def _method(name: str) -> str:
 
 
 def task_names() -> str:
-    """Every task that can be trained, one a line, and what else --task takes."""
+    """Every task that can be trained, one per line, and what else --task takes."""
     import tasks
 
     return "\n".join([*tasks.available(), "", "or package.module:Task, a task of your own"])
@@ -53,11 +53,11 @@ def models() -> str:
 
     lines = ["random weights:", *(f"  config:{name}" for name in source.CONFIGURATIONS)]
     lines += ["pretrained, from a Python package:", *(f"  {name}" for name in packaged.PACKAGED)]
-    return "\n".join([*lines, "or an id of the hub (ID or ID@REVISION), or a folder with config.json and weights"])
+    return "\n".join([*lines, "or a hub id (ID or ID@REVISION), or a folder with config.json and weights"])
 
 
 def methods_table() -> str:
-    """The same as a table in markdown: the README's, which is generated from it."""
+    """The methods as a markdown table: the README's is generated from it."""
     import optimizers
 
     head = "| method | what it does | trains | keeps | can't be combined with | paper |\n|---|---|---|---|---|---|"

@@ -1,4 +1,4 @@
-"""The command line of a class of options: what `membench.config.options` declares, as typer wants it."""
+"""The command line for a class of options: what `membench.config.options` declares, in typer's form."""
 
 import functools
 import inspect
@@ -15,7 +15,7 @@ Command = Callable[..., None]
 
 
 def takes(owner: type) -> Callable[[Command], Command]:
-    """Gives a command the options of `owner` in place of its `**given`, which gets those that a user gave."""
+    """Give a command the options of `owner` in place of its `**given`, which receives those that the user set."""
     known, kinds = declared(owner), annotations(owner)
 
     def decorate(command: Command) -> Command:
@@ -34,7 +34,7 @@ def takes(owner: type) -> Callable[[Command], Command]:
 
 
 def _parameter(one: Declared, annotation: Any) -> inspect.Parameter:
-    """What isn't given is None: the default may be a profile's or a file's."""
+    """An option that isn't given is None: the default may come from a profile or a file."""
     said = one.option
     info = typer.Option(
         *one.flags, help=said.help.format(default=one.default), metavar=said.metavar, show_default=False
@@ -45,7 +45,7 @@ def _parameter(one: Declared, annotation: Any) -> inspect.Parameter:
 
 
 def _on_the_command_line(annotation: Any) -> type:
-    """A type that typer converts a text to; the rest is done where values from files are converted, too."""
+    """A type to which typer converts strings; the rest happens where values from files are converted, too."""
     if get_origin(annotation) in (Union, types.UnionType):
         annotation = next(kind for kind in get_args(annotation) if kind is not types.NoneType)
     return str if get_origin(annotation) in (Literal, tuple) else annotation

@@ -13,17 +13,17 @@ from membench.config.options import RunOptions, WorkloadOptions
 
 @dataclass(frozen=True)
 class PlanOptions(WorkloadOptions):
-    """What can be given to `membench plan`."""
+    """The options of `membench plan`."""
 
     optimizers: tuple[str, ...] = like(
         RunOptions, "optimizers", default=("all",), help="all (the default), or badam,lora,package.module:Class."
     )
     hyperparameters: dict[str, dict[str, Any]] = like(RunOptions, "hyperparameters")
-    budget: str | None = option(None, "Memory of the GPU, such as 24GiB: what fits into it?")
+    budget: str | None = option(None, "Memory of the GPU, such as 24GiB: show what fits.")
     format: Literal["table", "json", "markdown"] = option("table", "table (the default), json or markdown.")
-    why: str | None = option(None, "That method's peak by component and module.", metavar="METHOD")
-    against: str | None = option(None, "A published table beside its plan; list names them all.", metavar="NAME")
-    verify: bool = option(False, "Run real steps on the GPU, and print what they took beside it.")
+    why: str | None = option(None, "Break down this method's peak by component and module.", metavar="METHOD")
+    against: str | None = option(None, "Show a published table beside its plan; 'list' names them all.", metavar="NAME")
+    verify: bool = option(False, "Also run real steps on the GPU, and print what they used.")
 
 
 @takes(PlanOptions)
@@ -58,9 +58,7 @@ def _answer(options: PlanOptions) -> str:
 
         return compare(options.against, options.format)
     if not options.model:
-        raise UserError(
-            "give --model: a built-in configuration (llama3-8b), a config.json, a folder or an id of the hub"
-        )
+        raise UserError("give --model: a built-in configuration (llama3-8b), a config.json, a folder or a hub id")
     from membench.planning.planner import plan as make
     from membench.planning.workload import Workload
 
@@ -92,7 +90,7 @@ def _budget(text: str | None) -> int | None:
 
 
 def _methods(options: PlanOptions) -> list[str]:
-    """Names of the methods; with --why, that one alone."""
+    """The names of the methods; with --why, only that one."""
     import optimizers
 
     if options.why:

@@ -1,4 +1,4 @@
-"""`membench report`: tables, a page or plots of a folder of records."""
+"""`membench report`: tables, a page or plots from a folder of records."""
 
 import math
 import sys
@@ -30,18 +30,19 @@ def report(
         Format, typer.Option("--format", help="Tables as text; html: a page; plots: SVG and PNG files.")
     ] = Format.plain,
     out: Annotated[
-        Path | None, typer.Option("--out", help="File to write to instead of printing; of plots, the folder.")
+        Path | None, typer.Option("--out", help="File to write instead of printing; for plots, a folder.")
     ] = None,
     at_memory: Annotated[
-        str | None, typer.Option("--at-memory", metavar="SIZE", help="Rank by what fits into it, such as 8GiB.")
+        str | None,
+        typer.Option("--at-memory", metavar="SIZE", help="Rank methods by quality within this memory, such as 8GiB."),
     ] = None,
     to_target: Annotated[
-        str | None, typer.Option("--to-target", metavar="METRIC=VALUE", help="Rank by the time until it was reached.")
+        str | None, typer.Option("--to-target", metavar="METRIC=VALUE", help="Rank methods by the time to reach this.")
     ] = None,
 ) -> None:
-    """Print the tables of a folder of records again, make a page or plots of them, or rank methods.
+    """Print the tables for a folder of records again, make a page or plots from them, or rank methods.
 
-    A file that is no record is named on stderr, and the exit code is 1; the others are reported.
+    If a file isn't a record, it is named on stderr and the exit code is 1; the others are reported.
     """
     from reports import record
 
@@ -61,7 +62,7 @@ def report(
 
 
 def _ranking(format: Format, at_memory: str | None, to_target: str | None) -> Callable[[Any], str] | None:
-    """What makes the text of --at-memory or --to-target from records, if one of them was given."""
+    """The function that makes the text of --at-memory or --to-target from records, if one was given."""
     if at_memory is None and to_target is None:
         return None
     if at_memory is not None and to_target is not None:
@@ -122,7 +123,7 @@ def _text(found: Any, format: Format) -> str:
 
 
 def _drawing(name: str) -> Any:
-    """A module of reports that draws, for which one has to have installed more."""
+    """A module of `reports` that draws, and needs optional packages."""
     from importlib import import_module
 
     try:

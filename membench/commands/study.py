@@ -12,13 +12,13 @@ from membench.config.options import ExecutionOptions
 def study(
     file: Annotated[str, typer.Argument(help="TOML file: options of compare, models, tune, memory; see the README.")],
     shard: Annotated[
-        str, typer.Option("--shard", metavar="PART/PARTS", help="Make one of so many parts, such as 2/8.")
+        str, typer.Option("--shard", metavar="PART/PARTS", help="Run only one part of the study, such as 2/8.")
     ] = "1/1",
     **given: Any,
 ) -> None:
-    """Tune each method on the same number of trials, run all seeds, and say which to use.
+    """Tune each method with the same number of trials, run all seeds, and recommend a method.
 
-    Makes only what is missing: the same command again continues where it was stopped.
+    Makes only what is missing: the same command again continues where it stopped.
     """
     from membench.config.study_file import load, parse_shard
     from membench.runs.study import study as carry_out

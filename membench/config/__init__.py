@@ -1,1 +1,1 @@
-"""What was asked for: options, profiles, defaults, and how bad ones are refused."""
+"""What the user asked for: options, profiles, defaults, and how bad values are refused."""

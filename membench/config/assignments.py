@@ -1,4 +1,4 @@
-"""KEY=VALUE as users write it: options of a task, and hyper-parameters of one method or of all."""
+"""KEY=VALUE as users write it: options of a task, and hyper-parameters of one method or all."""
 
 import re
 from collections.abc import Iterable
@@ -7,11 +7,11 @@ from typing import Any
 from membench.config.errors import UserError
 from membench.config.values import parse
 
-ALL_METHODS = "*"  # the key of hyper-parameters that go to every method which has them
+ALL_METHODS = "*"  # the key for hyper-parameters that go to every method that has them
 
 
 def parse_options(assignments: Iterable[str]) -> dict[str, Any]:
-    """`packing=true`, of the task."""
+    """`packing=true`, for the task."""
     options: dict[str, Any] = {}
     for text in assignments:
         key, equals, value = text.partition("=")
@@ -22,7 +22,7 @@ def parse_options(assignments: Iterable[str]) -> dict[str, Any]:
 
 
 def parse_hyperparameters(assignments: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """`badam.switch_every=50` for one method; `weight_decay=0` for all that have it."""
+    """`badam.switch_every=50` for one method; `weight_decay=0` for all methods that have it."""
     methods: dict[str, dict[str, Any]] = {}
     for text in assignments:
         target, equals, value = text.partition("=")

@@ -1,4 +1,4 @@
-"""An option is a dataclass field that says all of itself: command line, files, checks and records follow from it."""
+"""An option is a dataclass field that declares everything: command line, files, checks and records follow from it."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -13,19 +13,19 @@ _KEY = "option"  # of a field's metadata
 
 @dataclass(frozen=True)
 class Option:
-    """What is declared of a field beside its name, type and default.
+    """What is declared about a field besides its name, type and default.
 
     Attributes:
         help: for the command line; `{default}` stands for the default.
-        flags: on the command line, where they aren't the field's own name (`--batch-size`).
-        metavar: what stands for its value there, if not its type.
-        parse: makes its value of the texts of a flag that may be given several times.
-        more_than, at_least, below: bounds of a number, or of each one in a list. Infinity is never within them.
+        flags: on the command line, if they differ from the field's name (`--batch-size`).
+        metavar: the placeholder for its value there, if it isn't the type.
+        parse: turns the strings of a flag that may be repeated into the value.
+        more_than, at_least, below: bounds of a number, or of each number in a list. Infinity is never within bounds.
         check: called with the flag and the value; raises UserError.
-        recorded: whether a record's section `training` has it; looked at in `TrainingOptions` alone, as the next two.
-        record_as: its name there, where that isn't the field's own.
-        identifies: whether a run with another value has another id. An option that comes later leaves the ids of
-            earlier runs as they are with "unless default".
+        recorded: is it in a record's section `training`? Like the next two, only used in `TrainingOptions`.
+        record_as: its name there, if it differs from the field's.
+        identifies: does a run with another value have another id? An option added later keeps the ids of earlier runs
+            with "unless default".
     """
 
     help: str
@@ -57,7 +57,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Declared:
-    """A field with what is declared of it."""
+    """A field with its declaration."""
 
     name: str
     default: Any
@@ -69,12 +69,12 @@ class Declared:
 
     @property
     def flag(self) -> str:
-        """What errors call it."""
+        """Its name in errors."""
         return self.flags[0].partition("/")[0]
 
 
 def option(default: Any, help: str, **said: Any) -> Any:
-    """A field with its default and what else is declared of it: the attributes of `Option`."""
+    """A field with its default and the rest of its declaration: the attributes of `Option`."""
     metadata = {_KEY: Option(help, **said)}
     if isinstance(default, Mapping):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
@@ -82,14 +82,14 @@ def option(default: Any, help: str, **said: Any) -> Any:
 
 
 def like(owner: type, name: str, **changes: Any) -> Any:
-    """The option `name` of another class, with what changes: its default, or attributes of `Option`."""
+    """The option `name` of another class, with changes: to its default, or to attributes of `Option`."""
     known = declared(owner)[name]
     default = changes.pop("default", known.default)
     return option(default, **{**vars(known.option), **changes})
 
 
 def declared(owner: Any) -> dict[str, Declared]:
-    """The options of a class, or of an instance of it, by the names of their fields, in their order."""
+    """The options of a class or its instance by the names of their fields, in order."""
     return {field.name: _declared(field) for field in dataclasses.fields(owner) if _KEY in field.metadata}
 
 
@@ -99,9 +99,9 @@ def _declared(field: dataclasses.Field) -> Declared:
 
 
 def typed(owner: type, given: Mapping[str, Any], where: str | None = None) -> dict[str, Any]:
-    """Values that users wrote as the fields of `owner` want them; `where` is the file that they come from.
+    """Users' values converted to what the fields of `owner` expect; `where` is the file that they come from.
 
-    What a command line gives several times is its list of texts, or the value.
+    For a flag that may be repeated, the value is a list of strings, or the final value.
 
     Raises:
         UserError: a value of the wrong type.
@@ -120,12 +120,12 @@ def _typed(one: Declared, value: Any, kind: Any, where: str | None) -> Any:
 
 
 def shared(owner: type, source: Any) -> dict[str, Any]:
-    """The fields of `owner` as `source`, which is made from it, has them."""
+    """The fields of `owner`, with the values in `source`, which is derived from it."""
     return {field.name: getattr(source, field.name) for field in dataclasses.fields(owner)}
 
 
 def hold_to_bounds(values: Any) -> None:
-    """Hold an instance to what its options declare.
+    """Check an instance against the declarations of its options.
 
     Raises:
         UserError: a value is out of bounds, a list is empty, or an option's own check refuses it.

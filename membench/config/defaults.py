@@ -1,4 +1,4 @@
-"""Default learning rates, one visible table, and the hyper-parameters of a method in a comparison."""
+"""Default learning rates, in one visible table, and the hyper-parameters of a method in a comparison."""
 
 import inspect
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ from membench.config.assignments import ALL_METHODS
 from membench.config.errors import UserError
 from membench.config.values import annotations, convert
 
-# method: (fine-tuning pretrained weights, a classifier from random weights, a language model from random weights); any
-# other method uses its own default
+# method: (fine-tuning pretrained weights, a classifier from random weights, a language model from random weights);
+# other methods use their own defaults
 LEARNING_RATES = {
     "adamw": (2e-5, 3e-4, 1e-3),
     "adamw8bit": (2e-5, 3e-4, 1e-3),
@@ -34,7 +34,7 @@ LEARNING_RATES = {
     "sinkgd": (4e-4, 1e-2, 2e-2),
     "scale": (6e-4, 5e-3, 1e-2),
 }
-KINDS = ("classification", "language")  # of tasks, as they say of themselves, in the order of these rates
+KINDS = ("classification", "language")  # which tasks declare, in the order of these rates
 
 
 def hyperparameters(
@@ -47,9 +47,9 @@ def hyperparameters(
     head: tuple[str, ...] = (),
     kind: str = KINDS[0],
 ) -> dict[str, Any]:
-    """Every hyper-parameter of `method`: what was given, over what suits the kind of training, over its own defaults.
+    """Every hyper-parameter of `method`: as given, else what suits the kind of training, else its own default.
 
-    What was added to the method later and is at its default is left out, so that a run keeps its id.
+    Hyper-parameters added to the method later are left out while at their defaults, so that runs keep their ids.
 
     A new head (name patterns) is always trained; so are random embeddings, by methods that have the choice.
 
@@ -63,7 +63,7 @@ def hyperparameters(
     column = 1 + KINDS.index(kind) if from_scratch else 0
     if base in LEARNING_RATES:
         chosen["lr"] = LEARNING_RATES[base][column]
-    chosen["adamw_lr"] = LEARNING_RATES["adamw"][column]  # of methods with a rate of its own for what AdamW trains
+    chosen["adamw_lr"] = LEARNING_RATES["adamw"][column]  # for methods with a separate rate for what AdamW trains
     if learning_rate is not None:
         chosen["lr"] = learning_rate
     chosen = {key: value for key, value in {**chosen, **given.get(ALL_METHODS, {})}.items() if key in known}
@@ -75,7 +75,7 @@ def hyperparameters(
 
 
 def trained_from_scratch(method: str, model: nn.Module) -> tuple[str, ...]:
-    """Embeddings and norms of random weights, which a method must train that has no `train_embeddings` of its own."""
+    """Embeddings and norms with random weights, which a method without a `train_embeddings` must train."""
     known = inspect.signature(optimizers.get(method)).parameters
     if "always_train" not in known or "train_embeddings" in known:
         return ()

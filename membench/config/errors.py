@@ -1,4 +1,4 @@
-"""What the command line reports as one sentence instead of a traceback, and other errors in a line."""
+"""The error that the command line reports as one sentence instead of a traceback, and other errors on one line."""
 
 import functools
 import traceback
@@ -10,11 +10,11 @@ _T = TypeVar("_T")
 
 
 class UserError(ValueError):
-    """A request that can't be carried out: the message has the value and the way out."""
+    """A request that can't be carried out: the message gives the value and the way out."""
 
 
 def told_in_a_sentence(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """What `function` refuses by a ValueError of any kind is a `UserError`."""
+    """Turn any ValueError that `function` raises into a `UserError`."""
 
     @functools.wraps(function)
     def tell(*args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -29,7 +29,7 @@ def told_in_a_sentence(function: Callable[_P, _T]) -> Callable[_P, _T]:
 
 
 def explain(error: BaseException) -> str:
-    """An error in one line, with the place where it was raised."""
+    """An error on one line, with the place where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     text = " ".join(str(error).split())

@@ -1,8 +1,8 @@
-"""Every option of a comparison, each in one place: its name, type, default, help, bounds, and whether it makes a run.
+"""Every option of a comparison, each in one place: its name, type, default, help, bounds, and effect on a run's id.
 
 Command line, `--config` and study files, `Settings`, `Training`, the record's section `training`, the id of a run and
-`--dry-run` follow from the fields. An option that is recorded has a row in the record's schema, too, which says what
-old records meant without it.
+`--dry-run` follow from the fields. A recorded option also has a row in the record's schema, which says what old records
+meant without it.
 """
 
 import os
@@ -17,7 +17,7 @@ from membench.config.errors import UserError
 
 
 def writable_folder(flag: str, path: str) -> None:
-    """Raises UserError for what is neither a folder nor a path on which one can be made."""
+    """Raises UserError unless it is a folder or a path where one can be created."""
     folder = Path(path)
     for place in (folder, *folder.absolute().parents):
         if place.exists() or place.is_symlink():
@@ -30,7 +30,7 @@ def writable_folder(flag: str, path: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Which runs there are, how long they are, and their hyper-parameters."""
+    """Which runs to make, how long they are, and their hyper-parameters."""
 
     optimizers: tuple[str, ...] = option(
         ("badam", "blockllm"), "Methods, such as badam,blockllm, all, or package.module:Class."
@@ -46,12 +46,12 @@ class RunOptions:
     )
     hyperparameters: Mapping[str, Mapping[str, Any]] = option(
         {},
-        "Hyper-parameter; KEY=VALUE: of all.",
+        "Hyper-parameter; KEY=VALUE sets it for all methods.",
         flags=("--set",),
         metavar="METHOD.KEY=VALUE",
         parse=parse_hyperparameters,
     )
-    reference: bool = option(True, "Add adamw (the default).", flags=("--reference/--no-reference",))
+    reference: bool = option(True, "Also run adamw (the default).", flags=("--reference/--no-reference",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,39 +60,35 @@ class TrainingOptions:
 
     profile: str = option("demo", "demo (the default: small, offline) or paper (as published).", identifies="never")
     model: str = option("", "config:NAME (random weights), a hub id, a folder.", recorded=False, identifies="never")
-    tokenizer: str | None = option(None, "An id of the hub or a folder.", recorded=False, identifies="never")
+    tokenizer: str | None = option(None, "A hub id or a folder.", recorded=False, identifies="never")
     trust_remote_code: bool = option(
-        False, "Run code that comes with a model of the hub.", recorded=False, identifies="never"
+        False, "Run code that comes with a model on the hub.", recorded=False, identifies="never"
     )
     data: str = option("demo", "demo, hub, or a file or folder in the task's format.", identifies="never")
     options: Mapping[str, Any] = option(
-        {}, "Of the task, such as packing=true.", flags=("--option",), metavar="KEY=VALUE", parse=parse_options
+        {}, "Option of the task, such as packing=true.", flags=("--option",), metavar="KEY=VALUE", parse=parse_options
     )
-    batch_size: int = option(16, "Examples an update.", at_least=1, identifies="always")
-    sequence_length: int = option(128, "Tokens a sequence, at most.", at_least=1, identifies="always")
-    gradient_accumulation_steps: int = option(
-        1, "Micro-batches that a batch is split into.", at_least=1, identifies="always"
-    )
-    dtype: Literal["float32", "bfloat16"] = option(
-        "float32", "Of the weights: float32 or bfloat16.", identifies="always"
-    )
-    autocast: Literal["bfloat16"] | None = option(None, "bfloat16: compute in that dtype.", identifies="always")
+    batch_size: int = option(16, "Examples per update.", at_least=1, identifies="always")
+    sequence_length: int = option(128, "Most tokens in a sequence.", at_least=1, identifies="always")
+    gradient_accumulation_steps: int = option(1, "Micro-batches per batch.", at_least=1, identifies="always")
+    dtype: Literal["float32", "bfloat16"] = option("float32", "Weights: float32 or bfloat16.", identifies="always")
+    autocast: Literal["bfloat16"] | None = option(None, "bfloat16: compute in this dtype.", identifies="always")
     checkpointing: bool = option(
         False,
-        "Gradient checkpointing, of every layer.",
+        "Gradient checkpointing in every layer.",
         flags=("--checkpointing/--no-checkpointing",),
         record_as="gradient_checkpointing",
         identifies="always",
     )
     checkpointing_every: int = option(
-        1, "Checkpoint only every so manieth layer, from the first; the others keep their activations.", at_least=1
+        1, "Checkpoint only every Nth layer, starting with the first; the others keep their activations.", at_least=1
     )
     loss_chunks: int = option(
-        1, "Pieces of the sequence that the logits are computed in, one after the other (causal models).", at_least=1
+        1, "Compute the logits in this many pieces of the sequence, one after another (causal models).", at_least=1
     )
     offload_activations: bool = option(
         False,
-        "Keep activations in the host's memory until the backward pass needs them (on a GPU).",
+        "Keep activations in host memory until the backward pass needs them (on a GPU).",
         flags=("--offload-activations/--no-offload-activations",),
     )
     max_grad_norm: float | None = option(None, "Clip gradients to this norm.", more_than=0, identifies="always")
@@ -100,16 +96,16 @@ class TrainingOptions:
         "linear", "linear (the default), cosine or constant.", identifies="always"
     )
     warmup_fraction: float = option(
-        0.1, "Of the steps; {default} by default.", at_least=0, below=1, identifies="always"
+        0.1, "Share of the steps; {default} by default.", at_least=0, below=1, identifies="always"
     )
     final_fraction: float = option(
-        0.0, "Of the learning rate, where the schedule ends; {default:g} by default.", at_least=0, below=1
+        0.0, "Share of the learning rate at the end of the schedule; {default:g} by default.", at_least=0, below=1
     )
     evaluate_every: int | None = option(
-        None, "Steps between evaluations; by default at the end only.", at_least=1, identifies="always"
+        None, "Steps between evaluations; by default only at the end.", at_least=1, identifies="always"
     )
     evaluate_before: bool = option(
-        False, "Also before the first step.", flags=("--evaluate-before/--no-evaluate-before",)
+        False, "Also evaluate before the first step.", flags=("--evaluate-before/--no-evaluate-before",)
     )
 
 
@@ -118,12 +114,12 @@ class ExecutionOptions:
     """Where and how runs are carried out."""
 
     device: str = option("auto", "auto (the default), cpu, cuda, cuda:1.")
-    threads: int | None = option(None, "CPU threads of a run.", at_least=1)
-    out: str = option("runs", "Folder of the records; ./{default} by default.", check=writable_folder)
+    threads: int | None = option(None, "CPU threads per run.", at_least=1)
+    out: str = option("runs", "Folder for the records; ./{default} by default.", check=writable_folder)
     checkpoint_every: int = option(500, "Steps between checkpoints, {default} by default; 0 for none.", at_least=0)
-    retry: bool = option(False, "Make runs again that diverged or ran out of memory, too.")
-    quiet: bool = option(False, "No progress bar: one line a run.")
-    dry_run: bool = option(False, "Print what would be run, and run nothing.")
+    retry: bool = option(False, "Also repeat runs that diverged or ran out of memory.")
+    quiet: bool = option(False, "No progress bar: one line per run.")
+    dry_run: bool = option(False, "Print what would run, and run nothing.")
 
 
 @dataclass(frozen=True)
@@ -133,12 +129,12 @@ class WorkloadOptions:
     model: str = like(
         TrainingOptions, "model", help="A built-in configuration (llama3-8b), a config.json, a folder, a hub id."
     )
-    batch_size: int = like(TrainingOptions, "batch_size", default=1, help="Sequences a step; {default} by default.")
+    batch_size: int = like(TrainingOptions, "batch_size", default=1, help="Sequences per step; {default} by default.")
     sequence_length: int = like(
-        TrainingOptions, "sequence_length", default=512, help="Tokens a sequence; {default} by default."
+        TrainingOptions, "sequence_length", default=512, help="Tokens per sequence; {default} by default."
     )
     dtype: Literal["bfloat16", "float32", "float16"] = like(
-        TrainingOptions, "dtype", default="bfloat16", help="Of the weights: bfloat16 (the default), float32, float16."
+        TrainingOptions, "dtype", default="bfloat16", help="Weights: bfloat16 (the default), float32, float16."
     )
     checkpointing: bool = like(TrainingOptions, "checkpointing")
     checkpointing_every: int = like(TrainingOptions, "checkpointing_every")
@@ -150,13 +146,13 @@ class WorkloadOptions:
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What `membench evaluate` scores saved models on, and how."""
+    """On what `membench evaluate` scores saved models, and how."""
 
     tasks: tuple[str, ...] = option((), "Such as gsm8k,mmlu,hellaswag, or the harness's own names.")
     device: str = like(ExecutionOptions, "device")
-    limit: int | None = option(None, "Documents of each task; all by default.", at_least=1)
-    batch_size: int = option(8, "Sequences; {default} by default.", at_least=1)
-    fewshot: int | None = option(None, "Examples in the prompt; by default what each task says.", at_least=0)
-    chat_template: bool = option(False, "Ask as in a chat, by the tokenizer's template.")
-    run_code: bool = option(False, "Run code that the model wrote, on this machine: for humaneval and mbpp.")
-    include: str | None = option(None, "Folder of your own tasks in the harness's format.")
+    limit: int | None = option(None, "Documents per task; all by default.", at_least=1)
+    batch_size: int = option(8, "Sequences per batch; {default} by default.", at_least=1)
+    fewshot: int | None = option(None, "Examples in the prompt; by default each task's own number.", at_least=0)
+    chat_template: bool = option(False, "Use the tokenizer's chat template.")
+    run_code: bool = option(False, "Run code written by the model on this machine (humaneval, mbpp).")
+    include: str | None = option(None, "Folder with your own tasks in the harness's format.")

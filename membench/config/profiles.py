@@ -1,4 +1,4 @@
-"""Profiles: settings that belong together, a set for each family of tasks. What a user gives replaces their values."""
+"""Profiles: settings that belong together, one set per family of tasks. Values that a user gives replace theirs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,12 +12,12 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Profile:
-    """What to use where nothing is given.
+    """What to use where the user gives nothing.
 
     Attributes:
-        values: settings by name; they have a model and data.
+        values: settings by name, including a model and data.
         note: what its results are about, in a sentence.
-        of_model: what differs for some models, by their names.
+        of_model: what differs for some models, by name.
     """
 
     values: Values
@@ -29,15 +29,15 @@ _MUON = {"ns_dtype": "float32"}  # demos run on CPUs, few of which compute in bf
 _BADAM = {"lr": 1e-5, "weight_decay": 0.01}
 
 SUPERGLUE = {
-    # Small and offline: a tiny encoder with random weights on data that our own code makes up.
+    # Small and offline: a tiny encoder with random weights on data made up by our own code.
     "demo": Profile(
         {
             "model": "config:roberta-tiny",
             "data": "demo",
             "steps": 120,
             "batch_size": 16,
-            "sequence_length": 32,  # holds every text of the demo
-            # so few steps must visit all blocks and see the loss stall more than once
+            "sequence_length": 32,  # enough for every text of the demo
+            # these few steps must visit all blocks and see the loss stall more than once
             "hyperparameters": {
                 "badam": {"switch_every": 10},
                 "blockllm": {"sparsity": 0.7, "patience": 20},
@@ -68,7 +68,7 @@ SUPERGLUE = {
     ),
 }
 
-# So few steps must visit all blocks, change subspaces and see the loss stall more than once.
+# These few steps must visit all blocks, change subspaces and see the loss stall more than once.
 _TINY_LANGUAGE: Values = {
     "model": "config:llama-tiny",
     "data": "demo",
@@ -90,7 +90,7 @@ _TINY_NOTE = (
 
 
 def _galore(steps: int, rank: int, micro_batches: int, lr: float) -> Values:
-    """A size of GaLore's Table 2; the rate of full training is to be chosen among .01, .005, .001, .0005 and .0001."""
+    """A size of GaLore's Table 2; the rate of full training has to be chosen from .01, .005, .001, .0005 and .0001."""
     low_rank = {"rank": rank, "lr": lr}
     return {
         "steps": steps,
@@ -121,8 +121,8 @@ C4 = {
             "options": {"validation_tokens": 10_000_000},
             **_galore(10_000, 128, 4, 1e-3),
         },
-        "LLaMA pretrained on C4 by GaLore's protocol (Table 2): tokens, schedule, ranks; of its five rates the "
-        "likeliest, where the paper takes the best.",
+        "LLaMA pretrained on C4 with GaLore's protocol (Table 2): tokens, schedule, ranks; the likeliest of its five "
+        "rates, where the paper takes the best.",
         of_model={
             "config:llama-60m": _galore(10_000, 128, 4, 1e-3),
             "config:llama-130m": _galore(20_000, 256, 8, 1e-3),
@@ -134,7 +134,7 @@ C4 = {
 
 
 def _badam_tuning(lora_rank: int, micro_batches: int) -> Values:
-    """Of BAdam's Tables 2 and 5: 1e-6 is the rate it takes for Llama 3-8B, and one of two for Llama 2-7B."""
+    """From BAdam's Tables 2 and 5: 1e-6 is its rate for Llama 3-8B, and one of two for Llama 2-7B."""
     shared = {"lr": 1e-6, "weight_decay": 0.01}
     return {
         "gradient_accumulation_steps": micro_batches,
@@ -165,7 +165,7 @@ INSTRUCT = {
             "evaluate_before": True,
             **_badam_tuning(8, 8),
         },
-        "Llama on Alpaca-GPT4 by BAdam's protocol (Tables 2 and 5).",
+        "Llama on Alpaca-GPT4 with BAdam's protocol (Tables 2 and 5).",
         of_model={
             "meta-llama/Meta-Llama-3-8B": _badam_tuning(8, 8),
             "meta-llama/Llama-2-7b-hf": _badam_tuning(100, 2),
@@ -184,25 +184,25 @@ FAMILIES: dict[str, dict[str, Profile]] = {"superglue": SUPERGLUE, "c4": C4, "cl
 
 
 def family(tasks: Iterable[str]) -> str:
-    """The family that tasks (`family/task` or `family`) belong to.
+    """The family to which tasks (`family/task` or `family`) belong.
 
     Raises:
-        UserError: they are of several.
+        UserError: they belong to several.
     """
     names = list(dict.fromkeys(task.partition("/")[0] for task in tasks))
     if len(names) > 1:
         raise UserError(
-            f"--task: {' and '.join(names)} are different kinds of work, with models and rates of their own: "
-            "compare on one after the other (in the same --out, if you like)"
+            f"--task: {' and '.join(names)} belong to different task families: run one comparison per family "
+            "(they may share --out)"
         )
     return names[0] if names else ""
 
 
 def choose(tasks: Iterable[str], name: str) -> Profile:
-    """A family's profile; families without any (a user's own) have SuperGLUE's.
+    """A family's profile; families without one (a user's own) have SuperGLUE's.
 
     Raises:
-        UserError: there is no profile of that name, or the tasks are of several families.
+        UserError: there is no profile with that name, or the tasks belong to several families.
     """
     profiles = FAMILIES.get(family(tasks), SUPERGLUE)
     if name not in profiles:
@@ -215,4 +215,6 @@ def note(tasks: Iterable[str], name: str, model: str, data: str) -> str:
     profile = choose(tasks, name)
     if data == profile.values["data"] and (model == profile.values["model"] or model in profile.of_model):
         return f"profile {name}: {profile.note}"
-    return f"profile {name} on another model or other data: what wasn't given (steps, sizes) is the profile's."
+    return (
+        f"profile {name} on another model or other data: settings that weren't given (steps, sizes) are the profile's."
+    )

@@ -1,4 +1,4 @@
-"""A run and the training that all runs of a comparison share: plain data, cheap to import."""
+"""A run, and the training shared by all runs of a comparison: plain data, cheap to import."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from membench.config.options import TrainingOptions
 
 @dataclass(frozen=True, kw_only=True)
 class Training(TrainingOptions):
-    """What every method of a comparison shares, resolved."""
+    """What all methods of a comparison share, resolved."""
 
-    steps: int  # 0: not known, since the task can't be made
+    steps: int  # 0: unknown, since the task can't be built
     weights: str = "random"
 
     @classmethod
@@ -33,7 +33,7 @@ class Training(TrainingOptions):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes it another training; without later additions that aren't used."""
+        """What distinguishes it from other trainings; without later additions that aren't used."""
         values = {"steps": self.steps, "weights": self.weights}
         for name, one in declared(self).items():
             kind, value = one.option.identifies, getattr(self, name)
@@ -48,7 +48,7 @@ class Training(TrainingOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One method on one task with one seed: all that a process needs to carry it out."""
+    """One method on one task with one seed: everything that a process needs to carry it out."""
 
     run_id: str
     task: str
@@ -59,4 +59,4 @@ class Run:
     device: str
     threads: int
     environment: dict[str, Any]  # what a record says about where it was made
-    refused: str | None = None  # why it can't be made, of a method or task that can't work with this model
+    refused: str | None = None  # why it can't be made, if the method or task can't work with this model

@@ -1,4 +1,4 @@
-"""What a user asked for: command line over --config file over profile over defaults, checked before anything runs."""
+"""What the user asked for: command line over --config file over profile over defaults, checked before anything runs."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,16 +17,16 @@ from reports.names import suggestion
 class Settings(ExecutionOptions, TrainingOptions, RunOptions):
     """Everything that can be set; the names are those of the options and of the keys of a --config file."""
 
-    save: str | None = option(None, "Folder for the trained models, as transformers saves them.", check=writable_folder)
+    save: str | None = option(None, "Folder for the trained models, in transformers' format.", check=writable_folder)
 
 
-_KEYS = [name for name in declared(Settings) if name != "hyperparameters"]  # of a file, which has a table a method
+_KEYS = [name for name in declared(Settings) if name != "hyperparameters"]  # of a file, which has a table per method
 
 
 def resolve(given: Mapping[str, Any], config: str | None = None, content: dict[str, Any] | None = None) -> Settings:
     """The settings from what was `given` on the command line and a --config file.
 
-    `content` is that of the file, where it has been read already.
+    `content` is the file's, if it has already been read.
 
     Raises:
         UserError: an unknown key, a value of the wrong type or out of range, an unreadable file.
@@ -47,8 +47,8 @@ def resolve(given: Mapping[str, Any], config: str | None = None, content: dict[s
 
 
 def _overlay(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` wins; hyper-parameters one by one, and what it says of all methods over what `below` says of one; steps
-    and epochs replace each other."""
+    """`above` wins; hyper-parameters are merged one by one, and its values for all methods win over `below`'s for one;
+    steps and epochs replace each other."""
     if "steps" in above and "epochs" in above:
         raise UserError("give either steps or epochs, not both")
     if "steps" in above or "epochs" in above:
@@ -62,7 +62,7 @@ def _overlay(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_toml(path: str, option: str = "") -> dict[str, Any]:
-    """The content of a TOML file; raises UserError, with the `option` that named the file, where there is none."""
+    """The content of a TOML file; raises UserError, with the `option` that named the file, if it can't be read."""
     try:
         return files.read_toml(path)
     except ValueError as error:
@@ -70,7 +70,7 @@ def read_toml(path: str, option: str = "") -> dict[str, Any]:
 
 
 def _options_of(content: dict[str, Any], path: str) -> dict[str, Any]:
-    """Of a file's content: options as keys (with _ or -), a table per method for its hyper-parameters."""
+    """Values from a file's content: options as keys (with _ or -), a table per method for its hyper-parameters."""
     options_of_task = content.get("options", {})
     content = {key: value for key, value in content.items() if key != "options"}
     methods = {key: value for key, value in content.items() if isinstance(value, dict)}
@@ -87,6 +87,6 @@ def _check(settings: Settings) -> None:
     hold_to_bounds(settings)
     if settings.batch_size % settings.gradient_accumulation_steps:
         raise UserError(
-            f"--batch-size {settings.batch_size} (examples an update) can't be split into "
+            f"--batch-size {settings.batch_size} (examples per update) can't be split into "
             f"{settings.gradient_accumulation_steps} equal micro-batches: choose a multiple"
         )

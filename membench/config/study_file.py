@@ -1,4 +1,4 @@
-"""A study's file: the options of a comparison, several models, grids to tune on, budgets of memory."""
+"""A study's file: the options of a comparison, several models, tuning grids, memory budgets."""
 
 import itertools
 import random
@@ -13,21 +13,21 @@ from membench.config.units import parse_bytes
 Values = dict[str, Any]  # of hyper-parameters
 
 _OWN = ("models", "tune", "memory")
-_OF_TUNE = ("budget", "seed")  # beside hyper-parameters
+_OF_TUNE = ("budget", "seed")  # besides hyper-parameters
 
 
 @dataclass(frozen=True)
 class Study:
-    """What to run. `grids` has the values to try of each method; of the others under an empty name."""
+    """What to run. `grids` has the values to try for each method; under an empty name, those for all other methods."""
 
-    settings: tuple[Settings, ...]  # one a model
+    settings: tuple[Settings, ...]  # one per model
     grids: Mapping[str, Mapping[str, Sequence[Any]]]
     budget: int  # trials of each method on each task; 0: nothing is tuned
-    tuning_seed: int  # none of the seeds that count
+    tuning_seed: int  # not one of the seeds that count
     memory_bytes: tuple[int, ...]
 
     def trials(self, method: str) -> list[Values]:
-        """The values of each of a method's trials: its whole grid, or a spread-out part of one larger than the budget.
+        """The values for each of a method's trials: its whole grid, or a spread-out part if it exceeds the budget.
 
         Raises:
             UserError: the grid has fewer points than the budget, which is the same for all methods.
@@ -35,24 +35,24 @@ class Study:
         grid = next((self.grids[name] for name in (method, _base(method), "") if name in self.grids), {})
         if not grid:
             raise UserError(
-                f"{method} has nothing to tune: give [{method}] a tune = {{lr = [...]}}, or all methods a [tune]"
+                f"{method} has nothing to tune: add tune = {{lr = [...]}} to [{method}], or a [tune] for all methods"
             )
         points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
         if len(points) < self.budget:
             raise UserError(
-                f"{method}: its grid has {len(points)} points, but each method is tuned on {self.budget}: add values, "
-                "or lower tune's budget"
+                f"{method}: its grid has {len(points)} points, but each method is tuned with {self.budget} trials: add "
+                "values, or lower tune's budget"
             )
         return [points[index] for index in _spread(points, self.budget, random.Random(method))]
 
 
 def _base(method: str) -> str:
-    """`lora` of `lora:rank=16`, without importing what knows the methods."""
+    """`lora` from `lora:rank=16`, without importing the registry of methods."""
     return ":".join(itertools.takewhile(lambda part: "=" not in part, method.split(":")))
 
 
 def _spread(points: list[Values], count: int, rng: random.Random) -> list[int]:
-    """So many points at random, that together have as many of the values as any of a hundred such draws."""
+    """`count` random points: of a hundred draws, the one that covers the most values."""
 
     def covered(draw: list[int]) -> int:
         return len({f"{key}={value}" for index in draw for key, value in points[index].items()})
@@ -62,10 +62,10 @@ def _spread(points: list[Values], count: int, rng: random.Random) -> list[int]:
 
 
 def load(path: str, given: Mapping[str, Any]) -> Study:
-    """Read a study; `given` are options of the command line, which replace the file's.
+    """Read a study; `given` are options from the command line, which replace the file's.
 
     Raises:
-        UserError: the file can't be read, or has a key or a value that means nothing.
+        UserError: the file can't be read, or has an invalid key or value.
     """
     content = read_toml(path)
     own = {key: content.pop(key) for key in _OWN if key in content}
@@ -101,7 +101,7 @@ def _grid(table: Any, path: str, name: str) -> dict[str, list[Any]]:
         raise UserError(f"{path}: {name} must be a table such as {{lr = [1e-4, 1e-3]}}, not {table!r}")
     for key, values in table.items():
         if key in _OF_TUNE and name != "tune":
-            raise UserError(f"{path}: {name}.{key}: it is the same for all methods; write it into [tune]")
+            raise UserError(f"{path}: {name}.{key} must be the same for all methods: move it to [tune]")
         if not isinstance(values, list) or not values:
             raise UserError(f"{path}: {name}.{key} must be a list of values to try, not {values!r}")
     return table
@@ -121,7 +121,7 @@ def _memory(path: str, sizes: Any) -> tuple[int, ...]:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """`2/8` as (2, 8). Raises UserError if it isn't one of so many parts."""
+    """`2/8` as (2, 8). Raises UserError if there is no such part."""
     number, _, count = text.partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise UserError(f"--shard {text}: write PART/PARTS, such as 2/8")

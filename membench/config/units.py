@@ -11,12 +11,12 @@ def parse_bytes(text: str) -> int:
     """Bytes of "24GiB", "24 GB", "80000MB" or a plain number.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: it isn't any of these.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text, re.IGNORECASE)
     if match is None or match[2].lower() not in _UNITS:
         raise ValueError(f"{text}: give a number and a unit, such as 24GiB (2^30 bytes each) or 24GB (10^9)")
     size = int(float(match[1]) * _UNITS[match[2].lower()])
     if not size:
-        raise ValueError(f"{text} is nothing: give more than 0 bytes")
+        raise ValueError(f"{text} is too small: give more than 0 bytes")
     return size

@@ -1,4 +1,4 @@
-"""Values that users write, as text or TOML, turned into what an annotation asks for."""
+"""Values that users write, as text or TOML, converted to what an annotation asks for."""
 
 import ast
 import inspect
@@ -11,7 +11,7 @@ _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def parse(text: str) -> Any:
-    """The value that `text` means: 50, 1e-5, true, none, 0.9,0.95; anything else is a text."""
+    """The value that `text` means: 50, 1e-5, true, none, 0.9,0.95; anything else is a string."""
     if text.strip().lower() in _CONSTANTS:
         return _CONSTANTS[text.strip().lower()]
     try:
@@ -21,10 +21,10 @@ def parse(text: str) -> Any:
 
 
 def convert(value: Any, annotation: Any) -> Any:
-    """`value` as `annotation` wants it: a whole number becomes a float, a list or a single item a tuple.
+    """Convert `value` to `annotation`: a whole number becomes a float, a list or a single item a tuple.
 
     Raises:
-        TypeError: it can't be; the message says what it must be ("a whole number or none").
+        TypeError: that's impossible; the message says what it must be ("a whole number or none").
     """
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -93,9 +93,9 @@ def _parsed(item: Any) -> Any:
 
 
 def annotations(function: Any) -> dict[str, Any]:
-    """Parameter annotations of a class or function; none where a name in them can't be resolved."""
+    """Parameter annotations of a class or function; none if a name in them can't be resolved."""
     try:
         signature = inspect.signature(function, eval_str=True)
-    except NameError:  # imported for type checkers only: such a method's values are checked by itself
+    except NameError:  # imported for type checkers only: such a method checks its values itself
         return {}
     return {name: parameter.annotation for name, parameter in signature.parameters.items()}

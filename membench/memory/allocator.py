@@ -2,10 +2,10 @@
 
 The rules, with default settings: a request is rounded up to 512 bytes. One of at most 1 MiB is served from segments of
 2 MiB, a larger one below 10 MiB from segments of 20 MiB, and any other gets a segment of its size, rounded up to 2 MiB.
-The smallest free block that is large enough is taken, of equals the one at the lowest address; what is left of it
-becomes a block of its own if that is at least 512 bytes (small requests) or more than 1 MiB (others). A freed block is
-merged with free neighbours in its segment. Segments are never given back (the real allocator does so only when the GPU
-is full), so what is reserved only grows.
+The smallest free block that is large enough is used (of equal ones, that at the lowest address); the remainder becomes
+a separate block if it is at least 512 bytes (small requests) or more than 1 MiB (others). A freed block is merged with
+free neighbours in its segment. Segments are never returned (the real allocator does so only when the GPU is full), so
+the reserved memory only grows.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ LARGE_SEGMENT_BYTES = 20 * MIB
 OWN_SEGMENT_BYTES = 10 * MIB
 ROUND_SEGMENT_BYTES = 2 * MIB
 
-# What a CUDA process holds beside its tensors: the context, loaded kernels, the workspace of cuBLAS. It depends on the
-# GPU and the driver; this is a round figure for data-centre GPUs of 2020 to 2024.
+# What a CUDA process holds besides its tensors: the context, loaded kernels, cuBLAS's workspace. It depends on the GPU
+# and the driver; this is a round figure for data-centre GPUs of 2020 to 2024.
 CUDA_CONTEXT_BYTES = 512 * MIB
 
 
@@ -56,7 +56,7 @@ class Pool:
         del self._blocks[block.address]
 
     def take(self, size: int) -> Block | None:
-        """The smallest block of at least `size` bytes, no longer free; None if there is none."""
+        """Take the smallest free block of at least `size` bytes; None if there is none."""
         place = bisect_left(self._keys, (size, 0))
         if place == len(self._keys):
             return None
@@ -73,7 +73,7 @@ class CachingAllocator:
         self._small, self._large = Pool(), Pool()
 
     def allocate(self, size: int) -> Block:
-        """A block of at least `size` bytes."""
+        """Allocate a block of at least `size` bytes."""
         size = max(-(-size // ROUND_BYTES) * ROUND_BYTES, ROUND_BYTES)
         pool = self._small if size <= SMALL_REQUEST_BYTES else self._large
         block = pool.take(size) or self._new_segment(size, pool)
@@ -83,7 +83,7 @@ class CachingAllocator:
         return block
 
     def free(self, block: Block) -> None:
-        """Gives a block back, merged with its free neighbours."""
+        """Free a block, merging it with its free neighbours."""
         pool = block.pool
         for neighbour in (block.previous, block.next):
             if neighbour is not None and neighbour.free:
@@ -106,7 +106,7 @@ class CachingAllocator:
 
 
 def segment_bytes(size: int) -> int:
-    """What is asked of the driver when no free block holds `size` bytes."""
+    """How much is requested from the driver when no free block holds `size` bytes."""
     if size <= SMALL_REQUEST_BYTES:
         return SMALL_SEGMENT_BYTES
     if size < OWN_SEGMENT_BYTES:
@@ -115,7 +115,7 @@ def segment_bytes(size: int) -> int:
 
 
 def estimate_reserved_bytes(trace: Trace) -> int:
-    """What PyTorch would have reserved on a GPU at the end of the trace, which is the most that it ever has."""
+    """What PyTorch would have reserved on a GPU at the end of the trace, which is also its maximum."""
     allocator = CachingAllocator()
     blocks: dict[int, Block] = {}
     for event in trace.events:

@@ -1,4 +1,4 @@
-"""Where the memory goes: from a trace to the peak, its parts, and who holds them."""
+"""Where the memory goes: from a trace to the peak, its parts, and what holds them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def summarize(trace: Trace, model: nn.Module) -> dict[str, Any]:
     """The report on a trace of `model`'s training steps.
 
     Returns:
-        peak_allocated_bytes: the most that was there at once, as asked for (not rounded as an allocator would).
+        peak_allocated_bytes: the most that was held at once, as requested (without an allocator's rounding).
         at_peak: the parts (`reports.parts`) at that moment; they add up to it.
-        maximum: the same, each at its own maximum; they don't add up.
-        peak_phase: the phase of the peak: "forward", "backward", "update", "switch", or "" outside of all.
+        maximum: the parts, each at its own maximum; they don't add up.
+        peak_phase: the phase of the peak: "forward", "backward", "update", "switch", or "" outside all phases.
         peak_module: the module that holds most at the peak, without what its children hold.
-        peak_selection: what was trained then, or None for a method without a choice.
+        peak_selection: what was being trained at the peak, or None for a method without a choice.
         estimated_reserved_bytes: what PyTorch's allocator would reserve for it on a GPU; see `allocator`.
         selections: a list of {"selection", "peak_allocated_bytes"}, in the order of training.
-        components: the parts at the peak of each of the `COMPONENTS`.
-        modules: the parts at the peak of each module, without what its children hold ("" is the model itself and the
+        components: the parts at the peak for each of the `COMPONENTS`.
+        modules: the parts at the peak for each module, without what its children hold ("" is the model itself and the
             loss; "(inputs)" and "(optimizer)" belong to no module).
     """
     peaks, maximum = find_peaks(trace)
@@ -92,7 +92,7 @@ def alive_at(trace: Trace, moment: int) -> list[int]:
 
 
 def _group(trace: Trace, allocations: Iterable[int], key: Sequence[Hashable]) -> dict[Any, Sizes]:
-    """The parts of `allocations`, summed by `key`, which has one entry an allocation."""
+    """The parts of `allocations`, summed by `key`, which has one entry per allocation."""
     groups: dict[Any, Sizes] = {}
     for index in allocations:
         groups.setdefault(key[index], _nothing())[FIELDS[trace.parts[index]]] += trace.sizes[index]

@@ -1,4 +1,4 @@
-"""Which component of a transformer a module belongs to, by the classes and the tree of its modules."""
+"""The component of a transformer to which a module belongs, by the classes and tree of its modules."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from torch import nn
 
 COMPONENTS = ("embeddings", "attention", "mlp", "norms", "head", "other")
 
-# What the name of a module's class says about it and all within: the first that fits.
+# What the class name of a module implies for it and everything within; the first match counts.
 _WORDS = {"norm": "norms", "embed": "embeddings", "attention": "attention", "attn": "attention", "mlp": "mlp"}
 
 
 def classify(model: nn.Module) -> dict[str, str]:
     """The component of each module of `model`, by the module's name.
 
-    Norms, embeddings, attention and MLPs are known by their classes. Of the rest, what lies within a block (an element
-    of a `ModuleList`) is MLP, what comes before the blocks is embeddings, and what comes after them is the head,
-    with the work of the module that holds it: the logits and the loss. The own work of blocks (residual sums) and
-    of what contains them is "other", and so is all that is left in a model without blocks.
+    Norms, embeddings, attention and MLPs are recognised by their classes. Of the rest, whatever is in a block (an
+    element of a `ModuleList`) counts as MLP, what precedes the blocks as embeddings, and what follows them as head,
+    together with what the module that holds it computes: the logits and the loss. What blocks and the modules that
+    contain them compute themselves (residual sums) is "other", and so is the rest of a model without blocks.
     """
     found: dict[str, str] = {}
     if _has_blocks(model):
@@ -28,7 +28,7 @@ def classify(model: nn.Module) -> dict[str, str]:
 
 
 def _visit(module: nn.Module, name: str, rest: str, found: dict[str, str]) -> str:
-    """Classifies a module outside of blocks, where the unnamed are `rest`; returns what they are after it."""
+    """Classify a module outside blocks, where unrecognised ones are `rest`; returns what they are after it."""
     if isinstance(module, nn.ModuleList):
         found[name] = "other"
         for index, block in module.named_children():
@@ -47,7 +47,7 @@ def _visit(module: nn.Module, name: str, rest: str, found: dict[str, str]) -> st
 
 
 def _visit_block(block: nn.Module, name: str, found: dict[str, str]) -> None:
-    """Classifies a block, or a part of one that has attention somewhere within."""
+    """Classify a block, or a part of one that contains attention."""
     found[name] = "other"
     for child_name, child in block.named_children():
         path = _join(name, child_name)
@@ -58,7 +58,7 @@ def _visit_block(block: nn.Module, name: str, found: dict[str, str]) -> None:
 
 
 def _paint(module: nn.Module, name: str, component: str, found: dict[str, str]) -> None:
-    """Gives a module and all within its class's component, or else this one; norms are norms wherever they are."""
+    """Assign a module and everything in it to its class's component, or else to this one; norms always stay norms."""
     own = _by_class(module)
     found[name] = own or component
     within = component if own in (None, "norms") else own

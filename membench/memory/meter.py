@@ -1,4 +1,4 @@
-"""The memory meter: every allocation of a training step, sorted by what it is for, exact to the byte on any device."""
+"""The memory meter: every allocation of a training step, sorted by purpose, exact to the byte on any device."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ current_node = torch._C._current_autograd_node
 
 
 class MemoryMeter(TorchDispatchMode):
-    """Sees the output of every operation while it is entered, and when the storage behind it is freed.
+    """While entered, sees the output of every operation, and when the storage behind it is freed.
 
-    A storage is counted once, however many views it has, and lives as long as the last of them. It is sorted by what
-    becomes of it, from its birth on:
+    A storage is counted once, however many views it has, and lives as long as the last of them. It is sorted, from its
+    birth on, by what becomes of it:
 
     - weights: parameters and buffers of the model;
     - gradients: what autograd accumulates into a parameter's `.grad`, whoever frees it and when;
-    - optimizer state: tensors in `optimizer.state`, fp32 masters among them;
-    - activations: made in the forward phase, or when a checkpointed segment is computed again, and still there at its
-      end: autograd keeps it for the backward pass. The inputs of a step (`hold`) count too;
+    - optimizer state: tensors in `optimizer.state`, including fp32 masters;
+    - activations: made in the forward phase, or when a checkpointed segment is recomputed, and still alive at its end:
+      autograd keeps it for the backward pass. The inputs of a step (`hold`) count too;
     - temporaries: everything else.
 
-    What is allocated outside of any phase (data, evaluation) isn't seen until it turns up in the model or optimizer.
-    Only the device of the model's first parameter counts (by type: all its GPUs together). Works alike on real tensors
-    and on fake ones (enter the `FakeTensorMode` first), and with re-entrant and non-re-entrant checkpointing. It
-    computes nothing itself, so the weights after a metered step are those after any other, to the last bit.
+    What is allocated outside any phase (data, evaluation) isn't seen until it turns up in the model or optimizer. Only
+    the device of the model's first parameter counts (by type: all its GPUs together). Works the same on real tensors
+    and fake ones (enter the `FakeTensorMode` first), and with re-entrant and non-re-entrant checkpointing. It computes
+    nothing itself, so the weights after a metered step are those after an unmetered one, to the last bit.
 
     What it can't see: the workspace that a kernel allocates and frees inside one operation (SVD, QR, convolutions,
-    cuBLAS), and what an allocator adds by rounding (`allocator.py` estimates that). Some of torch's
-    operations avoid working in place while any dispatch mode is on, which can add a temporary of one tensor's size.
-    Python's garbage collector is held back, and run before each forward phase, so that two runs agree to the byte.
+    cuBLAS), and what an allocator adds by rounding (`allocator.py` estimates that). Some torch operations avoid working
+    in place while any dispatch mode is on, which can add a temporary of one tensor's size. Python's garbage collector
+    is disabled, and run before each forward phase, so that two runs agree to the byte.
 
     Args:
-        model: the model that is trained.
-        optimizer: its optimizer. What `after_step` and `advance` allocate falls into the phase "switch".
+        model: the model being trained.
+        optimizer: its optimizer. What `after_step` and `advance` allocate belongs to the phase "switch".
 
     Raises:
         ValueError: the model has no parameters.
@@ -91,7 +91,7 @@ class MemoryMeter(TorchDispatchMode):
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """What is allocated inside belongs to the phase `name`: "forward", "backward", "update" or "switch"."""
+        """Allocations within this context belong to the phase `name`: "forward", "backward", "update" or "switch"."""
         if name == "forward":
             gc.collect(1)
         outer, self._phase = self._phase, name
@@ -105,7 +105,7 @@ class MemoryMeter(TorchDispatchMode):
 
     @contextmanager
     def hold(self, inputs: Any) -> Iterator[None]:
-        """Counts the tensors in `inputs` (nested in mappings and sequences) among the activations while inside."""
+        """Within this context, count the tensors in `inputs` (nested in mappings and sequences) as activations."""
         first = len(self.trace.sizes)
         for tensor in _tensors(inputs):
             self._assign(tensor, ACTIVATIONS, INPUTS)
@@ -115,7 +115,7 @@ class MemoryMeter(TorchDispatchMode):
             self._freed(watch)
 
     def report(self) -> dict[str, Any]:
-        """The peak and where it falls; see `breakdown.summarize`."""
+        """The peak and where it occurs; see `breakdown.summarize`."""
         return summarize(self.trace, self.model)
 
     # ---- each operation
@@ -133,7 +133,7 @@ class MemoryMeter(TorchDispatchMode):
         return result
 
     def _is_gradient(self, result: Any, node: Any) -> bool:
-        """Is it what autograd accumulates: the first of the parameter's shape, before hooks on the parameter run?"""
+        """Is it what autograd accumulates: the first of the parameter's shape, before the parameter's hooks run?"""
         if not isinstance(node, AccumulateGrad) or not self._modules.owns(node.variable):
             self._leaf = None
             return False
@@ -143,7 +143,7 @@ class MemoryMeter(TorchDispatchMode):
         return True
 
     def _see(self, tensor: Tensor, node: Any = None) -> list[int]:
-        """The allocations behind a tensor (several for a wrapper or a sparse tensor), noted where they are new."""
+        """The allocations behind a tensor (several for a wrapper or a sparse tensor); new ones are noted."""
         if tensor.device.type != self._device:
             return []
         return [self._allocation(storage, node) for storage in _storages(tensor) if storage.nbytes()]
@@ -171,13 +171,13 @@ class MemoryMeter(TorchDispatchMode):
         return index
 
     def _is_computing_activations(self) -> bool:
-        """In the forward phase, or where the backward pass computes a checkpointed segment again."""
+        """Is this the forward phase, or a checkpointed segment being recomputed in the backward pass?"""
         if self._phase != "backward":
             return self._phase == "forward"
         return self._modules.inside() or (torch.is_grad_enabled() and current_node() is not None)
 
     def _end_segment(self) -> None:
-        """What a forward computation leaves behind when it ends is kept for the backward pass."""
+        """Whatever a forward computation leaves behind at its end is kept for the backward pass."""
         trace = self.trace
         for index in self._segment:
             if not trace.freed[index] and trace.parts[index] == TEMPORARIES:
@@ -188,10 +188,10 @@ class MemoryMeter(TorchDispatchMode):
         del self._alive[watch.key]
         self.trace.free(watch.index)
 
-    # ---- what is there between operations
+    # ---- what exists between operations
 
     def _scan(self, buffers: Iterable[tuple[str, Tensor]] = ()) -> None:
-        """Finds weights, gradients and optimizer state, the new ones among what was seen being allocated."""
+        """Find weights, gradients and optimizer state, including new ones among the allocations seen."""
         for parameter, module in self._owned:
             self._assign(parameter, WEIGHTS, module)
             if parameter.grad is not None:
@@ -213,7 +213,7 @@ class MemoryMeter(TorchDispatchMode):
             self.trace.selections.append((len(self.trace.events), selection))
 
     def _meter_switching(self, optimizer: MemoryEfficientOptimizer, cleanup: ExitStack) -> None:
-        """Makes what selects a phase of its own, on this one optimizer, until the meter is left."""
+        """Give selection its own phase, on this one optimizer, until the meter is exited."""
         for name in ("after_step", "advance", "worst_case"):
             setattr(optimizer, name, self._as_switch(getattr(optimizer, name)))
             cleanup.callback(delattr, optimizer, name)
@@ -230,7 +230,7 @@ class MemoryMeter(TorchDispatchMode):
 
 
 class _Watch(weakref.ref[torch.UntypedStorage]):
-    """A weak reference to a storage that knows its allocation; torch keeps the Python object as long as the storage."""
+    """A weak reference from a storage to its allocation; torch keeps the Python object as long as the storage."""
 
     __slots__ = ("index", "key")
     index: int
@@ -239,7 +239,7 @@ class _Watch(weakref.ref[torch.UntypedStorage]):
 
 @cache
 def _only_aliases(func: Any) -> bool:
-    """Does an operation return nothing but views of its arguments, so that nothing new can come of it?"""
+    """Does an operation return only views of its arguments, so that nothing new can come from it?"""
     name, returns = func._schema.name, func._schema.returns
     may_resize = "out" in func._overloadname or name in ("aten::resize_", "aten::resize_as_", "aten::set_")
     return not may_resize and all(value.alias_info is not None for value in returns)
@@ -258,7 +258,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _storages(tensor: Tensor) -> Iterator[torch.UntypedStorage]:
-    """The storages of a tensor: one, or those of what a wrapper or a sparse tensor is made of."""
+    """The storages of a tensor: one, or those of the tensors inside a wrapper or sparse tensor."""
     if is_traceable_wrapper_subclass(tensor):
         for name in tensor.__tensor_flatten__()[0]:
             yield from _storages(getattr(tensor, name))

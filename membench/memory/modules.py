@@ -1,4 +1,4 @@
-"""Which module of a model is at work, in the forward pass, in the backward pass, or nowhere."""
+"""Which module of a model is running, in the forward or the backward pass, if any."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from membench.memory.trace import OPTIMIZER, ROOT
 
-# Autograd's node that adds to a leaf's `.grad`; the leaf is its `variable`.
+# Autograd's node that accumulates into a leaf's `.grad`; the leaf is its `variable`.
 AccumulateGrad: Any = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
 
 
 class ModuleTracker:
     """Follows forward passes by two hooks on all modules, and backward passes by the numbers of autograd's nodes.
 
-    Autograd numbers its nodes as it makes them, so the number of a node tells which module was at work then.
+    Autograd numbers its nodes as it creates them, so a node's number tells which module was running at that time.
     """
 
     def __init__(self, model: nn.Module):
@@ -27,7 +27,7 @@ class ModuleTracker:
         for name, p in model.named_parameters():
             self._owners[id(p)] = name.rpartition(".")[0]
         self._stack: list[str] = []
-        self._numbers: list[int] = [0]  # from this number on, autograd's nodes are made
+        self._numbers: list[int] = [0]  # from this number on, autograd's nodes were made
         self._makers: list[str] = [ROOT]  # by this module
         self._handles: list[Any] = []
 
@@ -43,19 +43,19 @@ class ModuleTracker:
             handle.remove()
 
     def owner(self, p: Tensor) -> str:
-        """The module that a parameter belongs to; of a tied one, the first."""
+        """The module to which a parameter belongs; the first, if it is tied."""
         return self._owners.get(id(p), ROOT)
 
     def owns(self, leaf: Tensor) -> bool:
-        """Is it a parameter of the model, and not an input that was made to require gradients?"""
+        """Is it a parameter of the model, rather than an input that was made to require gradients?"""
         return id(leaf) in self._owners
 
     def inside(self) -> bool:
-        """Is a module's forward at work?"""
+        """Is a module's forward running?"""
         return bool(self._stack)
 
     def current(self, node: Any, phase: str) -> str:
-        """The module at work, where `node` is autograd's node that runs now, or None."""
+        """The module that is running; `node` is the autograd node being executed, or None."""
         if self._stack:
             return self._stack[-1]
         if node is None:

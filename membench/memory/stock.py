@@ -1,4 +1,4 @@
-"""Any `torch.optim.Optimizer` behind the interface of the training loop, so that others' optimizers can be metered."""
+"""Any `torch.optim.Optimizer` behind the training loop's interface, so that third-party optimizers can be metered."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class StockOptimizer:
     """An optimizer that trains all its parameters at once, after the backward pass.
 
     Args:
-        optimizer: does the work; its state and its groups are seen through.
+        optimizer: does the work; its state and groups are exposed.
     """
 
     in_backward = asks_losses = False
@@ -31,7 +31,7 @@ class StockOptimizer:
 
     @property
     def trainable(self) -> list[nn.Parameter]:
-        """The parameters that are trained."""
+        """The parameters being trained."""
         return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
 
     def backward(self, loss: Tensor) -> None:

@@ -7,21 +7,21 @@ from dataclasses import dataclass, field
 
 from reports.parts import ACTIVATIONS, TEMPORARIES
 
-# Where an allocation belongs that no module of the model made.
+# Where allocations belong that weren't made by any module of the model.
 INPUTS, ROOT, OPTIMIZER = "(inputs)", "", "(optimizer)"
 
 
 @dataclass
 class Trace:
-    """All allocations of some training steps. Lists have one entry an allocation; `events` gives the order.
+    """All allocations of some training steps. Lists have one entry per allocation; `events` gives the order.
 
     Attributes:
-        sizes: bytes, as asked for (an allocator may round them up).
-        parts: what it is for, the number of one of `reports.parts`; known for sure only when the steps are over.
-        phases: "forward", "backward", "update", "switch", or "" for what was there before.
+        sizes: bytes, as requested (an allocator may round them up).
+        parts: its purpose, as the index of one of `reports.parts`; certain only when the steps are over.
+        phases: "forward", "backward", "update", "switch", or "" for what existed before.
         modules: name of the module that made or owns it; see `INPUTS`, `ROOT` and `OPTIMIZER` for the others.
         events: `i` where allocation `i` is made, `~i` where it is freed.
-        freed: one byte an allocation, 1 if it was freed.
+        freed: one byte per allocation, 1 if it was freed.
         selections: (index into `events`, what is trained from there on).
     """
 
@@ -34,7 +34,7 @@ class Trace:
     selections: list[tuple[int, str | None]] = field(default_factory=list)
 
     def allocate(self, size: int, part: int, phase: str, module: str) -> int:
-        """Notes an allocation of `size` bytes and returns its index."""
+        """Note an allocation of `size` bytes and return its index."""
         index = len(self.sizes)
         self.sizes.append(size)
         self.parts.append(part)
@@ -45,12 +45,12 @@ class Trace:
         return index
 
     def free(self, index: int) -> None:
-        """Notes that allocation `index` is gone."""
+        """Note that allocation `index` was freed."""
         self.events.append(~index)
         self.freed[index] = 1
 
     def assign(self, index: int, part: int, module: str) -> None:
-        """Says what allocation `index` was for from its birth on, unless it has a lasting purpose already."""
+        """Set what allocation `index` was for from its birth on, unless it already has a lasting purpose."""
         if self.parts[index] in (ACTIVATIONS, TEMPORARIES):
             self.parts[index] = part
             self.modules[index] = module

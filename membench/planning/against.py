@@ -19,14 +19,16 @@ def compare(name: str, format: str) -> str:
     """The comparison with the published table `name`, as a table, as markdown or as JSON; "list" names the tables.
 
     Raises:
-        ValueError: there is no such table, or it has no set-up that can be planned.
+        ValueError: there is no such table, or its set-up can't be planned.
     """
     if name == "list":
         return "\n".join(published.planned())
     table = published.load(name)
     if "plan" not in table:
         known = ", ".join(published.planned())
-        raise ValueError(f"{name} can't be planned: {' '.join(table['notes']) or 'it is no memory table'} Try {known}")
+        raise ValueError(
+            f"{name} can't be planned: {' '.join(table['notes']) or 'it is not about memory.'} Try {known}"
+        )
     rows = figures(table)
     if format == "json":
         return json.dumps({"name": name, "unit": table["unit"], "rows": rows}, indent=1, allow_nan=False)
@@ -35,7 +37,7 @@ def compare(name: str, format: str) -> str:
 
 
 def figures(table: published.Published) -> list[Row]:
-    """One row a figure: label, figure, published, planned, error; `then`, `then_error`: with the stack of the time."""
+    """One row per figure: label, figure, published, planned, error; `then`, `then_error`: with that time's software."""
     settings, unit = table["plan"], published.UNITS[table["unit"]]
     rows = [row for row in table["rows"] if "plan" in row]
     now = _plan(rows, settings, {})
@@ -53,7 +55,7 @@ def _changes(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plan(rows: list[Row], settings: Mapping[str, Any], changes: Mapping[str, Any]) -> list[Row]:
-    """The plan of each row, under the table's set-up and its own."""
+    """The plan of each row, with the table's set-up and the row's own."""
     fields = Workload.__dataclass_fields__
     base = Workload(**{key: value for key, value in settings.items() if key in fields})
     jobs = []
@@ -86,7 +88,7 @@ def _figure(row: Row, number: int, unit: int, settings: Mapping[str, Any], now: 
 
 
 def _bytes(row: Row, figure: str, settings: Mapping[str, Any]) -> int:
-    """A part at its own maximum, as papers print them; a total as the table's is meant."""
+    """A part at its own maximum, as papers print it; a total in the sense of the table's."""
     if figure != "total":
         return row["maximum"][f"{figure}_bytes"]
     if settings["total"] == "sum_of_maxima":
@@ -95,7 +97,7 @@ def _bytes(row: Row, figure: str, settings: Mapping[str, Any]) -> int:
 
 
 def _error(planned: float, value: Any) -> float | None:
-    """Relative; None where the paper prints no number, or nothing."""
+    """Relative error; None if the paper prints no number."""
     return planned / value - 1 if isinstance(value, int | float) and value else None
 
 
@@ -105,7 +107,7 @@ def _lines(rows: list[Row], table: published.Published) -> tuple[list[list[str]]
     notes = ["Parts at their own maximum; planned with today's libraries."]
     if "then" in settings:
         headers += ["then", "error then"]
-        notes.append(f"then: with the stack of the time as set-up; {settings['then']['why']}.")
+        notes.append(f"then: with the software of the time; {settings['then']['why']}.")
     lines = []
     for row in rows:
         line = [row["label"], row["figure"], str(row["published"]), f"{row['planned']:.2f}", _percent(row["error"])]

@@ -1,4 +1,4 @@
-"""A model that can be built in any depth, on fake tensors: no weights are ever read."""
+"""A model that can be built with any depth, on fake tensors: no weights are ever read."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from tasks.models.loading import quiet
 from tasks.models.source import CONFIGURATIONS, DTYPES, PREFIX, Source, longest_sequence
 
 CONFIG_FILE = "config.json"
-ATTENTION_DROPOUT = ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop")  # as models call it
+ATTENTION_DROPOUT = ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop")  # the names that models use
 POSITIONS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len")  # likewise
 
 
 class Blueprint:
-    """The configuration of a set-up's model, and how to build it.
+    """The configuration of a workload's model, and how to build it.
 
     Raises:
-        ValueError: there is no such model, or it is no language model that transformers knows.
+        ValueError: there is no such model, or it isn't a language model known to transformers.
     """
 
     def __init__(self, workload: Workload):
@@ -41,7 +41,7 @@ class Blueprint:
         self.depth = self._layers()
 
     def with_workload(self, **changes: Any) -> Blueprint:
-        """The blueprint of a set-up with some changes; of other batches alone, what is known of the model is kept."""
+        """The blueprint of a changed workload; if only the batches change, what is known about the model is kept."""
         if not set(changes) <= {"batch_size", "sequence_length"}:
             return Blueprint(replace(self.workload, **changes))
         other = copy.copy(self)
@@ -50,13 +50,13 @@ class Blueprint:
 
     @property
     def attention_dropout(self) -> float:
-        """Share of the attention weights that are dropped in training."""
+        """Share of attention weights dropped in training."""
         values = self.source.config.to_dict()
         return max((float(values.get(name) or 0.0) for name in ATTENTION_DROPOUT), default=0.0)
 
     @property
     def longest_sequence(self) -> int | None:
-        """Tokens that the model has positions for; None if it says nothing."""
+        """How many tokens the model has positions for; None if it doesn't say."""
         config = self.source.config
         stated = [getattr(config, name, None) for name in POSITIONS]
         known = [longest_sequence(self.skeleton), *stated]
@@ -64,18 +64,18 @@ class Blueprint:
 
     @cached_property
     def skeleton(self) -> nn.Module:
-        """The model of its own depth, without values."""
+        """The model with its own depth, without values."""
         with torch.device("meta"):
             return self.build(self.depth)
 
     @property
     def parameters(self) -> int:
-        """Weights of the model."""
+        """Number of weights in the model."""
         return sum(p.numel() for p in self.skeleton.parameters())
 
     @cached_property
     def depths(self) -> tuple[int, ...]:
-        """The depths to simulate: a few if layers repeat and shallower models have the same ones, or its own."""
+        """The depths to simulate: a few if layers repeat and shallower models have the same ones, else its own."""
         listed = self._per_layer()
         own = list(kinds(self.skeleton, listed).values())
         depths = simulated_depths(own)
@@ -103,10 +103,10 @@ class Blueprint:
         return () if self.is_causal else classifier(self.source.skeleton(self.kind))
 
     def build(self, depth: int) -> nn.Module:
-        """The model with `depth` layers, in training mode; inside a `FakeTensorMode`.
+        """The model with `depth` layers, in training mode; call it inside a `FakeTensorMode`.
 
         Raises:
-            ValueError: the model can't do what the workload's options ask of its activations.
+            ValueError: the model doesn't support the workload's options for activations.
         """
         with default_dtype(DTYPES[self.workload.dtype]), quiet():
             model = self._new(depth)
@@ -115,12 +115,12 @@ class Blueprint:
 
     @property
     def attention(self) -> str:
-        """The implementation of attention that transformers takes."""
+        """The implementation of attention that transformers chooses."""
         config: Any = self.skeleton.config
         return str(config._attn_implementation)
 
     def _new(self, depth: int) -> Any:
-        way_out = "one that `membench list models` names, a folder or an id of the hub"
+        way_out = "one that `membench list models` names, a folder or a hub id"
         values = self.source.config.to_dict()
         with said_in_a_sentence("model", self.workload.model, way_out, values=values):
             return self.kind.from_config(
@@ -130,7 +130,7 @@ class Blueprint:
             )
 
     def batch(self, device: str | None = None) -> Batch:
-        """A micro-batch of the set-up, on `device`; a text that is classified ends as the model's texts do."""
+        """A micro-batch of the workload, on `device`; a text to classify ends like the model's texts."""
         batch = make_batch(self.workload, None if self.is_causal else 2, device)
         end = getattr(self.source.config, "eos_token_id", None)
         if device is not None and not self.is_causal and isinstance(end, int):
@@ -138,7 +138,7 @@ class Blueprint:
         return batch
 
     def config(self, depth: int) -> Any:
-        """The configuration with `depth` layers, and what it lists by layer cut to match."""
+        """The configuration with `depth` layers, and its per-layer lists cut to match."""
         config = type(self.source.config).from_dict(self.source.config.to_dict())
         per_layer = self._per_layer()
         config.num_hidden_layers = depth
@@ -164,7 +164,7 @@ class Blueprint:
             ) from None
 
     def _per_layer(self) -> dict[str, list[Any]]:
-        """What the configuration lists by layer, such as the types of attention."""
+        """What the configuration lists per layer, such as the types of attention."""
         depth = self.source.config.num_hidden_layers
         values = self.source.config.to_dict()
         return {key: value for key, value in values.items() if isinstance(value, list) and len(value) == depth}
@@ -176,7 +176,7 @@ def source_name(model: str) -> str:
         return PREFIX + model
     path = Path(model)
     if "/" not in model and not path.exists() and difflib.get_close_matches(model.lower(), CONFIGURATIONS, cutoff=0.75):
-        return PREFIX + model  # misspelt: refused with the right name, without asking the hub for it
+        return PREFIX + model  # misspelt: refused with the right name, without asking the hub
     return str(path.parent) if path.name == CONFIG_FILE and path.is_file() else model
 
 

@@ -18,21 +18,21 @@ from reports.parts import LASTING
 from tasks.models.source import CONFIGURATIONS, DTYPES, PREFIX
 
 _MOST = 1 << 22  # sequences or tokens: beyond any use
-_STEPS = 64  # from the largest whose tensors alone would fit, down to nothing
+_STEPS = 64  # from the largest size whose tensors alone would fit, down to nothing
 
 Size = Callable[[int], int]  # batch or sequence -> bytes
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest of each that fits with all else as planned; 0 or None if nothing does.
+    """The largest of each that fits with everything else as planned; 0 or None if nothing does.
 
-    Each is planned: it fits, and one more doesn't. What the allocator adds follows no rule, so a larger one may fit
-    again; the largest found is given.
+    Each is verified by plans: it fits, and one more doesn't. What the allocator adds follows no rule, so an even larger
+    one might fit again; the largest found is returned.
 
     Attributes:
         batch: sequences.
-        sequence: tokens, at most those that the model has positions for.
+        sequence: tokens, at most as many as the model has positions for.
         model: name of a built-in configuration of the same kind.
     """
 
@@ -44,9 +44,9 @@ class Limits:
 def find_limits(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget_bytes: int) -> Limits:
     """What fits into `budget_bytes`, the process's own context included.
 
-    Every allocation is on a line in the batch and on a parabola (the attention mask) in the sequence. So a few sizes
-    are simulated, the others follow, and the answer is planned, as is the next one. Models are planned, from the size
-    that the plan at hand suggests.
+    Every allocation is linear in the batch and (because of the attention mask) quadratic in the sequence. So a few
+    sizes are simulated, the others follow, and the answer is planned, as is the next size. Models are planned, starting
+    from the size that the current plan suggests.
     """
     model = _largest_model(plan, blueprint, values, budget_bytes)
     if lasting_bytes(plan.profile) + CUDA_CONTEXT_BYTES > budget_bytes:
@@ -59,7 +59,7 @@ def find_limits(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], bud
 
 
 def lasting_bytes(profile: Moments) -> int:
-    """What is there all the time, whatever the batch is."""
+    """What is always there, whatever the batch."""
     return max(sum(moment.sizes[1 + part] for part in LASTING) for moment in profile.moments.values())
 
 
@@ -69,9 +69,9 @@ def total_bytes(profile: Moments) -> int:
 
 
 def largest_batch(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int) -> int:
-    """The most sequences a step that fit into `budget` bytes."""
+    """The most sequences per step that fit into `budget` bytes."""
     size = blueprint.workload.batch_size
-    start = max(2, size)  # one sequence alone has strides that no other batch has
+    start = max(2, size)  # a single sequence has strides that no other batch has
 
     @cache
     def planned(batch: int) -> Plan:
@@ -106,7 +106,7 @@ def _last_that_fits(planned: Callable[[int], Plan], points: Sequence[int], budge
 
 
 def peak_curve(plans: Mapping[int, Plan]) -> Size:
-    """What a process takes without what the allocator adds, from plans at some points: each moment on a polynomial."""
+    """What a process takes, minus the allocator's share, from plans at some points: one polynomial per moment."""
     points, known = tuple(plans), [plan.profile for plan in plans.values()]
     shared = [key for key in known[0].moments if all(key in one.moments for one in known)]
     rows = {tuple([one.moments[key].sizes[0] for one in known]) for key in shared}
@@ -114,9 +114,9 @@ def peak_curve(plans: Mapping[int, Plan]) -> Size:
 
 
 def interpolated(plans: Mapping[int, Plan], at: int) -> int:
-    """What a process takes, from plans at some points: each allocation's size on a polynomial.
+    """What a process takes, from plans at some points: one polynomial per allocation.
 
-    Where the plans have different allocations, or none that fit together, that of the peak alone.
+    If the plans' allocations differ or don't match each other, a polynomial for the peak alone.
     """
     runs = zip(*(plan.simulations for plan in plans.values()), strict=True)
     try:
@@ -127,14 +127,14 @@ def interpolated(plans: Mapping[int, Plan], at: int) -> int:
 
 
 def _interpolate(points: Sequence[int], run: Sequence[Simulation], at: int) -> Simulation:
-    """Raises ValueError where the traces have different lengths."""
+    """Raises ValueError if the traces have different lengths."""
     apply = weights(points, at).apply
     rows = zip(*(one.trace.sizes for one in run), strict=True)
     return replace(run[-1], trace=replace(run[-1].trace, sizes=[apply(row) for row in rows]))
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:
-    """The largest number from 1 to `most` that fits, where all below one that fits do; 0 if none."""
+    """The largest number from 1 to `most` that fits, if all below one that fits do too; 0 if none."""
     low, high = 0, 1
     while high <= most and fits(high):
         low, high = high, 2 * high
@@ -142,7 +142,7 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
 
 
 def _between(fits: Callable[[int], bool], low: int, high: int) -> int:
-    """A number from `low`, which fits, on that fits while the next one doesn't, below `high`, which doesn't."""
+    """A number that fits while the next one doesn't, between `low`, which fits, and `high`, which doesn't."""
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
@@ -171,7 +171,7 @@ def settle(fits: Callable[[int], bool], start: int, most: int) -> int:
 
 
 def _largest_model(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int) -> str | None:
-    """Walks up or down from the size that needs the budget, if bytes went by weights alone."""
+    """Walk up or down from the size that would need the budget if bytes depended on weights alone."""
     names = built_in_models(blueprint.is_causal)
     expected = blueprint.parameters * budget / total_bytes(plan.profile)
     start = sum(size <= expected for size in names.values())
@@ -190,7 +190,7 @@ def _largest_model(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], 
 
 
 def walk(names: Sequence[str], start: int, fits: Callable[[str], bool]) -> str | None:
-    """The last of `names` that fits, looking from `start` on: up while they fit, else down until one does."""
+    """The last of `names` that fits, searching from `start`: up while they fit, else down until one does."""
     best = None
     for name in names[start:]:
         if not fits(name):
@@ -201,7 +201,7 @@ def walk(names: Sequence[str], start: int, fits: Callable[[str], bool]) -> str |
 
 @cache
 def built_in_models(causal: bool) -> dict[str, int]:
-    """Built-in configurations of one kind by their number of weights, the smallest first; one of each size."""
+    """Built-in configurations of one kind by number of weights, the smallest first; one of each size."""
     sizes: dict[int, str] = {}
     for name in CONFIGURATIONS:
         blueprint = Blueprint(Workload(name))

@@ -1,4 +1,4 @@
-"""From a few depths to any other: bytes are affine in the depth once layers repeat, and in the batch."""
+"""From a few depths to any other: bytes are affine in the depth, once layers repeat, and in the batch."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ Table = dict[str, dict[str, int]]  # bytes of each part, by name
 
 
 class NotAlikeError(Exception):
-    """The simulated depths don't follow one rule: there is nothing to extend."""
+    """The simulated depths don't follow one rule, so they can't be extrapolated."""
 
 
 class Weights(NamedTuple):
-    """Of the values at some points in the polynomial through them, at another point (Lagrange): fractions."""
+    """Weights of the values at some points in their interpolating polynomial at another point (Lagrange): fractions."""
 
     numerators: tuple[int, ...]
     denominator: int
 
     def apply(self, values: Sequence[int]) -> int:
-        """The polynomial's value, rounded where it is no whole number."""
+        """The polynomial's value, rounded if it isn't a whole number."""
         return round_ratio(sum(map(int.__mul__, self.numerators, values)), self.denominator)
 
 
@@ -40,9 +40,9 @@ def round_ratio(numerator: int, denominator: int) -> int:
 
 
 def extend_profiles(xs: Sequence[int], profiles: Sequence[Moments], at: int) -> Moments:
-    """The profile at `at`, of the moments that all of `profiles` have.
+    """The profile at `at`, with the moments that all `profiles` have in common.
 
-    What the allocator reserves beyond the peak follows no rule in the depth; the largest of all stands for it.
+    What the allocator reserves beyond the peak follows no rule in the depth; the largest value is used.
     """
     weight = weights(xs, at)
     moments = {}
@@ -54,10 +54,10 @@ def extend_profiles(xs: Sequence[int], profiles: Sequence[Moments], at: int) -> 
 
 
 def extend_depth(depths: Sequence[int], profiles: Sequence[Moments], at: int) -> Moments:
-    """The profile at depth `at` from three others, all of whose moments that matter lie on lines.
+    """The profile at depth `at` from three others, in which all moments that matter are linear in the depth.
 
     Raises:
-        NotAlikeError: one that doesn't decides a maximum of a part or of the whole, or might at depth `at`.
+        NotAlikeError: a nonlinear moment determines a maximum of a part or of the whole, or might at depth `at`.
     """
     predicted, seen = extend_profiles(depths[:2], profiles[:2], depths[2]).moments, profiles[2].moments
     regular = {key for key, moment in predicted.items() if key in seen and moment.sizes == seen[key].sizes}
@@ -68,7 +68,7 @@ def extend_depth(depths: Sequence[int], profiles: Sequence[Moments], at: int) ->
     for part in range(len(next(iter(profiles[0].moments.values())).sizes)):
         others = [_maximum(one, part, without=regular) for one in profiles]
         if _onwards(depths, others, at) > result.maximum(part):
-            raise NotAlikeError("a maximum is at a moment whose sizes lie on no line")
+            raise NotAlikeError("a maximum is at a moment whose sizes aren't on a line")
     return result
 
 
@@ -77,16 +77,16 @@ def _maximum(profile: Moments, part: int, *, without: set[Key]) -> int:
 
 
 def _onwards(xs: Sequence[int], values: Sequence[int], at: int) -> float:
-    """How far values that lie on no line may go: on from the last two, which alone are free of both ends' influence."""
+    """A bound for values that aren't on a line: extended from the last two, which neither end of the model affects."""
     slope = max(0.0, (values[-1] - values[-2]) / (xs[-1] - xs[-2]))
     return values[-1] + slope * (at - xs[-1])
 
 
 def extend_tables(depths: Sequence[int], tables: Sequence[Mapping[str, Mapping[str, int]]], at: int) -> Table:
-    """Sizes by name and part at depth `at`; of a name that a depth lacks, nothing is there.
+    """Sizes by name and part at depth `at`; a name missing at some depth counts as 0 there.
 
     Raises:
-        NotAlikeError: they don't lie on lines.
+        NotAlikeError: they aren't on lines.
     """
     names = dict.fromkeys(name for table in tables for name in table)
     result: Table = {}
@@ -98,24 +98,24 @@ def extend_tables(depths: Sequence[int], tables: Sequence[Mapping[str, Mapping[s
 
 
 def extend_number(xs: Sequence[int], values: Sequence[int], at: int) -> int:
-    """A whole number on a line through all the values.
+    """A whole number on the line through all the values.
 
     Raises:
-        NotAlikeError: they don't lie on one.
+        NotAlikeError: they aren't on a line.
     """
     ends = weights((xs[0], xs[-1]), at) if len(xs) > 1 else Weights((1, 0), 1)
     result = ends.apply([values[0], values[-1]])
     for x, value in zip(xs[1:-1], values[1:-1], strict=True):
         if weights((xs[0], xs[-1]), x).apply([values[0], values[-1]]) != value:
-            raise NotAlikeError(f"{list(values)} at depths {list(xs)} lie on no line")
+            raise NotAlikeError(f"{list(values)} at depths {list(xs)} aren't on a line")
     return result
 
 
 def extend_text(xs: Sequence[int], texts: Sequence[str], at: int) -> str:
-    """A text in which every number lies on a line: "layers.3" at 4, "layers.4" at 5 is "layers.31" at 32.
+    """A text in which every number is on a line: "layers.3" at 4, "layers.4" at 5 gives "layers.31" at 32.
 
     Raises:
-        NotAlikeError: the texts differ in more than numbers, or these lie on no line.
+        NotAlikeError: the texts differ in more than numbers, or these aren't on a line.
     """
     if len({re.sub(r"\d+", "#", text) for text in texts}) > 1:
         raise NotAlikeError(f"{list(texts)} differ in more than their numbers")

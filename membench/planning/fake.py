@@ -1,4 +1,4 @@
-"""Fake tensors with a shorter way to what torch's cache of them knows: most of a plan's time is spent on its keys."""
+"""FakeTensorMode with a cheaper cache key: computing torch's keys takes most of a plan's time."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ class _UnknownError(Exception):
 
 
 class QuickFakeTensorMode(FakeTensorMode):
-    """Does what `FakeTensorMode` does; where that has cached an operation's result, it is found by a shorter key.
+    """Does what `FakeTensorMode` does, but finds results that it has cached by a shorter key.
 
-    The key holds what a result can depend on where no sizes are symbolic: of tensors shape, strides, dtype, device,
-    offset and the flags; of anything else type and value. All other operations take torch's own way.
+    The key has everything that a result can depend on if no size is symbolic: for tensors the shape, strides, dtype,
+    device, offset and flags; for anything else type and value. All other operations go through torch's own code.
     """
 
-    _known: ClassVar[dict[tuple[Any, ...], _DispatchCacheValidEntry]] = {}  # of all modes, as torch's own cache
+    _known: ClassVar[
+        dict[tuple[Any, ...], _DispatchCacheValidEntry]
+    ] = {}  # shared by all modes, like torch's own cache
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _DEVICE and isinstance(args[0], FakeTensor):

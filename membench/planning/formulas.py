@@ -1,4 +1,4 @@
-"""What the papers' own formulas say, to stand beside a plan: they leave out activations and temporaries."""
+"""The papers' own formulas, to compare with a plan: they leave out activations and temporaries."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from optimizers.shared.blocks import find_layers
 
 @dataclass(frozen=True)
 class Facts:
-    """What formulas are made of.
+    """The quantities in the formulas.
 
     Attributes:
-        weights: M, of the whole model.
+        weights: M, for the whole model.
         layers: D.
         width: m, of the hidden state.
-        matrices: (rows, columns) of all in the layers.
+        matrices: (rows, columns) of each matrix in the layers.
     """
 
     weights: int
@@ -30,7 +30,7 @@ class Facts:
 Formula = tuple[str, Callable[[Facts, Mapping[str, Any]], float]]
 
 # BAdam, Table 1 (Luo, Yu & Li, 2024, arXiv 2404.02827), in bytes for M weights; GaLore, Table 1 (Zhao et al., 2024,
-# arXiv 2403.03507): weights and states, in 16 bit. Methods that aren't here have no formula in their papers.
+# arXiv 2403.03507): weights and states, in 16 bits. The papers of all other methods have no formula.
 FORMULAS: dict[str, Formula] = {
     "adamw": ("18M", lambda facts, values: 18 * facts.weights),
     "lomo": ("2M + 2M/D", lambda facts, values: 2 * facts.weights * (1 + 1 / facts.layers)),
@@ -44,7 +44,7 @@ FORMULAS: dict[str, Formula] = {
 
 
 def facts(blueprint: Blueprint, weights: int) -> Facts:
-    """The facts about a model of `weights` weights."""
+    """The facts about a model with `weights` weights."""
     layers = find_layers(blueprint.skeleton)
     shapes = [(p.shape[0], p.shape[1]) for layer in layers.values() for p in layer.parameters() if p.dim() == 2]
     return Facts(weights, len(layers), int(blueprint.source.config.hidden_size), tuple(shapes))
@@ -59,7 +59,7 @@ def formula(method: str, known: Facts, values: Mapping[str, Any]) -> tuple[str, 
 
 
 def _galore_states(known: Facts, rank: int) -> int:
-    """Values: m r + 2 n r for each matrix of m <= n in the layers, two for each weight elsewhere."""
+    """Number of values: m r + 2 n r for each m x n matrix (m <= n) in the layers, two for each weight elsewhere."""
     in_layers = sum(rows * columns for rows, columns in known.matrices)
     projected = sum(min(shape) * rank + 2 * max(shape) * rank for shape in known.matrices)
     return projected + 2 * (known.weights - in_layers)

@@ -1,4 +1,4 @@
-"""Which layers of a model are alike, and so which few depths stand for all of it."""
+"""Which layers of a model are alike, and hence which few depths represent the whole."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import nn
 from optimizers.shared.blocks import find_layers
 
 SHALLOWEST = 3  # layers: a first, a last and one in between
-LAST = 2  # layers at the end of a simulated model that must be of the kinds of the model's own last ones
-_NUMBER = re.compile(r"idx|index|layer_(id|num)")  # attributes that number layers: these differ in all
+LAST = 2  # layers at the end of a simulated model that must be of the same kinds as the model's own last ones
+_NUMBER = re.compile(r"idx|index|layer_(id|num)")  # attributes that number layers: these always differ
 
 
 def kinds(model: nn.Module, listed: Mapping[str, Sequence[Any]] | None = None) -> dict[str, Hashable]:
-    """A value for each layer, by name: equal ones have the same modules, shapes, flags and entries in `listed`.
+    """A value for each layer, by name: layers with equal values have the same modules, shapes, flags and `listed`.
 
     Args:
         model: built, on any device.
-        listed: what its configuration says layer by layer.
+        listed: what its configuration lists per layer.
     """
     rows = [str(row) for row in zip(*(listed or {}).values(), strict=True)]
     layers = find_layers(model)
@@ -42,14 +42,14 @@ def _shapes(module: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
 
 
 def ends(of: dict[str, Hashable]) -> set[str]:
-    """The names of the first and of the last layer of each kind, given the kind of each layer."""
+    """The names of the first and the last layer of each kind, given the kind of each layer."""
     first = {kind: name for name, kind in reversed(of.items())}
     last = {kind: name for name, kind in of.items()}
     return {*first.values(), *last.values()}
 
 
 def simulated_depths(of: Sequence[Hashable]) -> tuple[int, ...]:
-    """Three small depths from which the model grows by the same layers each time, or its own depth if there are none.
+    """Three small depths between which the model grows by the same layers each time; its own depth if there are none.
 
     Args:
         of: the kind of each layer.

@@ -1,4 +1,4 @@
-"""The plan of one method: a few depths simulated and extended, or the model's own depth where they aren't alike."""
+"""The plan of one method: a few depths simulated and extrapolated, or the model's own depth if they aren't alike."""
 
 from __future__ import annotations
 
@@ -24,45 +24,49 @@ from membench.planning.simulate import Simulation, layer_pattern, simulate
 from reports.parts import FIELDS
 from tasks.models.source import DTYPES
 
-LARGEST_REAL_BYTES = 2 << 30  # weights of a model that is tried on a CPU where values are needed
+LARGEST_REAL_BYTES = 2 << 30  # the largest weights of a model to try on a CPU if values are needed
 
 
 @dataclass
 class Plan:
-    """What a method needs. The keys of `row` are those of the JSON."""
+    """What a method needs. The keys of `row` are those in the JSON."""
 
     method: str
     depth: int  # of the model
-    depths: tuple[int, ...]  # that were simulated
+    depths: tuple[int, ...]  # those simulated
     row: dict[str, Any]
     components: Table  # parts at the peak
-    modules: dict[str, Table]  # of each component; layers are added up: their numbers are a *
-    profile: Moments  # of the model's own depth
+    modules: dict[str, Table]  # by component; layers are added up, with * as their number
+    profile: Moments  # at the model's own depth
     simulations: Sequence[Simulation]  # of `depths`
 
 
 def plan_method(blueprint: Blueprint, method: str, values: Mapping[str, Any]) -> Plan:
-    """Plans `method` with the hyper-parameters `values`.
+    """Plan `method` with the hyper-parameters `values`.
 
-    Where an operation depends on values (the mask's ones are counted, ends of texts are looked for), steps on a real
-    model of random weights are metered instead, on the CPU.
+    If an operation depends on values (it counts a mask's ones, or looks for the ends of texts), steps on a real model
+    with random weights are metered on the CPU instead.
 
     Raises:
         ValueError: the method refuses a value or the model, or the model needs values and is large.
     """
     try:
         return _plan_on(None, blueprint, method, values)
-    except RuntimeError as error:  # of what fake tensors can't do; what no tensor can do fails once more
+    except RuntimeError as error:  # from what fake tensors can't do; what no tensor can do fails again
         size = blueprint.parameters * DTYPES[blueprint.workload.dtype].itemsize
         if size > LARGEST_REAL_BYTES:
-            raise ValueError(f"it fails without values, and is too large to try with them: {explain(error)}") from error
+            raise ValueError(
+                f"it fails without values, and is too large to try with real ones: {explain(error)}"
+            ) from error
     return _plan_on("cpu", blueprint, method, values)
 
 
 def _plan_on(device: str | None, blueprint: Blueprint, method: str, values: Mapping[str, Any]) -> Plan:
-    """Plans from simulations on `device`: fake tensors where that is None."""
+    """Plan from simulations on `device`, or on fake tensors if that is None."""
     leaves_state = False
-    with suppress(NotAlikeError, ValueError):  # what is refused is refused in full depth too, or was only too shallow
+    with suppress(
+        NotAlikeError, ValueError
+    ):  # what is refused here is refused at full depth too, unless it was only too shallow
         simulations = [simulate(blueprint, method, values, depth, device=device) for depth in blueprint.depths]
         leaves_state = any(one.leaves_state for one in simulations)
         if not leaves_state:
@@ -72,7 +76,7 @@ def _plan_on(device: str | None, blueprint: Blueprint, method: str, values: Mapp
 
 
 def whole_profile(simulations: Sequence[Simulation], depth: int) -> tuple[list[Moments], Moments]:
-    """The profiles of simulations, and that of the model's own depth.
+    """The profiles of simulations, and the one at the model's own depth.
 
     Raises:
         NotAlikeError: the depths don't follow one rule.
@@ -124,7 +128,7 @@ def _sizes_by_component(simulation: Simulation, position: int) -> Table:
 
 
 def _sizes_by_module(simulation: Simulation, position: int) -> Table:
-    """Sizes by "component module", layers' numbers replaced by a *."""
+    """Sizes by "component module", with layer numbers replaced by *."""
     names, pattern = simulation.component, layer_pattern(simulation.layers)
 
     def name(module: str) -> str:

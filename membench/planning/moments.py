@@ -1,4 +1,4 @@
-"""A trace as moments that have the same name in every depth, so that what is there then can be extended."""
+"""A trace as moments that have the same name at every depth, so that their sizes can be extrapolated."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from membench.memory.trace import OPTIMIZER, Trace
 from membench.planning.simulate import Simulation, layer_pattern
 from reports.parts import FIELDS
 
-ENDS = 2  # layers at each end of the model whose moments have names of their own
+ENDS = 2  # layers at each end of the model whose moments have their own names
 
 Selected = tuple[int, int]
 
 
 class Key(NamedTuple):
-    """The name of a moment: an allocation that is the k-th of its place, in a step on a selection."""
+    """The name of a moment: the k-th allocation at its place, in a step on a selection."""
 
-    selection: Selected  # its rank by name among those that were trained, and which visit
+    selection: Selected  # its rank by name among those trained, and which visit
     step: int
     phase: str
     place: str  # a module; layers are numbered from the first (+0, +1) or from the last (-0, -1)
-    number: int  # of the optimizer's own: its size
+    number: int  # k; for the optimizer's own allocations, the size
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What is there right after an allocation.
+    """What exists right after an allocation.
 
     Attributes:
         sizes: bytes of everything, and of each part (`reports.parts`).
@@ -43,9 +43,9 @@ class Moment:
 
 @dataclass
 class Moments:
-    """The moments of a simulation, in their order; what lies between the ends of the model is left out.
+    """The moments of a simulation, in order; those between the ends of the model are left out.
 
-    `surplus_bytes` is what the allocator would reserve beyond the peak: rounding, and gaps that nothing fitted into.
+    `surplus_bytes` is what the allocator would reserve beyond the peak: rounding, and gaps too small to use.
     """
 
     moments: dict[Key, Moment]
@@ -53,7 +53,7 @@ class Moments:
 
     @property
     def peak(self) -> Key:
-        """The first of the moments with the most bytes."""
+        """The first moment with the most bytes."""
         return max(self.moments, key=lambda key: self.moments[key].sizes[0])
 
     def maximum(self, part: int) -> int:
@@ -66,7 +66,7 @@ def profile(simulation: Simulation, *, complete: bool) -> Moments:
 
     Args:
         simulation: of one depth.
-        complete: name the moments of all layers, numbered from the first, since no other depth is needed.
+        complete: name the moments of all layers, numbered from the first, when no other depth is needed.
     """
     trace = simulation.trace
     name_places = _places(simulation, complete)
@@ -87,7 +87,7 @@ def profile(simulation: Simulation, *, complete: bool) -> Moments:
 
 
 def _walk(trace: Trace, ranks: dict[str | None, int]) -> Iterator[tuple[int, Selected, int, tuple[int, ...]]]:
-    """Each allocation: its event's position, the selection and step that it falls into, and the bytes after it."""
+    """For each allocation: its event's position, its selection and step, and the bytes after it."""
     sizes = [0] * (1 + len(FIELDS))
     starts = dict(trace.selections)
     selection, step, phase = (0, 0), 0, ""
@@ -109,7 +109,7 @@ def _walk(trace: Trace, ranks: dict[str | None, int]) -> Iterator[tuple[int, Sel
 
 
 def _places(simulation: Simulation, complete: bool) -> Callable[[str], list[str]]:
-    """The names of a module in every depth: two where a layer is near both ends, none where it is near neither."""
+    """A module's names, the same at every depth: two if its layer is near both ends, none if it is near neither."""
     pattern, depth = layer_pattern(simulation.layers), simulation.depth
     known: dict[str, list[str]] = {}
 
@@ -129,7 +129,7 @@ def _places(simulation: Simulation, complete: bool) -> Callable[[str], list[str]
 
 
 def _ranks(simulation: Simulation) -> dict[str | None, int]:
-    """The place of each trained selection among all, by name and number; that of those passed over is -1."""
+    """The rank of each trained selection among all, by name and number; -1 for those skipped."""
     known = sorted(simulation.trained, key=lambda name: [part.zfill(9) for part in re.findall(r"\d+|\D+", name or "")])
     return {name: rank for rank, name in enumerate(known)} | {
         name: -1 for _, name in simulation.trace.selections if name not in simulation.trained

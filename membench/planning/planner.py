@@ -24,14 +24,14 @@ from membench.planning.method import Plan, plan_method
 from membench.planning.workload import Workload
 from tasks.models.source import check_positions
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that no plan runs
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns about kernels that no plan runs
 
 Given = Mapping[str, Mapping[str, Any]]  # hyper-parameters by method
 
 
 @dataclass(frozen=True)
 class Job:
-    """One method to plan; `values` are its hyper-parameters, all of them."""
+    """One method to plan; `values` are all its hyper-parameters."""
 
     workload: Workload
     method: str
@@ -57,18 +57,18 @@ def plan(
     Args:
         workload: the model and the training step.
         methods: names of `optimizers`.
-        given: hyper-parameters that aren't the defaults of fine-tuning, by method ("*": of all that have them).
+        given: hyper-parameters that differ from fine-tuning's defaults, by method ("*": all methods that have them).
         budget_bytes: of the GPU, to say what fits.
 
     Returns:
-        setup, parameters, attention_dropout, budget_bytes, context_bytes, rows (one a method), refused {method: why}.
+        setup, parameters, attention_dropout, budget_bytes, context_bytes, rows (one per method), refused {method: why}.
 
     Raises:
         ValueError: an unknown model, method or hyper-parameter; or a value that the only method refuses.
     """
     blueprint = Blueprint(workload)
     check_positions(workload.model, blueprint.skeleton, workload.sequence_length)
-    attention = blueprint.attention  # has also loaded the model's code, before processes fork
+    attention = blueprint.attention  # this also loads the model's code, before processes fork
     jobs = [Job(workload, name, method_values(blueprint, name, given), budget_bytes) for name in methods]
     planned = list(carry_out(jobs))
     if len(planned) == 1 and planned[0].refused:
@@ -90,9 +90,9 @@ def method_values(blueprint: Blueprint, method: str, given: Given) -> dict[str, 
 
 
 def carry_out(jobs: Sequence[Job]) -> Iterator[Planned]:
-    """The jobs' plans in their order, made on all cores that this process may use."""
+    """The jobs' plans in order, made on all cores that this process may use."""
     gc.collect()
-    gc.freeze()  # what was imported is no garbage: the meter collects before each step
+    gc.freeze()  # imported modules aren't garbage, and the meter collects before each step
     try:
         workers = min(len(jobs), _cores())
         if workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
@@ -113,9 +113,9 @@ def _carry_out(job: Job) -> Planned:
         limits = find_limits(made, blueprint, job.values, job.budget_bytes) if job.budget_bytes else None
     except ValueError as error:
         return Planned(job, None, refused=str(error))
-    except Exception as error:  # of whatever code comes with a model or a method: the other rows go on
+    except Exception as error:  # from whatever code comes with a model or method: the other rows continue
         return Planned(job, None, refused=explain(error))
-    return Planned(job, replace(made, simulations=()), limits)  # processes hand it over
+    return Planned(job, replace(made, simulations=()), limits)  # sent between processes
 
 
 def _cores() -> int:
@@ -123,7 +123,7 @@ def _cores() -> int:
 
 
 def row(planned: Planned, blueprint: Blueprint) -> dict[str, Any]:
-    """A row of the JSON: the plan's own, the formula beside it, and what the budget says."""
+    """A row of the JSON: the plan's own, the paper's formula, and what fits the budget."""
     made, job = planned.plan, planned.job
     assert made is not None
     paper = formula(optimizers.split(job.method)[0], facts(blueprint, blueprint.parameters), job.values)

@@ -1,4 +1,4 @@
-"""One method on one model of one depth: training steps on fake tensors, metered."""
+"""One method on one model at one depth: training steps on fake tensors, metered."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Simulation:
         trace: all allocations.
         layers: names of the lists of layers.
         component: of each module, by name.
-        trained: weights that were trained, by selection.
+        trained: number of weights that were trained, by selection.
         leaves_state: does a switch leave state behind for what is no longer trained?
     """
 
@@ -55,15 +55,15 @@ def simulate(
     whole_cycle: bool = False,
     device: str | None = None,
 ) -> Simulation:
-    """Trains on the worst selections, or on the ends of a cycle: memory falls or rises from layer to layer in between.
+    """Train on the worst selections, or on the ends of a cycle: in between, memory rises or falls layer by layer.
 
     Args:
         blueprint: of the model.
-        method: a name of `optimizers`.
+        method: a name in `optimizers`.
         values: its hyper-parameters.
         depth: layers of the model.
-        whole_cycle: go through all blocks; else leave out those between the first layer of a kind and the last.
-        device: train a real model with random weights there, instead of one of fake tensors.
+        whole_cycle: go through all blocks; otherwise skip those between the first and last layers of a kind.
+        device: train a real model with random weights there, instead of fake tensors.
     """
     with QuickFakeTensorMode() if device is None else nullcontext():
         with nullcontext() if device is None else torch.device(device):
@@ -91,7 +91,7 @@ def _lists_of_layers(model: nn.Module) -> list[str]:
 
 
 def _selections(optimizer: MemoryEfficientOptimizer) -> Iterator[None]:
-    """Makes the selections to go through, one after the other: the worst cases where the method knows them, or all."""
+    """Make the selections to go through, one after another: the worst cases if the method knows them, or all."""
     if _knows_worst_case(optimizer):
         for number in range(optimizer.worst_cases):
             optimizer.worst_case(number)
@@ -108,12 +108,12 @@ def _knows_worst_case(optimizer: MemoryEfficientOptimizer) -> bool:
 
 
 def _is_an_end(selection: str | None, layers: list[str], ending: set[str]) -> bool:
-    """Does a selection hold the first layer of its kind or the last, or no layer by name?"""
+    """Does a selection have the first or last layer of its kind, or name no layer?"""
     named = {match[0] for match in layer_pattern(layers).finditer(selection or "")}
     return not named or bool(named & ending)
 
 
 def layer_pattern(layers: list[str]) -> re.Pattern[str]:
-    """Finds layers in a text: group 1 is the list's name, group 2 the layer's number."""
+    """Matches layers in a text: group 1 is the list's name, group 2 the layer's number."""
     names = "|".join(map(re.escape, layers)) or "(?!)"
     return re.compile(rf"(?<![\w.])({names})\.(\d+)(?![\w])")

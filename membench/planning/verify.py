@@ -1,4 +1,4 @@
-"""Real steps beside a plan: what torch's allocator, or the meter on a CPU, saw of the very same training."""
+"""Real steps to compare with a plan: what torch's allocator, or the meter on a CPU, saw of the same training."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from membench.planning.workload import Workload
 from reports import formats
 from reports.table import NOTHING, Table, gib
 
-_NOTE = "planned, allocated and reserved at their peaks, GiB; of weights that are random, on the same selection."
+_NOTE = "Planned, allocated and reserved at their peaks, GiB; with random weights, on the same selection."
 
 
 def check_gpu() -> None:
-    """Raises ValueError where there is no GPU."""
+    """Raises ValueError if there is no GPU."""
     if not torch.cuda.is_available():
-        raise ValueError("--verify runs real steps on a GPU, and there is none here: leave it out")
+        raise ValueError("--verify runs real steps on a GPU, and this machine has none: leave it out")
 
 
 def report(
@@ -34,7 +34,7 @@ def report(
         methods: in the order of the plan.
         given: their hyper-parameters.
         document: the plan.
-        device: "cpu" to try this without a GPU: the meter then stands for the allocator.
+        device: "cpu" to try this without a GPU: the meter then replaces the allocator.
     """
     blueprint, device = Blueprint(workload), device or "cuda"
     rows = {row["method"]: row for row in document["rows"]}
@@ -60,7 +60,7 @@ def measured(blueprint: Blueprint, method: str, values: Mapping[str, Any], devic
 
 
 def measure(blueprint: Blueprint, method: str, values: Mapping[str, Any], device: str) -> tuple[int, int | None]:
-    """Bytes allocated and reserved at the peak of real steps; on a CPU what the meter saw, and None."""
+    """Bytes allocated and reserved at the peak of real steps; on a CPU, what the meter saw, and None."""
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
         torch.cuda.empty_cache()

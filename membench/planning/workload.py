@@ -1,4 +1,4 @@
-"""What is to be planned: a model, the shape of its batches, and how it is trained."""
+"""What to plan: a model, the shape of its batches, and how it is trained."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class Workload(WorkloadOptions):
     """A model and a training step on it, without the method.
 
     Attributes:
-        model: a built-in configuration (NAME or config:NAME), a folder or file with a config.json, or an id of the hub.
-        batch_size: sequences a step.
-        sequence_length: tokens each.
+        model: a built-in configuration (NAME or config:NAME), a folder or file with a config.json, or a hub id.
+        batch_size: sequences per step.
+        sequence_length: tokens per sequence.
         dtype: of the weights.
         checkpointing: recompute each layer in the backward pass (not re-entrant).
-        checkpointing_every: only every so manieth layer.
-        loss_chunks: pieces of the sequence that the logits are computed in.
-        offload_activations: they wait for the backward pass in the host's memory.
-        attention: implementation, as transformers calls it: "sdpa", "eager"; None: its choice for the model.
-        trust_remote_code: run code that comes with a model of the hub.
+        checkpointing_every: only every Nth layer.
+        loss_chunks: number of pieces of the sequence in which the logits are computed.
+        offload_activations: keep them in host memory until the backward pass.
+        attention: transformers' name of the implementation: "sdpa", "eager"; None: its choice for the model.
+        trust_remote_code: run code that comes with a model on the hub.
         loss: a key of `LOSSES`.
     """
 
@@ -37,7 +37,7 @@ class Workload(WorkloadOptions):
 
 
 def model_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """The loss as the model of transformers computes it today."""
+    """The loss as the transformers model computes it today."""
     return model(**batch).loss
 
 
@@ -60,10 +60,10 @@ def loss_function(workload: Workload) -> Loss:
 
 
 def make_batch(workload: Workload, classes: int | None, device: str | None = None) -> Batch:
-    """A micro-batch: token ids and a mask (batch, tokens), and labels, of tokens or (with classes) of sequences."""
+    """A micro-batch: token ids and a mask (batch, tokens), and labels for tokens or (with classes) for sequences."""
     tokens = torch.zeros(workload.batch_size, workload.sequence_length, dtype=torch.long, device=device)
     mask = torch.ones_like(tokens)
     if device is not None and workload.sequence_length > 1:
-        mask[0, -1] = 0  # transformers leaves a mask of ones out, unless it can't see the values
+        mask[0, -1] = 0  # transformers drops a mask of all ones, unless it can't see the values
     labels = tokens.clone() if classes is None else torch.zeros(workload.batch_size, dtype=torch.long, device=device)
     return {"input_ids": tokens, "attention_mask": mask, "labels": labels}
