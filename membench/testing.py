@@ -1,4 +1,4 @@
-"""What a project puts into its own tests: a ceiling on memory, and the contract of an optimizer.
+"""For a project's own tests: a limit on memory, and the contract of an optimizer.
 
 from membench.testing import CHECKS, Subject, assert_peak_at_most
 
@@ -34,10 +34,10 @@ def assert_peak_at_most(
     *,
     max_grad_norm: float | None = None,
 ) -> MemoryUsage:
-    """Fail if training needs more than `limit_bytes` of tensors at once; returns what it needed.
+    """Fail if training needs more than `limit_bytes` of tensors at once; returns what it used.
 
-    The figure is exact and the same on every machine (see `membench.measure_memory`, which has the arguments), so the
-    limit can be what was measured once, to the byte.
+    The figure is exact and the same on every machine (see `membench.measure_memory` for the arguments), so the limit
+    can be a measured value, to the byte.
 
     Raises:
         AssertionError: it needs more; the message says how much, when, and where most of it is.

@@ -144,7 +144,7 @@ def test_every_second_layer_is_checkpointed_from_the_first_on():
     [
         ({"checkpointing_every": 2}, "--checkpointing-every 2 says which layers are checkpointed: add --checkpointing"),
         ({"loss_chunks": 2}, "--loss-chunks: RobertaForSequenceClassification isn't a causal language model"),
-        ({"offload_activations": True}, "--offload-activations: on a CPU they are in the host's memory already"),
+        ({"offload_activations": True}, "--offload-activations: on a CPU they are already in host memory"),
         ({"loss_chunks": 0}, "--loss-chunks must be at least 1, not 0"),
         ({"checkpointing_every": 0}, "--checkpointing-every must be at least 1, not 0"),
     ],

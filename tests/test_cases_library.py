@@ -376,9 +376,9 @@ def test_n10_a_damaged_checkpoint_is_never_trained_on(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"step": 1}, "isn't one that this version of membench wrote"),
-        ([1, 2], "isn't one that this version of membench wrote"),
-        ({"run": "run--2", "digest": "", "state": {}}, "is of another run, run--2"),
+        ({"step": 1}, "wasn't written by this version of membench"),
+        ([1, 2], "wasn't written by this version of membench"),
+        ({"run": "run--2", "digest": "", "state": {}}, "belongs to another run, run--2"),
         ({"run": "run--1", "digest": "0" * 64, "state": {"model": torch.zeros(2)}}, "is damaged"),
     ],
 )

@@ -213,10 +213,10 @@ def refusal(path, tmp_path):
     [
         (
             {"hidden_size": 64},
-            "50 of 57 tensors inside embeddings and layers .*embeddings.* is .32,. there and .64,. by",
+            "50 of 57 tensors in embeddings and layers .*embeddings.* is .32,. there and .64,. in",
         ),
         ({"num_hidden_layers": 4}, r"16 of 73 tensors .*bert\.encoder\.layer\.3\.\S+ is missing"),
-        ({"vocab_size": 41}, r"1 of 57 tensors .*word_embeddings.weight is .40, 32. there and .41, 32. by"),
+        ({"vocab_size": 41}, r"1 of 57 tensors .*word_embeddings.weight is .40, 32. there and .41, 32. in"),
         ({"intermediate_size": 64}, "9 of 57 tensors"),
         ({"max_position_embeddings": 32}, "position_embeddings.weight is .64, 32. there"),
     ],

@@ -87,7 +87,7 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(tmp_path):
         (["--set", "bdam.lr=1"], "unknown method 'bdam'. Did you mean 'badam'?"),
         (
             ["--set", "switch_evry=1"],
-            "--set switch_evry: none of adamw, badam, blockllm has a hyper-parameter of that name",
+            "--set switch_evry: none of adamw, badam, blockllm has a hyper-parameter with that name",
         ),
         (["--set", "badam.always_train=foot"], "badam: always_train: 'foot' matches no trainable parameter"),
         (["--set", "in_backward=true", "--max-grad-norm", "1"], "updates inside the backward pass"),
@@ -96,7 +96,7 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(tmp_path):
         (["--model", "config:roberta-tyni"], "roberta-tiny"),
         (["--model", "./no-such-model"], "no-such-model"),
         (["--tokenizer", "./no-such-tokenizer"], "no-such-tokenizer"),
-        (["--device", "gpu"], "--device gpu: no such kind of device"),
+        (["--device", "gpu"], "--device gpu: unknown kind of device"),
         (["--optimizers", "nomodule:Method"], "No module named 'nomodule'"),
         (["--optimizers", "json:JSONDecoder"], "must be a subclass of optimizers.MemoryEfficientOptimizer"),
         (["--config", "nowhere.toml"], "--config nowhere.toml: can't be read"),

@@ -94,7 +94,7 @@ def test_robertas_tokenizer_from_a_folder(shared_data):
         "attention_mask",
         "labels",
     }
-    with pytest.raises(ValueError, match=r"50,265 entries and config:roberta-tiny only 1,024 embeddings"):
+    with pytest.raises(ValueError, match=r"50,265 entries, but config:roberta-tiny has only 1,024 embeddings"):
         create(tokenizer=folder)
 
 

@@ -127,7 +127,7 @@ def test_a_run_of_it_is_called_as_it_was_asked_for_and_a_model_that_can_not_be_s
     given = {"task": "own_task:Mine", "optimizers": "sgd", "steps": 1, "model": "x"}
     runs = prepare(resolve(given))
     assert {run.task for run in runs} == {"own_task:Mine"} and runs[0].run_id.startswith("own_task-Mine--adamw--")
-    with pytest.raises(UserError, match="--save: Sequential is no model of transformers"):
+    with pytest.raises(UserError, match="--save: Sequential isn't a transformers model"):
         prepare(resolve({**given, "save": "models"}))
 
 

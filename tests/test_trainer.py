@@ -211,7 +211,7 @@ def test_a_stock_trainer_that_clips_learns_that_there_is_nothing_to_clip(name, t
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ({}, "needs a method of membench"),
+        ({}, "needs a membench method"),
         ({"method_kwargs": {"lr": 1.0}}, "needs the name of a method"),
         ({"method": "badam", "optimizer_cls_and_kwargs": (optimizers.AdamW, {})}, "not both"),
         ({"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 1.0})}, "not SGD"),

@@ -1,1 +1,1 @@
-"""From settings to records: what is missing is made, each run in a process of its own."""
+"""From settings to records: missing runs are made, each in its own process."""

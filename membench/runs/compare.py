@@ -1,4 +1,4 @@
-"""`membench compare`: make the runs that are missing, each in its own process, and print the tables of all of them."""
+"""`membench compare`: make the missing runs, each in its own process, and print the tables of all runs."""
 
 import tempfile
 import time
@@ -46,7 +46,7 @@ def compare(settings: Settings) -> int:
 
 
 def make_records(settings: Settings) -> list[Record]:
-    """The records of a comparison, made where they are missing; what `membench.compare` gives.
+    """The records of a comparison, made if they are missing; what `membench.compare` returns.
 
     Raises:
         UserError: a setting can't work, or the output folder is in use.
@@ -63,7 +63,7 @@ def _compare(settings: Settings, runs: Sequence[Run], folder: Folder) -> int:
         records = _make_missing(settings, runs, folder)
     except KeyboardInterrupt:
         models = Models(Path(settings.save)) if settings.save else None
-        finished = len(_with_models(_kept(settings, runs, folder), models))  # one may be written, and not counted yet
+        finished = len(_with_models(_kept(settings, runs, folder), models))  # one may be written but not yet counted
         print(f"\nInterrupted: {finished} of {len(runs)} runs are finished and kept in {folder.path}.")
         print("The same command makes the others.")
         return INTERRUPTED
@@ -71,7 +71,7 @@ def _compare(settings: Settings, runs: Sequence[Run], folder: Folder) -> int:
 
 
 def _make_missing(settings: Settings, runs: Sequence[Run], folder: Folder) -> list[Record]:
-    """The records of `runs`, in their order."""
+    """The records of `runs`, in order."""
     models = Models(Path(settings.save)) if settings.save else None
     records = _found(settings, runs, folder, models)
     missing = [run for run in runs if run.run_id not in records]
@@ -83,7 +83,7 @@ def _make_missing(settings: Settings, runs: Sequence[Run], folder: Folder) -> li
 
 
 def _found(settings: Settings, runs: Sequence[Run], folder: Folder, models: Models | None) -> dict[str, Record]:
-    """The records of the runs that needn't be made; a run whose model is wanted and isn't there is made again."""
+    """The records of the runs that needn't be made; a run is repeated if its model is wanted and missing."""
     kept = _kept(settings, runs, folder)
     if kept:
         print(f"{len(kept)} of {len(runs)} runs are already in {folder.path}", flush=True)
@@ -100,7 +100,7 @@ def _kept(settings: Settings, runs: Sequence[Run], folder: Folder) -> dict[str, 
 
 
 def _with_models(records: dict[str, Record], models: Models | None) -> dict[str, Record]:
-    """Those whose model is saved, if it is wanted and there is one."""
+    """The records whose model is saved, if it is wanted and there is one."""
     return {
         run_id: record
         for run_id, record in records.items()
@@ -109,14 +109,14 @@ def _with_models(records: dict[str, Record], models: Models | None) -> dict[str,
 
 
 def print_notes(runs: Sequence[Run]) -> None:
-    """What the tasks have to say of their data and models (rows left out, answers cut, a new head), each once."""
+    """The tasks' notes on their data and models (rows left out, answers cut, a new head), each once."""
     for task, notes in dict.fromkeys((run.task, run.environment.get("notes")) for run in runs):
         if notes:
             print(f"{task}: {notes}", flush=True)
 
 
 def make(run: Run, folder: Folder, models: Models | None, checkpoint_every: int, display: Display) -> Record:
-    """One run, in a process of its own, and its record (and model) on the disk."""
+    """One run in its own process, with its record (and model) on the disk."""
     display.begin(run)
     start = time.monotonic()
     outcome = Outcome("refused", error=run.refused)
@@ -140,7 +140,7 @@ def make(run: Run, folder: Folder, models: Models | None, checkpoint_every: int,
 
 
 def prepare_apart(settings: Settings) -> list[Run]:
-    """See `runs.prepare`, in a process of its own: this one stays light."""
+    """See `runs.prepare`; in another process, so that this one stays light."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         outcome: Outcome = processes.call(worker.prepare, settings, log=log)
@@ -164,7 +164,7 @@ def _conclude(settings: Settings, records: Sequence[Record], folder: Folder) -> 
 
 
 def describe(runs: Sequence[Run]) -> str:
-    """What --dry-run prints: every run with its values, and what all of them share."""
+    """What --dry-run prints: every run with its values, and what all runs share."""
     lines = [f"{len(runs)} runs:"]
     for run in runs:
         lines.append(f"{run.task}  {run.method}  seed {run.seed}  {run.training.steps} steps")

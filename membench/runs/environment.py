@@ -14,7 +14,7 @@ _PACKAGES = ("torch", "transformers", "peft", "datasets", "evaluate", "scikit-le
 
 
 def describe(device: torch.device, threads: int) -> dict[str, Any]:
-    """Versions, device, threads and, in a checkout, the commit."""
+    """Versions, device, threads and, in a git checkout, the commit."""
     return {
         "membench": membench.__version__,
         "python": platform.python_version(),
@@ -36,7 +36,7 @@ def _cpu() -> str:
 
 
 def _commit(root: Path) -> dict[str, Any]:
-    """The commit, and whether tracked files differ from it; both null outside of a checkout."""
+    """The commit, and whether tracked files differ from it; both null outside a git checkout."""
     if not (root / ".git").exists():
         return {"commit": None, "dirty": None}
     head, changes = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain", "--untracked-files=no")

@@ -1,4 +1,4 @@
-"""The model card of a saved model, `README.md` in its folder: what it is, how it was trained, what it scores."""
+"""The model card of a saved model, `README.md` in its folder: what it is, how it was trained, its scores."""
 
 import json
 from typing import Any
@@ -8,7 +8,7 @@ from reports.table import mib
 
 
 def card(made: dict[str, Any]) -> str:
-    """The card in Markdown, with the header that the hub reads.
+    """The card in Markdown, with a header for the hub.
 
     Args:
         made: the record of the run that trained the model.

@@ -1,4 +1,4 @@
-"""`--save`: finished models as folders of transformers, each with its record beside it, all of it or nothing."""
+"""`--save`: finished models as transformers folders, each with its record beside it, all or nothing."""
 
 import shutil
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Any
 from membench.runs.model_card import card
 from reports import record
 
-CONFIG = "config.json"  # what makes a folder a model of transformers
+CONFIG = "config.json"  # marks a folder as a transformers model
 
 
 class Models:
-    """`PATH/RUN_ID/`, what `save_pretrained` writes and a model card, and `PATH/RUN_ID.json`, the record.
+    """`PATH/RUN_ID/`, with what `save_pretrained` writes and a model card, and `PATH/RUN_ID.json`, the record.
 
-    A run's process writes a draft; once the run has its record, the draft takes the model's place.
+    A run's process writes a draft; once the run has a record, the draft replaces the model.
     """
 
     def __init__(self, path: Path):
@@ -29,13 +29,13 @@ class Models:
         return (self.model(run_id) / CONFIG).is_file() and (self.path / f"{run_id}.json").is_file()
 
     def begin(self, run_id: str) -> Path:
-        """Where to write a model: nothing is there, whatever an earlier attempt left."""
+        """Where to write a model: an empty place, whatever an earlier attempt left."""
         draft = self.draft(run_id)
         shutil.rmtree(draft, ignore_errors=True)
         return draft
 
     def end(self, made: dict[str, Any]) -> None:
-        """Keep the draft of a run that is ok with its record, and drop that of any other."""
+        """Keep the draft and record of a run that is ok, and drop any other draft."""
         run_id = made["run_id"]
         draft, model = self.draft(run_id), self.model(run_id)
         if made["status"] == "ok":

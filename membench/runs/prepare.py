@@ -1,4 +1,4 @@
-"""From settings to runs: every value resolved and checked, every run with its name, before any of them starts."""
+"""From settings to runs: every value resolved and checked, every run named, before any of them starts."""
 
 import math
 import traceback
@@ -28,12 +28,12 @@ REFERENCE = "adamw"
 
 
 def prepare(settings: Settings) -> list[Run]:
-    """All runs of a comparison: task by task, seed by seed, the reference first, so that ratios are of neighbours.
+    """All runs of a comparison: task by task, seed by seed, the reference first, so that ratios compare neighbours.
 
     Builds each method once, on the first task's model: what a constructor refuses is refused before anything runs.
 
     Raises:
-        UserError: a name, a hyper-parameter or a combination that can't work, in one sentence.
+        UserError: a name, a hyper-parameter or a combination can't work.
     """
     try:
         return _prepare(settings)
@@ -42,7 +42,7 @@ def prepare(settings: Settings) -> list[Run]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise UserError(f"this machine hasn't the memory to build {settings.model}: {reason_of(error)}") from error
+        raise UserError(f"this machine hasn't enough memory to build {settings.model}: {reason_of(error)}") from error
 
 
 def _prepare(settings: Settings) -> list[Run]:
@@ -50,7 +50,7 @@ def _prepare(settings: Settings) -> list[Run]:
     _check_targets(settings, methods)
     device, threads = find_device(settings.device), settings.threads or torch.get_num_threads()
     if settings.offload_activations and device.type == "cpu":
-        raise UserError("--offload-activations: on a CPU they are in the host's memory already: leave it out")
+        raise UserError("--offload-activations: on a CPU they are already in host memory: leave it out")
     surroundings = environment.describe(device, threads)
     names = dict.fromkeys(name for pattern in settings.task for name in tasks.expand(pattern, data=settings.data))
     works = _works(settings, list(names), device, threads)
@@ -73,12 +73,12 @@ class _Work:
     training: Training
     device: torch.device
     threads: int
-    task: tasks.Task | None  # None: it can't be made
+    task: tasks.Task | None  # None: it can't be built
     refused: str | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What is hashed of it."""
+        """What goes into a run's id."""
         provenance = {} if self.task is None else self.task.provenance
         return {
             "training": self.training.identity,
@@ -95,10 +95,10 @@ class _Work:
 
 
 def _works(settings: Settings, names: Sequence[str], device: torch.device, threads: int) -> list[_Work]:
-    """The tasks; one that can't be made is a result, if another can.
+    """The tasks; one that can't be built is a result, as long as another can.
 
     Raises:
-        ValueError, OSError: none can be made.
+        ValueError, OSError: none can be built.
     """
     works = []
     error: Exception | None = None
@@ -119,7 +119,7 @@ def _work(settings: Settings, name: str, device: torch.device, threads: int) -> 
     task = create_task(Training.of(settings, steps=1, weights="?"), name, seed=0)
     weights = "random" if task.from_scratch else "pretrained"
     training = Training.of(settings, steps=_steps(settings, task), weights=weights)
-    assert task.provenance and task.head is not None  # has loaded the model, which may fail
+    assert task.provenance and task.head is not None  # this loads the model, which may fail
     return _Work(name, training, device, threads, task)
 
 
@@ -132,23 +132,23 @@ def _methods(settings: Settings) -> list[str]:
 
 
 def _check_targets(settings: Settings, methods: Iterable[str]) -> None:
-    """Hyper-parameters must go somewhere, also those of methods that aren't compared now."""
+    """Every hyper-parameter must belong to a method, including methods that aren't compared now."""
     for method, given in settings.hyperparameters.items():
         if method != ALL_METHODS:
             optimizers.resolve(method, **given)
     for key in settings.hyperparameters.get(ALL_METHODS, {}):
         if not any(key in optimizers.resolve(method) for method in methods):
-            raise UserError(f"--set {key}: none of {', '.join(methods)} has a hyper-parameter of that name")
+            raise UserError(f"--set {key}: none of {', '.join(methods)} has a hyper-parameter with that name")
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name, or with "auto" the one that this machine has. Raises UserError if it hasn't it."""
+    """The device with that name, or with "auto" this machine's. Raises UserError if the machine has no such device."""
     if name == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"--device {name}: no such kind of device; use auto, cpu, cuda or cuda:0") from error
+        raise UserError(f"--device {name}: unknown kind of device; use auto, cpu, cuda or cuda:0") from error
     available = torch.accelerator.current_accelerator(check_available=True)
     if device.type not in ("cpu", available.type if available else "cpu"):
         raise UserError(f"--device {name}: this machine has {available or 'no accelerator'}; use --device auto or cpu")
@@ -195,7 +195,7 @@ def _values(settings: Settings, work: _Work, method: str, seed: int) -> dict[str
 
 
 def _identity(provenance: Mapping[str, Any], source: str) -> list[str | None]:
-    """The data themselves where their hash is known, wherever they lie; else the source and its revision."""
+    """The data's hash, wherever they are stored, if it is known; else the source and its revision."""
     if provenance.get("data_sha256") is not None:
         return [provenance["data_sha256"]]
     return [source, provenance.get("data_revision")]
@@ -205,7 +205,7 @@ def _refused(settings: Settings, work: _Work, runs: Iterable[Run]) -> dict[str, 
     """Methods that can't work with the model of a task, and why; each is built once.
 
     Raises:
-        UserError: a value that was given is to blame, or none of the methods that were asked for is left.
+        UserError: a given value is to blame, or none of the requested methods is left.
     """
     refused: dict[str, str] = {}
     bench, plain = _Bench(save=settings.save is not None), replace(settings, hyperparameters={}, learning_rate=None)
@@ -223,7 +223,7 @@ def _refused(settings: Settings, work: _Work, runs: Iterable[Run]) -> dict[str, 
 
 
 class _Bench:
-    """A model to try methods on, built anew where one may have left it changed."""
+    """A model to try methods on, rebuilt if one may have changed it."""
 
     def __init__(self, *, save: bool):
         self._save = save
@@ -231,11 +231,13 @@ class _Bench:
         self._model: nn.Module | None = None
 
     def refusal(self, run: Run) -> str | None:
-        """Why a method can't train the model of its task. What fails in any other way is a result of its run."""
+        """Why a method can't train its task's model. Any other kind of failure becomes a result of its run."""
         task = self._task = self._task or create_task(run.training, run.task, run.seed)
         model, self._model = self._model or build_model(run, task), None
         if self._save and not isinstance(model, PreTrainedModel):
-            raise UserError(f"--save: {type(model).__name__} is no model of transformers, which knows how to save it")
+            raise UserError(
+                f"--save: {type(model).__name__} isn't a transformers model, so it can't be saved: leave out --save"
+            )
         try:
             optimizer = build_optimizer(run, model)
             check_combination(optimizer, run.training.gradient_accumulation_steps, run.training.max_grad_norm)

@@ -1,4 +1,4 @@
-"""Calling a function in a process of its own, so that whatever happens to it happens to it alone."""
+"""Calling a function in a separate process, so that whatever happens to it affects nothing else."""
 
 import multiprocessing
 import os
@@ -21,7 +21,7 @@ _server_answered = threading.Event()
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a call: "ok" with its value, or "refused", "failed", "out_of_memory" with an error in one line."""
+    """The outcome of a call: "ok" with its value, or "refused", "failed", "out_of_memory" with a one-line error."""
 
     status: str
     value: Any = None
@@ -32,10 +32,10 @@ def start_server() -> None:
     """Start importing in the background; the first call waits for it."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(["membench.runs.preload"])
     environment = {
-        # the modules that we see, and never one of the user's folder in place of ours
+        # the modules that we see, never one from the user's folder that shadows ours
         "PYTHONPATH": os.pathsep.join(sys.path),
         "PYTHONSAFEPATH": "1",
-        # numpy's pool of threads would start at its import
+        # numpy's thread pool would start when it is imported
         "OPENBLAS_NUM_THREADS": "1",
     }
     resource_tracker.ensure_running()  # it unblocks signals
@@ -52,14 +52,14 @@ def call(
 ) -> Outcome:
     """Run `function(*arguments, send)` in a process: forked from the server, or spawned, which CUDA needs.
 
-    `send("message", value)` in the child calls `on_message(value)` here. Returns when the process is gone; ends it when
+    `send("message", value)` in the child calls `on_message(value)` here. Returns when the process is gone; ends it if
     interrupted. Its output is appended to `log`.
     """
     context: BaseContext = multiprocessing.get_context("spawn" if spawn else "forkserver")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=worker.serve, args=(function, arguments, sender, log))  # type: ignore[attr-defined]
     kills_before = _out_of_memory_kills()
-    # Ctrl-C while its work is sent would make a child complain; but the first one may have to wait for imports
+    # Ctrl-C while a child receives its work would make it complain; but the first child may have to wait for imports
     uninterrupted = _blocked(signal.SIGINT) if _server_answered.is_set() else nullcontext()
     with _nothing_as_main(), uninterrupted:
         process.start()
@@ -75,7 +75,7 @@ def call(
 
 
 def _listen(receiver: connection.Connection, sentinel: int, on_message: Callable[[Any], None]) -> Outcome | None:
-    """Passes messages on until the final one; None if the process died without any."""
+    """Pass on messages up to the final one; None if the process died without one."""
     while True:
         ready = connection.wait([receiver, sentinel])
         if receiver not in ready and not receiver.poll():
@@ -100,7 +100,7 @@ def _cause_of_death(exit_code: int | None, killed_for_memory: bool) -> Outcome:
 
 
 def _out_of_memory_kills() -> int:
-    """How many processes the kernel has killed for want of memory; 0 where it doesn't say."""
+    """How many processes the kernel has killed for lack of memory; 0 if it doesn't say."""
     counters = Path("/proc/vmstat")
     lines = counters.read_text().splitlines() if counters.exists() else []
     return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
@@ -108,7 +108,7 @@ def _out_of_memory_kills() -> int:
 
 @contextmanager
 def _nothing_as_main() -> Iterator[None]:
-    """A new process imports the main module of the one that starts it; ours must not run a user's script again."""
+    """A new process imports its parent's main module; ours must not run a user's script again."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -142,7 +142,7 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _blocked(sig: signal.Signals) -> Iterator[None]:
-    """A process started inside never sees the signal: Ctrl-C goes to the whole group, and we end our children."""
+    """A process started in this context never sees SIGINT: Ctrl-C goes to the whole group, and we end our children."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {sig})
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a user sees while runs are made: bars on a terminal, and always one line a run."""
+"""What a user sees while runs are made: bars on a terminal, and always one line per run."""
 
 import sys
 import time
@@ -16,7 +16,7 @@ from reports.table import mib
 
 
 class Display(Protocol):
-    """Where a comparison reports to; a context manager around all of its runs."""
+    """Where a comparison reports its progress; a context manager around all its runs."""
 
     def __enter__(self) -> "Display": ...
     def __exit__(self, *exception: object) -> None: ...
@@ -27,19 +27,19 @@ class Display(Protocol):
 
 
 def create_display(runs: Sequence[Run], total: int, *, quiet: bool) -> Display:
-    """Bars if somebody is looking, else lines. `runs` are those still to make, of `total`."""
+    """Bars on a terminal, else lines. `runs` are those still to make, out of `total`."""
     console = Console(stderr=True)
     return Lines(len(runs), total) if quiet or not console.is_terminal else Bars(console, runs, total)
 
 
 def waiting(text: str, *, quiet: bool) -> AbstractContextManager[Any]:
-    """Shows on a terminal what is being waited for."""
+    """On a terminal, show what we are waiting for."""
     console = Console(stderr=True)
     return nullcontext() if quiet or not console.is_terminal else console.status(text)
 
 
 class Lines:
-    """One line a run, for logs."""
+    """One line per run, for logs."""
 
     def __init__(self, to_do: int, total: int):
         self._number, self._total = total - to_do, total
@@ -64,13 +64,13 @@ class Lines:
 
 
 class Bars:
-    """Two bars, each with the time left: the current run with its loss, and all runs together."""
+    """Two bars, each with the remaining time: the current run with its loss, and all runs together."""
 
     def __init__(self, console: Console, runs: Sequence[Run], total: int):
         self._lines = Lines(len(runs), total)
         columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()]
         columns += [TextColumn("{task.fields[left]}"), TextColumn("{task.fields[note]}")]
-        # a line a run goes above the bars, unless stdout is a file
+        # one line per run goes above the bars, unless stdout is a file
         self._progress = Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty())
         self._all = self._progress.add_task("all runs", total=sum(map(_steps, runs)), left="", note="")
         self._run = self._progress.add_task("", total=None, left="", note="", visible=False)
@@ -114,7 +114,7 @@ class Bars:
 
 
 def _time_left(start: float, done: int, to_do: int) -> str:
-    """From the time that all of it took so far, with what lies between the steps."""
+    """Estimated from the whole time taken so far, including what happens between steps."""
     if not done or not to_do:
         return ""
     minutes, seconds = divmod(round((time.monotonic() - start) / done * to_do), 60)
@@ -127,7 +127,7 @@ def _steps(run: Run) -> int:
 
 
 def summarize(record: dict[str, Any]) -> str:
-    """A run and what came of it, in a line."""
+    """A run and its outcome on one line."""
     name = f"{record['task']} {record['method']} seed {record['seed']}"
     if (record["error"] or "").startswith(REFUSAL):
         return f"{name}: {record['error']}"

@@ -1,4 +1,4 @@
-"""The folder of a comparison: its records, and beside them checkpoints and logs of what isn't finished."""
+"""The folder of a comparison: its records, and the checkpoints and logs of unfinished runs."""
 
 import fcntl
 import os
@@ -21,11 +21,11 @@ class Folder:
 
     @contextmanager
     def locked(self, part: str = "") -> Iterator[None]:
-        """Keep other processes out while runs (a `part` of them) are made. The lock goes with the process, however it
-        ends.
+        """Keep other processes out while runs (a `part` of them) are made. The lock is released when the process ends,
+        however that happens.
 
         Raises:
-            UserError: another process is at work here, or the folder can't be made.
+            UserError: another process is using the folder, or it can't be created.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ class Folder:
         """The record of a run that needn't be made again; with `retry`, only one that is ok.
 
         Raises:
-            UserError: there is a file of that name which isn't a record.
+            UserError: the file with the record's name isn't a record.
         """
         path = self.path / f"{run_id}.json"
         if not path.exists():
@@ -65,7 +65,7 @@ class Folder:
         return found if found["status"] in (("ok",) if retry else _FINAL) else None
 
     def write(self, made: dict[str, Any]) -> None:
-        """Keep a record, and drop what only an unfinished run needs."""
+        """Keep a record, and delete what only an unfinished run needs."""
         record.write(made, self.path)
         if made["status"] in ("ok", "diverged"):
             self.checkpoint(made["run_id"]).unlink(missing_ok=True)
@@ -74,7 +74,7 @@ class Folder:
 
     def _remove_empty_folders(self) -> None:
         for path in (self.checkpoint("").parent, self.log("").parent):
-            with suppress(OSError):  # it isn't empty, or isn't there
+            with suppress(OSError):  # it isn't empty, or doesn't exist
                 path.rmdir()
 
     def checkpoint(self, run_id: str) -> Path:

@@ -1,7 +1,7 @@
-"""`membench study`: methods x tasks x models x seeds, each method tuned on the same number of trials first.
+"""`membench study`: methods x tasks x models x seeds, after tuning each method with the same number of trials.
 
-Everything is a run of a comparison in the study's folder, trials in `tuning/` beneath it: what is there isn't made
-again. All tasks get their trials and their first seed before any gets its second, so that a whole table is there early.
+Everything is a run of a comparison in the study's folder, with trials in `tuning/` below it: what exists isn't made
+again. All tasks get their trials and first seed before any gets its second, so that there is a full table early.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ from membench.runs.run_folder import Folder
 
 @dataclass
 class _Cell:
-    """One task with one model: its methods' runs once their hyper-parameters are chosen."""
+    """One task with one model: its methods' runs, once their hyper-parameters are chosen."""
 
     settings: Settings
     task: str
@@ -28,7 +28,7 @@ class _Cell:
 
 @dataclass
 class _Workshop:
-    """Where records come from and go to."""
+    """Where records are read and written."""
 
     folder: Folder
     tuning: Folder
@@ -39,7 +39,7 @@ class _Workshop:
     finals: list[Record] = field(default_factory=list)
 
     def carry_out(self, runs: list[Run], folder: Folder) -> list[Record]:
-        """The records of `runs`, in their order; made, where they are missing."""
+        """The records of `runs`, in order; made if they are missing."""
         records = {run.run_id: folder.finished(run.run_id, retry=self.retry) for run in runs}
         missing = [run for run in runs if records[run.run_id] is None]
         with create_display(missing, len(runs), quiet=self.quiet) as display:
@@ -70,7 +70,7 @@ def study(plan: Study, shard: tuple[int, int] = (1, 1)) -> int:
         with folder.locked(part):
             _carry_out(plan, cells, workshop)
     except KeyboardInterrupt:
-        print(f"\nInterrupted: what is finished is kept in {folder.path}. The same command goes on from there.")
+        print(f"\nInterrupted: what is finished is kept in {folder.path}. The same command continues from there.")
         return INTERRUPTED
     if part:
         print(
@@ -82,7 +82,7 @@ def study(plan: Study, shard: tuple[int, int] = (1, 1)) -> int:
 
 
 def _cells(plan: Study, shard: tuple[int, int]) -> Iterator[_Cell]:
-    """Cells with the methods of a shard: all runs of a method on a task with a model are in one."""
+    """Cells with the methods of a shard: all runs of a method on one task and model are in the same shard."""
     number = 0
     for settings in plan.settings:
         by_task: dict[str, list[str]] = {}
@@ -110,7 +110,7 @@ def _carry_out(plan: Study, cells: list[_Cell], workshop: _Workshop) -> None:
 
 
 def _tune(plan: Study, cell: _Cell, workshop: _Workshop) -> dict[str, Values]:
-    """The values that each method scores best with on the tuning seed."""
+    """The values with which each method scores best on the tuning seed."""
     from reports.studies import best
 
     count = plan.budget * len(cell.methods)
@@ -131,7 +131,7 @@ def _tune(plan: Study, cell: _Cell, workshop: _Workshop) -> dict[str, Values]:
 
 
 def _prepared(cell: _Cell, seeds: Iterable[int], chosen: dict[str, Values]) -> list[Run]:
-    """The runs of a cell with hyper-parameters by method, over what the file says of them."""
+    """The runs of a cell with hyper-parameters by method, which override the file's."""
     fixed = cell.settings.hyperparameters
     values = {**fixed, **{method: {**fixed.get(method, {}), **given} for method, given in chosen.items()}}
     settings = replace(cell.settings, task=(cell.task,), seeds=tuple(seeds), hyperparameters=values)

@@ -1,4 +1,4 @@
-"""A record from a run and what became of it."""
+"""A record from a run and its outcome."""
 
 import json
 from datetime import UTC, datetime
@@ -10,14 +10,14 @@ from reports import record, schema
 
 
 def assemble(run: Run, outcome: Outcome) -> dict[str, Any]:
-    """The record of a run, as its file will have it; what couldn't be measured is null."""
+    """The record of a run, as in its file; what couldn't be measured is null."""
     measured = outcome.value or {"status": outcome.status, "error": outcome.error}
-    if outcome.status == "refused":  # by a method or a task before the run, or by what it found
+    if outcome.status == "refused":  # by a method or task, before the run or during it
         measured = {"status": "failed", "error": f"{record.REFUSAL}{outcome.error}"}
     made = _assemble(run, measured)
     try:
         record.check(made, run.run_id)
-    except ValueError as error:  # a task or a method of the user's own gave what no record can hold
+    except ValueError as error:  # a user's own task or method returned what a record can't hold
         made = _assemble(run, {"status": "failed", "error": str(error)})
     return json.loads(json.dumps(made))
 

@@ -1,4 +1,4 @@
-"""The code of a child process. Cheap to import: the server that children are forked from has preloaded the rest."""
+"""The code of a child process. Cheap to import: the server from which children are forked has preloaded the rest."""
 
 import faulthandler
 import os
@@ -29,7 +29,7 @@ def prepare(settings: Settings, send: Send) -> list[Run]:
 
 
 def execute(run: Run, checkpoint_path: Path, checkpoint_every: int, save_to: Path | None, send: Send) -> dict[str, Any]:
-    """See `execute.execute`; sends (step, loss) now and then, and the names of later stages."""
+    """See `execute.execute`; sends (step, loss) from time to time, and the names of later stages."""
     from membench.training import execute
 
     last = 0.0
@@ -46,9 +46,9 @@ def execute(run: Run, checkpoint_path: Path, checkpoint_every: int, save_to: Pat
 def serve(function: Callable[..., Any], arguments: tuple[Any, ...], sender: connection.Connection, log: Path) -> None:
     """Call `function(*arguments, send)` and send back ("ok", its result), ("refused", sentence) or ("failed", text).
 
-    What it prints, and what the system says when it crashes, goes to the file `log`.
+    Its output, including what the system prints if it crashes, goes to the file `log`.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends its children
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it too, and ends its children
     _die_with_parent()
     _prefer_in_oom_kill()
     _redirect_output(log)
@@ -70,7 +70,7 @@ def serve(function: Callable[..., Any], arguments: tuple[Any, ...], sender: conn
 
 
 def _die_with_parent() -> None:
-    """A child must not go on alone when its parent was killed; the fork server, its direct parent, wouldn't notice."""
+    """A child must not continue after its parent is killed; the fork server, its direct parent, wouldn't notice."""
     parent = parent_process()
     assert parent is not None
 
@@ -82,7 +82,7 @@ def _die_with_parent() -> None:
 
 
 def _prefer_in_oom_kill() -> None:
-    """Where memory runs out, Linux kills the process with the highest score: let it be a run, not what records it."""
+    """If memory runs out, Linux kills the process with the highest score: let that be a run, not its recorder."""
     score = Path("/proc/self/oom_score_adj")
     if score.exists():
         score.write_text("500")

@@ -1,4 +1,4 @@
-"""Levers on activations, for any method: computed again, in pieces of the sequence, or kept elsewhere."""
+"""Ways to save activations, for any method: recompute them, split the sequence, or offload them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def set_up_activations(model: nn.Module, options: TrainingOptions | WorkloadOpti
     """Make a new model checkpoint its layers and compute its loss in pieces, as `options` say.
 
     Raises:
-        ValueError: the model can't do it, or an option needs another one.
+        ValueError: the model doesn't support it, or an option needs another one.
     """
     every = options.checkpointing_every
     if options.checkpointing:
@@ -35,7 +35,7 @@ def set_up_activations(model: nn.Module, options: TrainingOptions | WorkloadOpti
 
 
 def offloading(loss: Loss) -> Loss:
-    """The same loss, with activations that wait for the backward pass in the host's memory."""
+    """The same loss, with activations kept in host memory until the backward pass."""
 
     def offloaded(model: nn.Module, batch: Batch) -> Tensor:
         with OffloadedActivations(model):
@@ -45,7 +45,7 @@ def offloading(loss: Loss) -> Loss:
 
 
 class Layout(NamedTuple):
-    """What a tensor is without its values."""
+    """A tensor's layout, without its values."""
 
     size: torch.Size
     stride: list[int]
@@ -56,7 +56,7 @@ class Layout(NamedTuple):
 
 
 class OnHost(NamedTuple):
-    """A tensor that was moved to the host; of a fake one only its layout."""
+    """A tensor moved to the host; for a fake one, only its layout."""
 
     values: Tensor | None
     layout: Layout
@@ -64,10 +64,10 @@ class OnHost(NamedTuple):
 
 
 class OffloadedActivations(torch.autograd.graph.saved_tensors_hooks):
-    """What autograd saves inside goes to pinned memory of the host, and comes back when the backward pass asks for it.
+    """Within this context, what autograd saves goes to pinned host memory, until the backward pass asks for it.
 
-    As torch's `save_on_cpu`, but weights, which stay on the device anyhow, aren't copied. Fake tensors are all on the
-    CPU: of them, what would be on the host is dropped.
+    Like torch's `save_on_cpu`, except that weights, which stay on the device anyway, aren't copied. Fake tensors are
+    all on the CPU: those that would be on the host are dropped.
     """
 
     def __init__(self, model: nn.Module):
@@ -88,7 +88,7 @@ def _to_host(tensor: Tensor) -> OnHost:
 
 
 def _dense_stride(tensor: Tensor) -> list[int]:
-    """Of a copy without gaps, its dimensions in the same order: kernels then take the same path as before."""
+    """Strides of a copy without gaps, with dimensions in the same order: kernels then take the same path as before."""
     stride, step = [0] * tensor.dim(), 1
     for dimension in sorted(range(tensor.dim()), key=lambda d: (tensor.stride(d), -d)):
         stride[dimension], step = step, step * tensor.shape[dimension]

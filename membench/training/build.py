@@ -14,7 +14,7 @@ from membench.training.activations import set_up_activations
 
 
 def create_task(training: Training, name: str, seed: int) -> tasks.Task:
-    """The task `name`, with batches as large as a micro-batch of `training`."""
+    """The task `name`, with batches of the size of a micro-batch in `training`."""
     given = {field.name: getattr(training, field.name) for field in fields(tasks.TaskArguments) if field.name != "seed"}
     given |= {"batch_size": training.micro_batch_size, "seed": seed}
     return tasks.create(name, options=training.options, **given)
@@ -24,7 +24,7 @@ def build_model(run: Run, task: tasks.Task) -> nn.Module:
     """A fresh model on the run's device, in training mode, always with the same weights.
 
     Raises:
-        ValueError: the model can't do what the training's options ask of its activations.
+        ValueError: the model doesn't support the training's options for activations.
     """
     torch.manual_seed(run.seed)
     model = task.build_model().to(torch.device(run.device))
@@ -33,7 +33,7 @@ def build_model(run: Run, task: tasks.Task) -> nn.Module:
 
 
 def method_values(run: Run, model: nn.Module) -> dict[str, Any]:
-    """The run's hyper-parameters; with random weights, embeddings and norms among what is always trained."""
+    """The run's hyper-parameters; with random weights, embeddings and norms are always trained."""
     values = dict(run.hyperparameters)
     if run.training.weights == "random":
         names = trained_from_scratch(run.method, model)

@@ -1,6 +1,7 @@
-"""Checkpoints of an unfinished run: all of it or nothing on the disk, and nothing but plain data in it.
+"""Checkpoints of an unfinished run: written all or nothing, and only with plain data.
 
-A file names its run and holds a digest of its content, so that neither a damaged one nor another run's is trained on.
+A file names its run and holds a digest of its content, so that a run never continues from a damaged file or another
+run's.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from membench.config.errors import UserError
 
 
 def save(state: dict[str, Any], path: Path) -> None:
-    """Write `state` (tensors and JSON) so that at any moment the file is complete or not there.
+    """Write `state` (tensors and JSON) so that at any moment the file is either complete or absent.
 
     Args:
         state: of a run.
@@ -31,29 +32,29 @@ def save(state: dict[str, Any], path: Path) -> None:
 
 
 def load(path: Path) -> dict[str, Any] | None:
-    """What was saved, on the CPU; None where nothing was.
+    """What was saved, on the CPU; None if nothing was.
 
     Raises:
-        UserError: the file can't be read, is damaged, or is another run's.
+        UserError: the file can't be read, is damaged, or belongs to another run.
     """
     if not path.exists():
         return None
     remove = "remove it to start that run again"
     try:
         saved = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # a zip, a pickle or a tensor can be broken, each in its own way
+    except Exception as error:  # a zip, a pickle or a tensor can be broken, each in a different way
         raise UserError(f"checkpoint {path} can't be read ({error}): {remove}") from error
     if not isinstance(saved, dict) or saved.keys() != {"run", "digest", "state"}:
-        raise UserError(f"checkpoint {path} isn't one that this version of membench wrote: {remove}")
+        raise UserError(f"checkpoint {path} wasn't written by this version of membench: {remove}")
     if saved["run"] != path.stem:
-        raise UserError(f"checkpoint {path} is of another run, {saved['run']}: {remove}")
+        raise UserError(f"checkpoint {path} belongs to another run, {saved['run']}: {remove}")
     if saved["digest"] != digest(saved["state"]):
-        raise UserError(f"checkpoint {path} is damaged, its content isn't what was written: {remove}")
+        raise UserError(f"checkpoint {path} is damaged: {remove}")
     return saved["state"]
 
 
 def digest(state: Any) -> str:
-    """A hash of tensors and JSON, one by one in their order."""
+    """A hash of tensors and JSON, one by one in order."""
     content = hashlib.sha256()
     for piece in _pieces(state):
         content.update(piece)

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: layers are computed again in the backward pass, instead of keeping their activations."""
+"""Gradient checkpointing: layers are recomputed in the backward pass instead of keeping their activations."""
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -8,7 +8,7 @@ SETTINGS = {"use_reentrant": False}
 
 
 def checkpoint_layers(model: nn.Module, every: int = 1) -> None:
-    """Turn it on, in every `every`-th layer: the first, and so on.
+    """Turn it on in every `every`-th layer, starting with the first.
 
     Raises:
         ValueError: the model doesn't support it.

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import torch
 
 PHASES = ("forward", "backward", "update")
-_WARM_UP = 3  # steps that medians leave out, of long enough runs
+_WARM_UP = 3  # steps that the medians of long enough runs leave out
 
 
 class Clock:
-    """Seconds of every phase of every step; on an accelerator it waits for the work to be done before it looks."""
+    """Seconds of every phase of every step; on an accelerator, it synchronises before reading the time."""
 
     def __init__(self, device: torch.device):
         self._waits = device.type != "cpu"
@@ -21,7 +21,7 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time what happens inside, on top of what this step already spent in phase `name`."""
+        """Time what happens within this context, in addition to what this step already spent in phase `name`."""
         start = self._now()
         yield
         self._current[name] += self._now() - start
@@ -35,7 +35,7 @@ class Clock:
         return seconds
 
     def medians(self) -> dict[str, float | None]:
-        """`forward_seconds` etc., the median of a step; the first steps are left out if there are enough others."""
+        """`forward_seconds` etc., medians per step; the first steps are left out if there are enough others."""
         return {f"{name}_seconds": _median(spent) for name, spent in self.steps.items()}
 
     def _now(self) -> float:

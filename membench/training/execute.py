@@ -1,4 +1,4 @@
-"""One run, in this process: train, evaluate, then meter a fresh copy. What comes out is what a record is made of."""
+"""One run, in this process: train, evaluate, then meter a fresh copy. A record is made from the result."""
 
 import resource
 import sys
@@ -23,7 +23,7 @@ from tasks.models.loading import quiet
 
 @runtime_checkable
 class HasTokenizer(Protocol):
-    """A task of texts: its tokenizer, of transformers, is saved with the model."""
+    """A task with texts: its transformers tokenizer is saved with the model."""
 
     tokenizer: Any
 
@@ -36,7 +36,7 @@ def execute(
     stage: Callable[[str], None] = lambda name: None,
     save_to: Path | None = None,
 ) -> dict[str, Any]:
-    """The measured part of the record, with what was measured before anything went wrong.
+    """The measured part of the record; if anything goes wrong, what was measured before.
 
     Args:
         run: what to do.
@@ -102,7 +102,7 @@ def _evaluate(run: Run, task: tasks.Task, loop: Loop, measured: dict[str, Any]) 
 
 
 def save(model: nn.Module, task: tasks.Task, folder: Path) -> None:
-    """Write a finished model as transformers saves it, its tokenizer with it if the task has one."""
+    """Write a finished model in transformers' format, with its tokenizer if the task has one."""
     assert isinstance(model, PreTrainedModel)  # checked before anything ran
     with quiet():
         model.save_pretrained(folder)
@@ -121,7 +121,7 @@ def _times(loop: Loop) -> dict[str, Any]:
 
 
 def _process_memory(device: torch.device) -> dict[str, Any]:
-    """Peaks so far, of the resident process and of the GPU's allocator."""
+    """Peaks so far of the process's resident memory and of the GPU's allocator."""
     unit = 1 if sys.platform == "darwin" else 1024
     return {
         "process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
@@ -131,16 +131,16 @@ def _process_memory(device: torch.device) -> dict[str, Any]:
 
 @torch.no_grad()
 def trained_fraction(before: nn.Module, after: nn.Module) -> float:
-    """Share of the weights that differ, one by one, between a freshly built model and the finished one."""
+    """Share of individual weights that differ between a freshly built model and the finished one."""
     trained = dict(after.named_parameters())
     changed = sum(int((p != trained[name]).sum()) for name, p in before.named_parameters())
     return changed / sum(p.numel() for p in before.parameters())
 
 
 def _meter(run: Run, task: tasks.Task) -> dict[str, Any]:
-    """Exact bytes of training steps over a full cycle of blocks, on a copy that is thrown away.
+    """Exact bytes of training steps over a full cycle of blocks, on a throw-away copy.
 
-    All steps are on the batch that needs most, so that methods of long and of short cycles see the same.
+    All steps use the batch that needs the most memory, so that methods with long and short cycles see the same one.
     """
     model, device = build_model(run, task), torch.device(run.device)
     batches = largest_micro_batches(task, run.training, device)

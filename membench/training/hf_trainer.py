@@ -1,17 +1,17 @@
-"""The Hugging Face Trainer with a method of membench as its optimizer.
+"""The Hugging Face Trainer with a membench method as its optimizer.
 
     MethodTrainer(model, args, train_dataset=..., method="badam", method_kwargs={"switch_every": 50})
 
-builds the method on the trainer's own model, when that is ready; `optimizers=(BAdam(model, lr=1e-5), None)` takes one
-that is built already. It is a mix-in as well, for a trainer that makes its own model:
+builds the method on the trainer's own model when that is ready; `optimizers=(BAdam(model, lr=1e-5), None)` takes one
+that is already built. It also works as a mix-in, for a trainer that makes its own model:
 
     class BAdamSFT(MethodTrainer, SFTTrainer):
         pass
 
     BAdamSFT("path/of/a/model", method="badam", train_dataset=...)
 
-It calls `optimizer.backward(loss)` or `optimizer.ask(closure)`, refuses the arguments that would silently do nothing,
-and saves models that `from_pretrained` reads. Most methods work in a stock Trainer, too; those that update inside the
+It calls `optimizer.backward(loss)` or `optimizer.ask(closure)`, refuses arguments that would silently do nothing, and
+saves models that `from_pretrained` can read. Most methods also work in a stock Trainer; those that update inside the
 backward pass (`in_backward`), must see the loss (`needs_loss`: BlockLLM, clipped LOMO) or ask for losses
 (`asks_losses`: MeZO) need this one.
 """
@@ -36,21 +36,21 @@ class MethodTrainer(Trainer):
     """A `Trainer` that lets the method compute the gradients.
 
     Args:
-        As of `Trainer`, and one of these three:
-        method: name of a method, built on the trainer's model.
-        optimizer_cls_and_kwargs: its class and its hyper-parameters.
-        optimizers: the method, built on `model`, and a scheduler or None.
-        method_kwargs: hyper-parameters of `method`; by default learning rate, weight decay, betas and eps are those of
-            the training arguments.
+        As for `Trainer`, and one of these three:
+        method: name of a method, to build on the trainer's model.
+        optimizer_cls_and_kwargs: its class and hyper-parameters.
+        optimizers: the method, already built on `model`, and a scheduler or None.
+        method_kwargs: hyper-parameters of `method`; by default learning rate, weight decay, betas and eps are the
+            training arguments'.
 
     Attributes:
-        method: the method, once it is built; `finish()` it to get the plain model.
+        method: the method, once built; call its `finish()` to get the plain model.
 
     Raises:
         TypeError: no method is given, or more than one.
-        ValueError: a hyper-parameter is refused, or the arguments ask for what the method can't do: gradient
-            accumulation or clipping by the trainer for a method that updates inside the backward pass, clipping for
-            one without gradients, fp16 loss scaling for any of them.
+        ValueError: a hyper-parameter is refused, or the arguments ask for something the method can't do: gradient
+            accumulation or clipping by the trainer with a method that updates inside the backward pass, clipping with
+            one without gradients, fp16 loss scaling with either of them.
     """
 
     method: MemoryEfficientOptimizer | None = None
@@ -88,7 +88,7 @@ class MethodTrainer(Trainer):
         self.accelerator.backward = self._backward
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The method, built on the trainer's model (which FSDP has wrapped by now)."""
+        """Build the method on the trainer's model (which FSDP has wrapped by now)."""
         if self.optimizer is None and self._build is not None:
             cls, given = self._build
             build: Any = cls
@@ -105,7 +105,7 @@ class MethodTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """As of `Trainer`; a method that asks for losses takes as many of this micro-batch as it wants."""
+        """As in `Trainer`; a method that asks for losses takes as many for this micro-batch as it wants."""
         assert self.method is not None  # training began, so create_optimizer was called
         if not self.method.asks_losses:
             return super().training_step(model, inputs, num_items_in_batch)
@@ -120,7 +120,7 @@ class MethodTrainer(Trainer):
         return self.method.ask(share)
 
     def _is_of_whole_batch(self, num_items_in_batch: torch.Tensor | int | None) -> bool:
-        """Does `compute_loss` divide by the items of all micro-batches? As `Trainer.training_step` decides it."""
+        """Does `compute_loss` divide by the items of all micro-batches? Decided as in `Trainer.training_step`."""
         if self.loss_is_scaled_for_ga is not None:
             return self.loss_is_scaled_for_ga
         by_model = self.model_accepts_loss_kwargs and num_items_in_batch is not None
@@ -131,7 +131,7 @@ class MethodTrainer(Trainer):
         self.method.backward(loss)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model as `from_pretrained` reads it, adapters merged; a checkpoint also as it is, to resume from."""
+        """Save the model for `from_pretrained`, adapters merged; a checkpoint also unmerged, to resume from."""
         super().save_model(output_dir, _internal_call)
         if _internal_call and self._has_adapters() and self.args.should_save:
             folder: Any = output_dir or self.args.output_dir
@@ -153,7 +153,7 @@ class MethodTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         path = Path(resume_from_checkpoint, UNMERGED)
         if path.exists() and self.method is None:
-            self.create_optimizer()  # the adapters, which the weights are for
+            self.create_optimizer()  # inserts the adapters, to which the weights belong
         if not self._has_adapters():
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         if not path.exists():
@@ -171,13 +171,13 @@ class MethodTrainer(Trainer):
 
 def _refuse(cls: type) -> NoReturn:
     raise TypeError(
-        "MethodTrainer needs a method of membench: method='badam', or optimizers=(method, scheduler or None), "
+        "MethodTrainer needs a membench method: method='badam', or optimizers=(method, scheduler or None), "
         f"not {cls.__name__}; for a stock optimizer use transformers.Trainer"
     )
 
 
 def _from_arguments(cls: type[MemoryEfficientOptimizer], args: TrainingArguments) -> dict[str, Any]:
-    """The training arguments that are hyper-parameters of the method, too."""
+    """The training arguments that are also hyper-parameters of the method."""
     known = {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
     given = {
         "lr": args.learning_rate,

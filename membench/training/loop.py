@@ -1,4 +1,4 @@
-"""The training loop, one for every method; its step is also what memory meter and planner run."""
+"""The training loop, the same for every method; the memory meter and the planner run its step, too."""
 
 import math
 import zlib
@@ -23,12 +23,12 @@ Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
 Phase = Callable[[str], AbstractContextManager]
 
-_LOOKED_AT = 32  # batches of a task that doesn't know its largest
-_HISTORY_ENTRIES = 500  # of a long run: the losses between two entries are averaged
+_LOOKED_AT = 32  # batches to inspect of a task that doesn't know its largest
+_HISTORY_ENTRIES = 500  # for a long run: the losses between two entries are averaged
 
 
 class Task(Protocol):
-    """What the loop needs of a task."""
+    """What the loop needs from a task."""
 
     def batch(self, step: int) -> Batch: ...
     def loss(self, model: nn.Module, batch: Batch) -> Tensor: ...
@@ -37,7 +37,7 @@ class Task(Protocol):
 
 @dataclass
 class Progress:
-    """How far a run is: plain data, part of its checkpoint."""
+    """The progress of a run: plain data, part of its checkpoint."""
 
     step: int = 0
     tokens: int = 0
@@ -64,11 +64,11 @@ def training_step(
 ) -> Tensor:
     """One update from the mean loss of `micro_batches`, which are on the model's device; returns that loss, detached.
 
-    `shares` are the weights of the micro-batches in that mean, by default all the same.
+    `shares` are the weights of the micro-batches in that mean, equal by default.
 
-    The loss stays a tensor because fake tensors have no values. `phase(name)` is a context manager that is entered for
+    The loss stays a tensor because fake tensors have no values. `phase(name)` is a context manager, entered for
     "forward" and "backward" of each micro-batch and once for "update", which includes dropping the gradients. All
-    losses that a method asks for are "forward".
+    losses that a method asks for count as "forward".
 
     Raises:
         ValueError: accumulation or clipping with a method that updates inside the backward pass, or clipping with one
@@ -103,7 +103,7 @@ def _backpropagate(
 
 
 def check_combination(optimizer: MemoryEfficientOptimizer, micro_batches: int, max_grad_norm: float | None) -> None:
-    """Refuses what can't work once gradients are gone before the step: accumulating them, or clipping all of them."""
+    """Refuse what can't work if gradients are gone before the step: accumulating them, or clipping their norm."""
     method = type(optimizer).__name__
     if optimizer.asks_losses and max_grad_norm is not None:
         raise ValueError(f"{method} has no gradients to clip to {max_grad_norm}: leave max_grad_norm out")
@@ -122,16 +122,16 @@ def check_combination(optimizer: MemoryEfficientOptimizer, micro_batches: int, m
 
 
 def micro_batches(task: Task, step: int, training: Training, device: torch.device) -> list[Batch]:
-    """The batches of update number `step` (from 0), on `device`."""
+    """The micro-batches of update `step` (from 0), on `device`."""
     parts = training.gradient_accumulation_steps
     batches = [task.batch(step * parts + part) for part in range(parts)]
     return [{key: value.to(device) for key, value in batch.items()} for batch in batches]
 
 
 def largest_micro_batches(task: Task, training: Training, device: torch.device) -> list[Batch]:
-    """The micro-batches of an update that needs most memory, the same ones for every method.
+    """The micro-batches of the update that needs the most memory, the same for every method.
 
-    A task that doesn't know them is asked for its first batches: the largest of them, with padding rather than without.
+    For a task that doesn't know them, these are the largest of its first batches, preferably with padding.
     """
     if isinstance(task, HasLargestBatch):
         largest = task.largest_batch()
@@ -147,16 +147,16 @@ def _needs(batch: Batch) -> tuple[int, bool]:
 
 
 def shares(batches: Sequence[Batch]) -> list[float]:
-    """The weights of micro-batches in an update: their shares of all labels (-100 is none).
+    """The weights of micro-batches in an update: their shares of all labels (-100 doesn't count).
 
-    A loss is a mean over labels, of which texts have different numbers: so their mean is that of the whole batch.
+    A loss is a mean over labels, whose number varies between texts: with these weights the mean is the whole batch's.
     """
     counts = [int((batch["labels"] != -100).sum()) if "labels" in batch else 1 for batch in batches]
     return [count / sum(counts) for count in counts]
 
 
 def loss_function(task: Task, training: Training, device: torch.device) -> Loss:
-    """The task's loss, under autocast and with its activations offloaded if that is wanted."""
+    """The task's loss, under autocast and with activations offloaded if requested."""
     loss = task.loss if training.autocast is None else _autocast(task.loss, device, training.autocast)
     return offloading(loss) if training.offload_activations else loss
 
@@ -172,9 +172,9 @@ def _autocast(task_loss: Loss, device: torch.device, name: str) -> Loss:
 
 
 class Loop:
-    """A training run that can stop after any step and be continued, to the same bits, from a checkpoint.
+    """A training run that can stop after any step and resume from a checkpoint, to the same bits.
 
-    All randomness of a step (dropout) is seeded from `(seed, step)`, so evaluating or resuming never changes a run.
+    All randomness in a step (dropout) is seeded from `(seed, step)`, so evaluating or resuming never changes a run.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class Loop:
         """Train to the last step, from the checkpoint if there is one; `report(step, loss)` after each step.
 
         Raises:
-            Diverged: the loss, or in the end a weight, isn't finite.
+            Diverged: the loss, or at the end a weight, isn't finite.
         """
         if checkpoint_path is not None:
             self._resume(checkpoint_path)
@@ -217,7 +217,7 @@ class Loop:
             if checkpoint_path is not None and checkpoint_every and self.progress.step % checkpoint_every == 0:
                 checkpoint.save(self.state_dict(), checkpoint_path)
         if not all(torch.isfinite(p).all() for p in self.model.parameters()):
-            raise Diverged(f"a weight is not finite after the last step, {self.training.steps}")
+            raise Diverged(f"a weight is not finite after the last step ({self.training.steps})")
 
     def _step(self) -> float:
         progress, training = self.progress, self.training
@@ -263,7 +263,7 @@ class Loop:
         return {**entry, "loss": loss, "learning_rate": rate, "metrics": None}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """The task's metrics; the time that takes is counted apart.
+        """The task's metrics; the time for this is counted separately.
 
         Raises:
             Diverged: a metric isn't finite.

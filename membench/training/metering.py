@@ -1,4 +1,4 @@
-"""Metering a full cycle of a method: every block that it trains in turns, some steps each."""
+"""Metering a full cycle of a method: a few steps on each block that it trains in turn."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def meter_cycle(
     steps_per_selection: int = 2,
     selections: int | None = None,
 ) -> dict[str, Any]:
-    """Trains `model` through a cycle of what `optimizer` selects and reports the memory: see `breakdown.summarize`.
+    """Train `model` through a cycle of what `optimizer` selects and report the memory: see `breakdown.summarize`.
 
-    It begins with the selections that may need most, where a method's choice depends on values (`worst_case`). Two
-    steps a selection are needed: state that the first one's update makes is there in the second one's forward and
-    backward. Works on real and on fake tensors. It trains the model, so give it a copy.
+    If a method's choice depends on values, this starts with the selections that may need most (`worst_case`). Two steps
+    per selection are needed: state created by the first one's update is present in the second one's forward and
+    backward. Works on real and fake tensors. It trains the model, so pass a copy.
 
     Args:
         model: on the device to meter.
-        optimizer: a method of `optimizers`, or any other optimizer, which then is taken to train everything at once.
+        optimizer: a method of `optimizers`, or any other optimizer, which is assumed to train everything at once.
         loss_fn: the loss of `model` on a micro-batch.
-        batches: the micro-batches of a step, on the model's device; they are counted while that step lasts.
+        batches: the micro-batches of a step, on the model's device; they are counted for the duration of that step.
         max_grad_norm: clip gradients in the loop.
         steps_per_selection: training steps for each selection.
         selections: how many to go through; `turns_of` the optimizer if None.
@@ -54,8 +54,8 @@ def meter_cycle(
 
 
 def turns_of(method: MemoryEfficientOptimizer | StockOptimizer) -> int:
-    """The selections of a cycle; two for a method that has one, and renews what it keeps: a renewal's bytes come on top
-    of the state that there is by then."""
+    """The number of selections in a cycle; two for a method with one selection that renews what it keeps: a renewal's
+    bytes come on top of the state that exists by then."""
     base, kind = MemoryEfficientOptimizer, type(method)
     chooses = not isinstance(method, base) or kind.worst_case is not base.worst_case
     renews = method.cycle_length == 1 and not chooses and kind.advance is not base.advance
@@ -70,7 +70,7 @@ def train_selection(
     max_grad_norm: float | None = None,
     steps: int = 2,
 ) -> None:
-    """Some steps on what is selected now, number `turn` of the cycle, with `meter` entered."""
+    """A few steps on the current selection, number `turn` of the cycle, with `meter` entered."""
     for step in range(turn * steps, (turn + 1) * steps):
         _step(meter, loss_fn, batches(step), max_grad_norm)
 

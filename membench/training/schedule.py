@@ -1,4 +1,4 @@
-"""The schedule of the learning rate: one over the whole run, the same for every method."""
+"""The learning rate schedule: one over the whole run, the same for every method."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from membench.config.run import Training
 
-# share of the way after the warm-up -> share of the learning rate
+# progress after the warm-up, 0 to 1 -> share of the learning rate
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda done: 1.0 - done,
     "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
@@ -17,7 +17,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def learning_rate_factor(training: Training) -> Callable[[int], float]:
-    """Step (from 0) -> factor: a linear warm-up, then down to what the step after the last would have."""
+    """Step (from 0) -> factor: a linear warm-up, then a decay to the value that the step after the last would have."""
     warmup, final = math.ceil(training.warmup_fraction * training.steps), training.final_fraction
     shape = SCHEDULES[training.schedule]
 
@@ -30,5 +30,5 @@ def learning_rate_factor(training: Training) -> Callable[[int], float]:
 
 
 def scheduler(optimizer: Optimizer, training: Training) -> LambdaLR:
-    """The schedule of a whole run."""
+    """The learning rate schedule of a whole run."""
     return LambdaLR(optimizer, learning_rate_factor(training))

@@ -280,7 +280,7 @@ def check_fit(name: str, model: Any, *, tokenizer: Any, sequence_length: int) ->
     entries = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > entries:
         raise ValueError(
-            f"the tokenizer has {len(tokenizer):,} entries, but {name} only {entries:,} embeddings: "
+            f"the tokenizer has {len(tokenizer):,} entries, but {name} has only {entries:,} embeddings: "
             "give --tokenizer the one that belongs to the model, or leave it out"
         )
     check_positions(name, model, sequence_length)
