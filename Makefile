@@ -1,4 +1,4 @@
-# Set-up, demo and tests in one command each. Needs Python >= 3.11 and nothing else.
+# Set-up, demo and tests in one command each. Needs only Python 3.11 or newer.
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +11,7 @@ help:
 	@echo "make demo       set up and compare BAdam and BlockLLM with AdamW on a small, made-up SuperGLUE (minutes, offline)"
 	@echo "make test       set up and run the tests"
 	@echo "make test-slow  the tests that take minutes"
-	@echo "make test-oldest  the tests with the oldest torch and transformers (on Linux about 3 GB to fetch, once)"
+	@echo "make test-oldest  the tests with the oldest torch and transformers (on Linux, downloads about 3 GB once)"
 	@echo "make check      linter, types, tests"
 	@echo "make clean      remove the environment and all caches (not the results in runs/)"
 
