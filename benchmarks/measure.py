@@ -1,4 +1,4 @@
-"""What a race measures: both sides' time, in turn, how far their weights end up apart, and each one's memory."""
+"""What a race measures: both sides' times, alternating, how far apart their weights end up, and each one's memory."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from benchmarks.paired import Ratio, Seconds, interleave, ratio_of
 from benchmarks.races import Race
 from benchmarks.side import largest_difference, step_on_the_same_gradients
 
-METERED_STEPS = 2  # the second one has the state of the first
+METERED_STEPS = 2  # the second one has the state created by the first
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a race; ratios are ours over theirs."""
+    """The result of a race; ratios are ours over theirs."""
 
     method: str
     race: Race
@@ -26,7 +26,7 @@ class Result:
     step: Ratio
     our_peak_bytes: int
     their_peak_bytes: int
-    difference: float  # of any weight, the largest
+    difference: float  # the largest of any weight
 
     @property
     def memory(self) -> float:
@@ -34,7 +34,7 @@ class Result:
         return self.our_peak_bytes / self.their_peak_bytes
 
     def lost(self) -> list[str]:
-        """What doesn't hold, in words; nothing for a comparison that isn't between equals."""
+        """What is lost, in words; nothing for a comparison that isn't between equals."""
         limit, exact = self.race.update_limit, self.race.same_weights
         checks = {
             f"update time {self.update} above {limit}": limit is None or self.update.holds(limit),
@@ -47,7 +47,7 @@ class Result:
 
 
 def run(method: str, race: Race, size: Size, steps: int, warm_up: int) -> Result:
-    """Time the race, compare the weights that it ends with, then meter both sides anew."""
+    """Time the race, compare the final weights, then meter both sides separately."""
     our_seconds, their_seconds, difference = _timed(race, size, steps, warm_up)
     if race.same_gradients:
         difference = _difference_on_the_same_gradients(race, size, warm_up + steps)
@@ -79,7 +79,7 @@ def _difference_on_the_same_gradients(race: Race, size: Size, steps: int) -> flo
 
 
 def peaks(race: Race, size: Size) -> tuple[int, int]:
-    """Peak bytes of both sides, each with a model of its own."""
+    """Peak bytes of both sides, each with its own model."""
     gc.collect()
     with FakeTensorMode() if race.fake else nullcontext():
         ours, theirs = race.sides(size)

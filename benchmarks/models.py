@@ -1,4 +1,4 @@
-"""The model, the data and the loss of every race: a Llama of random weights that reads random tokens."""
+"""The model, the data and the loss of every race: a Llama with random weights on random tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from membench.planning.blueprint import default_dtype
 
 @dataclass(frozen=True)
 class Size:
-    """A model and its batches; D is 8 for the full size, as in the published measurements of BAdam's backward pass."""
+    """A model and its batches; the full size has D = 8, as in the published measurements of BAdam's backward pass."""
 
     width: int
     mlp: int
@@ -20,7 +20,7 @@ class Size:
     heads: int
     vocabulary: int
     batch: int
-    tokens: int  # of an example
+    tokens: int  # per example
     rank: int  # of GaLore and LoRA
     device: str = "cpu"
     dtype: str = "float32"

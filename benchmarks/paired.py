@@ -1,4 +1,4 @@
-"""Two sides timed in turn, and what their ratio is worth."""
+"""Two sides timed alternately, and the uncertainty of their ratio."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Ratio:
-    """The median of paired ratios, ours over theirs, and the interval that it lies in with 95 % confidence."""
+    """The median of paired ratios, ours over theirs, with its 95 % confidence interval."""
 
     median: float
     low: float
@@ -30,14 +30,14 @@ class Ratio:
 
 
 def interleave(ours: Step, theirs: Step, steps: int, warm_up: int) -> tuple[list[Seconds], list[Seconds]]:
-    """Do each step on both sides, one right after the other, and take turns at going first.
+    """Do each step on both sides, one right after the other, alternating which goes first.
 
-    A load that comes and goes on the machine then meets both sides alike, and each pair has a ratio of its own.
+    Varying load on the machine then affects both sides equally, and each pair has its own ratio.
 
     Args:
         ours, theirs: do one step and return the seconds of its parts.
-        steps: how many are kept.
-        warm_up: how many come before.
+        steps: how many to keep.
+        warm_up: how many to do before.
     """
     taken: tuple[list[Seconds], list[Seconds]] = ([], [])
     for step in range(warm_up + steps):
@@ -48,10 +48,10 @@ def interleave(ours: Step, theirs: Step, steps: int, warm_up: int) -> tuple[list
 
 
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> Ratio:
-    """The median of the ratios of pairs, with a bootstrap interval (percentiles; Efron & Tibshirani, 1993).
+    """The median of the pairs' ratios, with a bootstrap interval (percentiles; Efron & Tibshirani, 1993).
 
     Raises:
-        ValueError: the two are not of one length, or empty.
+        ValueError: the two differ in length, or are empty.
     """
     if len(ours) != len(theirs) or not ours:
         raise ValueError(f"pairs are needed, not {len(ours)} and {len(theirs)} measurements")

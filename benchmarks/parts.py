@@ -1,4 +1,4 @@
-"""What a whole training step hides, measured apart."""
+"""What a whole training step hides, measured separately."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from optimizers.shared.subspace import randomized_vectors
 
 @dataclass(frozen=True)
 class Part:
-    """One number and what it may be at most."""
+    """One number and its upper limit."""
 
     name: str
     value: float
     limit: float
-    text: str  # the number and what it was made of
+    text: str  # the number and what it was computed from
 
     @property
     def holds(self) -> bool:
@@ -67,10 +67,10 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def galore_exact(size: Size, steps: int = 20) -> Part:
-    """The largest difference of weights with full SVDs on both sides, over two changes of subspace.
+    """The largest difference in weights with full SVDs on both sides, over two changes of subspace.
 
-    Both get the same gradients: the sign of a singular vector is arbitrary, so that of two gradients that differ in
-    their last bits one may flip the moments that are kept over a change, and the other not.
+    Both get the same gradients: the sign of a singular vector is arbitrary, so if two gradients differed in their last
+    bits, one could flip the moments that are kept over a change, and the other not.
     """
     settings: dict[str, Any] = {"lr": 1e-3, "eps": 1e-12}
     model, other = build(size), build(size)
@@ -141,17 +141,17 @@ def badam_backward(size: Size, checkpointing: bool, rounds: int = 3) -> Part:
 
 
 def head_share(model: nn.Module) -> float:
-    """The head's share of the multiplications of a pass: of the weights of all linear modules."""
+    """The head's share of the multiplications in a pass: its share of the weights of all linear modules."""
     weights = {name: m.weight.numel() for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     return weights["lm_head"] / sum(weights.values())
 
 
 def parts(size: Size, small: Size) -> dict[str, Callable[[], Part]]:
-    """Those whose package is installed, by the method that they belong to and what it is.
+    """The measurements whose package is installed, by method and name.
 
     Args:
         size: the model of the races.
-        small: a model whose matrices a full SVD takes no time for.
+        small: a model for whose matrices a full SVD is fast.
     """
     full = size.width > 256
     shape = (1024, 4096, 128) if full else (64, 256, 8)

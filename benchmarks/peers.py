@@ -1,7 +1,7 @@
 """The packages that we race against, each behind the interface of our training step.
 
-Where a package has a defect that would end the race or make it unfair, the adapter works around it, and a comment says
-so; the notes of `races.py` are printed with the results.
+If a package has a defect that would end the race or make it unfair, the adapter works around it, and a comment says
+so; the notes in `races.py` are printed with the results.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from optimizers.shared.subspace import randomized_vectors
 
 
 def fused_adamw(params: Iterable[nn.Parameter], weight_decay: float = 0.0, **settings: Any) -> StockOptimizer:
-    """`torch.optim.AdamW(fused=True)` with the two groups that everybody makes: vectors don't decay."""
+    """`torch.optim.AdamW(fused=True)` with the usual two groups: vectors don't decay."""
     return StockOptimizer(torch.optim.AdamW(two_groups(params, weight_decay), fused=True, **settings))
 
 
@@ -77,7 +77,7 @@ def two_groups(params: Iterable[nn.Parameter], weight_decay: float) -> list[dict
 
 
 def sgd(model: nn.Module, **settings: Any) -> StockOptimizer:
-    """`torch.optim.SGD`, as it chooses its kernel itself."""
+    """`torch.optim.SGD`, with the kernel that it chooses itself."""
     return StockOptimizer(torch.optim.SGD(model.parameters(), **settings))
 
 
@@ -95,7 +95,7 @@ def adafactor_of_transformers(model: nn.Module, weight_decay: float, **settings:
 
 
 def adam_mini(model: nn.Module, width: int, heads: int, lr: float, weight_decay: float) -> StockOptimizer:
-    """Adam-mini by its package, which has the size of a head from width and heads."""
+    """Adam-mini from its package, which computes the size of a head from width and heads."""
     from adam_mini import Adam_mini
 
     named = list(model.named_parameters())
@@ -110,14 +110,14 @@ def adamw8bit(model: nn.Module, weight_decay: float, **settings: Any) -> StockOp
 
 
 def train_same(model: nn.Module, ours: nn.Module) -> list[nn.Parameter]:
-    """Freeze in `model` what is frozen in `ours` now; returns the rest."""
+    """Freeze in `model` what is currently frozen in `ours`; returns the rest."""
     for p, q in zip(model.parameters(), ours.parameters(), strict=True):
         p.requires_grad_(q.requires_grad)
     return [p for p in model.parameters() if p.requires_grad]
 
 
 class Peer(StockOptimizer):
-    """Somebody else's optimizer, with what it has beyond torch's interface."""
+    """A third-party optimizer, with what it has beyond torch's interface."""
 
     optimizer: Any
     step: Any
@@ -125,7 +125,7 @@ class Peer(StockOptimizer):
 
 
 class SeveralPeers(Peer):
-    """Several optimizers, each with parameters of its own, as one."""
+    """Several optimizers, each with its own parameters, as one."""
 
     def __init__(self, *optimizers: torch.optim.Optimizer):
         self.optimizers = optimizers
@@ -159,7 +159,7 @@ def with_adamw_on_the_rest(matrices: type[torch.optim.Optimizer], model: nn.Modu
 
 
 class BlockPeer(Peer):
-    """`badam.BlockOptimizer`: what it keeps is behind the low-precision parameter that the model has."""
+    """`badam.BlockOptimizer`: its state belongs to fp32 copies, behind the model's low-precision parameters."""
 
     @property
     def state(self) -> dict[Tensor, dict[str, Any]]:
@@ -176,14 +176,14 @@ class BlockPeer(Peer):
 
 
 def badam(model: nn.Module, blocks: list[str], switch_every: int, **settings: Any) -> BlockPeer:
-    """BAdam by its package, blocks in rising order, around torch's fused kernel.
+    """BAdam from its package, blocks in ascending order, around torch's fused kernel.
 
     Args:
         model: the model.
-        blocks: the names of the blocks. The package's own are made by a pattern that fits Llama alone, and its names
-            are found anywhere in a parameter's name ("layers.1" in "layers.10"), so each gets a dot at its end.
+        blocks: the names of the blocks. The package's own are made by a pattern that only fits Llama, and names match
+            anywhere in a parameter's name ("layers.1" in "layers.10"), so each gets a dot at its end.
         switch_every: K.
-        settings: of `torch.optim.AdamW`; its groups are overwritten, and everything decays as `defaults` say.
+        settings: for `torch.optim.AdamW`; its groups are overwritten, and everything decays as `defaults` say.
     """
     from badam import BlockOptimizer
 
@@ -192,7 +192,7 @@ def badam(model: nn.Module, blocks: list[str], switch_every: int, **settings: An
             super().switch_trainable_params(verbose=0)
 
     base = torch.optim.AdamW(model.parameters(), fused=True, **settings)
-    with warnings.catch_warnings(action="ignore"):  # that the weights are in fp32
+    with warnings.catch_warnings(action="ignore"):  # it warns that the weights are in fp32
         return BlockPeer(
             Quiet(
                 base,
@@ -209,13 +209,13 @@ def badam(model: nn.Module, blocks: list[str], switch_every: int, **settings: An
 
 
 def import_galore() -> Any:
-    """The package `galore_torch`; its import wants bitsandbytes (43 MB), which only its 8-bit optimizer needs."""
+    """The package `galore_torch`; it imports bitsandbytes (43 MB), which only its 8-bit optimizer needs."""
     stubs = {} if find_spec("bitsandbytes") else _empty_bitsandbytes()
     sys.modules.update(stubs)
     try:
         import galore_torch.adamw
     finally:
-        for name in stubs:  # others, peft among them, look whether it is there
+        for name in stubs:  # others, including peft, check whether it is there
             del sys.modules[name]
     return galore_torch
 
@@ -228,11 +228,11 @@ def _empty_bitsandbytes() -> dict[str, types.ModuleType]:
 
 
 class GalorePeer(Peer):
-    """`galore_torch.GaLoreAdamW`, whose subspaces may be those that ours chooses.
+    """`galore_torch.GaLoreAdamW`, optionally with the subspaces that ours chooses.
 
-    Its own takes a full SVD of each matrix in the first step: minutes for a model of 100M parameters. With
-    `shared_subspaces` its projector calls our randomised method instead, at the same seed, so the two sides start from
-    the same subspaces, and the rest of the step is timed alone.
+    Its own method takes a full SVD of each matrix in the first step: minutes for a model of 100M parameters. With
+    `shared_subspaces` its projector calls our randomised method instead, with the same seed, so that both sides start
+    from the same subspaces, and only the rest of the step is timed.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, shared_subspaces: bool):
@@ -248,7 +248,7 @@ class GalorePeer(Peer):
 
 
 def _shared_projector(base: type) -> type:
-    numbers = itertools.count()  # projectors are made in the order of the matrices, as ours are numbered
+    numbers = itertools.count()  # projectors are made in the order of the matrices, in which ours are numbered
 
     class Shared(base):
         def __init__(self, *args: Any, **kwargs: Any):
@@ -267,7 +267,7 @@ def _shared_projector(base: type) -> type:
 def galore(
     model: nn.Module, rank: int, update_every: int, scale: float, shared_subspaces: bool, **settings: Any
 ) -> GalorePeer:
-    """GaLore by its package, on the same matrices as ours."""
+    """GaLore from its package, on the same matrices as ours."""
     package = import_galore()
     projected = layer_matrices(model)
     chosen = set(projected)
@@ -284,7 +284,7 @@ def galore(
 def apollo(
     model: nn.Module, rank: int, scale: float, scale_type: str, update_every: int, lr: float = 1e-4, eps: float = 1e-12
 ) -> StockOptimizer:
-    """APOLLO by its package, on the same matrices as ours and with the first projections that ours makes."""
+    """APOLLO from its package, on the same matrices as ours and with ours' first projections."""
     from apollo_torch import APOLLOAdamW
     from apollo_torch.random_projector import GradientProjector
 
@@ -314,7 +314,7 @@ def apollo(
 
 
 class LomoPeer(Peer):
-    """`lomo_optim.Lomo` and `AdaLomo`: `step()` raises there, so the step is `fused_backward`, which wants the rate."""
+    """`lomo_optim.Lomo` and `AdaLomo`: `step()` raises, so the step is `fused_backward`, which takes the rate."""
 
     in_backward = True
 
@@ -338,14 +338,14 @@ class LomoPeer(Peer):
 
 
 def lomo(model: nn.Module, lr: float, clip_norm: float | None = None) -> LomoPeer:
-    """LOMO by its package."""
+    """LOMO from its package."""
     from lomo_optim import Lomo
 
     return LomoPeer(_with_timed_hooks(Lomo)(model, lr=lr, clip_grad_norm=clip_norm))
 
 
 def adalomo(model: nn.Module, lr: float) -> LomoPeer:
-    """AdaLomo by its package, which puts its factors on a GPU whatever the model is on."""
+    """AdaLomo from its package, which puts its factors on a GPU wherever the model is."""
     from lomo_optim import AdaLomo
 
     on_cpu = mock.patch.object(torch.Tensor, "cuda", lambda tensor: tensor)
@@ -375,7 +375,7 @@ def _with_timed_hooks(base: type) -> type:
 
 
 def qlora(model: nn.Module, rank: int, **settings: Any) -> tuple[nn.Module, StockOptimizer]:
-    """LoRA by peft on linear modules of bitsandbytes in NF4, as `BitsAndBytesConfig(load_in_4bit=True)` makes them."""
+    """LoRA from peft on bitsandbytes' NF4 linear modules, as `BitsAndBytesConfig(load_in_4bit=True)` makes them."""
     from bitsandbytes.nn import Linear4bit
 
     settings_of_base = {"compress_statistics": False, "quant_type": "nf4"}
@@ -392,7 +392,7 @@ def qlora(model: nn.Module, rank: int, **settings: Any) -> tuple[nn.Module, Stoc
 
 
 def lora(model: nn.Module, rank: int, **settings: Any) -> tuple[nn.Module, StockOptimizer]:
-    """LoRA by peft and torch's fused AdamW; the task type keeps the head out of "all-linear"."""
+    """LoRA from peft and torch's fused AdamW; the task type keeps the head out of "all-linear"."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=rank, lora_alpha=4 * rank, target_modules="all-linear", task_type="CAUSAL_LM")

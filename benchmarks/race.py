@@ -17,7 +17,7 @@ from benchmarks.report import as_json, render
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the races that are asked for; returns 1 if one is lost, 0 if not."""
+    """Run the requested races; returns 1 if one is lost, 0 if not."""
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     size = SIZES[options.model]
@@ -44,10 +44,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.race", description=__doc__)
     parser.add_argument("methods", nargs="*", metavar="METHOD", help=f"of {', '.join(RACES)} (default: all)")
     parser.add_argument("--model", choices=SIZES, default="100m", help="a Llama of this size (default: 100m)")
-    parser.add_argument("--steps", type=int, default=20, help="that are timed, on each side (default: 20)")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps on each side (default: 20)")
     parser.add_argument("--warm-up", type=int, default=3, help="steps before them (default: 3)")
-    parser.add_argument("--threads", type=int, default=2, help="of torch (default: 2)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
+    parser.add_argument("--threads", type=int, default=2, help="torch's threads (default: 2)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to FILE")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.methods if name not in RACES]
     if unknown:

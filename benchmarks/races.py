@@ -49,15 +49,15 @@ class Race:
     Attributes:
         peer: what it is raced against.
         package: the module that must be installed for it.
-        ours: makes our optimizer of a model.
-        theirs: makes the peer of a model of the same weights and our optimizer, whose selection it may copy.
-        same_weights: the largest difference of weights that may be between the two after the race; None: the two do
-            not do the same.
-        update_limit: of the ratio of update times; None for a comparison that isn't between equals.
-        same_gradients: compare the weights in steps of their own, in which both get the gradients of ours.
-        memory_limit: of the ratio of peaks.
+        ours: makes our optimizer for a model.
+        theirs: makes the peer for a model with the same weights, given our optimizer, whose selection it may copy.
+        same_weights: the largest difference allowed between the two's weights after the race; None: they compute
+            different things.
+        update_limit: for the ratio of update times; None for a comparison that isn't between equals.
+        same_gradients: compare the weights in separate steps, in which both get the gradients of ours.
+        memory_limit: for the ratio of peaks.
         fake: meter the memory on fake tensors: the peer would take minutes to compute.
-        notes: what was worked around, and what must be known to read the numbers.
+        notes: workarounds, and what one must know to read the numbers.
     """
 
     peer: str
@@ -108,7 +108,7 @@ def _their_galore(model: nn.Module, size: Size, ours: GaLore) -> Pair:
 
 
 def _on_the_same(model: nn.Module, size: Size, ours: Any) -> Pair:
-    """Torch's fused AdamW on what ours trains."""
+    """Torch's fused AdamW on what ours is training."""
     return model, peers.fused_adamw(peers.train_same(model, ours.model), lr=1e-4, weight_decay=0.01)
 
 
@@ -120,10 +120,10 @@ def _lomo(clip_norm: float | None) -> dict[str, Any]:
 
 
 FUSED = "torch.optim.AdamW(fused=True)"
-NO_PACKAGE = f"there is no package to install: raced against {FUSED} on the weights that it trains now"
+NO_PACKAGE = f"there is no package to install: raced against {FUSED} on the weights being trained"
 SAME_GRADIENTS = (
-    "weights are compared in steps in which both get the same gradients: where one is zero but for rounding, a step is "
-    "as large as any other"
+    "weights are compared in steps in which both get the same gradients: where a gradient is zero except for rounding, "
+    "a step is as large as any other"
 )
 IN_HOOKS = "the update is the time spent in the hooks of the backward pass"
 
@@ -131,8 +131,8 @@ _OF_APOLLO: dict[str, Any] = {
     "same_weights": 1e-5,
     "same_gradients": True,
     "notes": (
-        "it is given the projections that ours makes, anew at every step, and keeps them: ours doesn't",
-        "for what isn't projected it adds eps before the bias correction and ours after it: eps is 1e-12 on both sides",
+        "it is given our projections, which ours regenerates at every step while it keeps them",
+        "for what isn't projected it adds eps before the bias correction, ours after it: eps is 1e-12 on both sides",
         SAME_GRADIENTS,
     ),
 }
@@ -154,8 +154,8 @@ RACES: dict[str, Race] = {
         same_weights=None,
         memory_limit=1.05,
         notes=(
-            "the meter sees our temporaries, 1.1 MB, and not its own: on a CPU several copies of a tensor in fp32, "
-            "inside of one operation",
+            "the meter sees our temporaries, 1.1 MB, but not its own: on a CPU, several fp32 copies of a tensor inside "
+            "one operation",
             "on a CPU its kernel for 8 bits is coarser than on a GPU, so that weights differ; with its kernels of "
             "plain torch they are the same (tests/test_adamw8bit.py)",
         ),
@@ -173,11 +173,11 @@ RACES: dict[str, Race] = {
         ours=_badam,
         theirs=_their_badam,
         notes=(
-            f"K = {EVERY}, blocks in rising order; torch's fused AdamW inside the package's BlockOptimizer, as in ours",
+            f"K = {EVERY}, ascending blocks; torch's fused AdamW inside the package's BlockOptimizer, as in ours",
             "its first block gets K - 1 steps: so does ours, by loading a state that is one step old",
             "it overwrites the groups, so that norms decay too: no weight decay on either side",
-            "it is given the names of the blocks: those that it finds itself fit Llama's names alone",
-            "it makes an fp32 master of fp32 weights too, which costs it memory that ours doesn't take",
+            "it is given the names of the blocks: its own pattern only fits Llama's names",
+            "it also makes an fp32 master of fp32 weights, which costs it memory that ours doesn't take",
         ),
     ),
     "galore": Race(
@@ -190,12 +190,12 @@ RACES: dict[str, Race] = {
         fake=True,
         notes=(
             "its first step would take a full SVD of each matrix, minutes: it is given the subspaces that ours "
-            "chooses; the refresh is timed apart",
-            "it adds eps before the bias correction and ours after it: eps is 1e-12 on both sides",
-            "weights are compared in steps in which both get the same gradients: with so small an eps Adam makes full "
-            "steps of the rounding noise of a gradient that is zero but for it",
+            "chooses; the refresh is timed separately",
+            "it adds eps before the bias correction, ours after it: eps is 1e-12 on both sides",
+            "weights are compared in steps in which both get the same gradients: with such a small eps Adam turns the "
+            "rounding noise of a zero gradient into full steps",
             "memory is metered on fake tensors, with its own SVDs",
-            "bitsandbytes, which only its 8-bit optimizer uses, is replaced by an empty module where it is missing",
+            "bitsandbytes, which only its 8-bit optimizer uses, is replaced by an empty module if it is missing",
         ),
     ),
     "lora": Race(
@@ -204,7 +204,7 @@ RACES: dict[str, Race] = {
         ours=lambda model, size: LoRA(model, lr=1e-4, weight_decay=0.01, rank=8),
         theirs=lambda model, size, ours: peers.lora(model, 8, lr=1e-4, weight_decay=0.01),
         update_limit=1.02,
-        notes=('without a task type peft\'s "all-linear" adapts the head too: it is given one',),
+        notes=('without a task type, peft\'s "all-linear" would adapt the head too: it is given one',),
     ),
     "qlora": Race(
         f"peft on bitsandbytes 0.50.2 + {FUSED}",
@@ -214,10 +214,10 @@ RACES: dict[str, Race] = {
         update_limit=1.02,
         memory_limit=1.01,
         notes=(
-            "its kernel needs no memory of its own; ours, plain torch, half a megabyte while it dequantises",
+            "its kernel needs no extra memory; ours, in plain torch, needs half a megabyte while it dequantises",
             "without double quantisation: on a CPU its kernel for 8 bits is coarser than on a GPU, so that magnitudes "
             "would differ",
-            "the update is that of the adapters alone; what 4 bits cost is in the step",
+            "the update is the adapters' only; the cost of 4 bits is in the step",
         ),
     ),
     "lomo": Race(
@@ -241,7 +241,7 @@ RACES: dict[str, Race] = {
         same_weights=1e-4,
         notes=(
             IN_HOOKS,
-            "it puts its factors on a GPU whatever the model is on: on a CPU `.cuda()` does nothing while it is made",
+            "it puts its factors on a GPU wherever the model is: on a CPU `.cuda()` does nothing while it is made",
         ),
     ),
     "adafactor": Race(
@@ -269,7 +269,7 @@ RACES: dict[str, Race] = {
         theirs=lambda model, size, ours: (model, peers.adam_mini(model, size.width, size.heads, 1e-4, 0.01)),
         same_weights=1e-6,
         same_gradients=True,
-        notes=("on a Llama whose heads are width / heads wide, which its rule is right for", SAME_GRADIENTS),
+        notes=("on a Llama whose heads are width / heads wide, for which its rule is right", SAME_GRADIENTS),
     ),
     "apollo": Race(
         "apollo-torch 1.0.3",
@@ -308,8 +308,8 @@ RACES: dict[str, Race] = {
             peers.with_adamw_on_the_rest(torch.optim.Muon, model, lr=1e-3, weight_decay=0.1),
         ),
         notes=(
-            "Newton-Schulz's iteration in bf16 on both sides: on a CPU without bf16 of its own a step of the full size "
-            "takes an hour, so race it with --model small --steps 5",
+            "Newton-Schulz iteration in bf16 on both sides: on a CPU without native bf16 a step of the full size takes "
+            "an hour, so race it with --model small --steps 5",
         ),
     ),
     "sinkgd": Race(
@@ -361,7 +361,7 @@ RACES: dict[str, Race] = {
         update_limit=None,
         notes=(
             f"{NO_PACKAGE}, dense; ours trains single entries of them, which dense AdamW can't, "
-            "so this is the price of the method and no race between equals",
+            "so this is the price of the method, not a race between equals",
         ),
     ),
 }

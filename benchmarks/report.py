@@ -1,4 +1,4 @@
-"""What came of the races, as text and as JSON."""
+"""The results of the races, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from benchmarks.parts import Part
 HEADER = ("method", "peer", "update time", "step time", "peak memory", "MB", "largest difference", "")
 CAPTION = """\
 Ours over theirs: below 1 ours is better. Model {model}, {threads} threads.
-Times: the median of the ratios of {steps} pairs of steps, done in turn in one process after {warm_up} to warm up,
-and the interval of 95 % confidence. Memory: the peak by our meter, in steps of their own.
+Times: the median ratio of {steps} pairs of steps, alternating in one process after {warm_up} to warm up, with its 95 %
+confidence interval. Memory: the peak by our meter, in separate steps.
 Difference: the largest of any weight after all steps from the same start."""
 
 
 def render(results: list[Result], measured: list[Part], settings: dict[str, Any]) -> str:
-    """The tables, and below them what was lost and what must be known to read them."""
+    """The tables, and below them what was lost and what one must know to read them."""
     lines = []
     if results:
         table = tabulate([row(result) for result in results], HEADER, disable_numparse=True)

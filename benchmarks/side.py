@@ -26,10 +26,10 @@ class Side:
     size: Size
 
     def step(self, number: int) -> Seconds:
-        """One training step; its seconds: "forward", "backward", "update" and, of all, "step".
+        """One training step; its seconds: "forward", "backward", "update" and, in total, "step".
 
-        Of a method that updates in the backward pass "update" is the time spent in its hooks, a part of "backward"; on
-        a GPU that is the time to start its kernels.
+        For a method that updates in the backward pass, "update" is the time spent in its hooks, a part of "backward";
+        on a GPU that is the time to start its kernels.
         """
         clock = Clock(torch.device(self.size.device))
         before = self._hook_seconds()
@@ -68,9 +68,9 @@ def with_timed_hooks(base: type[MemoryEfficientOptimizer]) -> Any:
 
 
 def largest_difference(ours: nn.Module, theirs: nn.Module) -> float:
-    """The largest difference between any two weights of the two models, taken in the order of their parameters.
+    """The largest difference between corresponding weights of two models, matched by the order of their parameters.
 
-    Those that are no floating-point numbers are left out: bitsandbytes has its packed bytes among the parameters.
+    Parameters that aren't floating-point are left out: bitsandbytes has its packed bytes among the parameters.
     """
     weights = ([p for p in model.parameters() if p.is_floating_point()] for model in (ours, theirs))
     pairs = zip(*weights, strict=True)
@@ -80,8 +80,8 @@ def largest_difference(ours: nn.Module, theirs: nn.Module) -> float:
 def step_on_the_same_gradients(ours: Side, theirs: Side, number: int) -> None:
     """One step on each side, both with the gradients of ours.
 
-    The loss is scaled up: Adam doesn't see that, but then the smallest gradient is far above eps, which peers add at
-    another place than ours.
+    The loss is scaled up: Adam doesn't notice, but the smallest gradient is then far above eps, which peers add in a
+    different place.
     """
     ours.optimizer.backward(2.0**20 * loss(ours.model, batch(ours.size, number)))
     for p, q in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):

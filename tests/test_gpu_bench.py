@@ -271,4 +271,4 @@ def test_the_page_is_not_stale():
 
 
 def test_before_any_session_the_page_says_that_none_was_made():
-    assert "No session on a GPU was recorded yet" in page.render({})
+    assert "No session on a GPU has been recorded yet" in page.render({})

@@ -70,7 +70,7 @@ def test_without_tune_nothing_is_tuned(tmp_path):
         ("budget = 4", "budget = 'x'", "tune.budget must be a whole number of at least 0, not 'x'"),
         ("budget = 4", "budget = 4\nseed = 1", "tune.seed 1 is one of the seeds that count"),
         ("lr = [1e-4, 1e-3, 1e-2, 1e-1]", "lr = 1e-3", "tune.lr must be a list of values to try, not 0.001"),
-        ("tune = {lr", "tune = {budget = 3, lr", "badam.tune.budget: it is the same for all methods"),
+        ("tune = {lr", "tune = {budget = 3, lr", "badam.tune.budget must be the same for all methods"),
         ("memory = [", "memory = ['x', ", "memory: x: give a number and a unit"),
         ("models = [", "model = 'x'\nmodels = [", "give either model or models, not both"),
         ("seeds = ", "sedes = ", "unknown key 'sedes'. Did you mean 'seeds'?"),

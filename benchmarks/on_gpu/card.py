@@ -1,4 +1,4 @@
-"""The device: its allocator's peaks, a smaller card in its place, and the conditions that a number was seen under."""
+"""The device: its allocator's peaks, a simulated smaller card, and the conditions under which a number was seen."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ class Card:
         self.on_gpu = self.device.type == "cuda"
 
     def settle(self) -> None:
-        """Give back what nobody holds any more."""
+        """Release memory that is no longer used."""
         gc.collect()
         if self.on_gpu:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
 
     def start_peaks(self) -> None:
-        """The peaks are those from here on."""
+        """Reset the peaks: they count from here on."""
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats()
 
     def peaks(self) -> dict[str, int | None]:
-        """The allocator's peaks: as asked for, rounded up to its blocks, and in whole segments."""
+        """The allocator's peaks: as requested, rounded up to its blocks, and in whole segments."""
         names = {"requested": "requested", "allocated": "allocated", "reserved": "reserved"}
         return {f"peak_{name}_bytes": self._stat(_ALL.format(key, "peak")) for name, key in names.items()}
 
     def workspace_bytes(self) -> int | None:
-        """What libraries hold in the allocator, with no tensor of ours alive: cuBLAS's workspaces, one a thread."""
+        """What libraries hold in the allocator, with none of our tensors alive: cuBLAS's workspaces, one per thread."""
         layer = torch.nn.Linear(64, 64, dtype=torch.bfloat16, device=self.device)
         layer(torch.ones(64, 64, dtype=torch.bfloat16, device=self.device)).sum().backward()
         del layer
@@ -61,7 +61,7 @@ class Card:
         return self._stat(_ALL.format("requested", "current"))
 
     def outside_bytes(self) -> int | None:
-        """What the card is used for beside the allocator's segments: context, kernels, libraries."""
+        """The card's memory outside the allocator's segments: context, kernels, libraries."""
         if not self.on_gpu:
             return None
         free, total = torch.cuda.mem_get_info()
@@ -75,7 +75,7 @@ class Card:
 
     @contextmanager
     def smaller(self, total_bytes: int) -> Iterator[None]:
-        """As on a card of `total_bytes`: the allocator may take what this process doesn't hold outside of it."""
+        """Simulate a card of `total_bytes`: the allocator may take what this process doesn't hold outside it."""
         if not self.on_gpu:
             yield
             return
@@ -89,7 +89,7 @@ class Card:
 
 
 def nvidia_smi() -> dict[str, str]:
-    """What the driver says of the first GPU; nothing where there is none. It asks no CUDA context of this process."""
+    """What the driver says about the first GPU, if there is one; this needs no CUDA context in this process."""
     command = ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader", "--id=0"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
@@ -99,7 +99,7 @@ def nvidia_smi() -> dict[str, str]:
 
 
 def conditions(card: Card, commit: str | None) -> dict[str, Any]:
-    """What a reader must know of the machine."""
+    """What a reader must know about the machine."""
     return {
         "device": torch.cuda.get_device_name() if card.on_gpu else f"cpu ({platform.machine()})",
         "total_bytes": card.total_bytes(),
@@ -114,7 +114,7 @@ def conditions(card: Card, commit: str | None) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that are installed; torch's as it says it itself, with what it was built for."""
+    """Versions of the installed packages; torch's own string, which includes what it was built for."""
     found = {name: number for name in PACKAGES if (number := _version(name))}
     return {**found, "torch": torch.__version__}
 
@@ -127,7 +127,7 @@ def _version(package: str) -> str | None:
 
 
 def ceilings(card: Card, size: int = 8192, repeats: int = 10) -> dict[str, Any]:
-    """What the card does at most: a product of two bf16 matrices, a copy of one, and what libraries hold afterwards."""
+    """The card's limits: a product of two bf16 matrices, a copy of one, and what libraries hold afterwards."""
     size = size if card.on_gpu else 64
     a, b = (torch.randn(size, size, dtype=torch.bfloat16, device=card.device) for _ in range(2))
     out = torch.empty_like(a)

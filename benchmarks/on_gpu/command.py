@@ -16,11 +16,11 @@ from benchmarks.on_gpu import card, largest, meter, methods, plans, promises, ra
 from benchmarks.on_gpu.journal import Broken, Journal, Part
 from benchmarks.on_gpu.workloads import GIB, PROGRAMS, RACED_IN_BF16, REFERENCE, Budget, Program
 
-FIRST = ("adamw", "badam", "lora", "galore", "lomo", "blockllm", "lisa", "hft")  # of most worth, on each workload
+FIRST = ("adamw", "badam", "lora", "galore", "lomo", "blockllm", "lisa", "hft")  # the most important, on each workload
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do all parts that the time suffices for; returns 0 if none of those that were begun failed."""
+    """Do all parts for which there is time; returns 0 if none of those begun failed."""
     options = parse(arguments)
     journal = Journal(options.out, options.minutes, options.resume)
     session = Session(options, journal)
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             record = journal.do(part)
             say(f"{journal.seconds_left:5.0f} s left  {part.name}: {_line(record)}")
     except Broken as error:
-        say(f"the process is spoilt, starting another one: {error}")
+        say(f"the process can't continue, starting another one: {error}")
         session.planner.stop()
         again = [argument for argument in sys.argv[1:] if argument != "--resume"]
         os.execv(sys.executable, [sys.executable, sys.argv[0], *again, "--resume"])
@@ -45,25 +45,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python benchmarks/gpu.py", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="of the JSON; renewed after each part")
-    parser.add_argument("--minutes", type=float, default=9.0, help="for all of it; what doesn't fit is left out (9)")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the JSON; rewritten after each part")
+    parser.add_argument("--minutes", type=float, default=9.0, help="in total; what doesn't fit is left out (9)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal")
     parser.add_argument("--model", choices=PROGRAMS, default="full", help="tiny: a rehearsal, in seconds")
     parser.add_argument("--methods", metavar="NAMES", help="adamw,badam,... (default: all)")
     parser.add_argument(
-        "--only", default="", metavar="TEXTS", help="parts that have one of these in their name: methods/badam/,race"
+        "--only", default="", metavar="TEXTS", help="parts with one of these in their name: methods/badam/,race"
     )
-    parser.add_argument("--steps", type=int, default=5, help="that are timed, of each method (5)")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps per method (5)")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 3), help="processes that plan")
-    parser.add_argument(
-        "--plan-only", action="store_true", help="make the plans alone; it needs no GPU, but --card-gib"
-    )
-    parser.add_argument(
-        "--card-gib", type=float, help="what programs may use of the card (default: as the driver says)"
-    )
-    parser.add_argument("--plans", type=Path, metavar="FILE", help="made before by --plan-only, with the same versions")
+    parser.add_argument("--plan-only", action="store_true", help="only make the plans; needs --card-gib, but no GPU")
+    parser.add_argument("--card-gib", type=float, help="the card's usable memory (default: as the driver says)")
+    parser.add_argument("--plans", type=Path, metavar="FILE", help="from --plan-only, with the same versions")
     parser.add_argument("--commit", help="of the code, for the record")
-    parser.add_argument("--resume", action="store_true", help="go on with FILE")
+    parser.add_argument("--resume", action="store_true", help="continue FILE")
     options = parser.parse_args(arguments)
     if options.device == "cpu" and options.model == "full":
         parser.error("--device cpu is for --model tiny: the full models would take days")
@@ -77,7 +73,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 class Session:
-    """The parts in the order of their worth, and the plans that they are put beside."""
+    """The parts in order of importance, and the plans with which they are compared."""
 
     def __init__(self, options: argparse.Namespace, journal: Journal):
         self.options, self.journal = options, journal
@@ -103,27 +99,25 @@ class Session:
         for package in ("torch", "transformers"):
             theirs, ours = before["planned_with"][package], card.versions()[package]
             if theirs != ours:
-                say(
-                    f"{self.options.plans} was made with {package} {theirs}, this is {ours}: everything is planned anew"
-                )
+                say(f"{self.options.plans} was made with {package} {theirs}, this is {ours}: all is planned again")
                 return {}
         return before["plans"]
 
     def make_plans(self) -> None:
-        """All plans, and nothing on the device."""
+        """Make all plans, and nothing on the device."""
         for name, *_ in self._plans():
             if not self._is_wanted(name):
                 continue
             try:
                 self._planned(name)
                 say(f"planned {name}")
-            except Exception as error:  # its part will fail alike, and keep the traceback
+            except Exception as error:  # its part will fail in the same way, and keep the traceback
                 say(f"{name}: {error}")
             self.journal.save()
         self.planner.stop()
 
     def _begin_plans(self) -> None:
-        """In the order in which they are needed, and before anything here talks to the GPU."""
+        """Start the plans in the order in which they are needed, before anything here talks to the GPU."""
         made = self.journal.document["plans"]
         for name, work, *arguments in self._plans():
             if self._is_wanted(name) and name not in made:
@@ -150,7 +144,7 @@ class Session:
             yield _largest_name(budget), plans.planned_batch, workload, budget.method, total
 
     def _methods(self) -> Iterator[tuple[str, str]]:
-        """First those of most worth on all workloads, then the others."""
+        """First the most important methods on all workloads, then the others."""
         first = [name for name in self.options.methods if name in FIRST]
         for group in (first, [name for name in self.options.methods if name not in FIRST]):
             for workload in self.program.workloads:
@@ -161,7 +155,7 @@ class Session:
         return [b for b in self.program.budgets if b.method in known and (b.total_bytes or self.total_bytes)]
 
     def parts(self) -> Iterator[Part]:
-        """Those that were asked for."""
+        """The requested ones."""
         for part in self._parts():
             if self._is_wanted(part.name) or part.name == "conditions":
                 yield part
@@ -176,7 +170,7 @@ class Session:
         metered = [self._meter(name) for name in self.program.metered[1] if name in self.options.methods]
         budgets = [self._largest(budget) for budget in self._budgets()]
         raced = [self._race(name) for name in races.names(self.options.methods)]
-        # one of each kind early: a session that is cut short has seen them all
+        # one of each kind early: then a session that is cut short has seen them all
         count = 2 * sum(name in FIRST for name in self.options.methods)
         yield from (*measured[:count], *metered[:1], *budgets[:1], *raced[:2])
         yield from (*measured[count:], *raced[2:], *budgets[1:], *metered[1:])
@@ -229,14 +223,14 @@ def _largest_name(budget: Budget) -> str:
 
 
 def driver_total_bytes() -> int | None:
-    """What programs may use of the GPU, asked of the driver: this process mustn't talk to it before it has forked."""
+    """The GPU's usable memory, from the driver: this process must not talk to the GPU before it has forked."""
     said = card.nvidia_smi()
     sizes = [said.get(key, "").split(" ")[0] for key in ("memory.total", "memory.reserved")]
     return (int(sizes[0]) - int(sizes[1])) << 20 if all(size.isdecimal() for size in sizes) else None
 
 
 def _line(record: dict[str, Any]) -> str:
-    """A part's outcome on a line."""
+    """A part's outcome on one line."""
     if record["status"] != "ok":
         return f"{record['status']}: {record.get('error') or record.get('reason')}"
     shown = {key: value for key, value in record.items() if isinstance(value, int | float | str)}

@@ -1,8 +1,8 @@
-"""The document of a session on a GPU: parts in the order of their worth, until the time is up, whatever one does.
+"""The document of a session on a GPU: parts in order of importance, until the time is up, whatever any of them does.
 
-The file is complete after every part. A part that fails leaves its traceback there; one for which the time doesn't
-suffice, the reason. Where a failure has spoilt the whole process (an error of CUDA), `Broken` says so, and the next
-process goes on with the same file.
+The file is complete after every part. A part that fails leaves its traceback there; one for which there is too little
+time, the reason. If a failure has made the whole process unusable (a CUDA error), it raises `Broken`, and the next
+process continues with the same file.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Part:
 
     Attributes:
         name: "methods/llama3-8b/badam".
-        work: does it; what it returns is JSON.
+        work: does it, and returns JSON.
         expected_seconds: it isn't begun with less time left.
-        limit_seconds: it is stopped after them.
+        limit_seconds: it is stopped after this time.
     """
 
     name: str
@@ -46,15 +46,15 @@ class Broken(Exception):
 
 
 class OutOfTime(Exception):
-    """A part has taken its time, or the session has."""
+    """A part has used up its time, or the session has."""
 
 
 class Journal:
     """The document and its file.
 
     Args:
-        path: of the JSON; what is there already is kept where `resume` is true.
-        minutes: that the session may take, those before a resumption included.
+        path: of the JSON; existing content is kept if `resume` is true.
+        minutes: the session's limit, including the time before it was resumed.
     """
 
     def __init__(self, path: Path, minutes: float, resume: bool = False):
@@ -77,14 +77,14 @@ class Journal:
         return self._deadline - time.time()
 
     def save(self) -> None:
-        """Write the file, all of it or nothing."""
+        """Write the file, all or nothing."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.name}.tmp")
         temporary.write_text(json.dumps(self.document, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, self.path)
 
     def do(self, part: Part) -> dict[str, Any]:
-        """Do a part, unless it is done, and note what came of it.
+        """Do a part, unless it is done, and note its outcome.
 
         Raises:
             Broken: see there.
@@ -127,7 +127,7 @@ def _described(error: Exception) -> dict[str, Any]:
 
 @contextmanager
 def _alarm(seconds: float) -> Iterator[None]:
-    """Raises OutOfTime inside after so many seconds."""
+    """Raises OutOfTime within this context after so many seconds."""
 
     def ring(*_: Any) -> None:
         raise OutOfTime(f"stopped after {seconds:.0f} s")

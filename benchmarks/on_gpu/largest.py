@@ -1,4 +1,4 @@
-"""Does the batch that the plan calls the largest run, and the next one not?"""
+"""Does the batch that the plan calls the largest run, and the next larger one fail?"""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ MOST_TRIES = 5
 
 
 def check(card: Card, workload: Workload, method: str, total_bytes: int, planned: int) -> dict[str, Any]:
-    """Tries the planned batch and its neighbours on a card of `total_bytes`.
+    """Try the planned batch and its neighbours on a card of `total_bytes`.
 
     Returns:
         total_bytes, planned_batch.
         tries: {batch: did it run?}, until a batch runs whose next one doesn't.
-        largest_batch: that batch; None if no such was found in `MOST_TRIES`, or where nothing limits the memory.
-        outside_bytes: what the process holds beside the allocator's segments.
+        largest_batch: that batch; None if none was found in `MOST_TRIES`, or if nothing limits the memory.
+        outside_bytes: what the process holds outside the allocator's segments.
     """
     tries: dict[int, bool] = {}
     with card.smaller(total_bytes):
@@ -40,7 +40,7 @@ def check(card: Card, workload: Workload, method: str, total_bytes: int, planned
 
 
 def runs(card: Card, workload: Workload, method: str) -> bool:
-    """Do some steps go through on what needs most?"""
+    """Do a few steps on the largest selection succeed?"""
     try:
         bench = Bench(card, workload, method, {})
         next(turns(bench.optimizer))

@@ -1,4 +1,4 @@
-"""The meter on a GPU: what it sees beside what the allocator is asked for, and what it costs."""
+"""The meter on a GPU: what it sees against what the allocator is asked for, and what it costs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from membench.training.clock import Clock
 
 
 def compare(card: Card, workload: Workload, method: str, steps: int) -> dict[str, Any]:
-    """Metered steps beside plain ones, on the same selection.
+    """Metered steps against plain ones, on the same selection.
 
     Returns:
         metered_bytes: the meter's peak.
         peak_requested_bytes (and allocated, reserved): the allocator's in the same steps.
         plain_requested_bytes: the allocator's in plain steps before them.
-        workspace_bytes: what libraries hold in the allocator; part of these, and nothing that the meter sees.
-        plain_seconds, metered_seconds: medians of a step.
+        workspace_bytes: what libraries hold in the allocator; part of these, but unseen by the meter.
+        plain_seconds, metered_seconds: medians per step.
     """
     workspace = card.workspace_bytes()
     bench = Bench(card, workload, method, {})

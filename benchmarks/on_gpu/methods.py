@@ -1,4 +1,4 @@
-"""One method on one workload: its peaks by the allocator and its times, block by block where it trains them in turn."""
+"""One method on one workload: its peaks by the allocator and its times, block by block if it trains them in turn."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from membench.training.clock import PHASES, Clock
 from membench.training.loop import training_step
 from optimizers import MemoryEfficientOptimizer
 
-MOST_VISITS = 8  # blocks that stand for a cycle of more
-MEMORY_STEPS = 2  # the second one has the state that the first one made
+MOST_VISITS = 8  # blocks that represent a longer cycle
+MEMORY_STEPS = 2  # the second one has the state created by the first
 
 
 class Bench:
@@ -42,12 +42,12 @@ class Bench:
         self.build_seconds = time.perf_counter() - start
 
     def steps(self, count: int) -> None:
-        """Training steps, as they come."""
+        """Training steps without timing."""
         for _ in range(count):
             self.step(lambda name: nullcontext())
 
     def timed_steps(self, count: int) -> dict[str, list[float]]:
-        """Seconds of each phase of `count` steps; of all that were done where the time is up."""
+        """Seconds of each phase of `count` steps, or of those done before the time was up."""
         clock = Clock(self.card.device)
         for _ in range(count):
             self.step(clock.phase)
@@ -61,7 +61,7 @@ class Bench:
 
 
 def random_batch(blueprint: Blueprint, card: Card) -> Batch:
-    """As the planner's, with tokens at random: on zeros a GPU is faster than it is on anything else."""
+    """Like the planner's, but with random tokens: a GPU is faster on zeros than on anything else."""
     batch = blueprint.batch(str(card.device))
     tokens = batch["input_ids"].random_(int(blueprint.source.config.vocab_size))
     return {**batch, "labels": tokens.clone()}
@@ -77,7 +77,7 @@ def measure(card: Card, workload: Workload, method: str, variant: Mapping[str, A
 
 
 def turns(optimizer: MemoryEfficientOptimizer) -> Iterator[dict[str, Any]]:
-    """Selects what is to be visited: the worst case where the method knows it, then a cycle or an even part of one."""
+    """Select what to visit: the worst case if the method knows it, then a cycle or an evenly spaced part of one."""
     method = type(optimizer)
     knows_worst = method.worst_case is not MemoryEfficientOptimizer.worst_case
     changes = method.advance is not MemoryEfficientOptimizer.advance
@@ -100,7 +100,7 @@ def turns(optimizer: MemoryEfficientOptimizer) -> Iterator[dict[str, Any]]:
 
 
 def visit(bench: Bench, steps: int, worst: bool, switch_seconds: float | None = None) -> dict[str, Any]:
-    """Peaks since the last visit and of some steps on what is selected now, then times of some more."""
+    """Peaks since the last visit and of a few steps on the current selection, then times of a few more."""
     first = bench.timed_steps(1)  # it makes the state, or new subspaces
     bench.steps(MEMORY_STEPS - 1)
     peaks = bench.card.peaks()
@@ -118,13 +118,13 @@ def visit(bench: Bench, steps: int, worst: bool, switch_seconds: float | None = 
 
 
 def summary(visits: list[dict[str, Any]], workspace: int | None) -> dict[str, Any]:
-    """What the visits say together.
+    """A summary of the visits.
 
     Returns:
         peak_requested_bytes, peak_allocated_bytes, peak_reserved_bytes: the largest of any visit.
         workspace_bytes: what libraries hold in the allocator without any tensor; part of these three.
-        forward_seconds, backward_seconds, update_seconds: means over the visits, those apart that are a worst case if
-            there are others.
+        forward_seconds, backward_seconds, update_seconds: means over the visits, without worst cases if there are
+            others.
         visits: each of them.
     """
     usual = [one for one in visits if not one["worst"]] or visits

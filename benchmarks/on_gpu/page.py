@@ -1,4 +1,4 @@
-"""The page of the docs about sessions on a GPU: `python -m benchmarks.on_gpu.page` writes it from their JSONs."""
+"""The docs page about sessions on a GPU: `python -m benchmarks.on_gpu.page` writes it from their JSONs."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ HEAD = """<!-- Generated from benchmarks/results/*.json by `python -m benchmarks
 # On a GPU
 """
 NONE = """
-No session on a GPU was recorded yet. `python benchmarks/gpu.py --out benchmarks/results/NAME.json` makes one in nine
-minutes, on a card of 80 GB, with random weights and no downloads; `python -m benchmarks.on_gpu.page` then writes this
-page.
+No session on a GPU has been recorded yet. `python benchmarks/gpu.py --out benchmarks/results/NAME.json` makes one in
+nine minutes, on an 80 GB card, with random weights and no downloads; `python -m benchmarks.on_gpu.page` then writes
+this page.
 """
 INTRODUCTION = """
-What `membench plan` says beside what PyTorch's allocator was asked for by the same training steps, and how long these
-take: models of the true architecture with random weights, random tokens, bf16. Made by `python benchmarks/gpu.py`.
+What `membench plan` predicts, compared with what the same training steps requested from PyTorch's allocator, and how
+long they take: real architectures with random weights, random tokens, bf16. Made by `python benchmarks/gpu.py`.
 """
 LIMITS = """
 ## What this doesn't show
 
-- Quality: the weights are random. Nor a published time: the card, the libraries and the attention are others.
-- A whole run: times are medians of a few steps, one method after the other, not repeated on another day or at another
-  temperature of the card. Only ratios within a table are to be compared.
+- Quality, since the weights are random; or published times, since the card, the libraries and the attention differ.
+- A whole run: times are medians of a few steps, one method after another, not repeated on another day or at another
+  temperature of the card. Compare only ratios within a table.
 - Padding: one token of a batch is masked, so that attention gets a mask, as the plans assume.
 - Accumulation, clipping, data loading, evaluation, several GPUs.
-- What a library takes from the driver rather than from the allocator is in no peak.
+- What a library takes from the driver rather than from the allocator: it is in no peak.
 """
 
 
@@ -58,7 +58,7 @@ def render(sessions: dict[str, Record]) -> str:
 
 
 def sections(name: str, document: Record) -> Iterator[Section]:
-    """A session's: its conditions, each workload, then the rest."""
+    """The sections of a session: its conditions, each workload, then the rest."""
     yield [f"{name}: {conditions(document)}", *ceilings(document)], [], []
     for workload, setup in document["workloads"].items():
         measured = finished(document, f"methods/{workload}/")
@@ -69,7 +69,7 @@ def sections(name: str, document: Record) -> Iterator[Section]:
 
 
 def conditions(document: Record) -> str:
-    """The card and the libraries on a line."""
+    """The card and the libraries on one line."""
     seen = document["parts"]["conditions"]
     driver = seen["nvidia_smi"].get("driver_version", NOTHING)
     versions = ", ".join(f"{package} {number}" for package, number in seen["versions"].items())
@@ -83,8 +83,8 @@ def ceilings(document: Record) -> list[str]:
         return []
     return [
         f"A bf16 product of 8192 x 8192 matrices ran at {seen['tflops']:.0f} TFLOP/s, a copy at "
-        f"{seen['copy_gb_per_second']:.0f} GB/s. Outside of the allocator the process held "
-        f"{gib(seen['outside_bytes'])} GiB; inside of it, libraries held {gib(seen['workspace_bytes'])} GiB."
+        f"{seen['copy_gb_per_second']:.0f} GB/s. Outside the allocator the process held "
+        f"{gib(seen['outside_bytes'])} GiB; inside it, libraries held {gib(seen['workspace_bytes'])} GiB."
     ]
 
 

@@ -1,4 +1,4 @@
-"""The plans, made by processes on the machine's other cores while the GPU measures; none of them sees the GPU."""
+"""The plans, made by processes on the machine's other cores while the GPU measures; none of them uses the GPU."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from membench.planning.planner import method_values, plan
 from membench.planning.workload import Workload
 
 Row = dict[str, Any]
-# What is tried where the defaults don't fit: less of a master, then no master at all.
+# What to try if the defaults don't fit: less of a master, then no master at all.
 SMALLER: tuple[dict[str, Any], ...] = ({}, {"master_weights": False}, {"master_weights": False, "in_backward": True})
 
 
 class Plans:
-    """Plans by name, begun in the order in which they are asked for.
+    """Plans by name, begun in the order in which they are requested.
 
     Args:
         workers: processes. They are forked at the first plan: before this process talks to a GPU.
@@ -34,7 +34,7 @@ class Plans:
 
     def __init__(self, workers: int):
         gc.collect()
-        gc.freeze()  # what was imported is no garbage: the meter collects before each step
+        gc.freeze()  # imported modules aren't garbage, and the meter collects before each step
         context = multiprocessing.get_context("fork")
         self._pool = ProcessPoolExecutor(workers, context, initializer=_without_gpu)
         self._made: dict[str, Future[Any]] = {}
@@ -43,14 +43,14 @@ class Plans:
         self._made[name] = self._pool.submit(work, *arguments)
 
     def result(self, name: str) -> Any:
-        """What came of it; waits for it."""
+        """Wait for a plan and return it."""
         return self._made[name].result()
 
     def is_made(self, name: str) -> bool:
         return self._made[name].done()
 
     def stop(self) -> None:
-        """Leave what isn't begun, and end the processes."""
+        """Drop what hasn't begun, and end the processes."""
         processes = list((self._pool._processes or {}).values())
         self._pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
@@ -63,13 +63,13 @@ def _without_gpu() -> None:
 
 
 def variants(method: str) -> list[dict[str, Any]]:
-    """Of `SMALLER` those that a method knows."""
+    """The settings in `SMALLER` that a method knows."""
     known = signature(optimizers.get(method)).parameters
     return [given for given in SMALLER if set(given) <= set(known)]
 
 
 def given_to(method: str, variant: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The hyper-parameters that aren't the method's defaults, as the planner takes them."""
+    """The hyper-parameters that differ from the method's defaults, in the planner's form."""
     return {"*": EVERY_METHOD["*"], method: {**EVERY_METHOD.get(method, {}), **variant}}
 
 

@@ -1,4 +1,4 @@
-"""The promises of every method (`optimizers.contract`), kept on the device too: saving, resuming, finishing."""
+"""Does every method keep its promises (`optimizers.contract`) on the device, too? Saving, resuming, finishing."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import optimizers
 from benchmarks.on_gpu.card import Card
 from optimizers import contract
 
-ELSEWHERE = ("runs_on_fake_tensors",)  # whose tensors are made on the CPU
+ELSEWHERE = ("runs_on_fake_tensors",)  # its tensors are made on the CPU
 
 
 def check(card: Card, method: str) -> dict[str, Any]:
-    """Runs the checks with model and data on the card.
+    """Run the checks with model and data on the card.
 
     Returns:
         checks: how many there are.
-        broken: {check: what it says}, of those that failed.
+        broken: {check: what it says}, for those that failed.
     """
     build, batch = contract.build_model, contract.batch
 

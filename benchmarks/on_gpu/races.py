@@ -12,7 +12,7 @@ from benchmarks.models import Size
 from benchmarks.races import IN_HOOKS, RACES
 
 PACKAGES = {name: race.package for name, race in RACES.items()}
-FIRST = ("badam", "adamw", "lora", "galore", "lomo")  # of most worth
+FIRST = ("badam", "adamw", "lora", "galore", "lomo")  # the most important
 
 
 def names(methods: Collection[str]) -> list[str]:
@@ -27,7 +27,7 @@ def installed(method: str) -> bool:
 
 
 def race(method: str, size: Size, steps: int) -> dict[str, Any]:
-    """Ours over the peer's; of a method that updates inside the backward pass only whole steps have a time."""
+    """Ours over the peer's; for a method that updates inside the backward pass only whole steps are timed."""
     result = run(method, RACES[method], size, steps, warm_up=3)
     return {
         "dtype": size.dtype,

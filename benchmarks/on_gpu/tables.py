@@ -11,18 +11,18 @@ Record = dict[str, Any]
 
 
 def finished(document: Record, prefix: str) -> dict[str, Record]:
-    """The parts that ended well, by the rest of their names."""
+    """The parts that succeeded, by the rest of their names."""
     parts = {name: part for name, part in document["parts"].items() if name.startswith(prefix)}
     return {name.removeprefix(prefix): part for name, part in parts.items() if part["status"] == "ok"}
 
 
 def memory(document: Record, workload: str) -> Table:
-    """Planned beside measured, or that it doesn't fit."""
+    """Planned against measured, or that it doesn't fit."""
     headers = ["method", "with", "planned", "requested", "error", "allocated", "planned reserved", "reserved", "error "]
     notes = [
-        "Planned: the peak of membench plan. Requested: the allocator's peak without rounding; libraries' workspaces, "
-        "which no plan counts, are taken off it. Error: planned over requested, and planned reserved over reserved.",
-        "With: what isn't the method's default, chosen because the default doesn't fit the card by plan.",
+        "Planned: the peak of membench plan. Requested: the allocator's peak without rounding, minus libraries' "
+        "workspaces, which plans don't count. Error: planned over requested, and planned reserved over reserved.",
+        "With: settings other than the method's defaults, chosen because the defaults don't fit the card by plan.",
     ]
     cells = [_memory_row(method, part) for method, part in finished(document, f"methods/{workload}/").items()]
     return Table("Memory at the peak, GiB", headers, cells, {"method", "with"}, notes)
@@ -62,17 +62,17 @@ def times(document: Record, workload: str) -> Table:
         for name, part in measured.items()
     ]
     headers = ["method", "forward", "backward", "update", "step", f"/ {document['reference']}", "tokens/s"]
-    notes = ["Medians of a few steps after two; where blocks are trained in turn, the mean over blocks."]
+    notes = ["Medians of a few steps after two; the mean over blocks if they are trained in turn."]
     if reference and reference["planned"]["given"]:
-        notes.append(f"{document['reference']} here with {said(reference['planned']['given'])}.")
+        notes.append(f"{document['reference']}: with {said(reference['planned']['given'])}.")
     again = finished(document, f"again/{workload}/").get(document["reference"])
     if reference and again:
-        notes.append(f"{document['reference']} once more at the end: {_over(again, reference)} of its first time.")
+        notes.append(f"{document['reference']}, repeated at the end: {_over(again, reference)} of its first time.")
     return Table("Time of a step, ms", headers, cells, {"method"}, notes)
 
 
 def blocks(measured: dict[str, Record]) -> Iterator[Table]:
-    """The blocks of a method that trains them in turn, and what a change of them or of subspaces takes."""
+    """The blocks of a method that trains them in turn, and what a change of block or subspace costs."""
     for method, part in measured.items():
         visits = part.get("visits", [])
         if len(visits) < 2:
@@ -100,14 +100,14 @@ def race(document: Record) -> Table:
     ]
     headers = ["method", "peer", "in", "update time", "step time", "peak memory", "largest difference"]
     notes = [
-        "Ours over theirs, as in the races on a CPU (benchmarks/README.md): medians of paired ratios with intervals of "
-        "95 % confidence; memory by our meter; the difference is that of any weight after all steps."
+        "Ours over theirs, as in the races on a CPU (benchmarks/README.md): medians of paired ratios with 95 % "
+        "confidence intervals; memory by our meter; the largest difference of any weight after all steps."
     ]
     return Table("Races", headers, cells, {"method", "peer", "in"}, notes)
 
 
 def meter(document: Record) -> Table:
-    """Metered steps beside plain ones."""
+    """Metered steps against plain ones."""
     cells = [
         [name, gib(part["metered_bytes"])]
         + [
@@ -129,24 +129,24 @@ def meter(document: Record) -> Table:
         "metered ms",
         "metered / plain",
     ]
-    notes = ["Metered steps beside what the allocator was asked for in the same steps and in plain ones, GiB."]
+    notes = ["Metered steps against what the allocator was asked for in the same steps and in plain ones, GiB."]
     return Table("The meter", headers, cells, {"method"}, notes)
 
 
 def largest(document: Record) -> Table:
-    """The batch that a plan calls the largest, tried."""
+    """The batch that a plan calls the largest, and whether it runs."""
     cells = [
         [*name.split("/"), str(part["planned_batch"]), str(part["largest_batch"] or NOTHING)]
         + [", ".join(f"{size} {'ran' if ran else 'did not'}" for size, ran in part["tries"].items())]
         for name, part in finished(document, "largest/").items()
     ]
     headers = ["set-up", "method", "card", "planned", "largest", "tried"]
-    notes = ["Smaller cards: the allocator is held to what they would leave it."]
+    notes = ["Smaller cards: the allocator is limited to what they would leave it."]
     return Table("The largest batch", headers, cells, {"set-up", "method", "card", "tried"}, notes)
 
 
 def missing(document: Record) -> Table:
-    """Parts that weren't done, or failed, and why."""
+    """Parts that were skipped or failed, and why."""
     parts = document["parts"].items()
     cells = [
         [name, part["status"].replace("_", " "), part.get("reason") or part.get("error", "")]
@@ -161,7 +161,7 @@ def promises(document: Record) -> Table:
     seen = finished(document, "promises/")
     cells = [[name, check, text] for name, part in seen.items() for check, text in part["broken"].items()]
     total = sum(part["checks"] for part in seen.values())
-    notes = [f"Of {total} checks of {len(seen)} methods (`optimizers.contract`) on the device."]
+    notes = [f"Out of {total} checks of {len(seen)} methods (`optimizers.contract`) on the device."]
     return Table(
         "Promises broken", ["method", "check", "what it says"], cells, {"method", "check", "what it says"}, notes
     )

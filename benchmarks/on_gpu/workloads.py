@@ -14,7 +14,7 @@ EVERY_METHOD: dict[str, dict[str, Any]] = {
     "badam": {"order": "ascending"},  # so that blocks at even distances stand for the cycle
 }
 REFERENCE = "adamw"
-# Of these both sides keep the same in low precision; ours of the others would keep masters that the peers don't.
+# With these, both sides keep the same in low precision; our other methods would keep masters that the peers don't.
 RACED_IN_BF16 = ("badam", "lomo", "lomo-clipped", "adalomo")
 
 
@@ -29,13 +29,13 @@ class Budget:
 
 @dataclass(frozen=True)
 class Program:
-    """All that a session does.
+    """Everything that a session does.
 
     Attributes:
-        workloads: by whose set-up it is; each method is measured on each.
-        metered: (workload, methods) of the comparison with the meter.
+        workloads: by the origin of their set-up; each method is measured on each.
+        metered: (workload, methods) for the comparison with the meter.
         budgets: see `Budget`.
-        race: the model of the races, in fp32 but for `RACED_IN_BF16`.
+        race: the model of the races, in fp32 except for `RACED_IN_BF16`.
     """
 
     workloads: dict[str, Workload]
