@@ -61,6 +61,7 @@ def _update_part(name: str, taken: tuple[list[Seconds], list[Seconds]], limit: f
 
 
 def seconds(work: Callable[[], object]) -> float:
+    """How long a call takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

@@ -41,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.race", description=__doc__)
     parser.add_argument("methods", nargs="*", metavar="METHOD", help=f"of {', '.join(RACES)} (default: all)")
     parser.add_argument("--model", choices=SIZES, default="100m", help="a Llama of this size (default: 100m)")
@@ -59,6 +60,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def say(text: str) -> None:
+    """Print progress to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 

@@ -36,6 +36,7 @@ def render(results: list[Result], measured: list[Part], settings: dict[str, Any]
 
 
 def row(result: Result) -> tuple[str, ...]:
+    """A row of the table: one race."""
     megabytes = f"{result.our_peak_bytes / 1e6:.1f} / {result.their_peak_bytes / 1e6:.1f}"
     same = "-" if result.race.same_weights is None else f"{result.difference:.1e}"
     outcome = "no race" if result.race.update_limit is None else verdict(not result.lost())
@@ -44,10 +45,12 @@ def row(result: Result) -> tuple[str, ...]:
 
 
 def verdict(holds: bool) -> str:
+    """The outcome of a race, as text."""
     return "held" if holds else "LOST"
 
 
 def as_json(results: list[Result], measured: list[Part], settings: dict[str, Any]) -> dict[str, Any]:
+    """The results, the separate measurements and the settings, for JSON."""
     races = [
         {
             "method": result.method,

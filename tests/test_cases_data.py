@@ -217,13 +217,13 @@ def test_s6_names_of_control_tokens_in_a_classified_text_are_text(tmp_path, shar
 # ---- W3: one odd row
 
 ODD = {
-    "null": ({"instruction": "Hi", "output": None}, "'output' must be a text"),
-    "null value": ({"conversations": [{"from": "human", "value": None}]}, "'value' must be a text"),
+    "null": ({"instruction": "Hi", "output": None}, "'output' must be text"),
+    "null value": ({"conversations": [{"from": "human", "value": None}]}, "'value' must be text"),
     "no turns": ({"messages": []}, "'messages' is an empty list"),
-    "null content": ({"messages": [QUESTION, {"role": "assistant", "content": None}]}, "'content' must be a text"),
+    "null content": ({"messages": [QUESTION, {"role": "assistant", "content": None}]}, "'content' must be text"),
     "no answer": ({"instruction": "Hi", "output": ""}, "no answer to learn"),
     "unanswered": ({"messages": [QUESTION]}, "no answer to learn"),
-    "number": ({"instruction": "Hi", "output": 42}, "'output' must be a text"),
+    "number": ({"instruction": "Hi", "output": 42}, "'output' must be text"),
     "cut": ('{"instruction": "Hi", "out', "not valid JSON"),
     "a list": ("[1, 2]", "expected a JSON object"),
     "deep": ("[" * 100_000, "nested too deeply"),
@@ -299,7 +299,7 @@ def test_w3_a_file_of_more_odd_rows_than_others_is_an_error(tmp_path):
     with pytest.raises(ValueError) as caught:
         conversations.read(lines(tmp_path / "a.jsonl", rows))
     assert str(caught.value) == (
-        f"{tmp_path}/a.jsonl, line 41: 'output' must be a text, got null (42 of the 82 rows of {tmp_path}/a.jsonl "
+        f"{tmp_path}/a.jsonl, line 41: 'output' must be text, got null (42 of the 82 rows of {tmp_path}/a.jsonl "
         "can't be used; others: not valid JSON (1))"
     )
     assert len(conversations.read(lines(tmp_path / "a.jsonl", rows[:80])).training) > 30

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -52,9 +51,7 @@ def test_help_needs_no_heavy_import():
     script += (
         "try: main()\nexcept SystemExit: print([n for n in ('torch', 'transformers', 'numpy') if n in sys.modules])"
     )
-    start = time.perf_counter()
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert time.perf_counter() - start < 5  # under 0.5 s on a machine that does nothing else
     assert result.stdout.splitlines()[-1] == "[]"
     assert "compare" in result.stdout
 

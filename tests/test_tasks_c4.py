@@ -179,7 +179,7 @@ def broken(tmp_path, name, content):
         ("a.txt", b"good\nbad \xff\n", r"a\.txt: it must be UTF-8, but 1 of its 1 rows are not"),
         ("a.jsonl", b'{"text": "good"}\n{"text": "hal', r"1 row left out: not valid JSON \(.*a\.jsonl, line 2 at"),
         ("a.jsonl", b'{"text": "good"}\n{"content": "x"}\n', r"the field 'text' is missing \(.*line 2; there are"),
-        ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl, line 1: 'text' must be a text, got 3"),
+        ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl, line 1: 'text' must be text, got 3"),
         ("a.json", b'[{"text": "good"}, 3]', r"left out: expected a JSON object \(.*a\.json, item 2, got 3\)"),
         ("a.json", b'[{"text": "good"},', r"a\.json, line 1: not valid JSON"),
         ("a.json.gz", gzip.compress(b'{"text": "good"}', mtime=0)[:-9], r"a\.json\.gz: not a complete gzip file"),

@@ -108,15 +108,15 @@ def test_the_same_data_have_the_same_digest_wherever_they_lie(tmp_path):
     [
         ("a.jsonl", '{"text": "x", "label": 1}\n{"text": "y", "la', "1 row left out: not valid JSON (first: "),
         ("a.jsonl", '{"text": "x"}', "a.jsonl, line 1: the field 'label' is missing; there are text"),
-        ("a.jsonl", '{"text": 3, "label": 1}', "a.jsonl, line 1: 'text' must be a text, got 3"),
+        ("a.jsonl", '{"text": 3, "label": 1}', "a.jsonl, line 1: 'text' must be text, got 3"),
         (
             "a.jsonl",
             '{"text": "x", "label": 0.5}',
-            "a.jsonl, line 1: 'label' must be a text or a whole number, got 0.5",
+            "a.jsonl, line 1: 'label' must be text or a whole number, got 0.5",
         ),
-        ("a.jsonl", '{"text": "x", "label": null}', "line 1: 'label' must be a text or a whole number, got null"),
+        ("a.jsonl", '{"text": "x", "label": null}', "line 1: 'label' must be text or a whole number, got null"),
         ("a.jsonl", '{"text": " ", "label": 1}', "a.jsonl, line 1: 'text' is empty"),
-        ("a.jsonl", '{"text": "x", "text2": 1, "label": 1}', "line 1: 'text2' must be a text, got 1"),
+        ("a.jsonl", '{"text": "x", "text2": 1, "label": 1}', "line 1: 'text2' must be text, got 1"),
         ("a.jsonl", "", "a.jsonl: the file is empty"),
         ("a.csv", "text,label\nx,1\ny\n", "the number of cells differs from the header's 2 columns (first: "),
         ("a.csv", 'text,label\n"x\n\n",1\ny,2,3\n', "a.csv, line 5: 3)"),
@@ -149,7 +149,7 @@ def test_bytes_that_are_no_text_are_named_with_their_line(tmp_path):
 
 def test_labels_that_nothing_can_be_learned_from_are_refused(tmp_path):
     mixed = create(write(tmp_path / "mixed.jsonl", [*texts(30), {"text": "x", "label": 1}]))
-    assert "1 row left out: 'label' isn't a text, as most are" in mixed.provenance["notes"]
+    assert "1 row left out: 'label' isn't text, as most are" in mixed.provenance["notes"]
     assert mixed.data.labels == LABELS
     one = [row | {"label": "bad"} for row in texts(60)]
     assert 'every example has the label "bad"' in refused(write(tmp_path / "one.jsonl", one))

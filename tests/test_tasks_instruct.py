@@ -100,7 +100,7 @@ def test_a_format_is_recognised_by_its_fields(row, expected):
         ({"instruction": "Hi", "output": " "}, "here: no answer to learn"),
         ({"messages": [HI]}, "here: no answer to learn"),
         ({}, r"has the fields none"),
-        ({"instruction": "Hi", "output": 3}, "'output' must be a text, got 3"),
+        ({"instruction": "Hi", "output": 3}, "'output' must be text, got 3"),
         ({"messages": [{"role": "user"}]}, r"messages\[0\]: the field 'content' is missing"),
         ({"messages": "Hi"}, "'messages' must be a list"),
         ({"conversations": [{"from": "dog", "value": "x"}]}, "unknown role .dog.: the roles are user, human"),

@@ -207,7 +207,7 @@ def put(value, *path):
         ("rte", "RTE/train.jsonl", lambda row: [1], "expected a JSON object"),
         ("rte", "RTE/val.jsonl", drop("premise"), "'premise' is missing"),
         ("rte", "RTE/val.jsonl", put("maybe", "label"), '"entailment", "not_entailment" (first: '),
-        ("rte", "RTE/val.jsonl", put(None, "hypothesis"), "'hypothesis' must be a text (first: "),
+        ("rte", "RTE/val.jsonl", put(None, "hypothesis"), "'hypothesis' must be text (first: "),
         ("rte", "AX-b/AX-b.jsonl", drop("sentence2"), "'sentence2' is missing"),
         ("rte", "AX-g/AX-g.jsonl", put("x", "pair_id"), "'pair_id' must be a whole number"),
         ("boolq", "BoolQ/train.jsonl", put(1, "label"), "one of false, true (first: "),

@@ -68,6 +68,7 @@ class Card:
         return total - free - torch.cuda.memory_reserved()
 
     def total_bytes(self) -> int | None:
+        """The card's memory; None on a CPU."""
         return torch.cuda.mem_get_info()[1] if self.on_gpu else None
 
     def _stat(self, name: str) -> int | None:

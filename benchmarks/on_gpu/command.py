@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python benchmarks/gpu.py", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the JSON; rewritten after each part")
     parser.add_argument("--minutes", type=float, default=9.0, help="in total; what doesn't fit is left out (9)")
@@ -245,4 +246,5 @@ def _short(value: int | float | str) -> str:
 
 
 def say(text: str) -> None:
+    """Print progress to stderr."""
     print(text, file=sys.stderr, flush=True)

@@ -74,6 +74,7 @@ class Journal:
 
     @property
     def seconds_left(self) -> float:
+        """Time left to the session."""
         return self._deadline - time.time()
 
     def save(self) -> None:

@@ -47,6 +47,7 @@ class Plans:
         return self._made[name].result()
 
     def is_made(self, name: str) -> bool:
+        """Is the plan finished?"""
         return self._made[name].done()
 
     def stop(self) -> None:

@@ -171,6 +171,7 @@ def promises(document: Record) -> Table:
 
 
 def step_seconds(part: Record) -> float:
+    """Seconds of a whole step."""
     return sum(part[f"{phase}_seconds"] for phase in ("forward", "backward", "update"))
 
 
@@ -179,22 +180,27 @@ def _over(part: Record, reference: Record | None) -> str:
 
 
 def without(size: int | None, workspace: int | None) -> int | None:
+    """Bytes without a workspace."""
     return None if size is None else size - (workspace or 0)
 
 
 def gib(size: int | None) -> str:
+    """Bytes as text, in GiB."""
     return NOTHING if size is None else f"{size / (1 << 30):.2f}"
 
 
 def error(planned: int, seen: int | None) -> str:
+    """The relative error of a plan, as text."""
     return NOTHING if not seen else f"{planned / seen - 1:+.1%}"
 
 
 def milliseconds(seconds: float | None) -> str:
+    """Seconds as text, in milliseconds."""
     return NOTHING if seconds is None else f"{1000 * seconds:.1f}"
 
 
 def ratio(given: dict[str, float] | None) -> str:
+    """A paired ratio with its interval, as text."""
     return NOTHING if given is None else f"{given['median']:.2f} [{given['low']:.2f}, {given['high']:.2f}]"
 
 

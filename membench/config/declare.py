@@ -65,6 +65,7 @@ class Declared:
 
     @property
     def flags(self) -> tuple[str, ...]:
+        """Its flags on the command line."""
         return self.option.flags or ("--" + self.name.replace("_", "-"),)
 
     @property

@@ -43,6 +43,7 @@ class Training(TrainingOptions):
 
     @property
     def micro_batch_size(self) -> int:
+        """Examples per micro-batch."""
         return self.batch_size // self.gradient_accumulation_steps
 
 

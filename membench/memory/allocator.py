@@ -46,11 +46,13 @@ class Pool:
         self._blocks: dict[int, Block] = {}
 
     def add(self, block: Block) -> None:
+        """Add a block, which is then free."""
         block.free = True
         insort(self._keys, (block.size, block.address))
         self._blocks[block.address] = block
 
     def remove(self, block: Block) -> None:
+        """Remove a block, which is then no longer free."""
         block.free = False
         del self._keys[bisect_left(self._keys, (block.size, block.address))]
         del self._blocks[block.address]

@@ -36,6 +36,7 @@ def weights(xs: Sequence[int], at: int) -> Weights:
 
 
 def round_ratio(numerator: int, denominator: int) -> int:
+    """A ratio rounded to the nearest whole number, halves upwards."""
     return (2 * numerator + denominator) // (2 * denominator)
 
 

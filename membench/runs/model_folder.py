@@ -20,9 +20,11 @@ class Models:
         self.path = path
 
     def model(self, run_id: str) -> Path:
+        """The folder of a run's model."""
         return self.path / run_id
 
     def draft(self, run_id: str) -> Path:
+        """The folder of a run's draft."""
         return self.path / f".{run_id}.tmp"
 
     def has(self, run_id: str) -> bool:

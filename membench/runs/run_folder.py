@@ -78,7 +78,9 @@ class Folder:
                 path.rmdir()
 
     def checkpoint(self, run_id: str) -> Path:
+        """The path of a run's checkpoint."""
         return self.path / "checkpoints" / f"{run_id}.pt"
 
     def log(self, run_id: str) -> Path:
+        """The path of a run's log."""
         return self.path / "logs" / f"{run_id}.log"

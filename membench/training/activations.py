@@ -52,6 +52,7 @@ class Layout(NamedTuple):
     dtype: torch.dtype
 
     def empty(self, device: torch.device | None = None, *, pin_memory: bool = False) -> Tensor:
+        """A new tensor with this layout."""
         return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=device, pin_memory=pin_memory)
 
 

@@ -84,6 +84,7 @@ class MethodTrainer(Trainer):
             _refuse(type(None))
 
     def create_accelerator_and_postprocess(self) -> None:
+        """As in `Trainer`; backward passes go through the method."""
         super().create_accelerator_and_postprocess()
         self.accelerator.backward = self._backward
 

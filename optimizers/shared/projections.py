@@ -82,6 +82,7 @@ def kept_subspace(state: State, bits: int | None, p: Tensor, rank: int) -> dict[
 
 
 def drop_subspace(state: State) -> None:
+    """Remove the subspace from `state`."""
     for side in SIDES:
         for name in ("codes", "scales", "zeros"):
             state.pop(_key(side, name), None)

@@ -128,6 +128,7 @@ def _by_number(state: Any, names: list[str], tensors: int | None) -> State:
 
 
 def count_tensors(state: Mapping[Any, Mapping[str, Any]]) -> int:
+    """How many tensors a state has."""
     return sum(torch.is_tensor(value) for saved in state.values() for value in saved.values())
 
 

@@ -18,7 +18,7 @@ from tasks.superglue import demo as superglue_demo
 TRAIN, VALIDATION = ("train",), ("val", "validation", "valid", "dev")  # names of files, without their endings
 VALIDATION_SHARE = 0.1  # of the texts, if there is a single file
 
-KINDS = {bool: "true or false", int: "a whole number", str: "a text"}
+KINDS = {bool: "true or false", int: "a whole number", str: "text"}
 
 Label = bool | int | str
 

@@ -72,6 +72,7 @@ class File:
 
     @property
     def sha256(self) -> str:
+        """SHA-256 of the content."""
         return hashlib.sha256(self.content).hexdigest()
 
     def rows(self) -> Iterator[Row | RowError]:

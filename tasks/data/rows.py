@@ -53,15 +53,19 @@ class Row:
         return self.value.get(name)
 
     def text(self, name: str) -> str:
-        return self._checked(name, str, "a text")
+        """The field, a text."""
+        return self._checked(name, str, "text")
 
     def integer(self, name: str) -> int:
+        """The field, a whole number."""
         return self._checked(name, int, "a whole number")
 
     def plain(self, name: str) -> bool | int | str:
-        return self._checked(name, bool | int | str, "a text or a whole number")
+        """The field, a text, a whole number, or true or false."""
+        return self._checked(name, bool | int | str, "text or a whole number")
 
     def row(self, name: str) -> "Row":
+        """The field, an object."""
         return self._part(f"{self.where}, {name}", self._checked(name, dict, "an object"), f"{name}.")
 
     def rows(self, name: str) -> list["Row"]:

@@ -21,6 +21,7 @@ class Errors:
     reasons: Counter[str] = field(default_factory=Counter)
 
     def add(self, error: RowError) -> None:
+        """Count an error."""
         self.first = self.first or str(error)
         self.reasons[error.reason] += 1
 

@@ -43,6 +43,7 @@ class Examples:
 
     @property
     def lengths(self) -> np.ndarray:
+        """Tokens of each example, (examples,)."""
         return np.diff(self.starts)
 
 

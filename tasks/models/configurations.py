@@ -16,6 +16,7 @@ def llama(
     tied: bool = False,
     **more: Any,
 ) -> dict[str, Any]:
+    """A LLaMA configuration, by its sizes."""
     return {
         "vocab_size": vocabulary,
         "hidden_size": hidden,

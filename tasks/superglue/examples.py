@@ -49,6 +49,7 @@ def examples(file: File, make: Callable[[Row], Iterator[Example | Choice]], tall
 
 
 def boolq(row: Row) -> Iterator[Example]:
+    """A yes/no question about a passage."""
     yield Example(row.text("passage"), row.text("question"), row.label(False, True))
 
 
@@ -70,12 +71,14 @@ def ax_g(row: Row) -> Iterator[Example]:
 
 
 def copa(row: Row) -> Iterator[Choice]:
+    """Which alternative is the cause or the effect of a premise?"""
     asked = ("What was the cause of this?", "What happened as a result?")[row.label("cause", "effect", name="question")]
     candidates, right = (row.text("choice1"), row.text("choice2")), row.label(0, 1)
     yield Choice(row.text("premise"), f"{asked} {GAP}", candidates, (right,), (candidates[right],))
 
 
 def multirc(row: Row) -> Iterator[Example]:
+    """Is an answer to a question about a passage right?"""
     passage = row.row("passage")
     for number, question in enumerate(passage.rows("questions")):
         for answer in question.rows("answers"):
@@ -84,6 +87,7 @@ def multirc(row: Row) -> Iterator[Example]:
 
 
 def record(row: Row) -> Iterator[Choice]:
+    """Which entity of a passage fills the gap in a query?"""
     passage = row.row("passage")
     text = passage.text("text")
     candidates = tuple(sorted({_entity(text, entity) for entity in passage.rows("entities")}))
@@ -109,6 +113,7 @@ def _without_highlights(passage: str) -> str:
 
 
 def wic(row: Row) -> Iterator[Example]:
+    """Does a word mean the same in two sentences?"""
     first, second = (_mark_characters(row, number) for number in (1, 2))
     yield Example(first, f"{second} {row.text('word')}", row.label(False, True))
 
@@ -121,6 +126,7 @@ def _mark_characters(row: Row, number: int) -> str:
 
 
 def wsc(row: Row) -> Iterator[Example]:
+    """Does a pronoun refer to a noun? Both are marked in the text."""
     words, target = row.text("text").split(), row.row("target")
     _mark_words(words, target, "span1", "*")
     _mark_words(words, target, "span2", "#")

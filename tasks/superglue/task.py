@@ -40,6 +40,7 @@ class Benchmark:
     prefix: str = ""  # of a diagnostic's metrics
 
     def score(self, predictions: Predictions, of: Sequence[Any]) -> dict[str, float]:
+        """The metrics of `predictions` for the examples `of`."""
         computed = self.metric().compute(**self.columns(predictions, of))
         return {f"{self.prefix}{key}": value for key, value in computed.items()}
 
