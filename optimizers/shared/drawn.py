@@ -1,4 +1,4 @@
-"""AdamW on blocks that are drawn at random: what LISA and HFT have in common."""
+"""AdamW on blocks drawn at random: shared by LISA and HFT."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from optimizers.shared.reach import Reach, check_reached
 
 
 class DrawnBlocks(MemoryEfficientOptimizer):
-    """Trains what is drawn, and `_always`. A subclass says how to draw, and calls `_begin` once it is built."""
+    """Trains what is drawn, and `_always`. A subclass defines the draws, and calls `_begin` once it is built."""
 
     adamw: InnerAdamW
     _draws: Draws
@@ -30,17 +30,17 @@ class DrawnBlocks(MemoryEfficientOptimizer):
         self._hooks.append(self._reach.hook)
 
     def _leave_out(self, unreached: set[nn.Parameter]) -> None:
-        """Draw from the other blocks alone: the loss doesn't reach these parameters."""
+        """From now on, draw only from the other blocks: the loss doesn't reach these parameters."""
         raise NotImplementedError
 
     @property
     def cycle_length(self) -> int:
-        """How many draws it takes, with this seed, until each block was drawn; 1 if there is only one draw."""
+        """How many draws it takes, with this seed, to draw every block; 1 if there is only one draw."""
         return self._draws.cycle_length
 
     @property
     def block_coverage(self) -> float:
-        """Share of the blocks that were trained at least once."""
+        """Share of the blocks trained at least once."""
         return self._draws.coverage
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
@@ -55,7 +55,7 @@ class DrawnBlocks(MemoryEfficientOptimizer):
             self.advance()
 
     def advance(self) -> None:
-        """Draw anew; what leaves loses its gradient and its state."""
+        """Draw again; blocks that leave lose their gradients and state."""
         self._draws.next()
         self._select()
 
