@@ -8,7 +8,7 @@ from reports import rows
 from reports.rankings import Ranking, headline, render
 from reports.record import Record
 from reports.setups import Setup, group, heading, score
-from reports.statistics import decimals, summarise, tied_with_best
+from reports.statistics import SIGNIFICANCE, decimals, equivalent, summarise, tied_with_best
 from reports.table import MIB, NOTHING, Column, Row, Table, lay_out, mib
 
 _POOLED = ("family", "model", "weights", "data")  # of a set-up: what must be the same for qualities to compare
@@ -24,6 +24,8 @@ class _Contender:
     scores: list[float]
     tasks: int
     ended: str
+    counts: Row  # of runs, by how they ended
+    constant: float | None  # the score of the best constant answer
 
     def mean(self) -> float:
         return statistics.fmean(self.scores)
@@ -71,7 +73,10 @@ def _ranking(setups: list[Setup], tasks: list[str], metric: str, higher: bool, b
     ranked.sort(key=lambda c: -c.mean() if higher else c.mean())
     tied = tied_with_best({c.method: c.scores for c in ranked}, higher_is_better=higher)
     others = sorted((c for c in chosen if c not in ranked), key=lambda c: c.needs_bytes or float("inf"))
-    made = [_row(c, ranked, tied, metric, budget) for c in [*ranked, *others]]
+    equal = {c.method for c in ranked if equivalent(c.scores, ranked[0].scores, higher_is_better=higher)}
+    made = [
+        _row(c, ranked, tied, metric, budget) | {"equivalent_to_best": c.method in equal} for c in [*ranked, *others]
+    ]
     head = heading(setups[0])[:1] if len(setups) > 1 else heading(setups[0])
     title = f"{_title(tasks)} within {budget / MIB:,.0f} MiB, by {metric}{'' if higher else ' (less is better)'}"
     return Ranking(head, _table(title, made, len(tasks)), made, _notes(made, contenders))
@@ -87,6 +92,7 @@ def _contender(setup: Setup, label: str, tasks: list[str], setups: list[Setup]) 
     seeds = sorted({seed for _, seed in runs if all((task, seed) in runs for task in have)})
     scores = [statistics.fmean(score(runs[task, seed]) for task in sorted(have)) for seed in seeds]
     method = next(iter(setup.rows[label].values()))["method"]
+    constants = [rows.constant_score(setup, task) for task in sorted(have)]
     words = [label.removeprefix(method).strip(), *_differing(setup, setups)]
     statuses = {run["status"] for run in setup.rows[label].values() if run["task"] in tasks} - {"ok"}
     return _Contender(
@@ -96,6 +102,8 @@ def _contender(setup: Setup, label: str, tasks: list[str], setups: list[Setup]) 
         scores,
         len(have) if scores else 0,
         " / ".join(sorted(statuses)).replace("_", " ") or "not run on every task",
+        rows.counts(setup, label, tasks),
+        statistics.fmean(known) if (known := [c for c in constants if c is not None]) == constants and known else None,
     )
 
 
@@ -121,7 +129,8 @@ def _choose(made: list[_Contender], tasks: int, higher: bool, budget: int) -> _C
 
 
 def _row(made: _Contender, ranked: list[_Contender], tied: set[str], metric: str, budget: int) -> Row:
-    sample = summarise(made.scores) if made.scores else None
+    mean, deviation, n = summarise(made.scores) if made.scores else (None, None, 0)
+    caveats = rows.caveats({**made.counts, "mean": mean, "n": n}, made.constant)
     return {
         "rank": ranked.index(made) + 1 if made in ranked else None,
         "method": made.method,
@@ -130,12 +139,12 @@ def _row(made: _Contender, ranked: list[_Contender], tied: set[str], metric: str
         "needs_bytes": made.needs_bytes,
         "left_bytes": None if made.needs_bytes is None else budget - made.needs_bytes,
         "metric": metric,
-        "mean": sample and sample.mean,
-        "standard_deviation": sample and sample.deviation,
-        "n": sample.n if sample else 0,
+        "mean": mean,
+        "standard_deviation": deviation,
+        "n": n,
         "tasks": made.tasks,
         "tied_with_best": made in ranked and made.method in tied,
-        "remark": "" if made in ranked else _why_not(made, budget),
+        "remark": "; ".join(caveats) if made in ranked else _why_not(made, budget),
     }
 
 
@@ -155,9 +164,9 @@ def _table(title: str, made: list[Row], tasks: int) -> Table:
         ("score", lambda row: _shown(row) if row["tasks"] == tasks else NOTHING),
         ("needs MiB", lambda row: NOTHING if row["needs_bytes"] is None else mib(row["needs_bytes"])),
         ("left MiB", lambda row: mib(row["left_bytes"]) if row["fits"] else NOTHING),
-        ("why not", lambda row: row["remark"] or NOTHING),
+        ("remarks", lambda row: row["remark"] or NOTHING),
     ]
-    return lay_out(title, made, columns, {"method", "configuration", "score", "why not"})
+    return lay_out(title, made, columns, {"method", "configuration", "score", "remarks"})
 
 
 def _shown(row: Row) -> str:
@@ -171,7 +180,9 @@ def _shown(row: Row) -> str:
 def _notes(made: list[Row], contenders: dict[str, list[_Contender]]) -> list[str]:
     notes = ["needs: the hungriest run; what the GPU's allocator reserved or, without one, the peak."]
     if any(row["tied_with_best"] for row in made):
-        notes.append("* the best, or can't be told from it (Welch's t-test over seeds, p ≥ 0.05).")
+        notes.append(
+            f"* the best, or not significantly different from it (Welch's t-test over seeds, p ≥ {SIGNIFICANCE})."
+        )
     several = [f"{len(found)} of {method}" for method, found in contenders.items() if len(found) > 1]
     if several:
         notes.append(

@@ -82,6 +82,17 @@ def counts(setup: Setup, label: str, tasks: list[str] | None = None) -> Row:
     return {**ended, "runs_not_run": len(among) * len(setup.seeds) - len(statuses)}
 
 
+_ENDED = {"diverged": "diverged", "out_of_memory": "ran out of memory", "failed": "failed", "not_run": "missing"}
+
+
+def caveats(row: Row, constant: float | None = None) -> list[str]:
+    """What must be said of a row of scores wherever it is called the best; `constant`: what takes no learning."""
+    runs = sum(count for name, count in row.items() if name.startswith("runs_"))
+    bad = [f"{row[f'runs_{name}']} of {runs} runs {word}" for name, word in _ENDED.items() if row[f"runs_{name}"]]
+    learned = constant is None or row["mean"] is None or row["mean"] > constant
+    return ["one seed"] * (row["n"] == 1) + bad + ["no better than always the same answer"] * (not learned)
+
+
 @lru_cache(maxsize=4)
 def quality(setup: Setup) -> list[Row]:
     """Each method's headline on each task over the seeds, then the average over the tasks.
@@ -97,6 +108,7 @@ def quality(setup: Setup) -> list[Row]:
         ranked = tied_with_best({label: s for label, s in scores.items() if s}, higher_is_better=higher)
         before = _before(setup, task)
         what = {"task": task, "tasks": 1, "metric": metric, "higher_is_better": higher, "before_training": before}
+        what["constant_score"] = constant_score(setup, task)
         rows += [
             {"method": label, **what, **_sample(scores[label], label in ranked), **counts(setup, label, [task])}
             for label in setup.rows
@@ -118,6 +130,12 @@ def _before(setup: Setup, task: str) -> float | None:
     return statistics.fmean(scores) if scores else None
 
 
+def constant_score(setup: Setup, task: str) -> float | None:
+    """The headline of the best constant answer, where records know it: the same for all methods."""
+    runs = [run for label in setup.rows for (name, _), run in setup.finished(label).items() if name == task]
+    return next((run["constant_score"] for run in runs if run.get("constant_score") is not None), None)
+
+
 def _headline(setup: Setup, task: str) -> tuple[str | None, bool]:
     """A task's metric and whether more of it is better; None and true if no run got as far as to know."""
     keys = [(task, seed) for seed in setup.seeds]
@@ -134,7 +152,13 @@ def _averages(setup: Setup) -> list[Row]:
     averages = {label: _average(setup, label) for label in setup.rows}
     complete = {label: scores for label, (scores, tasks) in averages.items() if tasks == len(setup.tasks)}
     ranked = tied_with_best(complete)
-    what = {"task": AVERAGE, "metric": AVERAGE, "higher_is_better": True, "before_training": None}
+    what = {
+        "task": AVERAGE,
+        "metric": AVERAGE,
+        "higher_is_better": True,
+        "before_training": None,
+        "constant_score": None,
+    }
     return [
         {"method": label, **what, "tasks": tasks, **_sample(scores, label in ranked), **counts(setup, label)}
         for label, (scores, tasks) in averages.items()

@@ -113,6 +113,8 @@ SCHEMA: tuple[Field, ...] = (
     Field("benchmarks.*.harness", (str,), NEVER, "version of lm-eval"),
     Field("headline", (str,), UNLESS_OK, "the metric that tables rank by"),
     Field("higher_is_better", (bool,), UNLESS_OK, "whether more of the headline is better"),
+    Field("validation_examples", (int,), OPTIONAL, "that the headline is a mean over", 1),
+    Field("constant_score", (float,), OPTIONAL, "the headline of the best answer that is always the same", -ANY, ANY),
     Field("history", (list,), NEVER, "in the order of the steps"),
     Field("history[]", (dict,), NEVER, "a step that was reported"),
     Field("history[].step", (int,), NEVER, "updates done, from 1", 1),
@@ -140,6 +142,14 @@ SCHEMA: tuple[Field, ...] = (
     Field("time.forward_seconds", (float,), UNLESS_OK, "seconds, median of a step"),
     Field("time.backward_seconds", (float,), UNLESS_OK, "seconds, median of a step"),
     Field("time.update_seconds", (float,), UNLESS_OK, "seconds, median of a step"),
+    Field("time.timed_steps", (int,), OPTIONAL, "that the medians are over"),
+    Field(
+        "time.step_spread",
+        (float,),
+        OPTIONAL,
+        "between the quartiles of a step's seconds, a share of the median",
+        most=ANY,
+    ),
     Field("environment", (dict,), NEVER, "versions, device, threads, commit, revisions, created (UTC): any of them"),
 )
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from scipy.stats import ttest_ind_from_stats
 
 SIGNIFICANCE = 0.05
+SAME_POINTS = 2.0  # scores that are shown to differ by less are equal: what `check` tolerates, too
 
 
 class Sample(NamedTuple):
@@ -29,10 +30,10 @@ def paired_ratio(values: Mapping[Any, float], reference: Mapping[Any, float]) ->
 
 
 def tied_with_best(samples: Mapping[str, Sequence[float]], *, higher_is_better: bool = True) -> set[str]:
-    """The names that can't be told from the one with the best mean, and that one itself.
+    """The names not significantly different from the one with the best mean, and that one itself.
 
-    Welch's two-sided t-test, p >= 0.05. A single run can't be tested: it is never tied, and if the best mean is that of
-    a single run, there is no telling at all and the set is empty.
+    Welch's two-sided t-test, p >= 0.05. That isn't to be equal: see `equivalent`. A single run can't be tested: it is
+    never among them, and if the best mean is that of a single run, the set is empty.
     """
     if not samples:
         return set()
@@ -48,6 +49,25 @@ def _alike(values: Sequence[float], best: Sequence[float]) -> bool:
         return values[0] == best[0]
     test = ttest_ind_from_stats(*summarise(values), *summarise(best), equal_var=False)
     return bool(test.pvalue >= SIGNIFICANCE)
+
+
+def equivalent(values: Sequence[float], best: Sequence[float], *, higher_is_better: bool = True) -> bool:
+    """Whether two samples are shown to differ by less than `SAME_POINTS`: two one-sided tests of Welch's (TOST).
+
+    A point is 0.01 of a score between 0 and 1, 1 of a larger one, and 1 % of the best of which less is better.
+    """
+    if min(len(values), len(best)) < 2:
+        return False
+    one, other = summarise(values), summarise(best)
+    unit = 0.01 * abs(other.mean) if not higher_is_better else 0.01 if max(map(abs, [*values, *best])) <= 1 else 1.0
+    margin = SAME_POINTS * unit
+    if not one.deviation and not other.deviation:
+        return abs(one.mean - other.mean) < margin
+    above, below = (
+        ttest_ind_from_stats(one.mean + shift, *one[1:], *other, equal_var=False, alternative=side).pvalue
+        for shift, side in ((margin, "greater"), (-margin, "less"))
+    )
+    return bool(max(above, below) < SIGNIFICANCE)
 
 
 def round_parts(parts: Sequence[int], unit: int) -> list[int]:

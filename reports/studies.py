@@ -10,7 +10,7 @@ from reports.at_memory import rankings
 from reports.rankings import Ranking
 from reports.record import Record
 from reports.setups import group, row_label, score, varied_hyperparameters
-from reports.statistics import decimals
+from reports.statistics import SAME_POINTS, decimals
 from reports.table import MIB, NOTHING, Column, Row, Table, lay_out, mib
 
 NO_LIMIT = 1 << 62  # bytes
@@ -113,7 +113,7 @@ def _sensitivity_notes(made: list[Row]) -> list[str]:
 
 
 def recommend(finals: list[Record], budgets: Sequence[int]) -> list[str]:
-    """A paragraph for each budget and ranking: what to use, what is tied with it, what is out, and why."""
+    """A paragraph for each budget and ranking: what to use, what is as good or may be, what is out, and why."""
     return [
         _sentence(ranking, budget, finals) for budget in budgets or (NO_LIMIT,) for ranking in rankings(finals, budget)
     ]
@@ -127,24 +127,51 @@ def _sentence(ranking: Ranking, budget: int, finals: list[Record]) -> str:
     excluded = f" Out: {', '.join(out)}." if out else ""
     if not able:
         return f"{where}: nothing fits.{excluded}"
-    tied = [row for row in able if row["tied_with_best"]]
-    take = min(tied, key=lambda row: row["needs_bytes"]) if tied else able[0]
-    said = f"{where}: {take['method']}, because {_because(take, tied, able)}{_speed(take, finals)}."
-    others = [f"{_named(row)}, {_mib(row)}" for row in tied if row is not take]
-    said += f" Tied: {'; '.join(others)}." if others else ""
-    behind = [_named(row) for row in able if row is not take and row not in tied]
-    return said + (f" Behind: {'; '.join(behind)}." if behind else "") + excluded
+    equal = [row for row in able if row["equivalent_to_best"]]
+    take = min(equal, key=lambda row: row["needs_bytes"]) if equal else able[0]
+    said = f"{where}: {take['method']}, because {_because(take, equal, able)}{_speed(take, finals)}."
+    return said + _caution(take) + _others(take, equal, able) + excluded
 
 
-def _because(take: Row, tied: list[Row], able: list[Row]) -> str:
+def _because(take: Row, equal: list[Row], able: list[Row]) -> str:
     reached = f"{_score_words(take)} {take['metric']} in {_mib(take)}"
     if len(able) == 1:
         return f"nothing else fits: {reached}"
-    if len(tied) > 1:
-        return f"of {len(tied)} that seeds can't tell apart it needs least memory: {reached}"
-    if take["n"] < 2:
-        return f"it scores best: {reached} (one seed: nothing can be called tied)"
-    return f"it scores best, and no other is tied with it: {reached}"
+    if len(equal) > 1:
+        return (
+            f"of {len(equal)} shown to score within {SAME_POINTS:g} points of the best it needs least memory: {reached}"
+        )
+    return f"it scores best: {reached}"
+
+
+def _caution(take: Row) -> str:
+    """What a reader must know of the method that is recommended: one seed, runs that diverged, nothing learned."""
+    return f" Note on {take['method']}: {take['remark']}." if take["remark"] else ""
+
+
+def _others(take: Row, equal: list[Row], able: list[Row]) -> str:
+    """The other methods that fit, by what can be said of them against the best one."""
+    best, groups = able[0], dict[str, list[Row]]()
+    for row in able:
+        if row is not take:
+            groups.setdefault(_relation(row, best, equal), []).append(row)
+    return "".join(f" {name}: {'; '.join(map(_whole, rows))}." for name, rows in groups.items())
+
+
+def _relation(row: Row, best: Row, equal: list[Row]) -> str:
+    if row in equal:
+        return "As good"
+    if min(row["n"], best["n"]) < 2:
+        return "Not comparable, of one seed" if row["n"] < 2 else f"Not comparable, {best['method']} having one seed"
+    if not row["tied_with_best"]:
+        return "Behind"
+    seeds = sorted({row["n"], best["n"]})
+    return f"{' and '.join(map(str, seeds))} seeds can't tell it from {best['method']}"
+
+
+def _whole(row: Row) -> str:
+    remark = row["remark"].removeprefix("one seed").removeprefix("; ")  # which its group says
+    return ", ".join(filter(None, [_named(row), _mib(row), remark]))
 
 
 def _named(row: Row) -> str:

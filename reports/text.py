@@ -11,7 +11,7 @@ from reports.table import MIB, NOTHING, Row, Table, lay_out
 
 LONGEST_ERROR = 64  # letters
 
-_TIED = f"* the best, or can't be told from it (Welch's t-test over seeds, p ≥ {SIGNIFICANCE})."
+_TIED = f"* the best, or not significantly different from it (Welch's t-test over seeds, p ≥ {SIGNIFICANCE})."
 _PARTIAL = "[a/b] averaged over a of b tasks only: not to be compared with a complete average."
 _PEAK = "peak: of the run that needs most; / {0}: against {0} on the same task and seed."
 _PARTS = "parts: what there is at the moment of the peak; they add up to it."

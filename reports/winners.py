@@ -1,4 +1,4 @@
-"""Who is best in each column of the summary, and who can't be told from that."""
+"""Who is best in each column of the summary, and who isn't significantly different from that."""
 
 import math
 from dataclasses import dataclass
@@ -14,24 +14,32 @@ SAME_MEMORY = 0.01  # the share by which peaks may differ and still count as the
 
 HOW = {
     "memory": f"peak: ★ the least, ≈ within {SAME_MEMORY:.0%} of it.",
-    "speed": "tokens/s: ★ the most, ≈ not told from it by a paired t-test over task and seed "
-    f"(p ≥ {SIGNIFICANCE}; of one pair nothing can be told).",
-    "score": "score: ★ the best mean, ≈ equal to it or not told from it by Welch's t-test over seeds "
-    f"(p ≥ {SIGNIFICANCE}; of one seed nothing can be told).",
+    "speed": "tokens/s: ★ the most, ≈ not significantly different from it by a paired t-test over task and seed "
+    f"(p ≥ {SIGNIFICANCE}; of one pair nothing can be said).",
+    "score": "score: ★ the best mean, ≈ equal to it or not significantly different by Welch's t-test over seeds "
+    f"(p ≥ {SIGNIFICANCE}; of one seed nothing can be said).",
 }
 
 
 @dataclass(frozen=True)
 class Winner:
-    """The best row of a column, and those that are `tied` with it; `tested`: whether there was a way to tell."""
+    """The best row of a column, and what makes that less than certain.
+
+    Attributes:
+        best: its name.
+        tied: the rows that aren't significantly different, the best among them.
+        untested: the rows that can't be compared with it, since they or it have one seed.
+        caveats: what must be said of the best itself.
+    """
 
     best: str
     tied: frozenset[str] = frozenset()
-    tested: bool = True
+    untested: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
 
     @property
     def others(self) -> list[str]:
-        """Those tied with the best."""
+        """Those not significantly different from the best."""
         return sorted(self.tied - {self.best})
 
     def mark(self, label: str) -> str | None:
@@ -73,7 +81,7 @@ def _speed(setup: Setup, rows: list[Row]) -> Winner | None:
 
 
 def _as_fast(setup: Setup, label: str, best: str) -> bool:
-    """Can't be told from the best by the logarithms of the ratios of their pairs of runs, two of them at least."""
+    """Not significantly different from the best, by the logarithms of the ratios of two pairs of runs at least."""
     one, other = raw.rates(setup.finished(label)), raw.rates(setup.finished(best))
     logs = [math.log(one[key] / other[key]) for key in one if one[key] and other.get(key)]
     if label == best or len(logs) < 2:
@@ -100,5 +108,7 @@ def scores(setup: Setup) -> dict[str, Winner]:
         choose = max if rows[0]["higher_is_better"] else min
         best = choose(rows, key=lambda row: row["mean"])
         tied = {row["method"] for row in rows if row["tied_with_best"] or row["mean"] == best["mean"]}
-        found[task] = Winner(best["method"], frozenset(tied), tested=best["n"] > 1)
+        untested = [row["method"] for row in rows if row is not best and min(row["n"], best["n"]) < 2]
+        caveats = raw.caveats(best, best["constant_score"] if best["higher_is_better"] else None)
+        found[task] = Winner(best["method"], frozenset(tied), tuple(untested), tuple(caveats))
     return found

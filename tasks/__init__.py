@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from tasks import base, plugins
-from tasks.base import Family, HasKind, HasLargestBatch, HasReader, Kind, Task, kind
+from tasks.base import Family, HasKind, HasLargestBatch, HasReader, HasValidation, Kind, Task, kind
 from tasks.models.arguments import TaskArguments
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "HasKind",
     "HasLargestBatch",
     "HasReader",
+    "HasValidation",
     "Kind",
     "Task",
     "TaskArguments",

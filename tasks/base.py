@@ -68,6 +68,19 @@ def kind(task: Task) -> Kind:
 
 
 @runtime_checkable
+class HasValidation(Protocol):
+    """A task that says what its headline is worth: on how few examples it is taken, and what takes no learning."""
+
+    @property
+    def validation_size(self) -> int:
+        """Examples that the headline is a mean over; of those that are judged in groups, groups."""
+
+    @property
+    def constant_score(self) -> float | None:
+        """The headline of the best answer that is always the same; None where there is no such answer."""
+
+
+@runtime_checkable
 class HasLargestBatch(Protocol):
     """A task that knows which of its training batches needs most memory; for others, a few batches are inspected."""
 

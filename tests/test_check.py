@@ -8,11 +8,12 @@ from scipy import stats
 from suites import check, run
 
 from reports.record import Found
-from reports.regressions import evidence, thresholds
+from reports.regressions import evidence, quality, thresholds
 from reports.regressions.check import METRICS
 from reports.regressions.check import check as judge
 from reports.regressions.findings import Finding
 from reports.regressions.metric import Metric, arrow
+from reports.regressions.noise import noises
 from reports.regressions.render import render
 
 
@@ -43,7 +44,14 @@ def seeds(scores, **changes):
 
 @pytest.mark.parametrize(
     ("mib", "verdict", "code"),
-    [(100, "fine", 0), (100.9, "fine", 0), (101.1, "regression", 1), (99.1, "fine", 0), (98.9, "improved", 0)],
+    [
+        (100, "fine", 0),
+        (101, "fine", 0),
+        (100.9, "fine", 0),
+        (101.1, "regression", 1),
+        (99.1, "fine", 0),
+        (98.9, "improved", 0),
+    ],
 )
 def test_memory_beyond_one_percent_either_way_is_flagged_and_only_more_is_failed(mib, verdict, code):
     result = check([run(peak=100)], [run(peak=mib)])
@@ -131,28 +139,51 @@ def test_a_speed_of_0_is_unknown():
 
 
 @pytest.mark.parametrize(
-    ("score", "verdict"), [(0.79, "fine"), (0.781, "fine"), (0.779, "regression"), (0.83, "improved")]
+    ("score", "verdict"), [(0.79, "fine"), (0.775, "inconclusive"), (0.75, "regression"), (0.85, "improved")]
 )
-def test_with_one_seed_a_margin_of_two_points_alone_decides_and_it_says_so(score, verdict):
-    result = check([run(score=0.8)], [run(score=score)])
+def test_one_seed_is_judged_by_the_noise_of_so_many_examples_and_it_says_so(score, verdict):
+    many = {"validation_examples": 2000}
+    finding = only(check([run(score=0.8, **many)], [run(score=score, **many)]), "quality")
+    shares = (1600 + 2000 * score + 2) / 4004  # of both sides together, two more right and two more wrong
+    p = stats.norm.cdf(-abs(score - 0.8) / math.sqrt(2 * shares * (1 - shares) / 2000))
+    assert (finding.verdict, finding.p) == (verdict, pytest.approx(p))
+    shown = "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
+    assert finding.reason.startswith(f"one seed of 2000 examples: {shown}, level 0.02; margin 2 points")
+
+
+def test_one_seed_of_an_unknown_number_of_examples_is_only_failed_for_a_collapse():
+    result = check([run(score=0.8)], [run(score=0.7)])
+    assert (only(result, "quality").verdict, result.code) == ("inconclusive", 0)
+    assert "whose records have no such number, of 50" in "".join(result.notes)
+    assert check([run(score=0.8)], [run(score=0.3)]).code == 1
+
+
+def test_one_seed_of_a_score_without_bounds_is_not_judged():
+    lost = {"headline": "perplexity", "higher_is_better": False}
+    result = check([run(metrics={"perplexity": 20.0}, **lost)], [run(metrics={"perplexity": 90.0}, **lost)])
     finding = only(result, "quality")
-    assert (finding.verdict, finding.reason) == (verdict, "one seed: margin of 2 points alone")
-    assert any("margin of 2 points alone" in note for note in result.notes)
+    assert (finding.verdict, finding.p, result.code) == ("inconclusive", None, 0)
+    assert finding.reason == "one seed, and a score without bounds: nothing tells the noise"
 
 
 def test_where_less_is_better_more_is_a_regression_in_percent():
     def perplexity(value):
-        return run(metrics={"perplexity": value}, headline="perplexity", higher_is_better=False)
+        scores = [value, 1.1 * value, 1.2 * value + 0.001]
+        return [
+            run(seed=seed, metrics={"perplexity": score}, headline="perplexity", higher_is_better=False)
+            for seed, score in enumerate(scores)
+        ]
 
-    worse, better = check([perplexity(20.0)], [perplexity(20.5)]), check([perplexity(20.0)], [perplexity(19.5)])
-    assert (only(worse, "quality").verdict, only(worse, "quality").change) == ("regression", -2.5)
+    worse, better = check(perplexity(20.0), perplexity(20.5)), check(perplexity(20.0), perplexity(19.5))
+    assert only(worse, "quality").verdict == "regression"
+    assert only(worse, "quality").change == pytest.approx(-2.5, abs=0.01)
     assert only(better, "quality").verdict == "improved"
-    assert check([perplexity(20.0)], [perplexity(20.3)]).code == 0
+    assert check(perplexity(20.0), perplexity(20.3)).code == 0
 
 
 def test_scores_up_to_100_have_points_of_1():
     assert only(check([run(score=80.0)], [run(score=78.5)]), "quality").change == pytest.approx(-1.5)
-    assert check([run(score=80.0)], [run(score=77.5)]).code == 1
+    assert check(seeds([80.0, 81.0, 82.0]), seeds([77.5, 78.4, 79.6])).code == 1
 
 
 def test_over_seeds_a_drop_beyond_the_margin_is_a_regression_if_a_paired_test_says_so():
@@ -175,33 +206,55 @@ def test_a_drop_within_the_margin_is_fine_however_sure():
     assert only(check(seeds(before), seeds(after)), "quality").verdict == "fine"
 
 
-def test_two_seeds_never_hide_what_one_would_have_shown():
-    assert check(seeds([0.8, 0.8]), seeds([0.70, 0.60])).code == 1
+def test_several_seeds_never_hide_what_one_would_have_shown():
+    before, after = [0.8, 0.8], [0.72, 0.55]  # the seeds disagree: the t-test alone says nothing
+    assert check(seeds(before, validation_examples=1000), seeds(after, validation_examples=1000)).code == 1
+    assert check(seeds(before), seeds(after)).code == 0
 
 
-def test_one_row_among_others_is_judged_beyond_the_noise_between_them():
+def test_one_row_among_others_is_judged_at_a_level_for_all_of_them():
     noise = [0.01, -0.01, 0.008, -0.012, 0.015, -0.006, 0.009, -0.011, 0.012, -0.007]
-    before = [run(task=number) for number in range(11)]
+    many = {"validation_examples": 1000}
+    before = [run(task=number, **many) for number in range(11)]
 
     def after(drop):
-        return [run(task=number, score=0.8 + noise[number]) for number in range(10)] + [run(task=10, score=0.8 - drop)]
+        rows = [run(task=number, score=0.8 + noise[number], **many) for number in range(10)]
+        return [*rows, run(task=10, score=0.8 - drop, **many)]
 
-    def verdict(result):
-        return [f.verdict for f in result.findings if f.task.endswith("t10") and f.metric == "quality"]
+    def last(drop):
+        found = check(before, after(drop), "quality").findings
+        return next(f for f in found if f.task.endswith("t10") and f.metric == "quality")
 
-    assert verdict(check(before, after(0.2), "quality")) == ["regression"]
-    assert verdict(check(before, after(0.025), "quality")) == ["inconclusive"]
+    assert last(0.2).verdict == "regression" and last(0.2).reason.endswith("level 0.02 for 11 rows; margin 2 points")
+    assert last(0.04).verdict == "inconclusive" and last(0.04).p < 0.2
+
+
+def suite_of(shift, seeds=range(3)):
+    noise = [0.0004, 0.0, -0.0003]
+    return [
+        run(task=task, method=f"m{method}", seed=seed, score=0.8 + shift + noise[seed] + 0.0001 * task * bool(shift))
+        for task in range(7)
+        for method in range(5)
+        for seed in seeds
+    ]
 
 
 def test_every_row_slightly_worse_is_a_regression_though_no_single_row_is():
-    before = [run(task=task, method=f"m{method}") for task in range(7) for method in range(5)]
     after = [
-        run(task=task, method=f"m{method}", score=0.795 + 0.0001 * task) for task in range(7) for method in range(5)
+        made | {"metrics": {"accuracy": made["metrics"]["accuracy"] + 2e-5 * n}}
+        for n, made in enumerate(suite_of(-0.005))
     ]
-    result = check(before, after, "quality")
+    result = check(suite_of(0), after, "quality")
     bad = [finding for finding in result.findings if finding.verdict == "regression"]
     assert result.code == 1 and bad and not any(finding.task for finding in bad)
     assert any(finding.reason.startswith("35 of 35 rows are worse") for finding in bad)
+
+
+def test_of_one_seed_every_row_slightly_worse_is_said_but_not_failed():
+    result = check(suite_of(0, [0]), suite_of(-0.005, [0]), "quality")
+    (everything,) = [finding for finding in result.findings if not finding.task and not finding.method]
+    assert (everything.verdict, result.code) == ("inconclusive", 0)
+    assert "35 of 35 rows are worse" in everything.reason and "noise all rows may share" in everything.reason
 
 
 # The statistics, against other sources
@@ -213,24 +266,29 @@ def test_holm_is_the_textbook_example():
     )
 
 
-def test_qn_estimates_a_standard_deviation_and_half_of_the_values_may_be_wrong():
-    values = list(stats.norm.ppf([(i + 0.5) / 400 for i in range(400)]))
-    assert evidence.qn(values) == pytest.approx(1, rel=0.03)
-    assert evidence.qn([*values, *(value + 50 for value in values[:300])]) < 2.2
+def noise_of(rows):
+    return noises({key: dict(enumerate(values)) for key, values in rows.items()}, lambda key: key)
 
 
-def test_rows_alike_share_one_variance_and_a_noisy_row_keeps_its_own():
+def test_rows_alike_lend_each_other_freedom_and_a_noisy_row_keeps_its_own():
     rng = stats.norm(scale=1)
     alike = {number: list(rng.rvs(3, random_state=number)) for number in range(40)}
-    shared = {noise.variance for noise in evidence.noises(alike).values()}
-    assert len(shared) == 1 and shared.pop() == pytest.approx(1, rel=0.3)
-    noise = evidence.noises({**alike, "loud": [30.0, -30.0, 0.0], **{f"quiet{i}": [0.001 * i, 0, 0] for i in range(9)}})
-    assert noise["loud"].deviation > 15 and noise["quiet1"].deviation < 1
+    moderated = noise_of(alike).values()
+    assert all(noise.freedom > 6 and 0.3 < noise.variance < 3 for noise in moderated)
+    noise = noise_of({**alike, "loud": [30.0, -30.0, 0.0]})
+    assert noise["loud"].variance > 15**2 and noise[0].variance < 9
+    assert noise_of({"alone": [1.0, 2.0, 4.0]})["alone"].freedom == 2
+
+
+def test_rows_that_share_their_noise_count_once():
+    rng = stats.norm(scale=1)
+    shared = list(rng.rvs(3, random_state=1))
+    rows = {number: [value + 0.01 * number for value in shared] for number in range(40)}
+    assert all(noise.freedom == pytest.approx(2, abs=0.1) for noise in noise_of(rows).values())
 
 
 def test_the_sign_test_is_the_binomial_tail():
-    (together,) = evidence.judge_together({"": [-1.0, -2.0, -0.5, 1.0]}, 0.05).values()
-    assert together.sign_p == pytest.approx(stats.binomtest(3, 4, alternative="greater").pvalue)
+    assert quality._sign_test(3, 1) == pytest.approx(stats.binomtest(3, 4, alternative="greater").pvalue)
 
 
 # Rows without a partner, and those that can't be compared

@@ -45,31 +45,26 @@ def test_rows_of_unlike_noise_keep_the_rate_where_seeds_tell_it():
         ]
 
     assert (
-        report("no change, noise 0.3 to 6 by task, 3 seeds", rate(NUMBER, lambda rng: (side(rng), side(rng)))) <= 0.05
+        report("no change, noise 0.3 to 6 by task, 3 seeds", rate(NUMBER // 2, lambda rng: (side(rng), side(rng))))
+        <= 0.05
     )
 
 
 def test_a_uniform_drop_within_the_margin_is_caught():
-    def sides(rng):  # 35 rows of one seed; the noise is that of a difference
-        noise = 0.6 / 2**0.5
-        return suite(rng, noise=noise), suite(rng, noise=noise, shift=-1.8)
+    def sides(rng):
+        return suite(rng, seeds=3), suite(rng, seeds=3, shift=-1.8)
 
-    assert report("a uniform drop of 1.8 points, noise 0.6", rate(NUMBER, sides)) >= 0.99
-
-    def noisier(rng):  # and where it is that of each score
-        return suite(rng), suite(rng, shift=-1.8)
-
-    assert report("a uniform drop of 1.8 points, noise 0.6 of each side", rate(NUMBER, noisier)) >= 0.99
+    assert report("a uniform drop of 1.8 points, noise 0.6 of each side, 3 seeds", rate(NUMBER // 4, sides)) >= 0.99
 
 
 def test_a_drop_of_one_method_alone_is_caught():
     def sides(rng):
-        before, after = suite(rng, tasks=8, noise=0.4), suite(rng, tasks=8, noise=0.4)
+        before, after = suite(rng, tasks=8, noise=0.4, seeds=3), suite(rng, tasks=8, noise=0.4, seeds=3)
         for made in after:
             made["metrics"]["accuracy"] -= 0.015 * (made["method"] == "m3")
         return before, after
 
-    assert report("a drop of 1.5 points of one method in five", rate(NUMBER, sides)) >= 0.99
+    assert report("a drop of 1.5 points of one method in five, 3 seeds", rate(NUMBER // 2, sides)) >= 0.9
 
 
 def test_one_row_that_needs_a_tenth_more_memory_is_always_caught():

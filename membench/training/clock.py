@@ -38,6 +38,15 @@ class Clock:
         """`forward_seconds` etc., medians per step; the first steps are left out if there are enough others."""
         return {f"{name}_seconds": _median(spent) for name, spent in self.steps.items()}
 
+    def spread(self) -> dict[str, float | int | None]:
+        """`timed_steps`, those that medians are over, and `step_spread`: the distance between the quartiles of a step's
+        seconds, as a share of their median."""
+        whole = _after_warm_up([sum(parts) for parts in zip(*self.steps.values(), strict=True)])
+        if len(whole) < 2:
+            return {"timed_steps": len(whole), "step_spread": None}
+        low, middle, high = statistics.quantiles(whole, method="inclusive")
+        return {"timed_steps": len(whole), "step_spread": (high - low) / middle if middle else None}
+
     def _now(self) -> float:
         if self._waits:
             torch.accelerator.synchronize()
@@ -45,5 +54,9 @@ class Clock:
 
 
 def _median(seconds: list[float]) -> float | None:
-    rest = seconds[min(_WARM_UP, len(seconds) // 2) :]
+    rest = _after_warm_up(seconds)
     return statistics.median(rest) if rest else None
+
+
+def _after_warm_up(seconds: list[float]) -> list[float]:
+    return seconds[min(_WARM_UP, len(seconds) // 2) :]

@@ -97,6 +97,8 @@ def _train(
 def _evaluate(run: Run, task: tasks.Task, loop: Loop, measured: dict[str, Any]) -> None:
     model = loop.optimizer.finish()
     measured["metrics"] = loop.progress.history[-1]["metrics"] = loop.evaluate(model)
+    if isinstance(task, tasks.HasValidation):
+        measured |= {"validation_examples": task.validation_size, "constant_score": task.constant_score}
     measured["time"] = _times(loop)
     measured["trained_fraction"] = trained_fraction(build_model(run, task), model)
 
@@ -117,6 +119,7 @@ def _times(loop: Loop) -> dict[str, Any]:
         "evaluation_seconds": progress.evaluation_seconds,
         "tokens_per_second": progress.tokens / progress.train_seconds if progress.train_seconds else None,
         **loop.clock.medians(),
+        **loop.clock.spread(),
     }
 
 

@@ -25,7 +25,7 @@ _ENVIRONMENT = ("cpu", "device", "device_name", "threads", "platform", "python",
 
 @dataclass
 class Cell:
-    """A table's cell: its text, whether that is words, and whether it is the best or tied with it."""
+    """A table's cell: its text, whether that is words, and whether it is the best or not different from it."""
 
     text: str
     words: bool = False
@@ -94,7 +94,7 @@ def _cards(setup: Setup) -> list[dict[str, Any]]:
             "title": titles[name],
             "who": winner.best,
             "figure": _figure(name, rows[winner.best], setup),
-            **_doubt(winner, setup),
+            "tied": _doubt(winner),
         }
         for name, winner in best.winners(setup).items()
     ]
@@ -119,10 +119,13 @@ def _figure(name: str, row: Row, setup: Setup) -> str:
     return value if ratio is None else f"{value}, {ratio:.2f} × {setup.reference}"
 
 
-def _doubt(winner: best.Winner, setup: Setup) -> dict[str, Any]:
-    tied = [f"Tied: {', '.join(winner.others)}"] if winner.others else []
-    chance = not winner.tested and len(setup.rows) > 1
-    return {"tied": ". ".join(tied + ["One seed: it may be chance"] * chance)}
+def _doubt(winner: best.Winner) -> str:
+    said = [f"Not significantly different: {', '.join(winner.others)}"] if winner.others else []
+    if "one seed" in winner.caveats:
+        said += ["One seed: it may be chance"] * bool(winner.untested)
+    elif winner.untested:
+        said.append(f"Of one seed, so not compared: {', '.join(winner.untested)}")
+    return ". ".join(said + [caveat for caveat in winner.caveats if caveat != "one seed"])
 
 
 def _summary(setup: Setup) -> View:

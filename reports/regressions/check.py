@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from reports.record import Found
-from reports.regressions import exact, findings, uncertain
+from reports.regressions import exact, findings, quality, throughput
 from reports.regressions.findings import Finding, exit_code
 from reports.regressions.metric import Metric, Suite, is_reference
 from reports.regressions.pairing import Pair, PairedRow, RowKey, changed_hyperparameters, pair, place
@@ -32,7 +32,7 @@ class Check:
         return exit_code(self.findings)
 
 
-METRICS = {metric.name: metric for metric in (*exact.METRICS, *uncertain.METRICS)}
+METRICS = {metric.name: metric for metric in (*exact.METRICS, quality.METRIC, throughput.METRIC)}
 ALWAYS = "runs"  # how runs ended is looked at whatever is asked for
 
 

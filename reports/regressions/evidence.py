@@ -3,109 +3,121 @@
 A difference is candidate - baseline of one row (a task, a method, a model) and seed, turned so that less than 0 is
 worse.
 
-**The noise.** Differences of one row scatter around its true change with a standard deviation of its own; rows and
-seeds are independent. With several seeds a row, the deviation is estimated from the row and, as three seeds tell
-little, moderated by those of all rows (Smyth 2004, "Linear models and empirical Bayes methods", the moderated t): rows
-alike lend each other degrees of freedom, a row much noisier than the others keeps its own deviation. With one seed a
-row, the deviation is taken to be the same in all rows and comes from the differences between rows by Qn (Rousseeuw &
-Croux 1993), which a shift of all rows doesn't change and up to half of the rows being regressions hardly does.
+**The noise** of a row comes from its seeds, moderated by the other rows': `noise.py`. With one seed it is what bounds
+it: of a score, the number of examples; of a speed, what repeated runs were seen to differ by. Where nothing tells the
+noise there is no verdict, and it says so.
 
-**A row** is worse if it is so by more than the margin, and significantly less than 0: a one-sided paired t-test,
-corrected by Holm's method for the number of rows. It is shown not to be inferior if the test against the margin
-rejects. Where nothing tells the noise (one seed and fewer than `FEWEST` rows) the margin alone decides, and with
-several seeds but fewer than `FEWEST` degrees of freedom also a row whose every seed is beyond the margin is worse: more
-seeds must not hide what one would have shown.
+**A row** is worse if it is so by more than the margin, and significantly less than 0: a one-sided paired t-test over
+seeds or, of one seed, a z-test with the bound, corrected by Holm's method for the number of rows. With several seeds
+and a bound either test may say so, at .8 and .2 of the level: more seeds never hide what one would have shown. A row
+is shown not to be inferior if the test against the margin rejects.
 
-**All rows together** (and all rows of each method) are worse if the sign test over rows (ties dropped) or the paired
-t-test of the rows' means says so; no margin: 35 rows of 35 each slightly worse are a regression. Both tests of
-all these groups are corrected by Holm's method.
+**All rows together**, and all rows of each method, are worse if their mean over rows is, seed by seed, by the same
+tests without a margin: 35 rows of 35 each slightly worse are a regression. A test over rows would take what they share
+(a seed's initial weights, a task's examples) for a change.
 
-**False alarms.** The three families - quality by row, quality of groups, throughput by row - share the tolerated rate
-of false alarms (`SHARES`), which by Bonferroni holds for a suite as a whole. Memory and savings are exact: no share.
+**False alarms.** The families - quality by row, of all rows, by method, throughput by row - share the tolerated rate of
+false alarms (`SHARES`), which by Bonferroni holds for a suite as a whole. Memory and savings are exact: no share.
 """
 
-import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TypeVar
 
-import numpy as np
-from scipy.optimize import brentq
-from scipy.special import bdtrc, digamma, ndtr, polygamma, stdtr
+from reports.regressions.noise import BySeed, Noise, noises
 
-from reports.statistics import summarise
-
-SHARES = {"quality": 0.4, "groups": 0.4, "throughput": 0.2}
-FEWEST = 6  # rows, or degrees of freedom, from which the noise is known well enough to be used
-FEWEST_TOGETHER = 5  # rows; of fewer, equal differences may be chance: scores are whole examples
+SHARES = {"rows": 0.4, "all": 0.2, "methods": 0.2, "throughput": 0.2}
 _SHOWN = 0.05  # level at which a row is shown not to be inferior
+_OF_SEEDS, _OF_BOUND = 0.8, 0.2  # shares of the level of a row that has both tests
 
 K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the differences of one row tell."""
+    """What the differences of one row tell.
+
+    Attributes:
+        mean: of its differences.
+        seeds: how many these are.
+        verdict: worse | better | fine | inconclusive.
+        p: that a mean this far from 0 is chance, corrected; None where nothing tells the noise.
+        level: what p must be below.
+        tested: how many rows p is corrected for.
+    """
 
     mean: float
     seeds: int
-    verdict: str  # worse | better | fine | inconclusive
-    p: float | None  # that a mean this far from 0 is chance, corrected; None where the margin alone decides
-    noise: float | None  # standard deviation of one difference; None where nothing tells it
+    verdict: str
+    p: float | None
+    level: float
+    tested: int
 
 
 @dataclass(frozen=True)
-class Noise:
-    """A variance (None: nothing tells it), its degrees of freedom, and whether these are enough to rely on."""
+class Row:
+    """What a row is judged by: differences by seed, the bound of a difference's noise, the least that it can be."""
 
-    variance: float | None
-    freedom: float
-    known: bool = True
+    differences: BySeed
+    bound: Noise | None = None
+    floor: float = 0.0
 
     @property
-    def deviation(self) -> float | None:
-        return None if self.variance is None else math.sqrt(self.variance)
+    def mean(self) -> float:
+        """Of the differences."""
+        return fmean(self.differences.values())
+
+    def p_below(self, mean: float, noise: Noise | None) -> float | None:
+        """That a mean as low as this is chance, if the truth is 0 or more; None where nothing tells the noise."""
+        tests = [(noise, _OF_SEEDS), (self.bound, _OF_BOUND)]
+        known = [(test, share) for test, share in tests if test]
+        n = len(self.differences)
+        found = [test.p_below(mean, n) / (share if len(known) > 1 else 1) for test, share in known]
+        return min(1.0, *found) if found else None
 
 
-def judge(rows: Mapping[K, Sequence[float]], margin: float, alpha: float) -> dict[K, Judgement]:
-    """A verdict on each row from its differences by seed; without a change, any is worse in `alpha` of the suites."""
-    noise = noises(rows)
-    means = {key: fmean(values) for key, values in rows.items()}
-    worse = holm({key: _p_below(means[key], len(rows[key]), noise[key]) for key in rows})
-    better = holm({key: _p_below(-means[key], len(rows[key]), noise[key]) for key in rows})
+def judge(
+    rows: Mapping[K, Row], margin: float, level: float, task: Callable[[K], Hashable] = lambda key: key
+) -> dict[K, Judgement]:
+    """A verdict on each row; without a change, any is worse in a share `level` of the suites.
+
+    `task` is that of a row: rows of one may share more of their noise than others do.
+    """
+    noise = noises(
+        {key: row.differences for key, row in rows.items()}, task, {key: row.floor for key, row in rows.items()}
+    )
+    worse, better = (_corrected(rows, noise, sign) for sign in (1, -1))
     return {
         key: Judgement(
-            means[key],
-            len(values),
-            _verdict(values, means[key], noise[key], margin, worse[key] < alpha, better[key] < alpha),
-            None if noise[key].variance is None else min(worse[key], better[key]),
-            noise[key].deviation,
+            row.mean,
+            len(row.differences),
+            _verdict(row, noise[key], margin, worse.get(key, 1) < level, better.get(key, 1) < level),
+            min(worse[key], better[key]) if key in worse else None,
+            level,
+            len(worse),
         )
-        for key, values in rows.items()
+        for key, row in rows.items()
     }
 
 
-def _verdict(
-    values: Sequence[float], mean: float, noise: Noise, margin: float, surely_worse: bool, surely_better: bool
-) -> str:
-    if mean < -margin and (surely_worse or (not noise.known and max(values) < -margin)):
+def _corrected(rows: Mapping[K, Row], noise: Mapping[K, Noise | None], sign: int) -> dict[K, float]:
+    """P-values of the rows whose noise is known."""
+    p = {key: row.p_below(sign * row.mean, noise[key]) for key, row in rows.items()}
+    return holm({key: value for key, value in p.items() if value is not None})
+
+
+def _verdict(row: Row, noise: Noise | None, margin: float, surely_worse: bool, surely_better: bool) -> str:
+    if row.mean < -margin and surely_worse:
         return "worse"
-    if mean > margin and (surely_better or (not noise.known and min(values) > margin)):
+    if row.mean > margin and surely_better:
         return "better"
-    if noise.variance is None or len(values) == 1:
-        return "fine" if mean >= -margin else "inconclusive"
-    return "fine" if _p_below(-mean - margin, len(values), noise) < _SHOWN else "inconclusive"
-
-
-def _p_below(mean: float, n: int, noise: Noise) -> float:
-    """That a mean of n as low as this is chance, if the truth is 0 or more; 1 where nothing tells the noise."""
-    if noise.variance is None:
-        return 1.0
-    if noise.variance == 0:
-        return 0.0 if mean < 0 else 1.0
-    ratio = mean / math.sqrt(noise.variance / n)
-    return float(ndtr(ratio) if math.isinf(noise.freedom) else stdtr(noise.freedom, ratio))
+    if noise is None and row.bound is None:  # nothing is known: what lies within the margin may pass
+        return "fine" if abs(row.mean) <= margin else "inconclusive"
+    if len(row.differences) == 1:
+        return "fine" if row.mean >= -margin else "inconclusive"
+    inferior = row.p_below(-row.mean - margin, noise)
+    return "fine" if inferior is not None and inferior < _SHOWN else "inconclusive"
 
 
 def holm(p: Mapping[K, float]) -> dict[K, float]:
@@ -118,101 +130,17 @@ def holm(p: Mapping[K, float]) -> dict[K, float]:
     return corrected
 
 
-def noises(rows: Mapping[K, Sequence[float]]) -> dict[K, Noise]:
-    """The noise of each row's differences, from its own seeds and what the other rows lend."""
-    own = {key: summarise(values) for key, values in rows.items()}
-    replicated = {
-        key: (sample.deviation**2, sample.n - 1) for key, sample in own.items() if sample.deviation is not None
-    }
-    if len(replicated) >= 3 and sum(freedom for _, freedom in replicated.values()) >= FEWEST:
-        common = _moderator(list(replicated.values()))
-    elif not replicated and len(rows) >= FEWEST:
-        common = Noise(qn([sample.mean for sample in own.values()]) ** 2, 0.82 * (len(rows) - 1))  # Qn's efficiency
-    else:
-        common = Noise(None, 0, known=False)
-    return {key: _moderated(replicated.get(key, (0.0, 0)), common) for key in rows}
+def together(rows: list[Row]) -> Row | None:
+    """Rows as one: their means in the seeds that all of them have; None if there is no such seed.
 
-
-def _moderated(own: tuple[float, int], common: Noise) -> Noise:
-    variance, freedom = own
-    if common.variance is None:
-        return Noise(variance if freedom else None, freedom, known=freedom >= FEWEST)
-    if math.isinf(common.freedom):
-        return common
-    total = freedom + common.freedom
-    return Noise((freedom * variance + common.freedom * common.variance) / total, total)
-
-
-def _moderator(samples: Sequence[tuple[float, int]]) -> Noise:
-    """The variance that rows have in common and its weight in degrees of freedom (Smyth 2004, section 6.2)."""
-    pooled = sum(variance * freedom for variance, freedom in samples) / sum(freedom for _, freedom in samples)
-    floor = 1e-5 * sorted(variance for variance, _ in samples)[len(samples) // 2]
-    if not floor:  # at least half of the rows repeat exactly: whatever differs isn't noise that they share
-        return Noise(None, 0, known=False) if pooled else Noise(0.0, math.inf)
-    logs = [math.log(max(variance, floor)) - digamma(f / 2) + math.log(f / 2) for variance, f in samples]
-    mean, deviation, n = summarise(logs)
-    excess = (deviation or 0.0) ** 2 - sum(polygamma(1, f / 2) for _, f in samples) / n
-    if excess <= polygamma(1, 1e4):  # no more scatter than chance: all rows have one variance
-        return Noise(pooled, math.inf)
-    half = brentq(lambda x: polygamma(1, x) - excess, 1e-6, 2e4)
-    return Noise(math.exp(mean + digamma(half) - math.log(half)), 2 * half)
-
-
-def qn(values: Sequence[float]) -> float:
-    """Qn, a standard deviation from the smaller ones of all distances between two values (Rousseeuw & Croux 1993)."""
-    n = len(values)
-    half = n // 2 + 1
-    one, other = np.triu_indices(n, 1)
-    distances = np.abs(np.asarray(values)[one] - np.asarray(values)[other])
-    rank = half * (half - 1) // 2 - 1
-    small_sample = n / (n + 1.4) if n % 2 else n / (n + 3.8)
-    return 2.2219 * small_sample * float(np.partition(distances, rank)[rank])
-
-
-@dataclass(frozen=True)
-class Together:
-    """What the means of a group of rows tell."""
-
-    rows: int
-    worse: int
-    better: int
-    mean: float
-    sign_p: float  # both that it is no worse, corrected
-    mean_p: float | None  # None: too few rows
-    verdict: str  # worse | better | fine
-
-
-def judge_together(groups: Mapping[K, Sequence[float]], alpha: float) -> dict[K, Together]:
-    """A verdict on each group of rows from their means; without a change, any is worse in a share `alpha` of suites."""
-    worse, better = _group_tests(groups, 1), _group_tests(groups, -1)
-    return {key: _together(values, key, worse, better, alpha) for key, values in groups.items()}
-
-
-def _together(
-    values: Sequence[float], key: K, worse: dict[tuple[K, str], float], better: dict[tuple[K, str], float], alpha: float
-) -> Together:
-    def least(tests: dict[tuple[K, str], float]) -> float:
-        return min(tests[key, "sign"], tests.get((key, "mean"), 1.0))
-
-    verdict = "worse" if least(worse) < alpha else "better" if least(better) < alpha else "fine"
-    return Together(
-        len(values),
-        sum(value < 0 for value in values),
-        sum(value > 0 for value in values),
-        fmean(values),
-        worse[key, "sign"],
-        worse.get((key, "mean")),
-        verdict,
+    The bound is that of rows whose noise goes together, as nobody knows what they share: the mean of their deviations.
+    """
+    seeds = set.intersection(*({*row.differences} for row in rows))
+    if not seeds:
+        return None
+    bounds = [row.bound.variance**0.5 for row in rows if row.bound]
+    return Row(
+        {seed: fmean(row.differences[seed] for row in rows) for seed in sorted(seeds)},
+        Noise(fmean(bounds) ** 2) if len(bounds) == len(rows) else None,
+        fmean(row.floor for row in rows) / len(rows),
     )
-
-
-def _group_tests(groups: Mapping[K, Sequence[float]], sign: int) -> dict[tuple[K, str], float]:
-    tests: dict[tuple[K, str], float] = {}
-    for key, values in groups.items():
-        turned = [sign * value for value in values]
-        below, above = sum(value < 0 for value in turned), sum(value > 0 for value in turned)
-        tests[key, "sign"] = float(bdtrc(below - 1, below + above, 0.5)) if below else 1.0
-        if len(turned) >= FEWEST_TOGETHER:
-            mean, deviation, n = summarise(turned)
-            tests[key, "mean"] = _p_below(mean, n, Noise((deviation or 0.0) ** 2, n - 1))
-    return holm(tests)

@@ -1,6 +1,7 @@
 """Checks of what is exact: how runs ended, peak memory, and what a method saves against the reference."""
 
 from collections.abc import Iterator
+from fractions import Fraction
 
 from reports.parts import PARTS
 from reports.record import Record, how_it_ended
@@ -34,7 +35,7 @@ def _each_run(row: PairedRow) -> Iterator[tuple[int, str, str]]:
         yield seed, findings.MISSING, "only the baseline has it"
     for seed, run in row.new.items():
         ok = run["status"] == "ok"
-        yield seed, *((findings.NEW, "the baseline hasn't got it") if ok else (run["status"], f"new: {run['error']}"))
+        yield seed, *((findings.NEW, "the baseline lacks it") if ok else (run["status"], f"new: {run['error']}"))
     for seed, (old, new) in row.pairs.items():
         yield seed, *_ended(old, new)
 
@@ -63,24 +64,31 @@ def memory(suite: Suite) -> Iterator[Finding]:
 
 
 def _memory(key: RowKey, row: PairedRow, thresholds: Thresholds) -> Iterator[Finding]:
-    known = [(peak(new) / peak(old) - 1, seed) for seed, (old, new) in row.pairs.items() if peak(old) and peak(new)]
+    known = [
+        (Fraction(peak(new), peak(old)) - 1, seed) for seed, (old, new) in row.pairs.items() if peak(old) and peak(new)
+    ]
     if not known:
         if row.pairs and any(new["status"] == "ok" for _, new in row.pairs.values()):
             yield Finding("memory", findings.UNKNOWN, "a peak of 0 or none is unknown", *key)
         return
     change, seed = max(known)
     least, least_seed = min(known)
-    tolerance = thresholds.memory_percent / 100
+    tolerance = _exactly(thresholds.memory_percent) / 100
     if change <= tolerance and least < -tolerance:
         change, seed = least, least_seed
     old, new = row.pairs[seed]
     verdict = _verdict(change, tolerance)
     reason = "" if old == new or not change else _moved(old, new)
     seeds = tuple(sorted(seed for _, seed in known))
-    yield Finding("memory", verdict, reason, *key, seeds, peak(old), peak(new), change)
+    yield Finding("memory", verdict, reason, *key, seeds, peak(old), peak(new), float(change))
 
 
-def _verdict(rise: float, tolerance: float) -> str:
+def _exactly(limit: float) -> Fraction:
+    """A limit as it was written: a rise of exactly 1 % isn't beyond 1 %, whatever floating point makes of it."""
+    return Fraction(str(limit))
+
+
+def _verdict(rise: Fraction, tolerance: Fraction) -> str:
     if rise > tolerance:
         return findings.REGRESSION
     return findings.IMPROVED if rise < -tolerance else findings.FINE
@@ -105,13 +113,16 @@ def _saving(key: RowKey, row: PairedRow, suite: Suite) -> Iterator[Finding]:
     for pair in row.pairs.values():
         reference = suite.references.get(place(pair))
         if reference and all(map(peak, (*pair, *reference))):
-            shares.append(tuple(1 - peak(run) / peak(other) for run, other in zip(pair, reference, strict=True)))
+            shares.append(
+                tuple(1 - Fraction(peak(run), peak(other)) for run, other in zip(pair, reference, strict=True))
+            )
     if not shares:
         return
     before, after = (sum(side) / len(shares) for side in zip(*shares, strict=True))
-    verdict = _verdict(before - after, thresholds.saving_points / 100)
-    reason = f"saved {before:.1%} of {thresholds.reference}'s peak, now {_now(after)}" if before != after else ""
-    yield Finding("saving", verdict, reason, *key, tuple(sorted(row.pairs)), before, after, after - before)
+    verdict = _verdict(before - after, _exactly(thresholds.saving_points) / 100)
+    figures = float(before), float(after), float(after - before)
+    reason = f"saved {figures[0]:.1%} of {thresholds.reference}'s peak, now {_now(figures[1])}" if figures[2] else ""
+    yield Finding("saving", verdict, reason, *key, tuple(sorted(row.pairs)), *figures)
 
 
 def _now(share: float) -> str:

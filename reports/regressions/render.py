@@ -12,7 +12,7 @@ from reports.regressions.check import METRICS, Check
 from reports.regressions.exact import peak
 from reports.regressions.findings import VERDICTS, Finding
 from reports.regressions.pairing import PairedRow, RowKey
-from reports.regressions.uncertain import speed
+from reports.regressions.throughput import speed
 from reports.table import NOTHING, Table
 
 FORMATS = ("terminal", "markdown", "junit", "json")

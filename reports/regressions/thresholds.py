@@ -41,7 +41,7 @@ class Thresholds:
         25.0,
         "How much a method's speed relative to the reference of the same run may fall: two runs of the same code "
         "differed by up to 20 %. Absolute speeds are never failed, nor is a ratio where the two sides come from "
-        "different machines.",
+        "different machines, of fewer than 10 steps, or of a busy machine.",
     )
     false_alarms: float = _limit(
         0.05,

@@ -5,6 +5,7 @@ such files for train and val. A single file is split by the hash of its texts. `
 """
 
 import functools
+from collections import Counter
 from typing import Any
 
 from torch import Tensor, nn
@@ -92,6 +93,16 @@ class Classification:
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """The model's own loss, cross entropy: a scalar."""
         return model(**batch).loss
+
+    @property
+    def validation_size(self) -> int:
+        """See `tasks.HasValidation`."""
+        return len(self.data.validation)
+
+    @property
+    def constant_score(self) -> float:
+        """See `tasks.HasValidation`: the share of the most frequent class."""
+        return max(Counter(one.label for one in self.data.validation).values()) / self.validation_size
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """`accuracy` and `macro_f1` on the validation set."""

@@ -79,6 +79,7 @@ class Tuning:
         self.train_size = len(self.groups)
         self.has_numbers = all(gsm8k.MARK in answer for answer in self.references)
         self.headline, self.higher_is_better = ("exact_match", True) if self.has_numbers else ("perplexity", False)
+        self.validation_size, self.constant_score = len(self.validation), None
         self._of_data = {"data": given.data, "data_revision": read.revision, "data_sha256": read.sha256}
         sides = (("training", self.train, len(read.training)), ("held-out", self.validation, len(scored)))
         self._notes = [*read.notes, *(note for side in sides for note in _notes(*side))]

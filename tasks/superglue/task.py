@@ -164,6 +164,18 @@ class SuperGlueTask:
             scores |= diagnostic.score(self._predict(model, of), of)
         return scores
 
+    @property
+    def validation_size(self) -> int:
+        """See `tasks.HasValidation`; answers to one question of MultiRC count once."""
+        groups = self.row.columns([0] * len(self.data.validation), self.data.validation).get("groups")
+        return len(set(groups)) if groups else len(self.data.validation)
+
+    @functools.cached_property
+    def constant_score(self) -> float | None:
+        """See `tasks.HasValidation`."""
+        of, classes = self.data.validation, self.row.classes
+        return classes and max(self.row.score([label] * len(of), of)[self.headline] for label in range(classes))
+
     def _predict(self, model: nn.Module, of: Sequence[Any]) -> list[int]:
         if self.row.classes is not None:
             return self.classifier.predict(model, of)

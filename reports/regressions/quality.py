@@ -1,0 +1,135 @@
+"""The check of scores: the headline of each row, of all rows together and of each method's."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from scipy.special import bdtrc
+
+from reports.regressions import findings
+from reports.regressions.evidence import SHARES, Judgement, Row, judge, together
+from reports.regressions.findings import Finding
+from reports.regressions.measured import VERDICTS, Measured, finding, p_words, why
+from reports.regressions.metric import Metric, Suite, arrow
+from reports.regressions.noise import Noise, of_examples
+from reports.regressions.pairing import Pair, PairedRow, RowKey
+from reports.setups import score
+
+_SHARES_OF_EXAMPLES = ("accuracy", "exact_match", "em")  # of other scores an example's part is between 0 and 1 at most
+_PRESUMED = 50  # examples, at least, where a record doesn't say: the smallest task of SuperGLUE has 56
+_STRIKING = 0.05  # a sign test below it is worth saying, though a single seed proves nothing
+_UNKNOWN = "a score without bounds"
+
+
+def quality(suite: Suite) -> Iterator[Finding]:
+    """Figures are as the task scores, changes in points: less than 0 is worse."""
+    limits = suite.thresholds
+    margin, points = limits.quality_points, f"{limits.quality_points:g} points"
+    measured = {key: found for key, row in suite.rows.items() if (found := _scores(row))}
+    rows = {key: _row(found, suite.rows[key]) for key, found in measured.items()}
+    for key, judged in judge(rows, margin, limits.false_alarms * SHARES["rows"], lambda key: key.task).items():
+        test = _one_seed(suite.rows[key])
+        yield finding("quality", key, measured[key], judged, judged.mean, why(judged, points, test, _UNKNOWN))
+    yield from _together(rows, limits.false_alarms)
+
+
+def _one_seed(row: PairedRow) -> str:
+    examples = _examples(row)
+    return f"one seed of {examples} examples" if examples else f"one seed, presumably of {_PRESUMED} examples or more"
+
+
+def _scores(row: PairedRow) -> Measured | None:
+    ok = _ok(row)
+    if not ok:
+        return None
+    found = Measured()
+    values = {seed: [score(run) for run in pair] for seed, pair in ok.items()}
+    scale = 100.0 if max(abs(value) for both in values.values() for value in both) <= 1 else 1.0
+    higher = next(iter(ok.values()))[0]["higher_is_better"]
+    for seed, (old, new) in values.items():
+        found.add(seed, old, new, scale * (new - old) if higher else 100 * (old - new) / (abs(old) or 1))
+    return found
+
+
+def _ok(row: PairedRow) -> dict[int, Pair]:
+    return {seed: pair for seed, pair in sorted(row.pairs.items()) if all(run["status"] == "ok" for run in pair)}
+
+
+def _examples(row: PairedRow) -> int | None:
+    """How many were scored in every run; None if any record doesn't say."""
+    counts = [run.get("validation_examples") or 0 for pair in _ok(row).values() for run in pair]
+    return min(counts) or None
+
+
+def _row(found: Measured, row: PairedRow) -> Row:
+    run = next(iter(_ok(row).values()))[0]
+    scores = sorted({*found.before.values(), *found.after.values()})
+    within = run["higher_is_better"] and scores[0] >= 0 and scores[-1] <= 1
+    if not within:
+        return Row(found.differences)
+    examples = _examples(row)
+    gaps = [after - before for before, after in pairwise(scores)]
+    step = 1 / examples if examples else min([*gaps, 1 / _PRESUMED])
+    floor = 1e4 * step**2 / 6  # of a difference between two rounded scores
+    scored = examples or (_PRESUMED if len(found.differences) == 1 else None)
+    return Row(found.differences, _bound(found, scored, run["headline"]) if scored else None, floor)
+
+
+def _bound(found: Measured, examples: int, headline: str) -> Noise:
+    """Of the row's least certain seed."""
+    both = zip(found.before.values(), found.after.values(), strict=True)
+    is_share = headline in _SHARES_OF_EXAMPLES
+    return max((of_examples(*pair, examples, is_share=is_share) for pair in both), key=lambda noise: noise.variance)
+
+
+def _together(rows: dict[RowKey, Row], alpha: float) -> Iterator[Finding]:
+    """All rows (under an empty name) and, if there are several methods, each one's."""
+    if len(rows) < 2:
+        return
+    methods = dict.fromkeys(key.method for key in rows)
+    by_method = {method: [row for key, row in rows.items() if key.method == method] for method in methods}
+    families = {"all": {"": list(rows.values())}, "methods": by_method if len(methods) > 1 else {}}
+    for name, groups in families.items():
+        merged = {who: row for who, several in groups.items() if len(several) > 1 and (row := together(several))}
+        for who, judged in judge(merged, 0, alpha * SHARES[name]).items():
+            yield _group_finding(who, groups[who], judged)
+
+
+def _group_finding(method: str, rows: list[Row], judged: Judgement) -> Finding:
+    worse, better = (sum(sign * row.mean < 0 for row in rows) for sign in (1, -1))
+    text = f"{worse} of {len(rows)} rows{f' of {method}' if method else ''} are worse, {better} better; "
+    text += f"{judged.mean:+.2f} points on average; "
+    verdict = VERDICTS.get(judged.verdict, findings.FINE)
+    if judged.seeds == 1:
+        text += "one seed, whose noise all rows may share" + (f": {p_words(judged, 'methods')}" if judged.p else "")
+        striking = min(_sign_test(worse, better), _sign_test(better, worse)) < _STRIKING
+        verdict = findings.INCONCLUSIVE if striking and verdict == findings.FINE else verdict
+    else:
+        text += f"t-test over {judged.seeds} seeds: {p_words(judged, 'methods')}"
+    return Finding("quality", verdict, text, method=method, change=judged.mean, p=judged.p)
+
+
+def _sign_test(these: int, those: int) -> float:
+    """That as many of all or more are on this side by chance."""
+    return float(bdtrc(these - 1, these + those, 0.5)) if these else 1.0
+
+
+def _notes(suite: Suite) -> list[str]:
+    alone = [row for row in suite.rows.values() if len(_ok(row)) == 1]
+    if not alone:
+        return []
+    unknown = sum(_examples(row) is None for row in alone)
+    presumed = f" (of {unknown}, whose records have no such number, of {_PRESUMED})" if unknown else ""
+    return [
+        f"{len(alone)} rows have one seed: the noise of their scores is bounded by that of as many examples{presumed}, "
+        "as if a seed changed nothing but single answers. Several seeds tell more, and smaller changes."
+    ]
+
+
+METRIC = Metric(
+    "quality",
+    quality,
+    "{:.4g}".format,
+    "{:+.2f} points".format,
+    (("score", arrow("{:.4g}".format)),),
+    notes=_notes,
+)

@@ -1,0 +1,232 @@
+"""Cases N5, N6 and S11: what is called a regression, equal or best, where the truth is known.
+
+Rates are of simulated suites without a change, unless it says so; the seed is fixed. Of 400 suites 5 % are told from
+8 % (two standard errors are 2.2 points).
+"""
+
+import math
+from fractions import Fraction
+
+import pytest
+from reports_factory import MIB, make_failure
+from suites import check, rate, run
+
+from reports import at_memory, studies
+from reports.setups import group
+from reports.statistics import equivalent
+from reports.winners import winners
+
+
+def mixed(rng, rows):
+    return [math.exp(rng.uniform(math.log(0.2), math.log(2))) for _ in range(rows)]
+
+
+def side(rng, deviations, seeds=1, shared="", drop=0.0, examples=None):
+    """Five methods on as many tasks as it takes; `shared`: by all rows of a task or of the suite, 1.5 points."""
+    common: dict = {}
+    made = []
+    for number, deviation in enumerate(deviations):
+        task, method = divmod(number, 5)
+        for seed in range(seeds):
+            place = (seed, task if shared == "task" else 0)
+            noise = rng.gauss(0, deviation) + (1.5 * common.setdefault(place, rng.gauss(0, 1)) if shared else 0)
+            score = 0.8 + (noise - (drop if number == 0 else 0)) / 100
+            if examples:
+                score = sum(rng.random() < score for _ in range(examples)) / examples
+            row = run(task, f"m{method}" if method else "adamw", seed, score)
+            made.append(row | {"validation_examples": examples} if examples else row)
+    return made
+
+
+def wrong(number, rows, noise, **given):
+    """The share of suites without a change that exit with 1; `noise` None: .2 to 2 by row."""
+
+    def sides(rng):
+        deviations = mixed(rng, rows) if noise is None else [noise] * rows
+        return side(rng, deviations, **given), side(rng, deviations, **given)
+
+    share = rate(number, sides)
+    print(f"\n{rows} rows, noise {noise or '.2 to 2'}, {given}: {share:.1%} of {number} suites")
+    return share
+
+
+CELLS = [
+    *[(rows, 2.0, {"seeds": seeds}) for rows in (1, 3, 5) for seeds in (1, 2, 3)],
+    *[(rows, None, {"seeds": seeds}) for rows in (1, 3, 5, 8, 24, 40) for seeds in (1, 3)],
+    *[
+        (rows, 0.3, {"seeds": seeds, "shared": of})
+        for rows in (5, 20)
+        for seeds in (1, 2, 3)
+        for of in ("task", "suite")
+    ],
+    *[(rows, 0.0, {"examples": 56, "seeds": seeds}) for rows in (1, 5) for seeds in (1, 3)],
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rows", "noise", "given"), CELLS)
+def test_n6_no_cell_of_the_table_is_wrong_more_often_than_once_in_twenty(rows, noise, given):
+    assert wrong(400, rows, noise, **given) <= 0.05
+
+
+@pytest.mark.parametrize(
+    ("rows", "noise", "given"),
+    [
+        (1, 2.0, {}),
+        (5, 2.0, {}),
+        (5, None, {"seeds": 3}),
+        (8, None, {}),
+        (10, 0.3, {"shared": "suite"}),
+        (10, 0.3, {"shared": "task", "seeds": 3}),
+        (1, 0.0, {"examples": 56}),
+    ],
+)
+def test_n6_without_a_change_hardly_a_suite_is_called_a_regression(rows, noise, given):
+    assert wrong(60, rows, noise, **given) <= 0.1  # 6 of 60: with 26 % as it was, one time in 300
+
+
+def power(number, rows):
+    def sides(rng):
+        return side(rng, [0.6] * rows, seeds=3), side(rng, [0.6] * rows, seeds=3, drop=3.0)
+
+    share = rate(number, sides)
+    print(f"\none of {rows} rows at -3 points, 3 seeds: {share:.1%} of {number} suites are called a regression")
+    return share
+
+
+@pytest.mark.slow
+def test_n6_a_row_three_points_worse_is_found_whether_it_has_five_neighbours_or_eight():
+    found = {rows: power(200, rows) for rows in (1, 2, 3, 5, 6, 7, 8, 24)}
+    assert min(found.values()) >= 0.7 and abs(found[5] - found[8]) < 0.15
+
+
+def test_n6_a_row_three_points_worse_is_mostly_found():
+    assert power(40, 5) >= 0.6 and power(40, 8) >= 0.6
+
+
+def test_n6_the_level_is_printed_with_the_number_of_rows():
+    before, after = (
+        [run(task, seed=s, score=0.8 + d * s / 1e3) for task in range(8) for s in range(3)] for d in (1, 2)
+    )
+    reasons = {
+        finding.reason for finding in check(before, after).findings if finding.metric == "quality" and finding.task
+    }
+    assert all("level 0.02 for 8 rows" in reason and "p = " in reason for reason in reasons)
+
+
+@pytest.mark.parametrize("peak", [1, 3, 7, 100, 4321, 10**9])
+def test_n6_exactly_one_percent_more_memory_is_not_more_than_one_percent(peak):
+    def sized(size):
+        parts = dict.fromkeys((f"{p}_bytes" for p in ("gradients", "optimizer_state", "activations", "temporaries")), 0)
+        at_peak = parts | {"weights_bytes": size}
+        return run(memory__peak_allocated_bytes=size, memory__at_peak=at_peak)
+
+    assert check([sized(100 * peak)], [sized(101 * peak)]).code == 0
+    assert check([sized(100 * peak)], [sized(101 * peak + 1)]).code == 1
+    assert check([sized(1000 * peak)], [sized(1001 * peak)], memory_percent=0.1).code == 0
+    assert Fraction(101 * peak, 100 * peak) - 1 == Fraction(1, 100) and 1.01 - 1 > 0.01  # what floats would say
+
+
+# S11
+
+
+def timed(method, speed, **time):
+    return run(method=method, speed=speed, **{f"time__{name}": value for name, value in time.items()})
+
+
+def slower(**time):
+    before = [timed("adamw", 1000, **time), timed("blockllm", 2050, **time)]
+    return before, [timed("adamw", 1000, **time), timed("blockllm", 1120, **time)]
+
+
+def speed_of(result):
+    (finding,) = [finding for finding in result.findings if finding.metric == "throughput"]
+    return finding
+
+
+def test_s11_two_steps_tell_nothing_of_a_speed_and_it_says_so():
+    result = check(*slower(timed_steps=2, step_spread=0.1))
+    assert (speed_of(result).verdict, result.code) == ("unknown", 0)
+    assert "Speeds of 1 rows are shown, not checked: 2 steps are too few" in "".join(result.notes)
+    assert check(*slower(timed_steps=97, step_spread=0.1)).code == 1
+    old = [[made | {"training": made["training"] | {"steps": 2}} for made in part] for part in slower()]
+    assert check(*old).code == 0  # of a record that doesn't say how many were timed
+
+
+def test_s11_a_busy_machine_is_no_regression_and_it_says_so():
+    before, after = slower(timed_steps=97, step_spread=0.1)
+    after[1]["time"]["step_spread"] = 0.6
+    result = check(before, after)
+    assert result.code == 0 and speed_of(result).reason.startswith(
+        "the machine was busy: times of a step spread by 60%"
+    )
+    assert check(*slower(timed_steps=97, step_spread=0.6)).code == 1  # a method of long and of short steps
+
+
+# N5
+
+
+def seeds_of(method, scores, peak=100, **changes):
+    return [run(method=method, seed=seed, score=score, peak=peak, **changes) for seed, score in enumerate(scores)]
+
+
+def recommended(*runs, budgets=()):
+    (sentence,) = studies.recommend([made for several in runs for made in several], budgets)
+    return sentence
+
+
+def test_n5_two_seeds_that_cannot_tell_do_not_recommend_what_scores_less():
+    said = recommended(seeds_of("adamw", [0.80, 0.81], 200), seeds_of("badam", [0.60, 0.66], 100))
+    assert ": adamw, because it scores best: 0.805 ± 0.007 (2) accuracy in 200.0 MiB." in said
+    assert (
+        "2 seeds can't tell it from adamw: badam 0.630 ± 0.042 (2), 100.0 MiB." in said and "tied" not in said.lower()
+    )
+
+
+def test_n5_scatter_is_no_merit():
+    said = recommended(seeds_of("adamw", [0.79, 0.80, 0.81], 200), seeds_of("badam", [0.5, 0.7, 0.9], 100))
+    assert (
+        ": adamw, because it scores best" in said
+        and "3 seeds can't tell it from adamw: badam 0.700 ± 0.200 (3)" in said
+    )
+
+
+def test_n5_what_is_shown_to_be_as_good_and_needs_less_is_recommended():
+    said = recommended(seeds_of("adamw", [0.801, 0.802, 0.803], 200), seeds_of("badam", [0.800, 0.801, 0.802], 100))
+    assert ": badam, because of 2 shown to score within 2 points of the best it needs least memory" in said
+    assert "As good: adamw 0.802 ± 0.001 (3), 200.0 MiB." in said
+
+
+def test_n5_of_one_seed_nothing_is_called_equal_or_different():
+    said = recommended(seeds_of("adamw", [0.80, 0.81], 200), seeds_of("badam", [0.80], 100))
+    assert (
+        "Not comparable, of one seed: badam 0.800, 100.0 MiB, 1 of 2 runs missing." in said and "no other" not in said
+    )
+    said = recommended(seeds_of("adamw", [0.80, 0.81], 200), seeds_of("badam", [0.9], 100))
+    assert (
+        ": badam" in said
+        and "Note on badam: one seed; 1 of 2 runs missing. Not comparable, badam having one seed" in said
+    )
+
+
+def test_n5_a_seed_that_diverged_is_named_wherever_its_method_is_praised():
+    lost = make_failure("diverged", "nan", method="badam", task="superglue/t0", seed=2)
+    runs = [seeds_of("adamw", [0.6, 0.61, 0.62], 200), [*seeds_of("badam", [0.80, 0.81]), lost]]
+    assert "Note on badam: 1 of 3 runs diverged." in recommended(*runs)
+    flat = [made for several in runs for made in several]
+    assert "1 of 3 runs diverged" in at_memory.at_memory(flat, 300 * MIB)
+    assert winners(group(flat)[0])["score"].caveats == ("1 of 3 runs diverged",)
+
+
+def test_n5_a_score_that_takes_no_learning_is_not_praised_without_a_word():
+    runs = [seeds_of("adamw", [0.5, 0.5], constant_score=0.5), seeds_of("badam", [0.4, 0.41], constant_score=0.5)]
+    assert "Note on adamw: no better than always the same answer." in recommended(*runs)
+    assert recommended(seeds_of("adamw", [0.7, 0.71], constant_score=0.5)).count("Note on") == 0
+
+
+def test_n5_equal_is_what_two_one_sided_tests_show():
+    steady, other = [0.800, 0.801, 0.799], [0.805, 0.806, 0.804]
+    assert equivalent(other, steady) and not equivalent([0.83, 0.831, 0.829], steady)
+    assert not equivalent([0.80, 0.84, 0.76], steady) and not equivalent([0.8], steady)
+    assert equivalent([20.1, 20.11], [20.0, 20.01], higher_is_better=False)  # of perplexities 2 %
+    assert not equivalent([21.0, 21.01], [20.0, 20.01], higher_is_better=False)
