@@ -4,7 +4,7 @@ Differences of one row by seed scatter around its true change with a standard de
 from its seeds. Three seeds tell little, so it is moderated by those of the other rows (Smyth 2004, "Linear models and
 empirical Bayes methods", the moderated t), with two reserves that hold for suites of a few rows, too:
 
-- Rows may differ in their noise. How much they do is itself uncertain, so one standard error is added to the estimate:
+- Rows may differ in their noise. How much they do is itself uncertain, so standard errors are added to the estimate:
   few rows, or rows unlike each other, lend few degrees of freedom.
 - Rows may share their noise: those of a task the examples, all of a seed the initial weights. The agreement of rows'
   deviations from seed to seed, within a task and between tasks, says how many independent rows they are worth
@@ -26,6 +26,7 @@ from scipy.special import digamma, ndtr, polygamma, stdtr
 K = TypeVar("K", bound=Hashable)
 BySeed = Mapping[int, float]  # the differences of a row
 
+_RESERVE = 1.25  # standard errors
 _HALF_FREEDOMS = (1e-3, 1e4)  # between which the prior's are looked for
 
 
@@ -91,7 +92,7 @@ def _common(samples: Sequence[Noise]) -> Noise:
     logs = [math.log(s.variance) - digamma(s.freedom / 2) + math.log(s.freedom / 2) for s in samples]
     expected = fmean(float(polygamma(1, s.freedom / 2)) for s in samples)
     excess = max(0.0, variance(logs) - expected)
-    uncertain = excess + (excess + expected) * math.sqrt(2 / (len(samples) - 1))
+    uncertain = excess + _RESERVE * (excess + expected) * math.sqrt(2 / (len(samples) - 1))
     half = _inverse_trigamma(uncertain)
     return Noise(math.exp(fmean(logs) + digamma(half) - math.log(half)), 2 * half)
 
