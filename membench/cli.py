@@ -13,7 +13,7 @@ from membench.commands.list import list_
 from membench.commands.plan import plan
 from membench.commands.report import report
 from membench.commands.study import study
-from membench.config.errors import UserError
+from membench.config import border
 from membench.paths import put_current_folder_last
 
 app = typer.Typer(
@@ -44,6 +44,9 @@ def _common(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    show_traceback: Annotated[  # looked for by `main`, wherever it stands
+        bool, typer.Option(border.TRACEBACK, help="Show where an error comes from; with every command.")
+    ] = False,
 ) -> None:
     pass
 
@@ -51,8 +54,6 @@ def _common(
 def main() -> None:
     """The console script: a user's mistake is one line on stderr and exit code 2."""
     put_current_folder_last()
-    try:
-        app()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    arguments = sys.argv[1:]
+    sys.argv[1:] = [argument for argument in arguments if argument != border.TRACEBACK]
+    sys.exit(border.run(app, arguments))

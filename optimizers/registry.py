@@ -10,7 +10,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import torch
@@ -74,7 +74,7 @@ def _value(text: str) -> Any:
         return constants[text.strip().lower()]
     try:
         return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two of brackets without end
         return text
 
 
@@ -104,7 +104,7 @@ def _find(name: str) -> Method:
         return _checked(name, _import(name))
     for point in entry_points(group=ENTRY_POINTS):
         if point.name == name:
-            return _checked(name, point.load())
+            return _checked(name, _load(point))
     raise ValueError(f"unknown method {name!r}. {suggestion(name, available())}")
 
 
@@ -145,9 +145,20 @@ def _import(path: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise ValueError(f"method {path!r}: {error}; it must be importable from this folder or installed") from error
+    except (Exception, SystemExit) as error:  # whatever a user's module does
+        raise ValueError(f"method {path!r}: importing {module_name} fails: {type(error).__name__}: {error}") from error
     if attribute not in vars(module):
         raise ValueError(f"method {path!r}: {module_name} has no {attribute!r}")
     return vars(module)[attribute]
+
+
+def _load(point: EntryPoint) -> Any:
+    try:
+        return point.load()
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"method {point.name!r} of an installed package can't be loaded: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _checked(name: str, method: Any) -> Method:

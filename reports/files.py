@@ -17,6 +17,9 @@ def write(path: Path, content: bytes) -> Path:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise OSError(error.errno, f"can't be written: {why}", str(path)) from error  # a full disk names no file
     finally:
         with contextlib.suppress(FileNotFoundError):  # it has become the file
             temporary.unlink()
@@ -29,5 +32,7 @@ def read_toml(path: Path | str) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: can't be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise ValueError(f"{path}: not valid TOML: nested too deeply") from error
+    except ValueError as error:  # no TOML, no UTF-8, or a number of thousands of digits
         raise ValueError(f"{path}: not valid TOML: {error}") from error

@@ -13,6 +13,7 @@ from tabulate import LATEX_ESCAPE_RULES, SEPARATING_LINE, DataRow, Line, TableFo
 
 from reports.table import Table
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 WIDTH = 110  # of a terminal, for sentences
 
 Section = tuple[list[str], list[Table], list[str]]  # heading, tables, remarks
@@ -115,16 +116,18 @@ def as_json(sections: list[dict[str, Any]]) -> str:
 
 
 def as_csv(tables: dict[str, list[dict[str, Any]]]) -> str:
-    """A block for each table that has rows, an empty line between; the first column names the table."""
-    return "\n".join(_csv_block(name, rows) for name, rows in tables.items() if rows).rstrip("\n")
-
-
-def _csv_block(name: str, rows: list[dict[str, Any]]) -> str:
+    """One table, as programs read it: the first column names the one that a row is of; what that hasn't is empty."""
     text = io.StringIO()
-    columns = dict.fromkeys(column for row in rows for column in row)
+    columns = dict.fromkeys(column for rows in tables.values() for row in rows for column in row)
     writer = csv.DictWriter(text, ["table", *columns], lineterminator="\n")
     writer.writeheader()
-    for row in rows:
-        lists = {column: " ".join(map(str, value)) for column, value in row.items() if isinstance(value, list)}
-        writer.writerow({"table": name, **row, **lists})
-    return text.getvalue()
+    for name, rows in tables.items():
+        writer.writerows({"table": name, **{column: _cell(value) for column, value in row.items()}} for row in rows)
+    return text.getvalue().rstrip("\n")
+
+
+def _cell(value: Any) -> Any:
+    """A text is never a formula, which a spreadsheet would compute."""
+    if isinstance(value, list):
+        value = " ".join(map(str, value))
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

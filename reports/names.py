@@ -1,4 +1,4 @@
-"""What to say of a name that nothing has."""
+"""Names as they are shown, and what to say of one that nothing has."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,3 +10,10 @@ def suggestion(name: str, known: Iterable[str], unlisted: Iterable[str] = ()) ->
     nearest = difflib.get_close_matches(name, [*known, *unlisted], n=1)
     hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
     return f"{hint}Available: {', '.join(known) or 'none'}"
+
+
+def printable(text: str) -> str:
+    """A text of which a terminal shows every letter: control signs, ends of lines and halves of pairs are escaped."""
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)

@@ -4,15 +4,18 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from reports import files
+from reports.names import printable
 from reports.parts import PARTS
 from reports.schema import ALWAYS, LARGEST, OPTIONAL, SCHEMA, STATUSES, UNLESS_OK, VERSION, Field
 
 Record = dict[str, Any]
 
+MOST_FAULTS = 20  # that are told of a folder
 REFUSAL = "can't: "  # how the error of a run begins that can't work with its model, its data or its other settings
 
 _MISSING = object()
@@ -26,6 +29,13 @@ def how_it_ended(run: Record) -> str:
 
 def check(record: Record, where: str) -> None:
     """Raise a ValueError of one sentence, starting with `where`, if `record` isn't what the schema says."""
+    try:
+        _check(record, where)
+    except RecursionError as error:
+        raise ValueError(f"{where}: nested too deeply.") from error
+
+
+def _check(record: Record, where: str) -> None:
     if not isinstance(record, dict):
         raise ValueError(f"{where}: a record is a JSON object, not {_show(record)}.")
     version = record.get("schema")
@@ -198,7 +208,9 @@ def load(path: Path | str) -> Record:
 
 def _parse(path: Path | str) -> Any:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        content = json.loads(text, object_pairs_hook=_object)
+        return _readable(content) if _ODD.search(text) else content
     except OSError as error:
         raise ValueError(f"{path}: can't be read: {error.strerror}.") from error
     except json.JSONDecodeError as error:
@@ -207,12 +219,37 @@ def _parse(path: Path | str) -> Any:
         raise ValueError(f"{path}: not a text file in UTF-8.") from error
     except RecursionError as error:
         raise ValueError(f"{path}: malformed JSON: nested too deeply.") from error
+    except _TwiceError as error:
+        raise ValueError(f"{path}: an object has {printable(str(error))!r} twice.") from error
     except ValueError as error:  # Python reads no number of thousands of digits
         raise ValueError(f"{path}: malformed JSON: a number with too many digits.") from error
 
 
+_ODD = re.compile(r"\\|[^\t\r\n -~]")  # what may stand for a letter that a terminal doesn't show
+
+
+class _TwiceError(ValueError):
+    """A name that an object has twice: nobody can tell which of the values is meant."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise _TwiceError(next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1))
+    return value
+
+
+def _readable(value: Any, key: str = "") -> Any:
+    """The same with texts that can be shown anywhere: no name of a record controls a terminal or breaks a table."""
+    if isinstance(value, str):  # an error may have several lines
+        return "\n".join(map(printable, value.split("\n"))) if key == "error" else printable(value)
+    if isinstance(value, dict):
+        return {printable(name): _readable(item, name) for name, item in value.items()}
+    return [_readable(item) for item in value] if isinstance(value, list) else value
+
+
 class Found(NamedTuple):
-    """What a folder or a file holds: records by task, model, method and seed; a sentence on each thing that is none."""
+    """What a place holds: records by task, model, method and seed; and a sentence on each fault of what is none."""
 
     records: list[Record]
     problems: list[str]
@@ -229,26 +266,45 @@ def read(place: Path | str) -> Found:
     whole = Path(place)
     if not whole.exists():
         raise ValueError(f"{place}: no such file or folder of records.")
-    found = Found([], [])
+    records: list[Record] = []
+    faults: dict[str, list[str]] = {}  # where each of them is
     for path in [whole] if whole.is_file() else _files(whole):
-        _add(path, found, listed=path == whole)
-    return Found(sorted(found.records, key=_order), found.problems)
+        _add(path, records, faults, listed=path == whole)
+    return Found(sorted(records, key=_order), _told(faults))
 
 
-def _add(path: Path, found: Found, *, listed: bool) -> None:
-    """Add a file's record to what was `found`, or what is wrong with it; a `listed` one may hold several."""
+def _add(path: Path, records: list[Record], faults: dict[str, list[str]], *, listed: bool) -> None:
+    """Add a file's record, or what is wrong with it; a `listed` one may hold several."""
+    where = str(path)
     try:
         content = _parse(path)
     except ValueError as error:
-        found.problems.append(str(error))
+        _add_fault(faults, where, error)
         return
     several = listed and isinstance(content, list)
     for number, item in enumerate(content if several else [content], 1):
+        place = f"{where}, record {number}" if several else where
         try:
-            check(item, f"{path}, record {number}" if several else str(path))
-            found.records.append(item)
+            check(item, place)
+            records.append(item)
         except ValueError as error:
-            found.problems.append(str(error))
+            _add_fault(faults, place, error)
+
+
+def _add_fault(faults: dict[str, list[str]], where: str, error: ValueError) -> None:
+    faults.setdefault(str(error).removeprefix(f"{where}: "), []).append(printable(where))
+
+
+def _told(faults: dict[str, list[str]]) -> list[str]:
+    """A sentence for all that have the same fault; of many faults the first."""
+    told = [f"{places[0]}: {why}{_others(places[1:])}" for why, places in faults.items()]
+    left = len(told) - MOST_FAULTS
+    return [*told[:MOST_FAULTS], *([f"And {left} faults of other kinds."] if left > 0 else [])]
+
+
+def _others(places: list[str]) -> str:
+    shown = ", ".join(places[:3]) + (", ..." if len(places) > 3 else "")
+    return f" The same of {len(places)} more: {shown}" if places else ""
 
 
 def _files(folder: Path | str) -> list[Path]:

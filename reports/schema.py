@@ -151,6 +151,10 @@ SCHEMA: tuple[Field, ...] = (
         most=ANY,
     ),
     Field("environment", (dict,), NEVER, "versions, device, threads, commit, revisions, created (UTC): any of them"),
+    Field("environment.device", (str,), OPTIONAL, "cpu | cuda"),
+    Field("environment.device_name", (str,), OPTIONAL, "of the processor or the card"),
+    Field("environment.threads", (int,), OPTIONAL, "of the CPU"),
+    Field("environment.created", (str,), OPTIONAL, "ISO 8601, UTC"),
 )
 
 

@@ -12,7 +12,17 @@ from importlib import import_module
 from typing import Any
 
 from tasks import base, plugins
-from tasks.base import Family, HasKind, HasLargestBatch, HasReader, HasValidation, Kind, Task, kind
+from tasks.base import (
+    Family,
+    HasKind,
+    HasLargestBatch,
+    HasLengths,
+    HasReader,
+    HasValidation,
+    Kind,
+    Task,
+    kind,
+)
 from tasks.models.arguments import TaskArguments
 
 __all__ = [
@@ -20,6 +30,7 @@ __all__ = [
     "Family",
     "HasKind",
     "HasLargestBatch",
+    "HasLengths",
     "HasReader",
     "HasValidation",
     "Kind",

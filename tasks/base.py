@@ -89,6 +89,14 @@ class HasLargestBatch(Protocol):
 
 
 @runtime_checkable
+class HasLengths(Protocol):
+    """A task of separate texts, which are padded: of others, sequences are full whatever their length."""
+
+    def lengths(self) -> Sequence[int]:
+        """Tokens of training texts (some of them), at most those of a sequence."""
+
+
+@runtime_checkable
 class HasReader(Protocol):
     """A task with streamed data, so that resuming must not read everything again.
 

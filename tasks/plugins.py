@@ -29,7 +29,10 @@ class OwnTask:
 
     def create(self, name: str, **given: Any) -> Task:
         """Raises ValueError if the result isn't a task."""
-        task = self.make(**given)
+        try:
+            task = self.make(**given)
+        except TypeError as error:
+            raise ValueError(f"task {self.NAME!r} can't be made: {error}") from error
         missing = sorted(MEMBERS - set(dir(task)))
         if missing:
             raise ValueError(f"task {self.NAME!r} lacks {', '.join(missing)}: see tasks.Task for what a task has")
@@ -47,6 +50,8 @@ def at(path: str) -> Family:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise ValueError(f"task {path!r}: {error}; it must be importable from this folder or installed") from error
+    except (Exception, SystemExit) as error:  # whatever a user's module does
+        raise ValueError(f"task {path!r}: importing {module_name} fails: {type(error).__name__}: {error}") from error
     if attribute not in vars(module):
         raise ValueError(f"task {path!r}: {module_name} has no {attribute!r}")
     return _family(path, vars(module)[attribute])
@@ -64,8 +69,10 @@ def installed(name: str | None = None) -> list[Family]:
 def _load(point: EntryPoint) -> Family:
     try:
         return _family(point.name, point.load())
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"task {point.name!r} of an installed package can't be loaded: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"task {point.name!r} of an installed package can't be loaded: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _family(name: str, found: Any) -> Family:

@@ -24,6 +24,7 @@ PROVENANCE = {"data_revision": None, "data_sha256": None, "model_revision": None
 # What changes nothing in a run: where it is kept, how it is shown, what else is compared, by which name values came.
 NO_OTHER_RUN = {"out", "save", "checkpoint_every", "retry", "quiet", "dry_run", "reference", "profile"}
 NO_OTHER_RUN |= {"trust_remote_code"}  # the code is that of the model's revision
+NO_OTHER_RUN |= {"fit_length"}  # the length that is found counts
 # Of a task's provenance: where data of a known hash lie, what follows from model and versions, what is said of data.
 NO_OTHER_DATA = {"data", "attention", "notes"}
 
@@ -120,7 +121,7 @@ def test_every_hyperparameter_makes_another_run(provenance):
 def test_what_only_says_where_and_how_a_run_is_made_leaves_its_id(provenance, tmp_path):
     other = {"out": str(tmp_path), "save": str(tmp_path), "checkpoint_every": 7, "retry": True, "quiet": True}
     other |= {"dry_run": True, "trust_remote_code": True}
-    assert set(other) | {"reference", "profile"} == NO_OTHER_RUN
+    assert set(other) | {"reference", "profile", "fit_length"} == NO_OTHER_RUN
     for name, value in other.items():
         assert run_id(**{name: value}) == run_id(), name
     assert run_id() in {made.run_id for made in prepare(resolve({**GIVEN, "reference": True}))}
@@ -159,12 +160,16 @@ SAVED = {
     "hft": "6ee5c0b209",
 }
 
+# which every model and all data had then
+OF_THE_DEMO = ["badam.switch_every=10", "blockllm.sparsity=0.7", "blockllm.patience=20"]
+OF_THE_DEMO += ["lomo.clip_norm=1.0", "sgd.momentum=0.9"]
+
 
 @pytest.mark.parametrize("method", SAVED)
 def test_a_run_that_was_saved_long_ago_is_found_again(provenance, method):
-    assert run_id(optimizers=method).rpartition("--")[2] == SAVED[method]
+    assert run_id(*OF_THE_DEMO, optimizers=method).rpartition("--")[2] == SAVED[method]
 
 
 def test_so_is_one_with_all_options_that_came_later(provenance):
     later = {"final_fraction": 0.1, "options": {"flavour": 2}, "evaluate_before": True}
-    assert run_id(dtype="bfloat16", tokenizer="own", **later).rpartition("--")[2] == "ef512f3640"
+    assert run_id(*OF_THE_DEMO, dtype="bfloat16", tokenizer="own", **later).rpartition("--")[2] == "ef512f3640"

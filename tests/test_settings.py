@@ -23,7 +23,7 @@ def test_the_command_line_wins_over_the_file_over_the_profile_over_the_defaults(
     settings = resolve({"batch_size": 5}, file)
     assert settings.batch_size == 5
     assert (settings.steps, settings.data) == (7, "folder")
-    assert settings.sequence_length == SUPERGLUE["demo"].values["sequence_length"]
+    assert settings.schedule == "linear" and resolve({}).sequence_length == SUPERGLUE["demo"].values["sequence_length"]
     assert settings.checkpoint_every == 500
 
 
@@ -91,7 +91,7 @@ def test_a_users_own_method_can_be_set():
         ({"learning_rate": -1e-3}, "--learning-rate must be finite and at least 0, not -0.001"),
         ({"learning_rate": float("nan")}, "--learning-rate must be finite and at least 0, not nan"),
         ({"batch_size": -1}, "--batch-size must be at least 1, not -1"),
-        ({"threads": 0}, "--threads must be at least 1, not 0"),
+        ({"threads": 0}, "--threads must be at least 1 and below 10000, not 0"),
         ({"max_grad_norm": 0.0}, "--max-grad-norm must be finite and more than 0, not 0.0"),
         ({"evaluate_every": 0}, "--evaluate-every must be at least 1, not 0"),
         ({"warmup_fraction": 1.0}, "--warmup-fraction must be at least 0 and below 1"),
@@ -101,7 +101,7 @@ def test_a_users_own_method_can_be_set():
         ({"profile": "papr"}, "Did you mean 'paper'"),
         ({"seeds": "0,x"}, "--seeds must be a list of whole numbers, not '0,x'"),
         ({"seeds": "-1"}, "--seeds must be at least 0 and below 2147483648, not -1"),
-        ({"optimizers": ""}, "--optimizers is empty: give at least one"),
+        ({"optimizers": ","}, "--optimizers is empty: give at least one"),
         ({"gradient_accumulation_steps": 3}, "--batch-size 16 .* can't be split into 3"),
     ],
 )

@@ -119,7 +119,9 @@ def test_an_installed_package_adds_a_family_through_its_entry_point(module, monk
 def test_an_installed_task_that_is_broken_is_in_nobodys_way_until_it_is_asked_for(module, monkeypatch):
     install(monkeypatch, "broken", "no_such_module:Task")
     assert tasks.expand("superglue/rte") == ["superglue/rte"]
-    with pytest.raises(ValueError, match="task 'broken' of an installed package can't be loaded: No module named"):
+    with pytest.raises(
+        ValueError, match="task 'broken' of an installed package can't be loaded: ModuleNotFoundError: No module named"
+    ):
         tasks.expand("broken")
 
 

@@ -9,19 +9,23 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 
 from membench.config.declare import Declared, declared
-from membench.config.values import annotations
+from membench.config.values import annotations, parse
 
 Command = Callable[..., None]
+
+_NUMBERS = {int: "<int>", float: "<float>"}  # read by us, so that what is none is named
 
 
 def takes(owner: type) -> Callable[[Command], Command]:
     """Give a command the options of `owner` in place of its `**given`, which receives those that the user set."""
     known, kinds = declared(owner), annotations(owner)
+    numbers = {name for name, one in known.items() if not one.option.parse and _plain(kinds[name]) in _NUMBERS}
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def call(**values: Any) -> None:
-            command(**{name: value for name, value in values.items() if name not in known or value is not None})
+            given = {name: value for name, value in values.items() if name not in known or value is not None}
+            command(**{name: parse(value) if name in numbers else value for name, value in given.items()})
 
         own = inspect.signature(command, eval_str=True).parameters.values()
         kept = [p.replace(kind=p.KEYWORD_ONLY) for p in own if p.kind is not p.VAR_KEYWORD]
@@ -36,9 +40,8 @@ def takes(owner: type) -> Callable[[Command], Command]:
 def _parameter(one: Declared, annotation: Any) -> inspect.Parameter:
     """An option that isn't given is None: the default may come from a profile or a file."""
     said = one.option
-    info = typer.Option(
-        *one.flags, help=said.help.format(default=one.default), metavar=said.metavar, show_default=False
-    )
+    metavar = said.metavar or _NUMBERS.get(_plain(annotation))
+    info = typer.Option(*one.flags, help=said.help.format(default=one.default), metavar=metavar, show_default=False)
     kind = list[str] if said.parse else _on_the_command_line(annotation)
     keyword = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(one.name, keyword, default=None, annotation=Annotated[kind | None, info])
@@ -46,6 +49,12 @@ def _parameter(one: Declared, annotation: Any) -> inspect.Parameter:
 
 def _on_the_command_line(annotation: Any) -> type:
     """A type to which typer converts strings; the rest happens where values from files are converted, too."""
+    plain = _plain(annotation)
+    return str if plain in _NUMBERS or get_origin(plain) in (Literal, tuple) else plain
+
+
+def _plain(annotation: Any) -> Any:
+    """Without the None that stands for what isn't given."""
     if get_origin(annotation) in (Union, types.UnionType):
-        annotation = next(kind for kind in get_args(annotation) if kind is not types.NoneType)
-    return str if get_origin(annotation) in (Literal, tuple) else annotation
+        return next(kind for kind in get_args(annotation) if kind is not types.NoneType)
+    return annotation

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from membench.commands.options import takes
@@ -34,22 +34,22 @@ def plan(**given: Any) -> None:
     """
     options = PlanOptions(**typed(PlanOptions, given))
     hold_to_bounds(options)
-    print(answer(options))
+    print(answer(options, fit_length="sequence_length" not in given))
 
 
-def answer(options: PlanOptions) -> str:
-    """The text to print.
+def answer(options: PlanOptions, *, fit_length: bool = False) -> str:
+    """The text to print; with `fit_length`, of shorter sequences where the model doesn't take as long ones.
 
     Raises:
         UserError: a value is wrong, or a method or a model can't be planned.
     """
     try:
-        return _answer(options)
+        return _answer(options, fit_length)
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
-def _answer(options: PlanOptions) -> str:
+def _answer(options: PlanOptions, fit_length: bool) -> str:
     from reports import plans
 
     budget = _budget(options.budget)
@@ -59,10 +59,14 @@ def _answer(options: PlanOptions) -> str:
         return compare(options.against, options.format)
     if not options.model:
         raise UserError("give --model: a built-in configuration (llama3-8b), a config.json, a folder or a hub id")
+    from membench.planning.blueprint import Blueprint
     from membench.planning.planner import plan as make
     from membench.planning.workload import Workload
 
     workload = Workload(**shared(WorkloadOptions, options))
+    if fit_length:
+        longest = Blueprint(workload).longest_sequence or workload.sequence_length
+        workload = replace(workload, sequence_length=min(longest, workload.sequence_length))
     methods, given = _methods(options), options.hyperparameters
     if options.verify:
         from membench.planning.verify import check_gpu

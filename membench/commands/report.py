@@ -56,8 +56,6 @@ def report(
         _write(found, format, out, ranking)
     except ValueError as error:
         raise UserError(str(error)) from error
-    except OSError as error:
-        raise UserError(f"{error.filename or out}: can't be written: {error.strerror}.") from error
     raise typer.Exit(1 if found.problems else 0)
 
 

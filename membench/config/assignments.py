@@ -1,7 +1,7 @@
 """KEY=VALUE as users write it: options of a task, and hyper-parameters of one method or all."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from membench.config.errors import UserError
@@ -17,6 +17,7 @@ def parse_options(assignments: Iterable[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not key.strip().isidentifier():
             raise UserError(f"--option {text}: write KEY=VALUE (packing=true)")
+        _once("--option", options, key.strip())
         options[key.strip()] = parse(value)
     return options
 
@@ -29,5 +30,12 @@ def parse_hyperparameters(assignments: Iterable[str]) -> dict[str, dict[str, Any
         method, _, key = target.strip().rpartition(".")
         if not equals or not re.fullmatch(r"[A-Za-z_]\w*", key):
             raise UserError(f"--set {text}: write METHOD.KEY=VALUE (badam.switch_every=50), or KEY=VALUE for all")
-        methods.setdefault(method or ALL_METHODS, {})[key] = parse(value)
+        values = methods.setdefault(method or ALL_METHODS, {})
+        _once("--set", values, key)
+        values[key] = parse(value)
     return methods
+
+
+def _once(flag: str, values: Mapping[str, Any], key: str) -> None:
+    if key in values:
+        raise UserError(f"{flag}: {key} is given twice: give it once")

@@ -6,9 +6,10 @@ from dataclasses import MISSING, dataclass
 from typing import Any, Literal
 
 from membench.config.errors import UserError
-from membench.config.values import annotations, convert
+from membench.config.values import annotations, convert, shortened
 
 _KEY = "option"  # of a field's metadata
+LARGEST = 2**31 - 1  # of whole numbers: sizes and counts that nobody has
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,16 @@ def typed(owner: type, given: Mapping[str, Any], where: str | None = None) -> di
 
 
 def _typed(one: Declared, value: Any, kind: Any, where: str | None) -> Any:
+    if isinstance(value, str) and not value.strip():
+        raise UserError(f"{f'{where}: {one.name}' if where else one.flag} is empty: give a value, or leave it out")
     if one.option.parse is not None and isinstance(value, list):
         return one.option.parse(value)
     try:
         return convert(value, kind)
     except TypeError as error:
-        raise UserError(f"{f'{where}: {one.name}' if where else one.flag} must be {error}, not {value!r}") from error
+        raise UserError(
+            f"{f'{where}: {one.name}' if where else one.flag} must be {error}, not {shortened(value)}"
+        ) from error
 
 
 def shared(owner: type, source: Any) -> dict[str, Any]:
@@ -136,6 +141,8 @@ def hold_to_bounds(values: Any) -> None:
         if value == ():
             raise UserError(f"{one.flag} is empty: give at least one")
         for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, int) and abs(item) > LARGEST:
+                raise UserError(f"{one.flag} must be at most {LARGEST}, not {shortened(item)}")
             if isinstance(item, int | float) and not one.option.allows(item):
                 finite = "finite and " if isinstance(item, float) and one.option.below is None else ""
                 raise UserError(f"{one.flag} must be {finite}{one.option.bounds}, not {item}")

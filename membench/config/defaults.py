@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 from torch import nn
@@ -9,7 +10,7 @@ from torch import nn
 import optimizers
 from membench.config.assignments import ALL_METHODS
 from membench.config.errors import UserError
-from membench.config.values import annotations, convert
+from membench.config.values import annotations, convert, shortened
 
 # method: (fine-tuning pretrained weights, a classifier from random weights, a language model from random weights);
 # other methods use their own defaults
@@ -87,6 +88,13 @@ def _is_embedding_or_norm(module: nn.Module) -> bool:
     return of_that_kind and any(True for _ in module.parameters())
 
 
+def _is_bounded(value: Any) -> bool:
+    """Can a record hold it? Neither infinity nor whole numbers that no machine counts to."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_bounded, value))
+    return not isinstance(value, int | float) or abs(value) < 2**63 or (isinstance(value, float) and isfinite(value))
+
+
 def _typed(method: str, values: dict[str, Any]) -> dict[str, Any]:
     types = annotations(optimizers.get(method))
     for key, value in values.items():
@@ -95,5 +103,7 @@ def _typed(method: str, values: dict[str, Any]) -> dict[str, Any]:
         try:
             values[key] = convert(value, types.get(key, Any))
         except TypeError as error:
-            raise UserError(f"{method}.{key} must be {error}, not {value!r}") from error
+            raise UserError(f"{method}.{key} must be {error}, not {shortened(value)}") from error
+        if not _is_bounded(values[key]):
+            raise UserError(f"{method}.{key} must be finite, and below 2^63, not {shortened(value)}")
     return values

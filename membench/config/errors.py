@@ -1,8 +1,11 @@
 """The error that the command line reports as one sentence instead of a traceback, and other errors on one line."""
 
+import errno
 import functools
+import sysconfig
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 _P = ParamSpec("_P")
@@ -29,8 +32,31 @@ def told_in_a_sentence(function: Callable[_P, _T]) -> Callable[_P, _T]:
 
 
 def explain(error: BaseException) -> str:
-    """An error on one line, with the place where it was raised."""
+    """An error on one line, with the place where it was raised: in a user's own code, if it has been there."""
     frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    frame = own_code(error) or (frames[-1] if frames else None)
+    place = f" ({frame.filename}:{frame.lineno})" if frame else ""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:500]}{place}" if text else f"{type(error).__name__}{place}"
+
+
+_ROOT = Path(__file__).resolve().parent.parent.parent
+_OURS = [str(_ROOT / name) for name in ("membench", "optimizers", "tasks", "reports")]
+_LIBRARIES = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+
+
+def own_code(error: BaseException) -> traceback.FrameSummary | None:
+    """The last place that an error went through in a user's own module, which is neither ours nor a library's."""
+    known = tuple(f"{place}/" for place in (*_OURS, *_LIBRARIES))
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
+    return next((frame for frame in reversed(frames) if not frame.filename.startswith(known)), None)
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def about_file(error: OSError) -> str:
+    """What the system said of a file, and of which; where it says none, it is what was printed."""
+    way_out = "; make room there, or choose another folder" if error.errno in NO_ROOM else ""
+    where = f"{error.filename}: " if error.filename is not None else "the output can't be written: " if way_out else ""
+    return f"{where}{error.strerror or error}{way_out}"

@@ -15,17 +15,32 @@ from membench.config.assignments import parse_hyperparameters, parse_options
 from membench.config.declare import like, option
 from membench.config.errors import UserError
 
+LONGEST_SEQUENCE = 512  # tokens, where none are given: of a model that takes as many and of texts that have them
+
 
 def writable_folder(flag: str, path: str) -> None:
     """Raises UserError unless it is a folder or a path where one can be created."""
     folder = Path(path)
     for place in (folder, *folder.absolute().parents):
-        if place.exists() or place.is_symlink():
+        if _exists(flag, place):
             if not place.is_dir():
                 raise UserError(f"{flag} {folder}: {place} is a file, not a folder: choose another path")
             if not os.access(place, os.W_OK | os.X_OK):
                 raise UserError(f"{flag} {folder}: no permission to write to {place}: choose another path")
             return
+
+
+def _exists(flag: str, place: Path) -> bool:
+    try:
+        os.lstat(place)
+        return True
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:  # ValueError: of a zero byte
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(
+            f"{flag} {str(place)[:100]!r}: no folder can be called so ({why}): choose another path"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +84,12 @@ class TrainingOptions:
         {}, "Option of the task, such as packing=true.", flags=("--option",), metavar="KEY=VALUE", parse=parse_options
     )
     batch_size: int = option(16, "Examples per update.", at_least=1, identifies="always")
-    sequence_length: int = option(128, "Most tokens in a sequence.", at_least=1, identifies="always")
+    sequence_length: int = option(
+        LONGEST_SEQUENCE,
+        f"Most tokens in a sequence; by default what suits model and data, up to {LONGEST_SEQUENCE}.",
+        at_least=1,
+        identifies="always",
+    )
     gradient_accumulation_steps: int = option(1, "Micro-batches per batch.", at_least=1, identifies="always")
     dtype: Literal["float32", "bfloat16"] = option("float32", "Weights: float32 or bfloat16.", identifies="always")
     autocast: Literal["bfloat16"] | None = option(None, "bfloat16: compute in this dtype.", identifies="always")
@@ -114,7 +134,7 @@ class ExecutionOptions:
     """Where and how runs are carried out."""
 
     device: str = option("auto", "auto (the default), cpu, cuda, cuda:1.")
-    threads: int | None = option(None, "CPU threads per run.", at_least=1)
+    threads: int | None = option(None, "CPU threads per run.", at_least=1, below=10_000)
     out: str = option("runs", "Folder for the records; ./{default} by default.", check=writable_folder)
     checkpoint_every: int = option(500, "Steps between checkpoints, {default} by default; 0 for none.", at_least=0)
     retry: bool = option(False, "Also repeat runs that diverged or ran out of memory.")
@@ -131,7 +151,9 @@ class WorkloadOptions:
     )
     batch_size: int = like(TrainingOptions, "batch_size", default=1, help="Sequences per step; {default} by default.")
     sequence_length: int = like(
-        TrainingOptions, "sequence_length", default=512, help="Tokens per sequence; {default} by default."
+        TrainingOptions,
+        "sequence_length",
+        help="Tokens per sequence; by default {default}, or what the model takes.",
     )
     dtype: Literal["bfloat16", "float32", "float16"] = like(
         TrainingOptions, "dtype", default="bfloat16", help="Weights: bfloat16 (the default), float32, float16."

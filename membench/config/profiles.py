@@ -180,6 +180,9 @@ CLASSIFY = {
     )
 }
 
+DEMO = "demo"
+_OF_DEMO_ALONE = ("sequence_length", "hyperparameters")  # chosen for its tiny model, its texts and its few steps
+
 FAMILIES: dict[str, dict[str, Profile]] = {"superglue": SUPERGLUE, "c4": C4, "classify": CLASSIFY, "instruct": INSTRUCT}
 
 
@@ -210,11 +213,27 @@ def choose(tasks: Iterable[str], name: str) -> Profile:
     return profiles[name]
 
 
+def layers(tasks: Iterable[str], name: str, model: str | None, data: str | None) -> tuple[Values, Values]:
+    """A profile's values and, over them, those of a model; `model` and `data` are None where none are given.
+
+    What the demo has of its own doesn't reach another model or other data: they get the methods' own defaults.
+
+    Raises:
+        UserError: see `choose`.
+    """
+    profile = choose(tasks, name)
+    values = profile.values
+    if name == DEMO and (model or values["model"], data or values["data"]) != (values["model"], values["data"]):
+        values = {key: value for key, value in values.items() if key not in _OF_DEMO_ALONE}
+    return values, profile.of_model.get(model or "", {})
+
+
 def note(tasks: Iterable[str], name: str, model: str, data: str) -> str:
     """What the tables of a comparison are about, in a sentence."""
     profile = choose(tasks, name)
     if data == profile.values["data"] and (model == profile.values["model"] or model in profile.of_model):
         return f"profile {name}: {profile.note}"
     return (
-        f"profile {name} on another model or other data: settings that weren't given (steps, sizes) are the profile's."
+        f"profile {name} on another model or other data: settings that weren't given (steps, batch size) are the "
+        "profile's."
     )

@@ -8,7 +8,7 @@ from membench.config.assignments import ALL_METHODS
 from membench.config.declare import declared, hold_to_bounds, option, typed
 from membench.config.errors import UserError
 from membench.config.options import ExecutionOptions, RunOptions, TrainingOptions, writable_folder
-from membench.config.profiles import choose
+from membench.config.profiles import layers
 from reports import files
 from reports.names import suggestion
 
@@ -18,6 +18,7 @@ class Settings(ExecutionOptions, TrainingOptions, RunOptions):
     """Everything that can be set; the names are those of the options and of the keys of a --config file."""
 
     save: str | None = option(None, "Folder for the trained models, in transformers' format.", check=writable_folder)
+    fit_length: bool = False  # no option: was no sequence length given, so that it is to suit the model and the data?
 
 
 _KEYS = [name for name in declared(Settings) if name != "hyperparameters"]  # of a file, which has a table per method
@@ -33,15 +34,15 @@ def resolve(given: Mapping[str, Any], config: str | None = None, content: dict[s
     """
     command_line = typed(Settings, given)
     file: dict[str, Any] = {}
-    if config:
+    if config is not None:
         read = _options_of(read_toml(config, "--config ") if content is None else content, config)
         file = typed(Settings, read, config)
     above = {**file, **command_line}
-    profile = choose(above.get("task", Settings.task), above.get("profile", Settings.profile))
+    task, profile = (above.get(name, declared(Settings)[name].default) for name in ("task", "profile"))
     merged: dict[str, Any] = {}
-    for layer in (profile.values, profile.of_model.get(above.get("model", ""), {}), file, command_line):
+    for layer in (*layers(task, profile, above.get("model"), above.get("data")), file, command_line):
         merged = _overlay(merged, layer)
-    settings = Settings(**merged)
+    settings = Settings(**merged, fit_length="sequence_length" not in merged)
     _check(settings)
     return settings
 
@@ -62,7 +63,9 @@ def _overlay(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_toml(path: str, option: str = "") -> dict[str, Any]:
-    """The content of a TOML file; raises UserError, with the `option` that named the file, if it can't be read."""
+    """The content of a TOML file; raises UserError, with the `option` that named the file, where there is none."""
+    if not path.strip():
+        raise UserError(f"{option or 'the file '}is empty: name a TOML file")
     try:
         return files.read_toml(path)
     except ValueError as error:
@@ -74,13 +77,25 @@ def _options_of(content: dict[str, Any], path: str) -> dict[str, Any]:
     options_of_task = content.get("options", {})
     content = {key: value for key, value in content.items() if key != "options"}
     methods = {key: value for key, value in content.items() if isinstance(value, dict)}
-    options = {key.replace("-", "_"): value for key, value in content.items() if key not in methods}
+    for key in methods:
+        if _name(key) in _KEYS:
+            raise UserError(f"{path}: {key} is an option and can't be a table: give its value, as {key} = ...")
+    options: dict[str, Any] = {}
+    for key in content.keys() - methods.keys():
+        if _name(key) in options:
+            raise UserError(f"{path}: {_name(key)} is there twice, with _ and with -: give it once")
+        options[_name(key)] = content[key]
     for key in options:
         if key not in _KEYS:
             raise UserError(f"{path}: unknown key {key!r}. {suggestion(key, _KEYS)}")
     if not isinstance(options_of_task, dict):
         raise UserError(f"{path}: options must be a table of the task's options, not {options_of_task!r}")
     return {**options, "options": options_of_task, "hyperparameters": methods}
+
+
+def _name(key: str) -> str:
+    """The name of an option as a file may write it, with _ or -."""
+    return key.replace("-", "_")
 
 
 def _check(settings: Settings) -> None:

@@ -1,18 +1,23 @@
 """A study's file: the options of a comparison, several models, tuning grids, memory budgets."""
 
 import itertools
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from membench.config.declare import LARGEST
 from membench.config.errors import UserError
 from membench.config.settings import Settings, read_toml, resolve
 from membench.config.units import parse_bytes
+from membench.config.values import shortened
 
 Values = dict[str, Any]  # of hyper-parameters
+Grid = Mapping[str, Sequence[Any]]  # the values of each to try
 
 _OWN = ("models", "tune", "memory")
+_MOST_POINTS, _MOST_TRIALS = 10**15, 10_000
 _OF_TUNE = ("budget", "seed")  # besides hyper-parameters
 
 
@@ -21,10 +26,14 @@ class Study:
     """What to run. `grids` has the values to try for each method; under an empty name, those for all other methods."""
 
     settings: tuple[Settings, ...]  # one per model
-    grids: Mapping[str, Mapping[str, Sequence[Any]]]
+    grids: Mapping[str, Grid]
     budget: int  # trials of each method on each task; 0: nothing is tuned
     tuning_seed: int  # not one of the seeds that count
     memory_bytes: tuple[int, ...]
+
+    def grid(self, method: str) -> Grid:
+        """What is tried of a method; nothing is an empty one."""
+        return next((self.grids[name] for name in (method, _base(method), "") if name in self.grids), {})
 
     def trials(self, method: str) -> list[Values]:
         """The values for each of a method's trials: its whole grid, or a spread-out part if it exceeds the budget.
@@ -32,18 +41,22 @@ class Study:
         Raises:
             UserError: the grid has fewer points than the budget, which is the same for all methods.
         """
-        grid = next((self.grids[name] for name in (method, _base(method), "") if name in self.grids), {})
+        grid = self.grid(method)
         if not grid:
             raise UserError(
                 f"{method} has nothing to tune: add tune = {{lr = [...]}} to [{method}], or a [tune] for all methods"
             )
-        points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-        if len(points) < self.budget:
+        count = math.prod(map(len, grid.values()))
+        if count < self.budget:
             raise UserError(
-                f"{method}: its grid has {len(points)} points, but each method is tuned with {self.budget} trials: add "
+                f"{method}: its grid has {count} points, but each method is tuned with {self.budget} trials: add "
                 "values, or lower tune's budget"
             )
-        return [points[index] for index in _spread(points, self.budget, random.Random(method))]
+        if count > _MOST_POINTS:
+            raise UserError(
+                f"{method}: its grid has {shortened(count)} points, at most {_MOST_POINTS:,} can be drawn from"
+            )
+        return [_point(grid, index) for index in _spread(grid, count, self.budget, random.Random(method))]
 
 
 def _base(method: str) -> str:
@@ -51,13 +64,22 @@ def _base(method: str) -> str:
     return ":".join(itertools.takewhile(lambda part: "=" not in part, method.split(":")))
 
 
-def _spread(points: list[Values], count: int, rng: random.Random) -> list[int]:
+def _point(grid: Grid, index: int) -> Values:
+    """The point of that number, in the order of `itertools.product`: the last value changes first."""
+    point = {}
+    for key, values in reversed(list(grid.items())):
+        index, place = divmod(index, len(values))
+        point[key] = values[place]
+    return {key: point[key] for key in grid}
+
+
+def _spread(grid: Grid, points: int, count: int, rng: random.Random) -> list[int]:
     """`count` random points: of a hundred draws, the one that covers the most values."""
 
     def covered(draw: list[int]) -> int:
-        return len({f"{key}={value}" for index in draw for key, value in points[index].items()})
+        return len({f"{key}={value}" for index in draw for key, value in _point(grid, index).items()})
 
-    widest = max((rng.sample(range(len(points)), count) for _ in range(100)), key=covered)
+    widest = max((rng.sample(range(points), count) for _ in range(100)), key=covered)
     return sorted(widest)
 
 
@@ -78,12 +100,26 @@ def load(path: str, given: Mapping[str, Any]) -> Study:
     grids |= {"": _grid(general, path, "tune")} if general else {}
     settings = _settings(path, content, own.get("models"), given)
     budget = _count(path, "tune.budget", tune.get("budget", 0))
+    if budget > _MOST_TRIALS:
+        raise UserError(f"{path}: tune.budget must be at most {_MOST_TRIALS}, not {shortened(budget)}")
     if bool(grids) != bool(budget):
         raise UserError(f"{path}: tune needs both values to try and a budget, the number of trials of each method")
     seed = _count(path, "tune.seed", tune.get("seed", 1 + max(settings[0].seeds)))
     if budget and seed in settings[0].seeds:
         raise UserError(f"{path}: tune.seed {seed} is one of the seeds that count: choose another")
-    return Study(settings, grids, budget, seed, _memory(path, own.get("memory", [])))
+    study = Study(settings, grids, budget, seed, _memory(path, own.get("memory", [])))
+    _check_unused(path, study, settings[0], tables)
+    return study
+
+
+def _check_unused(path: str, study: Study, settings: Settings, tables: Mapping[str, Values]) -> None:
+    """Raises UserError for what the file gives and the study would pass over."""
+    if settings.save is not None:
+        raise UserError(f"{path}: save: a study keeps no models; leave it out, and train the best with compare --save")
+    for name, table in tables.items():
+        both = sorted(table.keys() & study.grid(name).keys())
+        if both:
+            raise UserError(f"{path}: {name}.{both[0]} has a value and is tuned: give one or the other")
 
 
 def _settings(path: str, content: Values, models: Any, given: Mapping[str, Any]) -> tuple[Settings, ...]:
@@ -108,8 +144,8 @@ def _grid(table: Any, path: str, name: str) -> dict[str, list[Any]]:
 
 
 def _count(path: str, name: str, value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise UserError(f"{path}: {name} must be a whole number of at least 0, not {value!r}")
+    if type(value) is not int or not 0 <= value <= LARGEST:
+        raise UserError(f"{path}: {name} must be a whole number of at least 0, not {shortened(value)}")
     return value
 
 

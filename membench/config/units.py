@@ -16,7 +16,9 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text, re.IGNORECASE)
     if match is None or match[2].lower() not in _UNITS:
         raise ValueError(f"{text}: give a number and a unit, such as 24GiB (2^30 bytes each) or 24GB (10^9)")
-    size = int(float(match[1]) * _UNITS[match[2].lower()])
-    if not size:
+    size = float(match[1]) * _UNITS[match[2].lower()]
+    if size < 1:
         raise ValueError(f"{text} is too small: give more than 0 bytes")
-    return size
+    if size >= 2**63:
+        raise ValueError(f"{text[:60]} is more than any machine has")
+    return int(size)

@@ -6,8 +6,18 @@ import types
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
+_TOO_LARGE = 10**308  # for a float
 _CONSTANTS = {"true": True, "false": False, "none": None}
+_LONGEST = 60  # letters or digits of a value
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "none"}
+
+
+def shortened(value: Any) -> str:
+    """A value as errors show it, however long it is."""
+    if isinstance(value, int) and abs(value) >= 10**_LONGEST:
+        return f"a whole number of more than {_LONGEST} digits"  # Python refuses to write those of 4,300
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def parse(text: str) -> Any:
@@ -16,7 +26,7 @@ def parse(text: str) -> Any:
         return _CONSTANTS[text.strip().lower()]
     try:
         return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two of brackets without end
         return text
 
 
@@ -26,7 +36,7 @@ def convert(value: Any, annotation: Any) -> Any:
     Raises:
         TypeError: that's impossible; the message says what it must be ("a whole number or none").
     """
-    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
+    if annotation is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < _TOO_LARGE:
         return float(value)
     if annotation in _WORDS:
         if type(value) is annotation or (annotation is types.NoneType and value is None):

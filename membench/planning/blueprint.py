@@ -21,11 +21,10 @@ from membench.planning.workload import Batch, Workload, make_batch
 from membench.training.activations import set_up_activations
 from tasks.models.damage import said_in_a_sentence
 from tasks.models.loading import quiet
-from tasks.models.source import CONFIGURATIONS, DTYPES, PREFIX, Source, longest_sequence
+from tasks.models.source import CONFIGURATIONS, DTYPES, PREFIX, Source, longest_stated
 
 CONFIG_FILE = "config.json"
 ATTENTION_DROPOUT = ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop")  # the names that models use
-POSITIONS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len")  # likewise
 
 
 class Blueprint:
@@ -57,10 +56,7 @@ class Blueprint:
     @property
     def longest_sequence(self) -> int | None:
         """How many tokens the model has positions for; None if it doesn't say."""
-        config = self.source.config
-        stated = [getattr(config, name, None) for name in POSITIONS]
-        known = [longest_sequence(self.skeleton), *stated]
-        return min((count for count in known if isinstance(count, int) and count > 0), default=None)
+        return longest_stated(self.source.config, self.skeleton)
 
     @cached_property
     def skeleton(self) -> nn.Module:

@@ -20,6 +20,7 @@ from reports.record import REFUSAL
 
 Record = dict[str, Any]
 
+_UNPREPARED = "the comparison can't be prepared"
 INTERRUPTED = 130  # the exit code of a process that Ctrl-C ended
 
 
@@ -144,10 +145,13 @@ def prepare_apart(settings: Settings) -> list[Run]:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         outcome: Outcome = processes.call(worker.prepare, settings, log=log)
-        if outcome.status == "refused":
-            raise UserError(outcome.error)
+        told = log.read_text(errors="replace") if log.exists() else ""
+        if outcome.status == "refused" or outcome.died:
+            error = UserError(outcome.error if outcome.status == "refused" else f"{_UNPREPARED}: {outcome.error}")
+            error.add_note(told)  # which --traceback shows
+            raise error
         if outcome.status != "ok":
-            raise RuntimeError(f"the comparison can't be prepared: {outcome.error}\n{log.read_text()}")
+            raise RuntimeError(f"{_UNPREPARED}: {outcome.error}\n{told}")
     return outcome.value
 
 

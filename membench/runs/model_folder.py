@@ -40,9 +40,11 @@ class Models:
         """Keep the draft and record of a run that is ok, and drop any other draft."""
         run_id = made["run_id"]
         draft, model = self.draft(run_id), self.model(run_id)
-        if made["status"] == "ok":
-            (draft / "README.md").write_text(card(made), encoding="utf-8")
-            shutil.rmtree(model, ignore_errors=True)
-            draft.rename(model)
-            record.write(made, self.path)
-        shutil.rmtree(draft, ignore_errors=True)
+        try:
+            if made["status"] == "ok":
+                (draft / "README.md").write_text(card(made), encoding="utf-8")
+                shutil.rmtree(model, ignore_errors=True)
+                draft.rename(model)
+                record.write(made, self.path)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)

@@ -3,6 +3,7 @@
 import math
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ import optimizers
 import tasks
 from membench.config.assignments import ALL_METHODS
 from membench.config.defaults import hyperparameters
-from membench.config.errors import UserError
+from membench.config.errors import UserError, about_file, explain, own_code
 from membench.config.run import Run, Training
 from membench.config.settings import Settings
 from membench.runs import environment
@@ -22,9 +23,10 @@ from membench.training.build import build_model, build_optimizer, create_task
 from membench.training.loop import check_combination
 from reports import record
 from tasks.models.damage import is_out_of_memory, reason_of
-from tasks.models.source import PREFIX
+from tasks.models.source import PREFIX, longest_input
 
 REFERENCE = "adamw"
+_PIECE, _HELD = 32, 0.99  # of a sequence, in tokens; of the texts that it holds whole
 
 
 def prepare(settings: Settings) -> list[Run]:
@@ -37,12 +39,22 @@ def prepare(settings: Settings) -> list[Run]:
     """
     try:
         return _prepare(settings)
-    except (ValueError, OSError) as error:
-        raise UserError(str(error)) from error
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+    except Exception as error:
+        sentence = _sentence(error, settings)
+        if sentence is None:
             raise
-        raise UserError(f"this machine hasn't enough memory to build {settings.model}: {reason_of(error)}") from error
+        raise UserError(sentence) from error
+
+
+def _sentence(error: Exception, settings: Settings) -> str | None:
+    """What to say of what users can mend, in their own methods and tasks, too; None of a fault of ours."""
+    if isinstance(error, OSError):
+        return about_file(error)
+    if isinstance(error, ValueError):
+        return str(error)
+    if is_out_of_memory(error):
+        return f"this machine hasn't enough memory to build {settings.model}: {reason_of(error)}"
+    return explain(error) if own_code(error) else None
 
 
 def _prepare(settings: Settings) -> list[Run]:
@@ -53,6 +65,7 @@ def _prepare(settings: Settings) -> list[Run]:
         raise UserError("--offload-activations: on a CPU they are already in host memory: leave it out")
     surroundings = environment.describe(device, threads)
     names = dict.fromkeys(name for pattern in settings.task for name in tasks.expand(pattern, data=settings.data))
+    settings = _fitted(settings, list(names))
     works = _works(settings, list(names), device, threads)
     runs = [
         _run(settings, work, method, seed, surroundings)
@@ -63,6 +76,31 @@ def _prepare(settings: Settings) -> list[Run]:
     first = next(work for work in works if work.task is not None)
     refused = _refused(settings, first, [run for run in runs if run.task == first.name][: len(methods)])
     return [replace(run, refused=run.refused or refused.get(run.method)) for run in runs]
+
+
+def _fitted(settings: Settings, names: Sequence[str]) -> Settings:
+    """With sequences that the model takes and that hold nearly all texts, where no length was given."""
+    if not settings.fit_length:
+        return settings
+    longest = settings.sequence_length
+    with suppress(ValueError):  # what can't be built so, or is no model of transformers: the task will say it
+        longest = min(longest, longest_input(settings.model, settings.trust_remote_code) or longest)
+    fitted = replace(settings, sequence_length=longest, fit_length=False)
+    lengths = [length for name in names if (length := _length_of(fitted, name)) is not None]
+    return replace(fitted, sequence_length=min(longest, max(lengths, default=longest)))
+
+
+def _length_of(settings: Settings, name: str) -> int | None:
+    """Tokens that hold nearly all of a task's texts, in whole pieces of 32; None of one that can't be made."""
+    try:
+        task = create_task(Training.of(settings, steps=1, weights="?"), name, seed=0)
+    except (ValueError, OSError):  # of few data, none may be left that fill a long sequence
+        half = settings.sequence_length // 2
+        return _length_of(replace(settings, sequence_length=half), name) if half >= _PIECE else None
+    if not isinstance(task, tasks.HasLengths):
+        return settings.sequence_length
+    lengths = sorted(task.lengths())
+    return _PIECE * math.ceil(lengths[math.ceil(_HELD * len(lengths)) - 1] / _PIECE)
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,15 @@ _server_answered = threading.Event()
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a call: "ok" with its value, or "refused", "failed", "out_of_memory" with a one-line error."""
+    """The outcome of a call: "ok" with its value, or "refused", "failed", "out_of_memory" with a one-line error.
+
+    `died` says that the process has ended without an answer.
+    """
 
     status: str
     value: Any = None
     error: str | None = None
+    died: bool = False
 
 
 def start_server() -> None:
@@ -94,9 +98,11 @@ def _cause_of_death(exit_code: int | None, killed_for_memory: bool) -> Outcome:
     if exit_code is not None and exit_code < 0:
         name = signal.Signals(-exit_code).name
         if name == "SIGKILL" and killed_for_memory:
-            return Outcome("out_of_memory", error="the system ran out of memory and killed the process (SIGKILL)")
-        return Outcome("failed", error=f"the process was killed by signal {-exit_code} ({name})")
-    return Outcome("failed", error=f"the process ended early, with exit code {exit_code}")
+            return Outcome(
+                "out_of_memory", error="the system ran out of memory and killed the process (SIGKILL)", died=True
+            )
+        return Outcome("failed", error=f"the process was killed by signal {-exit_code} ({name})", died=True)
+    return Outcome("failed", error=f"the process ended early, with exit code {exit_code}", died=True)
 
 
 def _out_of_memory_kills() -> int:

@@ -7,10 +7,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from membench.config.errors import UserError
+from membench.config.errors import UserError, about_file
 from reports import record
 
 _FINAL = ("ok", "diverged", "out_of_memory")  # results; a run that failed is tried again
+
+
+def _alone() -> None:
+    """Raises UserError in one of several processes that do the same, which would wait for each other's folder."""
+    if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
+        raise UserError("each run is made in one process: start membench itself, without torchrun or accelerate launch")
 
 
 class Folder:
@@ -27,11 +33,12 @@ class Folder:
         Raises:
             UserError: another process is using the folder, or it can't be created.
         """
+        _alone()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / f".lock{part}").open("a+")
         except OSError as error:
-            raise UserError(f"--out {self.path}: {error.strerror}") from error
+            raise UserError(f"--out {about_file(error)}") from error
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

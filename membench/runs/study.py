@@ -23,6 +23,7 @@ class _Cell:
     settings: Settings
     task: str
     methods: list[str]  # this shard's
+    trials: list[Run] = field(default_factory=list)  # of tuning
     runs: list[Run] = field(default_factory=list)
 
 
@@ -64,6 +65,8 @@ def study(plan: Study, shard: tuple[int, int] = (1, 1)) -> int:
         with waiting("importing torch and transformers, checking the settings", quiet=first.quiet):
             processes.start_server()
             cells = list(_cells(plan, shard))
+            for cell in cells:
+                cell.trials = _trials(plan, cell)
         if first.dry_run:
             print(describe(plan, cells))
             return 0
@@ -86,7 +89,9 @@ def _cells(plan: Study, shard: tuple[int, int]) -> Iterator[_Cell]:
     number = 0
     for settings in plan.settings:
         by_task: dict[str, list[str]] = {}
-        for run in prepare_apart(replace(settings, seeds=(plan.tuning_seed,))):
+        runs = prepare_apart(replace(settings, seeds=(plan.tuning_seed,)))
+        settings = replace(settings, sequence_length=runs[0].training.sequence_length, fit_length=False)
+        for run in runs:
             by_task.setdefault(run.task, [])
             if number % shard[1] == shard[0] - 1:
                 by_task[run.task].append(run.method)
@@ -116,18 +121,20 @@ def _tune(plan: Study, cell: _Cell, workshop: _Workshop) -> dict[str, Values]:
     count = plan.budget * len(cell.methods)
     print(f"{cell.task}, {cell.settings.model}: tuning on seed {plan.tuning_seed}, {count} runs", flush=True)
     trials = {method: plan.trials(method) for method in cell.methods}
-    runs = [
-        run
-        for number in range(plan.budget)
-        for run in _prepared(cell, (plan.tuning_seed,), {method: trials[method][number] for method in cell.methods})
-        if run.refused is None
-    ]
+    runs = [run for run in cell.trials if run.refused is None]
     made = workshop.carry_out(runs, workshop.tuning)
     workshop.trials += made
     return {
         method: trials[method][best([record for record in made if record["method"] == method])]
         for method in cell.methods
     }
+
+
+def _trials(plan: Study, cell: _Cell) -> list[Run]:
+    """The runs of tuning; prepared before anything is run, so that a value that a method refuses is told at once."""
+    values = {method: plan.trials(method) for method in cell.methods} if plan.budget else {}
+    chosen = [{method: tried[number] for method, tried in values.items()} for number in range(plan.budget)]
+    return [run for one in chosen for run in _prepared(cell, (plan.tuning_seed,), one)]
 
 
 def _prepared(cell: _Cell, seeds: Iterable[int], chosen: dict[str, Values]) -> list[Run]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from membench.config.errors import UserError
+from membench.config.errors import UserError, explain
 
 
 def save(state: dict[str, Any], path: Path) -> None:
@@ -21,14 +21,25 @@ def save(state: dict[str, Any], path: Path) -> None:
     Args:
         state: of a run.
         path: named after the run.
+
+    Raises:
+        UserError: it can't be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        torch.save({"run": path.stem, "digest": digest(state), "state": state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    content = {"run": path.stem, "digest": digest(state), "state": state}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of a full disk
+        temporary.unlink(missing_ok=True)
+        why = error.strerror if isinstance(error, OSError) else explain(error)
+        raise UserError(
+            f"checkpoint {path} can't be written ({why}): make room there, or give --checkpoint-every 0"
+        ) from error
 
 
 def load(path: Path) -> dict[str, Any] | None:

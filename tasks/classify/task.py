@@ -63,6 +63,10 @@ class Classification:
         texts = [(one.first, one.second) for one in self.data.train]
         return self.classifier.provenance(self._of_data, self.data.notes, texts)
 
+    def lengths(self) -> list[int]:
+        """See `tasks.HasLengths`."""
+        return self.classifier.lengths([(one.first, one.second) for one in self.data.train])
+
     @property
     def tokenizer(self) -> Any:
         """The configuration of transformers."""

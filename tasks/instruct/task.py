@@ -94,6 +94,10 @@ class Tuning:
             )
         return examples
 
+    def lengths(self) -> list[int]:
+        """See `tasks.HasLengths`: packed rows are full."""
+        return [self.length] if self.packing else self.train.lengths.tolist()
+
     @functools.cached_property
     def provenance(self) -> dict[str, str | None]:
         """See `tasks.Task.provenance`."""

@@ -97,6 +97,10 @@ class Classifier:
         share = sum(self.encoder.cuts(*pair) for pair in measured) / len(measured)
         return [f"{share:.1%} of the texts are cut to {self.encoder.sequence_length} tokens"] if share else []
 
+    def lengths(self, pairs: Sequence[tuple[str, str]]) -> list[int]:
+        """See `tasks.HasLengths`."""
+        return [self.encoder.tokens(*pair).shape[1] for pair in pairs[:MEASURED_TEXTS]]
+
     def provenance(
         self, of_data: Mapping[str, str | None], notes: Sequence[str], texts: Sequence[tuple[str, str]]
     ) -> dict[str, str | None]:

@@ -27,6 +27,7 @@ WAY_OUT = "a folder as transformers saves it, or config:NAME for random weights"
 PLAIN = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
 VOCABULARY_SIZE = 1024  # of roberta-tiny and the tokenizer that is trained for it
 LANGUAGE_VOCABULARY_SIZE = 1024  # of llama-tiny
+STATED_POSITIONS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len")  # what configurations say
 POSITIONS = ("position_embeddings", "embed_positions", "wpe", "positions_embed")  # the names that models use
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -269,6 +270,18 @@ def longest_sequence(model: nn.Module) -> int | None:
             before = vars(module).get("offset", 0) if module.padding_idx is None else module.padding_idx + 1
             return module.num_embeddings - before
     return next((len(table) for name, table in model.named_buffers() if name.endswith(POSITIONS)), None)
+
+
+def longest_input(name: str, trust_remote_code: bool = False) -> int | None:
+    """Tokens that a model takes, as its positions and its configuration have it; None where neither says."""
+    source = Source(name, trust_remote_code)
+    return longest_stated(source.config, source.skeleton(transformers.AutoModel))
+
+
+def longest_stated(config: transformers.PretrainedConfig, model: nn.Module) -> int | None:
+    """The same of a model that is there."""
+    known = [longest_sequence(model), *(getattr(config, name, None) for name in STATED_POSITIONS)]
+    return min((count for count in known if isinstance(count, int) and count > 0), default=None)
 
 
 def check_fit(name: str, model: Any, *, tokenizer: Any, sequence_length: int) -> None:

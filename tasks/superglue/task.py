@@ -110,6 +110,10 @@ class SuperGlueTask:
         """Some of the training texts, as they are encoded."""
         return [(one.first, second) for one in self.train[:MEASURED_TEXTS] for second in _second_texts(one)]
 
+    def lengths(self) -> list[int]:
+        """See `tasks.HasLengths`."""
+        return self.classifier.lengths(self._texts())
+
     @property
     def tokenizer(self) -> Any:
         """The configuration of transformers."""

@@ -1,0 +1,388 @@
+"""Cases of the border where errors become sentences, and of settings that were passed over in silence."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from operator import itemgetter
+
+import pytest
+from architectures import ARCHITECTURES
+from letters import folder, labelled, letters
+from reports_factory import make_record
+from test_cli import ROOT, call
+
+from membench.config.errors import UserError
+from membench.config.settings import resolve
+from membench.config.study_file import load
+from membench.planning.blueprint import Blueprint
+from membench.planning.planner import method_values
+from membench.planning.workload import Workload
+from membench.runs import compare as compare_module
+from membench.runs import processes
+from membench.runs.prepare import prepare
+from membench.training import checkpoint
+from reports import record, tables
+
+CB = ("--task", "superglue/cb", "--optimizers", "badam", "--steps", "2", "--threads", "1", "--dry-run")
+
+
+def expect_a_sentence(result, *words, code=2):
+    got, _, errors = result
+    assert got == code, errors
+    assert errors.startswith("error: ") and errors.count("\n") == 1, errors
+    for word in words:
+        assert word in errors, errors
+
+
+def toml(tmp_path, text):
+    path = tmp_path / "file.toml"
+    path.write_text(text)
+    return str(path)
+
+
+# ---- N12: settings that were passed over in silence
+
+
+@pytest.mark.parametrize("option", ["--save", "--out", "--config", "--data", "--model", "--profile"])
+@pytest.mark.parametrize("blank", ["", " "])
+def test_n12_an_option_without_text_is_named(capsys, option, blank):
+    expect_a_sentence(call(capsys, "compare", *CB, option, blank), f"{option} is empty")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("plan", "--model", "roberta-tiny", "--optimizers", ""),
+        ("plan", "--model=", "--optimizers", "badam"),
+        ("report", ""),
+        ("check", "a", "b", "--only="),
+        ("study", ""),
+    ],
+)
+def test_n12_so_is_one_of_any_command(capsys, arguments):
+    expect_a_sentence(call(capsys, *arguments), " is empty: give a value, or leave it out")
+
+
+def test_n12_an_empty_text_in_a_file_is_named(capsys, tmp_path):
+    path = toml(tmp_path, 'save = ""')
+    expect_a_sentence(call(capsys, "compare", *CB, "--config", path), path, "save is empty")
+
+
+def test_n12_two_spellings_of_an_option_are_one_too_many(capsys, tmp_path):
+    path = toml(tmp_path, "batch-size = 8\nbatch_size = 16")
+    expect_a_sentence(call(capsys, "compare", *CB, "--config", path), path, "batch_size is there twice")
+
+
+@pytest.mark.parametrize("flag", ["--set", "--option"])
+def test_n12_a_value_that_is_given_twice_is_not_guessed_at(capsys, flag):
+    expect_a_sentence(call(capsys, "compare", *CB, flag, "a=1", flag, "a=2"), flag, "given twice")
+
+
+def test_n12_a_name_twice_in_a_record_is_not_guessed_at(tmp_path):
+    text = json.dumps(make_record())
+    (tmp_path / "a.json").write_text(f'{text[:-1]}, "seed": 7}}')
+    assert record.read(tmp_path).problems == [f"{tmp_path / 'a.json'}: an object has 'seed' twice."]
+
+
+STUDY = 'optimizers = ["badam"]\nreference = false\ntask = "superglue/cb"\nsteps = 2\nthreads = 1\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('save = "models"', "save: a study keeps no models"),
+        ("[badam]\nlr = 1\ntune = {lr = [1, 2]}\n[tune]\nbudget = 1", "badam.lr has a value and is tuned"),
+        ("[badam]\nlr = 1\n[tune]\nlr = [1, 2]\nbudget = 1", "badam.lr has a value and is tuned"),
+        ("[tune]\nlr = [1, 2]\nbudget = 100000", "tune.budget must be at most"),
+        ('[badam]\ntune = {lr = ["x"]}\n[tune]\nbudget = 1', "badam.lr must be a number, not 'x'"),
+        ("[badam]\ntune = {nope = [1]}\n[tune]\nbudget = 1", "badam has no hyper-parameter 'nope'"),
+        ("[badam]\ntune = {lr = [-1.0]}\n[tune]\nbudget = 1", "lr must be a finite number of at least 0"),
+    ],
+)
+def test_n12_a_study_refuses_before_it_runs_what_it_would_pass_over_or_stop_at(capsys, tmp_path, text, words):
+    expect_a_sentence(call(capsys, "study", toml(tmp_path, STUDY + text), "--dry-run"), words)
+
+
+def test_n12_of_a_large_grid_only_what_is_tried_is_made(tmp_path):
+    values = [n / 1000 for n in range(1, 1001)]
+    study = load(
+        toml(tmp_path, f"{STUDY}[tune]\nlr = {values}\nweight_decay = {values}\neps = {values}\nbudget = 3"), {}
+    )
+    points = study.trials("badam")
+    assert len(points) == 3 and all(list(point) == ["lr", "weight_decay", "eps"] for point in points)
+    huge = "".join(f"x{n} = {values}\n" for n in range(30))
+    with pytest.raises(ValueError, match="can be drawn from"):
+        load(toml(tmp_path, f"{STUDY}[tune]\nbudget = 3\n{huge}"), {}).trials("badam")
+
+
+# ---- N4: what suits the demo alone
+
+
+OF_THE_DEMO = {"badam": ("switch_every", 10), "blockllm": ("sparsity", 0.7), "lomo": ("clip_norm", 1.0)}
+
+
+@pytest.fixture(scope="module")
+def real_model(tmp_path_factory):
+    return str(folder(tmp_path_factory.mktemp("models") / "bert", ARCHITECTURES["bert"].build(), letters()))
+
+
+@pytest.fixture(scope="module")
+def own_data(tmp_path_factory):
+    """Texts of 9 to 99 letters, each a token, and one that is longer by far."""
+    texts = [f"{'a' * (n % 91)} museum {n % 2}" for n in range(200)] + ["a" * 4000]
+    return labelled(tmp_path_factory.mktemp("data") / "own.jsonl", texts)
+
+
+def prepared(**given):
+    return prepare(resolve({"optimizers": list(OF_THE_DEMO), "steps": 2, "threads": 1, "device": "cpu", **given}))
+
+
+def test_n4_the_demo_has_its_own_values():
+    runs = {run.method: run for run in prepared(task="superglue/cb")}
+    assert all(runs[method].hyperparameters[key] == value for method, (key, value) in OF_THE_DEMO.items())
+    assert runs["badam"].training.sequence_length == 32
+
+
+def test_n4_they_reach_neither_a_real_model_nor_own_data_and_plan_has_the_same_ones(real_model, own_data):
+    workload = Workload(model=real_model, batch_size=2, sequence_length=8)
+    for given in ({"task": "superglue/cb", "model": real_model}, {"task": "classify", "data": own_data}):
+        for run in prepared(**given)[1:]:
+            key, value = OF_THE_DEMO[run.method]
+            planned = method_values(Blueprint(workload), run.method, {})
+            assert run.hyperparameters[key] == planned[key] != value
+            if "model" in given:
+                assert run.hyperparameters == planned
+
+
+def test_n4_sequences_hold_nearly_all_texts_and_what_is_cut_is_said(real_model, own_data):
+    run = prepared(task="classify", data=own_data, tokenizer=real_model, optimizers="badam")[0]
+    assert 64 < run.training.sequence_length <= 128 and run.training.sequence_length % 32 == 0
+    assert "0.6% of the texts are cut" in run.environment["notes"]
+    short = prepared(task="classify", data=own_data, model=real_model, optimizers="badam")[0]
+    assert short.training.sequence_length == 64  # all that this model takes
+    asked = prepared(task="classify", data=own_data, tokenizer=real_model, optimizers="badam", sequence_length=40)[0]
+    assert asked.training.sequence_length == 40
+
+
+def test_n4_a_plan_is_of_no_longer_sequences_than_the_model_takes(capsys, real_model):
+    code, output, _ = call(capsys, "plan", "--model", real_model, "--optimizers", "lomo", "--dtype", "float32")
+    assert code == 0 and "1 x 64 tokens" in output
+
+
+# ---- T: tracebacks, and sentences that say too little
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--batch-size", "12345678901234567890"), ("--batch-size must be at most",)),
+        (("--threads", "1" * 23), ("--threads must be at most",)),
+        (("--steps", "abc"), ("--steps must be a whole number", "'abc'")),
+        (("--epochs", "1e"), ("--epochs must be a number", "'1e'")),
+        (("--optimizers", ".x:Y"), ("method '.x:Y'", "importing .x fails")),
+        (("--task", "builtins:print"), ("task 'builtins:print' can't be made",)),
+        (("--set", "badam.lr=1e999"), ("badam.lr must be finite",)),
+        (("--set", "badam.lr=" + "9" * 400), ("badam.lr must be a number",)),
+        (("--set", "badam.seed=" + "9" * 400), ("badam.seed must be finite",)),
+        (("--out", "a" * 5000), ("--out 'aaa", "too long")),
+        (("--set", "badam.lr=" + "[" * 5000), ("badam.lr must be a number",)),
+    ],
+)
+def test_t_a_value_that_nothing_can_be_done_with_is_named(capsys, arguments, words):
+    expect_a_sentence(call(capsys, "compare", *CB, *arguments), *words)
+
+
+def test_t_a_table_in_place_of_an_option_is_no_method(capsys, tmp_path):
+    path = toml(tmp_path, "[out]\na = 1")
+    expect_a_sentence(call(capsys, "compare", *CB, "--config", path), path, "out is an option and can't be a table")
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "a = " + "9" * 5000, 'a = "\ud83d"'])
+def test_t_a_file_that_is_no_toml_is_named(capsys, tmp_path, text):
+    path = tmp_path / "file.toml"
+    path.write_bytes(text.encode(errors="surrogatepass"))
+    expect_a_sentence(call(capsys, "compare", *CB, "--config", str(path)), str(path), "not valid TOML")
+
+
+MODULES = {
+    "syntax": ("def", "SyntaxError"),
+    "exits": ("import sys; sys.exit(3)", "SystemExit: 3"),
+    "divides": ("1 / 0", "ZeroDivisionError"),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("option", ["optimizers", "task"])
+def test_t_a_users_module_that_fails_is_told_in_a_sentence(capsys, tmp_path, monkeypatch, name, option):
+    code, words = MODULES[name]
+    (tmp_path / f"module_that_{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=rf"module_that_{name}.* fails: {words}"):
+        prepare(resolve({"steps": 1, option: f"module_that_{name}:Thing"}))
+
+
+def test_t_a_users_code_that_ends_the_process_is_told_in_a_sentence(capsys, monkeypatch):
+    def die(*_, **__):
+        return processes.Outcome("failed", error="the process ended early, with exit code 3", died=True)
+
+    monkeypatch.setattr(processes, "call", die)
+    expect_a_sentence(call(capsys, "compare", *CB), "can't be prepared: the process ended early, with exit code 3")
+
+
+OWN_TASK = """
+class Task:
+    name, headline, higher_is_better, from_scratch, train_size, head = "mine", "score", True, True, 10, ()
+    def __init__(self, **given): {init}
+    @property
+    def provenance(self): {provenance}
+    def build_model(self): {model}
+    def batch(self, step): ...
+    def loss(self, model, batch): ...
+    def evaluate(self, model): ...
+"""
+
+
+@pytest.mark.parametrize(
+    "fault", [{"init": "None.x"}, {"provenance": "1 / 0"}, {"model": "{}[1]"}, {"init": "raise SystemExit"}]
+)
+def test_t_what_a_users_task_throws_is_told_with_its_line(tmp_path, monkeypatch, fault):
+    module = f"task_{abs(hash(str(fault)))}"
+    whole = {"init": "pass", "provenance": "return {'data': 'x'}", "model": "pass", **fault}
+    path = tmp_path / f"{module}.py"
+    path.write_text(OWN_TASK.format(**whole))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises((ValueError, SystemExit)) as caught:
+        prepare(resolve({"task": f"{module}:Task", "optimizers": "badam", "steps": 1, "threads": 1}))
+    assert "raise SystemExit" in str(fault) or f"{path}:" in str(caught.value)
+
+
+def test_t_a_fault_of_ours_shows_where_and_how_to_report_it(capsys, monkeypatch):
+    monkeypatch.setattr(compare_module, "compare", itemgetter("ours"))  # of settings, which have no items
+    code, _, errors = call(capsys, "compare", *CB)
+    assert code == 70
+    assert "Traceback" in errors and "TypeError: " in errors and "Please report it" in errors.splitlines()[-1]
+
+
+def test_t_a_traceback_is_shown_of_any_error_that_it_is_asked_for(capsys):
+    for place in (("--traceback", "compare", "--steps", "x"), ("compare", "--steps", "x", "--traceback")):
+        code, _, errors = call(capsys, *place)
+        assert code == 2 and "Traceback" in errors and errors.splitlines()[-1].startswith("error: --steps")
+
+
+def test_t_nothing_is_made_where_several_processes_were_started(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    arguments = [one for one in CB if one != "--dry-run"]
+    expect_a_sentence(call(capsys, "compare", *arguments, "--out", str(tmp_path)), "without torchrun")
+
+
+def full(*_):
+    raise OSError(28, "No space left on device")
+
+
+def test_t_a_full_disk_is_told_with_the_file_and_leaves_no_half_of_one(capsys, tmp_path, monkeypatch):
+    runs = tmp_path / "runs"
+    record.write(make_record(), runs)
+    monkeypatch.setattr(os, "fsync", full)
+    page = tmp_path / "page.html"
+    result = call(capsys, "report", str(runs), "--format", "json", "--out", str(page))
+    expect_a_sentence(result, f"{page}: can't be written: No space left on device; make room there")
+    result = call(capsys, "check", str(runs), str(runs), "--update")
+    assert result[0] == 2 and "No space left on device" in result[2]
+    with pytest.raises(ValueError, match="checkpoint .* can't be written"):
+        checkpoint.save({"step": 1}, tmp_path / "checkpoints" / "a.pt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "runs"]
+    assert len(list(runs.iterdir())) == 1 and not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_t_output_that_nothing_takes_is_told(tmp_path):
+    record.write(make_record(), tmp_path)
+    with open("/dev/full", "w") as full_device:
+        done = subprocess.run(
+            [sys.executable, "-m", "membench", "report", str(tmp_path)],
+            cwd=ROOT,
+            stdout=full_device,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 2 and done.stderr.startswith("error: the output can't be written: No space left")
+    assert done.stderr.count("\n") == 1
+
+
+ODD_NAMES = {
+    "escape": "\x1b[31mred\x1b[0m",
+    "surrogate": "half \ud83d",
+    "newline": "two\nlines",
+    "formula": "=cmd|' /C calc'!A0",
+    "direction": "abc\u202edef",
+    "zero": "a\x00b",
+}
+
+
+@pytest.mark.parametrize("format", [*tables.FORMATS])
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_t_names_of_a_record_neither_end_nor_break_a_report(tmp_path, name, format):
+    odd = ODD_NAMES[name]
+    made = make_record(method=odd, model=odd, hyperparameters={odd: odd}, task=f"superglue/{odd}")
+    (tmp_path / "a.json").write_text(json.dumps(made))
+    found = record.read(tmp_path)
+    text = tables.render(found.records, format)
+    assert not found.problems and text.encode()
+    assert all(letter.isprintable() or letter == "\n" for letter in text)
+    if format == "csv":
+        rows = list(csv.reader(io.StringIO(text)))
+        assert not [cell for row in rows for cell in row if cell.startswith(("=", "+", "@"))]
+    if format == "plain":  # no name begins a line of its own
+        plain = make_record(method="x", model="x", hyperparameters={"x": "x"}, task="superglue/x")
+        assert len(text.splitlines()) == len(tables.render([plain], format).splitlines())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"memory__peak_allocated_bytes": 0},
+        {"memory__process_peak_bytes": 10**400},
+        {"seed": 10**400},
+        {"hyperparameters": {"lr": 10**400}},
+        {"environment": {"device_name": ["list"]}},
+        {"environment": {"threads": {}}},
+        {"environment": {"created": 3}},
+    ],
+)
+def test_t_an_odd_value_of_one_record_costs_the_report_no_other(capsys, tmp_path, change):
+    record.write(make_record(), tmp_path)
+    (tmp_path / "odd.json").write_text(json.dumps(make_record(run_id="odd", **change)))
+    code, output, errors = call(capsys, "report", str(tmp_path))
+    assert code == 1 and "adamw" in output and errors.startswith(f"{tmp_path}/odd.json: ") and errors.count("\n") == 1
+
+
+# ---- W9: small ones
+
+
+def test_w9_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    record.write(make_record(), tmp_path)
+    command = [sys.executable, "-m", "membench", "report", str(tmp_path)]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert done.stderr == "" and done.returncode in (1, 141)
+
+
+def test_w9_one_fault_of_many_files_is_told_once(capsys, tmp_path):
+    record.write(make_record(), tmp_path)
+    for number in range(76):
+        (tmp_path / f"x{number:02}.json").write_text("{}")
+    code, output, errors = call(capsys, "report", str(tmp_path))
+    assert code == 1 and "adamw" in output
+    assert errors.count("\n") == 1 and "x00.json" in errors and "75 more" in errors
+
+
+def test_w9_pandas_reads_csv(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    runs = [make_record(), make_record(method="badam"), make_record(method="lora", seed=1)]
+    frame = pandas.read_csv(io.StringIO(tables.render(runs, "csv")))
+    assert set(frame["table"]) == set(tables.TABLES)
+    assert frame[frame["table"] == "memory"]["peak_allocated_bytes"].tolist() == [100 * 2**20] * 3
