@@ -16,7 +16,7 @@ from membench.runs.study import study
 from reports import record
 from reports.regressions import exact
 
-LISA = "can't: layers must be at most 1, as many as the model has, not 2"
+LISA = "can't: layers must be at most 1, the number that the model has, not 2"
 
 
 @pytest.fixture
