@@ -1,5 +1,6 @@
 """A run that was stopped anywhere and continued is, to the last bit, the run that wasn't."""
 
+import errno
 import json
 import os
 import signal
@@ -70,11 +71,12 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
     checkpoint.save({"step": 1}, path)
 
     def fail(*arguments, **given):
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"run\.pt can't be written \(No space left on device\)"):
         checkpoint.save({"step": 2}, path)
+    assert list(tmp_path.iterdir()) == [path]
     assert checkpoint.load(path) == {"step": 1}
     assert checkpoint.load(tmp_path / "other.pt") is None
 

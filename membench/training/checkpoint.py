@@ -36,7 +36,7 @@ def save(state: dict[str, Any], path: Path) -> None:
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of a full disk
         temporary.unlink(missing_ok=True)
-        why = error.strerror if isinstance(error, OSError) else explain(error)
+        why = (isinstance(error, OSError) and error.strerror) or explain(error)
         raise UserError(
             f"checkpoint {path} can't be written ({why}): make room there, or give --checkpoint-every 0"
         ) from error
