@@ -128,10 +128,9 @@ def test_what_the_server_imports_starts_no_thread_since_children_of_a_pool_of_th
 def test_a_process_killed_for_want_of_memory_is_told_from_one_that_somebody_killed():
     cause = processes._cause_of_death
     assert cause(-9, killed_for_memory=True).status == "out_of_memory"
-    assert cause(-9, killed_for_memory=False) == Outcome("failed", error="the process was killed by signal 9 (SIGKILL)")
-    assert cause(-11, killed_for_memory=True) == Outcome(
-        "failed", error="the process was killed by signal 11 (SIGSEGV)"
-    )
+    for code, told in ((-9, "9 (SIGKILL)"), (-11, "11 (SIGSEGV)")):
+        error = f"the process was killed by signal {told}"
+        assert cause(code, killed_for_memory=code == -11) == Outcome("failed", error=error, died=True)
 
 
 @pytest.mark.parametrize(
