@@ -216,6 +216,7 @@ def test_update_accepts_nothing_that_is_not_whole(capsys, two):
     assert record.load_folder(two[0]) == before
 
 
+@pytest.mark.slow
 def test_two_thousand_records_a_side_are_judged_in_seconds(two, capsys):
     import time
 

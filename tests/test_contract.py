@@ -56,8 +56,28 @@ def small_tensors_in_few_bits_too(monkeypatch):
     monkeypatch.setattr(in_pieces, "SMALLEST", 64)
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", SUBJECTS)
+# What a variant's own code hardly touches, and what takes longest: of variants these are slow tests.
+OF_METHODS = {
+    *("describes_itself", "is_an_optimizer_of_the_models_parameters", "the_loss_falls", "runs_on_fake_tensors"),
+    *("never_changes_its_groups", "leaves_global_randomness_alone", "follows_a_scheduler", "refuses_bad_values"),
+    *("refuses_what_is_no_model_and_a_model_in_training", "says_what_the_finished_model_will_be"),
+}
+PAIRS = [
+    pytest.param(
+        *(name, check),
+        id=f"{name}-{check.__name__}",
+        marks=pytest.mark.slow if name in VARIANTS and check.__name__ in OF_METHODS else (),
+    )
+    for name in SUBJECTS
+    for check in CHECKS
+]
+
+
+def test_the_checks_that_are_slow_of_variants_exist():
+    assert OF_METHODS <= {check.__name__ for check in CHECKS}
+
+
+@pytest.mark.parametrize(("name", "check"), PAIRS)
 def test_contract(name, check):
     method, more = SUBJECTS[name]
     cls = optimizers.get(method)

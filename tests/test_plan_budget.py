@@ -59,9 +59,8 @@ def test_the_peak_lies_on_the_line_of_the_batch_to_the_byte(name, method, tmp_pa
     assert peak_curve(plans)(11) - CUDA_CONTEXT_BYTES == seen.row["peak_allocated_bytes"]
 
 
-@pytest.mark.parametrize(
-    ("attention", "method"), [("eager", "sgd"), pytest.param("sdpa", "lisa", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("attention", "method"), [("eager", "sgd"), ("sdpa", "lisa")])
 def test_the_peak_lies_on_the_parabola_of_the_sequence_to_the_byte(attention, method, tmp_path):
     b = blueprint(tmp_path, "llama", DEPTH, attention=attention)
     values = method_values(b, method, {})

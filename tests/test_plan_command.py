@@ -127,6 +127,7 @@ def test_lomo_holds_about_one_gradient_and_galore_works_on_copies(tmp_path):
     assert galore["peak_phase"] == "update" and galore["maximum"]["temporaries_bytes"] >= matrix_in_fp32
 
 
+@pytest.mark.slow
 def test_badams_first_block_peaks_3_4_times_as_high_as_its_last_and_the_plan_names_it():
     workload = Workload("roberta-large", 8, 256, "float32")
     blueprint = Blueprint(workload)
@@ -152,6 +153,7 @@ def test_formulas_are_those_of_the_papers():
     )
 
 
+@pytest.mark.slow
 def test_a_budget_that_nothing_fits_says_what_is_missing(tmp_path):
     text = run("--model", "llama3-8b", "--optimizers", "lomo,lora", "--checkpointing", "--budget", "12GiB")
     said = re.sub(r"\s+", " ", text)
