@@ -284,6 +284,10 @@ VALUES = {
         {"num_attention_heads": 5},
         "The hidden size (32) is not a multiple of the number of attention heads (5)",
     ),
+    "many layers": (
+        {"num_hidden_layers": 10**8},
+        "num_hidden_layers in its config.json is 100000000, but it must be at most 10,000",
+    ),
     "hidden_act": ({"hidden_act": "nope"}, "its hidden_act, 'nope', is unknown"),
     "pad": ({"pad_token_id": 99999}, "pad_token_id in its config.json is 99999, but it must be one of the 40 entries"),
     "dropout": ({"hidden_dropout_prob": 7}, "dropout probability has to be between 0 and 1, but got 7"),

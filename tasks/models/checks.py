@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 AT_LEAST_ONE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+MOST_LAYERS = 10_000  # no model has as many, and to build more takes hours
 
 
 def mended(config: Any, name: str) -> Any:
@@ -21,6 +22,9 @@ def mended(config: Any, name: str) -> Any:
         for key in AT_LEAST_ONE:
             if isinstance(values[key], int) and values[key] < 1:
                 raise _wrong(name, key, values[key], "it must be at least 1")
+        layers = values["num_hidden_layers"]
+        if isinstance(layers, int) and layers > MOST_LAYERS:
+            raise _wrong(name, "num_hidden_layers", layers, f"it must be at most {MOST_LAYERS:,}")
         heads, shared = values["num_attention_heads"], values["num_key_value_heads"]
         if isinstance(heads, int) and isinstance(shared, int) and heads % shared:
             raise _wrong(name, "num_key_value_heads", shared, f"it must divide the {heads} attention heads")
