@@ -115,8 +115,8 @@ def plan(
         budget: memory of a GPU, "24GiB" or bytes: the rows then say what fits.
         hyperparameters: by method; those under "*" go to every method that has them.
         workload: any option of `membench plan` that describes the training step, by name: `batch_size` (1),
-            `sequence_length` (512), `dtype` ("bfloat16"), `gradient_checkpointing` (False), `attention`,
-            `trust_remote_code`; see `membench.config.options.WorkloadOptions`.
+            `sequence_length` (512, or what the model takes), `dtype` ("bfloat16"), `gradient_checkpointing` (False),
+            `attention`, `trust_remote_code`; see `membench.config.options.WorkloadOptions`.
 
     Raises:
         UserError: a value is wrong, or the only method can't be planned on this model.
@@ -125,11 +125,14 @@ def plan(
     from membench.config.declare import hold_to_bounds, typed
     from membench.config.options import WorkloadOptions
     from membench.config.units import parse_bytes
+    from membench.planning.blueprint import within_positions
     from membench.planning.planner import plan as make
     from membench.planning.workload import Workload
 
     asked = Workload(**typed(WorkloadOptions, {"model": model, **_options(WorkloadOptions, "plan", workload)}))
     hold_to_bounds(asked)
+    if "sequence_length" not in workload:
+        asked = within_positions(asked)
     methods = registry.available() if optimizers == "all" else _names(optimizers)
     budget_bytes = parse_bytes(budget) if isinstance(budget, str) else budget
     document = make(asked, methods, hyperparameters or {}, budget_bytes=budget_bytes)

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import membench
+from membench.commands.plan import plan
 from membench.testing import assert_peak_at_most
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -177,6 +179,15 @@ def test_planning_leaves_the_callers_garbage_to_the_collector():
     gc.unfreeze()
     membench.plan("llama-60m", "sgd", sequence_length=8)
     assert gc.get_freeze_count() == 0
+
+
+def test_where_no_length_is_asked_for_a_plan_and_the_command_take_what_the_model_takes(tmp_path, capsys):
+    transformers.GPT2Config(n_positions=64, n_embd=16, n_layer=2, n_head=2, vocab_size=50).save_pretrained(tmp_path)
+    assert membench.plan(str(tmp_path), "sgd").document["setup"]["sequence_length"] == 64
+    plan(model=str(tmp_path), optimizers=["sgd"], format="json")
+    assert json.loads(capsys.readouterr().out)["setup"]["sequence_length"] == 64
+    with pytest.raises(membench.UserError, match="512 is too long"):
+        membench.plan(str(tmp_path), "sgd", sequence_length=512)
 
 
 AFTER_TENSORS_OF_ONES_OWN = """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from membench.commands.options import takes
@@ -59,14 +59,13 @@ def _answer(options: PlanOptions, fit_length: bool) -> str:
         return compare(options.against, options.format)
     if not options.model:
         raise UserError("give --model: a built-in configuration (llama3-8b), a config.json, a folder or a hub id")
-    from membench.planning.blueprint import Blueprint
+    from membench.planning.blueprint import within_positions
     from membench.planning.planner import plan as make
     from membench.planning.workload import Workload
 
     workload = Workload(**shared(WorkloadOptions, options))
     if fit_length:
-        longest = Blueprint(workload).longest_sequence or workload.sequence_length
-        workload = replace(workload, sequence_length=min(longest, workload.sequence_length))
+        workload = within_positions(workload)
     methods, given = _methods(options), options.hyperparameters
     if options.verify:
         from membench.planning.verify import check_gpu

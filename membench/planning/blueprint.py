@@ -193,3 +193,9 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+def within_positions(workload: Workload) -> Workload:
+    """The same with sequences no longer than the model has positions for: where no length was asked for."""
+    longest = Blueprint(workload).longest_sequence or workload.sequence_length
+    return replace(workload, sequence_length=min(longest, workload.sequence_length))

@@ -111,7 +111,7 @@ def _independent(rows: Mapping[K, BySeed], task: Callable[[K], Hashable]) -> flo
     """
     seeds = sorted({seed for values in rows.values() for seed in values})
     directions = np.array([_direction(values, seeds) for values in rows.values()])
-    tasks = np.array([hash(task(key)) for key in rows])
+    tasks = np.unique([str(task(key)) for key in rows], return_inverse=True)[1]
     agreement = directions @ directions.T
     same, others = tasks[:, None] == tasks[None, :], ~np.eye(len(rows), dtype=bool)
     squares = sum(np.mean(agreement[kind]) ** 2 * kind.sum() for kind in (same & others, ~same) if kind.any())
