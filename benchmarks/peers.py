@@ -391,12 +391,40 @@ def qlora(model: nn.Module, rank: int, **settings: Any) -> tuple[nn.Module, Stoc
     return lora(model, rank, **settings)
 
 
-def lora(model: nn.Module, rank: int, **settings: Any) -> tuple[nn.Module, StockOptimizer]:
-    """LoRA from peft and torch's fused AdamW; the task type keeps the head out of "all-linear"."""
-    from peft import LoraConfig, get_peft_model
+OF_LAYERS: dict[str, Any] = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}  # keeps the head out
 
-    config = LoraConfig(r=rank, lora_alpha=4 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+
+def lora(model: nn.Module, rank: int, **settings: Any) -> tuple[nn.Module, StockOptimizer]:
+    """LoRA from peft and torch's fused AdamW."""
+    from peft import LoraConfig
+
+    return _with_fused_adamw(model, LoraConfig(r=rank, lora_alpha=4 * rank, **OF_LAYERS), settings)
+
+
+def vera(model: nn.Module, rank: int, **settings: Any) -> tuple[nn.Module, StockOptimizer]:
+    """VeRA from peft and torch's fused AdamW."""
+    from peft import VeraConfig
+
+    return _with_fused_adamw(model, VeraConfig(r=rank, **OF_LAYERS), settings)
+
+
+def lora_fa(model: nn.Module, rank: int, lr: float) -> tuple[nn.Module, StockOptimizer]:
+    """LoRA-FA from peft, with its optimizer."""
+    from peft import LoraConfig
+    from peft.optimizers import create_lorafa_optimizer
+
+    adapted = _adapted(model, LoraConfig(r=rank, lora_alpha=4 * rank, **OF_LAYERS))
+    return adapted, StockOptimizer(create_lorafa_optimizer(adapted, r=rank, lora_alpha=4 * rank, lr=lr))
+
+
+def _with_fused_adamw(model: nn.Module, config: Any, settings: dict[str, Any]) -> tuple[nn.Module, StockOptimizer]:
+    adapted = _adapted(model, config)
+    return adapted, fused_adamw((p for p in adapted.parameters() if p.requires_grad), **settings)
+
+
+def _adapted(model: nn.Module, config: Any) -> Any:
+    from peft import get_peft_model
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        adapted = get_peft_model(model, config)
-    return adapted, fused_adamw((p for p in adapted.parameters() if p.requires_grad), **settings)
+        return get_peft_model(model, config)

@@ -206,6 +206,26 @@ RACES: dict[str, Race] = {
         update_limit=1.02,
         notes=('without a task type, peft\'s "all-linear" would adapt the head too: it is given one',),
     ),
+    "lora-fa": Race(
+        "peft's LoraFAOptimizer",
+        "peft",
+        ours=lambda model, size: LoRA(model, lr=1e-4, weight_decay=0.0, eps=1e-6, rank=8, variant="lora-fa"),
+        theirs=lambda model, size, ours: peers.lora_fa(model, 8, lr=1e-4),
+        same_weights=None,
+        memory_limit=1.001,
+        notes=(
+            "it corrects gradients in bf16, and adds eps before the bias correction, so that weights differ; without "
+            "the two they are the same (tests/test_lora.py)",
+            "its step counts aren't tensors: ours are, of 4 bytes each",
+        ),
+    ),
+    "vera": Race(
+        f"peft + {FUSED}",
+        "peft",
+        ours=lambda model, size: LoRA(model, lr=1e-4, rank=64, variant="vera"),
+        theirs=lambda model, size, ours: peers.vera(model, 64, lr=1e-4),
+        update_limit=1.02,
+    ),
     "qlora": Race(
         f"peft on bitsandbytes 0.50.2 + {FUSED}",
         "bitsandbytes",

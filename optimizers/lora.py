@@ -13,9 +13,12 @@ from optimizers.registry import register
 from optimizers.shared.adapters import (
     ALL_LINEAR,
     adapted_modules,
+    corrected_gradients,
     find_targets,
+    freeze_a,
     frozen_linears,
     inject,
+    inject_vera,
     merged_state_dict,
 )
 from optimizers.shared.arithmetic import adamw_update, expected_adam_state
@@ -29,6 +32,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dora": {"use_dora": True},
     "pissa": {"init_lora_weights": "pissa_niter_4"},
     "lora+": {},
+    "lora-fa": {},
+    "vera": {},
 }
 
 
@@ -42,13 +47,20 @@ class LoRA(MemoryEfficientOptimizer):
     `variant="rslora"` has s = alpha / sqrt(r) (Kalajdzievski, arXiv 2312.03732). "dora" also trains the length of each
     row of W + s B A (Liu et al., arXiv 2402.09353). "pissa" starts A and B at the leading singular vectors of W and
     subtracts their product from W at construction (Meng et al., arXiv 2404.02948). "lora+" trains B at
-    `lora_plus_ratio` times the rate (Hayou et al., arXiv 2402.12354).
+    `lora_plus_ratio` times the rate (Hayou et al., arXiv 2402.12354). "lora-fa" freezes A, so that no input of an
+    adapted module is kept for the backward pass, and corrects B's gradient to g (A A^T)^-1 / s^2, which moves W as
+    closely along its own gradient as B A can (Zhang et al., arXiv 2308.03303).
+
+    "vera" (Kopiczko et al., ICLR 2024, arXiv 2310.11454) adds diag(b) B diag(d) A: a single frozen random pair, A
+    (r, n) and B (m, r) of the largest n and m, is shared by all modules, which train only b (m) and d (r). It has no
+    alpha. The paper's ranks are 256 and more, its rates ten times LoRA's.
 
     The adapters are inserted into the given model. They rename its parameters and add to its `state_dict`, so build it
     again in the same way before loading; `finish()` merges them and restores the names.
 
     Trains the adapters, and `always_train`. Keeps 8 bytes per weight of these (12 with an fp32 master); the adapters
-    themselves, in the dtype of W, are r (m + n) more weights. Weights outside linear modules (a tensor that holds the
+    themselves, in the dtype of W, are r (m + n) more weights. "lora-fa" trains r m of these; "vera" trains m + r,
+    beside r (m + n) shared weights for the whole model. Weights outside linear modules (a tensor that holds the
     matrices of several experts) can't be adapted.
 
     `base="nf4"` holds the layers' linear modules in 4 bits (QLoRA: see `qlora.py`), with any variant. The model is
@@ -60,12 +72,12 @@ class LoRA(MemoryEfficientOptimizer):
         weight_decay: decoupled; for tensors of two or more dimensions, so for A and B.
         betas, eps: as in Adam.
         rank: r.
-        alpha: None means 4 r.
+        alpha: None means 4 r; "vera" has none.
         dropout: on the adapters' input.
         targets: name patterns of the linear modules to adapt ("q_proj", "layers.3.*"), as a tuple or separated by
             commas; "all-linear" means all in the model's layers, so neither embeddings nor head. Frozen ones and those
             in `always_train` are left out.
-        variant: "lora", "rslora", "dora", "pissa" or "lora+".
+        variant: "lora", "rslora", "dora", "pissa", "lora+", "lora-fa" or "vera".
         lora_plus_ratio: for "lora+": the rate of B over that of A.
         base: "full", or "nf4": frozen linear modules of the layers, adapted or not, in NF4.
         double_quantization: for "nf4": the magnitudes of its blocks in 8 bits.
@@ -80,8 +92,8 @@ class LoRA(MemoryEfficientOptimizer):
 
     summary = "AdamW on low-rank additions to frozen weights"
     paper = "Hu et al., ICLR 2022, arXiv 2106.09685"
-    trains = "r (m + n) new weights for each linear module (m, n) of the layers"
-    keeps = "8 B per new weight (12 B with an fp32 master), and the new weights"
+    trains = "r (m + n) new weights for each linear module (m, n) of the layers (lora-fa: r m; vera: m + r)"
+    keeps = "8 B per weight that it trains (12 B with an fp32 master), and the new weights (vera: r (m + n) shared ones too)"
     excludes = "weights outside linear modules (fused experts)"
     example = {"lr": 1e-2, "rank": 4}
     added_later: ClassVar[tuple[str, ...]] = ("base", "double_quantization")
@@ -113,6 +125,8 @@ class LoRA(MemoryEfficientOptimizer):
         check_count("rank", rank)
         check_choice("variant", variant, tuple(VARIANTS))
         check_choice("base", base, BASES)
+        if variant == "vera" and alpha is not None:
+            raise ValueError(f"variant='vera' has no alpha, so alpha={alpha} would do nothing: leave it out")
         alpha = 4.0 * rank if alpha is None else alpha
         for name, value in (("alpha", alpha), ("lora_plus_ratio", lora_plus_ratio)):
             if not 0.0 < value < float("inf"):
@@ -125,8 +139,12 @@ class LoRA(MemoryEfficientOptimizer):
         names = find_targets(model, targets, always)
         frozen = frozen_linears(model, names, always) if base == "nf4" else []
         before = {p: p.requires_grad for p in model.parameters()}
-        settings = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, **VARIANTS[variant]}
-        self._adapters = inject(model, names, settings, seed)
+        if variant == "vera":
+            self._adapters = inject_vera(model, names, {"r": rank, "vera_dropout": dropout}, seed)
+        else:
+            settings = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, **VARIANTS[variant]}
+            self._adapters = inject(model, names, settings, seed)
+        self._frozen_a = freeze_a(model) if variant == "lora-fa" else {}
         quantize_linears(model, frozen, double=double_quantization)
         for p in always:
             p.requires_grad_(True)
@@ -145,6 +163,7 @@ class LoRA(MemoryEfficientOptimizer):
         return [{"params": rest}, *others, {"params": of_b, "lr": defaults["lr"] * self.lora_plus_ratio}]
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+        grads = corrected_gradients(self._frozen_a, params, grads)
         adamw_update([self.state[p] for p in params], params, grads, group, self.master_weights)
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:

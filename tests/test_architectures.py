@@ -238,13 +238,13 @@ def test_every_parameter_has_its_component(name):
         assert {components[path] for path, module in model.named_modules() if module is output} == {"head"}
 
 
-@pytest.mark.parametrize("variant", ["rslora", "dora", "pissa", "lora+"])
+@pytest.mark.parametrize("variant", ["rslora", "dora", "pissa", "lora+", "lora-fa", "vera"])
 @pytest.mark.parametrize("name", ["gpt2", "gpt-neox"])
 def test_variants_of_lora_take_fused_and_transposed_matrices(name, variant):
     architecture = ARCHITECTURES[name]
     model, batch = architecture.build(), architecture.batch()
     before = outputs(model, batch)
-    optimizer = LoRA(model, 1e-3 if variant == "lora+" else 1e-2, rank=4, variant=variant)
+    optimizer = LoRA(model, {"lora+": 1e-3, "vera": 0.1}.get(variant, 1e-2), rank=4, variant=variant)
     torch.testing.assert_close(outputs(model, batch), before, rtol=1e-4, atol=1e-3)
     losses = train(model, optimizer, batch, 20)
     assert losses[-1] < 0.6 * losses[0]

@@ -28,6 +28,8 @@ VARIANTS = {
     "lora-dora": ("lora", {"variant": "dora"}),
     "lora-pissa": ("lora", {"variant": "pissa"}),
     "lora-plus": ("lora", {"variant": "lora+", "lr": 2e-3}),
+    "lora-fa": ("lora", {"variant": "lora-fa"}),
+    "lora-vera": ("lora", {"variant": "vera"}),
     "lora-nf4": ("lora", {"base": "nf4", "double_quantization": False}),
     "lora-nf4-dora": ("lora", {"base": "nf4", "variant": "dora"}),
     "lora-nf4-pissa": ("lora", {"base": "nf4", "variant": "pissa"}),

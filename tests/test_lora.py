@@ -5,13 +5,14 @@ import copy
 import peft
 import pytest
 import torch
-from peft.optimizers import create_loraplus_optimizer
+from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, RobertaConfig, RobertaForSequenceClassification
 
 from optimizers import LoRA
 from optimizers.contract import LAYERS, WIDTH, build_model, loss_of, train, weights_of
 from optimizers.lora import VARIANTS
+from optimizers.shared.adapters import corrected_gradients
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # of one layer: (m + n) of four (w, w) and three (w, 2 w) matrices
@@ -62,7 +63,10 @@ def build_reference(variant, head=False):
     model = build_model()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
-        config = peft.LoraConfig(r=4, lora_alpha=16, target_modules=LINEAR, **VARIANTS[variant])
+        if variant == "vera":
+            config = peft.VeraConfig(r=4, target_modules=LINEAR, projection_prng_key=7)
+        else:
+            config = peft.LoraConfig(r=4, lora_alpha=16, target_modules=LINEAR, **VARIANTS[variant])
         wrapped = peft.get_peft_model(model, config)
     if variant == "lora+":
         return model, create_loraplus_optimizer(
@@ -77,7 +81,7 @@ def build_reference(variant, head=False):
     return model, torch.optim.AdamW(groups, lr=1e-2, fused=True)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != "lora-fa"])
 def test_it_is_peft_with_torchs_fused_adamw_to_the_last_bit(variant):
     head = variant != "lora+"  # which in peft raises the rate of biases too
     model = build_model()
@@ -100,6 +104,52 @@ def test_it_is_peft_with_torchs_fused_adamw_to_the_last_bit(variant):
     assert all(not torch.equal(start[n], p) for n, p in there.items() if p.requires_grad and "unused" not in n)
 
 
+def test_lora_fa_is_peft_with_its_own_optimizer(monkeypatch):
+    # which multiplies in bf16 where it can, and adds eps before the bias correction
+    monkeypatch.setattr(peft.optimizers.lorafa, "is_bf16_available", lambda: False)
+    model, reference = build_model(), build_model()
+    ours = LoRA(model, 1e-2, 0.0, eps=1e-12, rank=4, variant="lora-fa", seed=7)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        wrapped = peft.get_peft_model(reference, peft.LoraConfig(r=4, lora_alpha=16, target_modules=LINEAR))
+    theirs = create_lorafa_optimizer(wrapped, r=4, lora_alpha=16, lr=1e-2)
+    theirs.param_groups[0]["eps"] = 1e-12
+    for step in range(10):
+        ours.backward(loss_of(model, step))
+        for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+            q.grad = None if p.grad is None else p.grad.clone()
+        ours.step()
+        theirs.step()
+        ours.zero_grad()
+    for (name, p), q in zip(model.named_parameters(), reference.named_parameters(), strict=True):
+        torch.testing.assert_close(p, q[1], rtol=1e-4, atol=1e-5, msg=name)
+    assert {name.split(".")[-3] for name, p in model.named_parameters() if p.requires_grad} == {"lora_B"}
+
+
+@pytest.mark.parametrize("rank", [3, 20])  # 20: above the 16 of A's input
+def test_lora_fa_moves_the_weight_as_closely_along_its_gradient_as_b_a_can(rank):
+    model = build_model()
+    optimizer = LoRA(model, rank=rank, variant="lora-fa")
+    module = model.layers[0].mlp.up_proj
+    a, b, s = module.lora_A.default.weight, module.lora_B.default.weight, 4.0
+    full = torch.randn(2 * WIDTH, WIDTH, generator=torch.Generator().manual_seed(0))  # the gradient of W
+    (corrected,) = corrected_gradients(optimizer._frozen_a, [b], [s * full @ a.T])
+    closest = torch.linalg.pinv(s * a.T.double()) @ full.T.double()  # the least-squares solution of x (s A) = full
+    torch.testing.assert_close(s * (corrected @ a).double(), (s * a.T.double() @ closest).T, rtol=1e-3, atol=1e-3)
+
+
+def test_veras_modules_share_one_random_pair_of_the_largest_sides_which_is_a_function_of_the_seed():
+    def pairs(seed, dtype=torch.float32):
+        model = build_model(dtype)
+        LoRA(model, rank=5, variant="vera", seed=seed)
+        return {buffer.data_ptr(): buffer for buffer in model.buffers()}.values()
+
+    a, b = pairs(0)
+    assert (a.shape, b.shape) == ((5, 2 * WIDTH), (2 * WIDTH, 5))
+    assert sum(buffer.nbytes for buffer in pairs(0, torch.bfloat16)) == 2 * 5 * (2 * WIDTH + 2 * WIDTH)
+    assert all(map(torch.equal, pairs(0), pairs(0))) and not torch.equal(a, next(iter(pairs(1))))
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", MODELS)
 def test_finish_gives_the_plain_model_back_computing_the_same_function(name, variant):
@@ -109,7 +159,7 @@ def test_finish_gives_the_plain_model_back_computing_the_same_function(name, var
     modules = {name: type(module) for name, module in model.named_modules()}
     parameters = {name: (p, p.requires_grad) for name, p in model.named_parameters()}
     keys, attributes = list(model.state_dict()), vars(model).keys() | set()
-    optimizer = LoRA(model, 0.05, rank=3, dropout=0.3, variant=variant)
+    optimizer = LoRA(model, 1.0 if variant == "vera" else 0.05, rank=3, dropout=0.3, variant=variant)
     stir(model, optimizer)
     trained = outputs(model)
     assert (trained - before).abs().max() > 0.05
@@ -192,7 +242,7 @@ def test_every_adapter_gets_a_gradient_even_beside_torchs_own_attention():
     assert all(p.grad is not None for p in optimizer.trainable)
 
 
-@pytest.mark.parametrize("variant", ["lora", "rslora", "dora", "lora+"])
+@pytest.mark.parametrize("variant", ["lora", "rslora", "dora", "lora+", "lora-fa", "vera"])
 def test_what_is_not_trained_never_moves(variant):
     model = build_model()
     before = weights_of(model)
@@ -280,6 +330,7 @@ def test_what_can_not_be_adapted_is_refused_and_the_model_left_as_it_was():
         ({"targets": ("classifier",), "always_train": ("classifier",)}, "frozen or always trained"),
         ({"variant": "qlora"}, "variant must be one of"),
         ({"alpha": 0.0}, "alpha must be"),
+        ({"alpha": 8.0, "variant": "vera"}, "'vera' has no alpha, so alpha=8.0 would do nothing"),
         ({"dropout": 1.0}, "dropout must be"),
         ({"lora_plus_ratio": -1.0}, "lora_plus_ratio must be"),
         ({"lr": -1.0}, "lr must be"),

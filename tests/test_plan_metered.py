@@ -36,6 +36,8 @@ OPTIONS = {
     "badam-8bit": ("badam", {"states": "8bit"}),
     "galore-quantised": ("galore", {"states": "8bit", "projection_bits": 4, "lazy": True, "rank": 16}),
     "galore-rounded": ("galore", {"stochastic_rounding": True}),
+    "lora-fa": ("lora", {"variant": "lora-fa"}),
+    "lora-vera": ("lora", {"variant": "vera"}),
     "lora-nf4": ("lora", {"base": "nf4", "double_quantization": False}),
     "sgd-rounded": ("sgd", {"stochastic_rounding": True, "momentum": 0.9}),
 }

@@ -217,6 +217,13 @@ def test_a_learning_rate_comes_from_the_method_over_all_methods_over_the_table()
     assert values("badam", {"badam": {"lr": 5e-4}, "*": {"lr": 4e-4}})["lr"] == 5e-4
 
 
+def test_a_variant_may_have_defaults_of_its_own_however_it_is_chosen():
+    for method, given in (("lora:variant=vera", {}), ("lora", {"lora": {"variant": "vera"}})):
+        assert [values(method, given)[key] for key in ("lr", "rank")] == [4e-3, 256]
+    assert values("lora:variant=vera:rank=8:lr=0.1")["rank"] == 8
+    assert [values("lora:variant=dora")[key] for key in ("lr", "rank")] == [2e-4, 8]
+
+
 def test_random_weights_have_their_embeddings_trained_unless_told_otherwise():
     assert values("badam")["train_embeddings"] is False
     assert values("badam", from_scratch=True)["train_embeddings"] is True

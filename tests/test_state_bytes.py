@@ -52,7 +52,38 @@ def apollo(model, size):
     return moments + of_rest(model, size)
 
 
+MATRICES = [
+    (WIDTH, WIDTH),
+    (KEYS, WIDTH),
+    (KEYS, WIDTH),
+    (WIDTH, WIDTH),
+    (INNER, WIDTH),
+    (INNER, WIDTH),
+    (WIDTH, INNER),
+]
+RANK = 8
+
+
+def of_new_weights(count, tensors, size):
+    return (8 if size == 4 else 12) * count + STEP * tensors
+
+
+def lora(model, size):
+    return of_new_weights(LAYERS * sum(RANK * (m + n) for m, n in MATRICES), 2 * LAYERS * len(MATRICES), size)
+
+
+def lora_fa(model, size):
+    return of_new_weights(LAYERS * sum(RANK * m for m, _ in MATRICES), LAYERS * len(MATRICES), size)
+
+
+def vera(model, size):
+    return of_new_weights(LAYERS * sum(RANK + m for m, _ in MATRICES), 2 * LAYERS * len(MATRICES), size)
+
+
 FORMULAS = {
+    "lora": lora,
+    "lora:variant=lora-fa": lora_fa,
+    "lora:variant=vera": vera,
     "muon": muon,
     "adafactor": adafactor,
     "adam-mini": adam_mini,

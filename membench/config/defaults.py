@@ -23,6 +23,7 @@ LEARNING_RATES = {
     "lisa": (2e-5, 1e-3, 1e-3),
     "galore": (1e-4, 1e-3, 4e-3),
     "lora": (2e-4, 1e-3, 1e-3),
+    "lora:variant=vera": (4e-3, 1e-2, 1e-2),
     "qlora": (2e-4, 4e-3, 4e-3),
     "lomo": (3e-2, 1e-1, 1e-1),
     "adalomo": (5e-4, 3e-3, 1e-2),
@@ -35,6 +36,8 @@ LEARNING_RATES = {
     "sinkgd": (4e-4, 1e-2, 2e-2),
     "scale": (6e-4, 5e-3, 1e-2),
 }
+# what else suits a variant better than its method's own default
+OF_VARIANTS: dict[str, dict[str, Any]] = {"lora:variant=vera": {"rank": 256}}
 KINDS = ("classification", "language")  # which tasks declare, in the order of these rates
 
 
@@ -60,10 +63,15 @@ def hyperparameters(
     """
     known = inspect.signature(optimizers.get(method)).parameters
     base, own = optimizers.split(method)
-    chosen: dict[str, Any] = {"seed": seed, "train_embeddings": True} if from_scratch else {"seed": seed}
+    told = {**given.get(ALL_METHODS, {}), **given.get(base, {}), **own, **(given.get(method, {}) if own else {})}
+    variant = f"{base}:variant={told.get('variant')}"
+    chosen: dict[str, Any] = {"seed": seed, **OF_VARIANTS.get(variant, {})}
+    if from_scratch:
+        chosen["train_embeddings"] = True
     column = 1 + KINDS.index(kind) if from_scratch else 0
-    if base in LEARNING_RATES:
-        chosen["lr"] = LEARNING_RATES[base][column]
+    rates = LEARNING_RATES.get(variant, LEARNING_RATES.get(base))
+    if rates:
+        chosen["lr"] = rates[column]
     chosen["adamw_lr"] = LEARNING_RATES["adamw"][column]  # for methods with a separate rate for what AdamW trains
     if learning_rate is not None:
         chosen["lr"] = learning_rate

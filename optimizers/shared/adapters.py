@@ -19,7 +19,7 @@ from optimizers.shared.names import suggestion
 from optimizers.shared.nf4_linear import NF4Linear, restore_linears
 
 if TYPE_CHECKING:  # peft imports transformers, which takes seconds
-    from peft import LoraModel
+    from peft import LoraModel, VeraModel
 
 ALL_LINEAR = "all-linear"
 MODEL = "model"  # the model's name in the wrapper that peft gets
@@ -134,29 +134,76 @@ def _hint(pattern: str, linear: Collection[str]) -> str:
 
 
 def inject(model: nn.Module, names: list[str], settings: dict[str, Any], seed: int) -> LoraModel:
-    """Adapt exactly the modules `names` of `model` in place; everything else is frozen.
+    """Adapt exactly the modules `names` of `model` in place, by LoRA; everything else is frozen.
 
     Raises:
         ValueError: peft adapted different ones.
     """
     from peft import LoraConfig, LoraModel
+
+    return _adapted(LoraModel, LoraConfig(target_modules=_exactly(names), **settings), model, names, seed)
+
+
+def inject_vera(model: nn.Module, names: list[str], settings: dict[str, Any], seed: int) -> VeraModel:
+    """As `inject`, by VeRA: the frozen pair that all modules share is a function of `seed`."""
+    from peft import VeraConfig, VeraModel
+
+    config = VeraConfig(target_modules=_exactly(names), projection_prng_key=seed, **settings)
+    return _adapted(VeraModel, config, model, names, seed)
+
+
+def _exactly(names: Iterable[str]) -> str:
+    """A regular expression, since peft treats a name as a suffix, which may match other modules too."""
+    return "|".join(re.escape(f"{MODEL}.{name}") for name in names)
+
+
+def _adapted(tuner: Any, config: Any, model: nn.Module, names: list[str], seed: int) -> Any:
     from peft.tuners.lora.layer import Conv1D
 
-    # a regular expression, since peft treats a name as a suffix, which may match other modules too
-    config = LoraConfig(target_modules="|".join(re.escape(f"{MODEL}.{name}") for name in names), **settings)
-    config.fan_in_fan_out = isinstance(
-        model.get_submodule(names[0]), Conv1D
-    )  # peft would find out itself, with a warning
+    # peft would find out itself, with a warning
+    config.fan_in_fan_out = isinstance(model.get_submodule(names[0]), Conv1D)
     like = next(model.parameters())
     # in a wrapper that hides the model's type from peft, which replaces our targets for some types
     shell = nn.ModuleDict({MODEL: model})
     with _seeded(seed, like), _conversion_of_fake_tensors(like):
-        adapters = LoraModel(shell, config, "default")
+        adapters = tuner(shell, config, "default")
     adapted = {name.removeprefix(f"{MODEL}.") for name in adapted_modules(shell)}
     if adapted != set(names):
         strangers = ", ".join(sorted(adapted ^ set(names)))
         raise ValueError(f"peft adapted other modules than it was told to; the difference is {strangers}")
     return adapters
+
+
+def freeze_a(model: nn.Module) -> dict[nn.Parameter, tuple[nn.Parameter, float]]:
+    """Freeze each adapter's A (r, n); returns for its B (m, r) this A and the scale s."""
+    frozen = {}
+    for module in adapted_modules(model).values():
+        a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+        frozen[b] = (a.requires_grad_(False), module.scaling["default"])
+    return frozen
+
+
+def corrected_gradients(
+    frozen: Mapping[Any, tuple[Tensor, float]], params: list[Tensor], grads: list[Tensor]
+) -> list[Tensor]:
+    """LoRA-FA's gradients: B's g (m, r) becomes g (A A^T)^-1 / s^2; those of other parameters stay as they are.
+
+    Args:
+        frozen: what `freeze_a` returned.
+        params, grads: pairs of equal shapes.
+    """
+    of_b = [i for i, p in enumerate(params) if p in frozen]
+    corrected = list(grads)
+    if of_b:
+        inverses = torch.linalg.pinv(torch.stack([_gram(*frozen[params[i]]) for i in of_b]), hermitian=True)
+        for i, inverse in zip(of_b, inverses, strict=True):
+            corrected[i] = (grads[i].float() @ inverse).to(grads[i].dtype)
+    return corrected
+
+
+def _gram(a: Tensor, scale: float) -> Tensor:
+    """s^2 A A^T (r, r) in fp32, kept away from 0 as in peft."""
+    return scale**2 * (a.float() @ a.float().t() + 1e-8 * torch.eye(len(a), device=a.device))
 
 
 def adapted_modules(model: nn.Module) -> dict[str, Any]:
