@@ -93,7 +93,7 @@ class LoRA(MemoryEfficientOptimizer):
     summary = "AdamW on low-rank additions to frozen weights"
     paper = "Hu et al., ICLR 2022, arXiv 2106.09685"
     trains = "r (m + n) new weights for each linear module (m, n) of the layers (lora-fa: r m; vera: m + r)"
-    keeps = "8 B per weight that it trains (12 B with an fp32 master), and the new weights (vera: r (m + n) shared ones too)"
+    keeps = "8 B per trained weight (12 B with an fp32 master), and the new weights (vera: r (m + n) shared ones too)"
     excludes = "weights outside linear modules (fused experts)"
     example = {"lr": 1e-2, "rank": 4}
     added_later: ClassVar[tuple[str, ...]] = ("base", "double_quantization")
@@ -140,10 +140,11 @@ class LoRA(MemoryEfficientOptimizer):
         frozen = frozen_linears(model, names, always) if base == "nf4" else []
         before = {p: p.requires_grad for p in model.parameters()}
         if variant == "vera":
-            self._adapters = inject_vera(model, names, {"r": rank, "vera_dropout": dropout}, seed)
+            adapters: Any = inject_vera(model, names, {"r": rank, "vera_dropout": dropout}, seed)
         else:
             settings = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, **VARIANTS[variant]}
-            self._adapters = inject(model, names, settings, seed)
+            adapters = inject(model, names, settings, seed)
+        self._adapters = adapters
         self._frozen_a = freeze_a(model) if variant == "lora-fa" else {}
         quantize_linears(model, frozen, double=double_quantization)
         for p in always:
