@@ -24,6 +24,7 @@ Method = type[MemoryEfficientOptimizer]
 
 _METHODS: dict[str, Method] = {}
 ENTRY_POINTS = "membench.optimizers"
+PLUGGED_IN: set[str] = set()  # modules of methods from outside
 
 
 def register(name: str) -> Callable[[Method], Method]:
@@ -149,10 +150,12 @@ def _import(path: str) -> Any:
         raise ValueError(f"method {path!r}: importing {module_name} fails: {type(error).__name__}: {error}") from error
     if attribute not in vars(module):
         raise ValueError(f"method {path!r}: {module_name} has no {attribute!r}")
+    PLUGGED_IN.add(module_name)
     return vars(module)[attribute]
 
 
 def _load(point: EntryPoint) -> Any:
+    PLUGGED_IN.add(point.module)
     try:
         return point.load()
     except (Exception, SystemExit) as error:

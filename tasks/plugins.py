@@ -10,6 +10,7 @@ from typing import Any
 from tasks.base import Family, Task
 
 ENTRY_POINTS = "membench.tasks"  # the group; an entry is a task's class, or a module that is a family of tasks
+PLUGGED_IN: set[str] = set()  # modules of tasks from outside
 MEMBERS = {*Task.__annotations__, *(name for name in vars(Task) if not name.startswith("_"))}
 
 
@@ -54,6 +55,7 @@ def at(path: str) -> Family:
         raise ValueError(f"task {path!r}: importing {module_name} fails: {type(error).__name__}: {error}") from error
     if attribute not in vars(module):
         raise ValueError(f"task {path!r}: {module_name} has no {attribute!r}")
+    PLUGGED_IN.add(module_name)
     return _family(path, vars(module)[attribute])
 
 
@@ -67,6 +69,7 @@ def installed(name: str | None = None) -> list[Family]:
 
 
 def _load(point: EntryPoint) -> Family:
+    PLUGGED_IN.add(point.module)
     try:
         return _family(point.name, point.load())
     except (Exception, SystemExit) as error:

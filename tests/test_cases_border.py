@@ -14,6 +14,7 @@ from letters import folder, labelled, letters
 from reports_factory import make_record
 from test_cli import ROOT, call
 
+from membench.config import errors
 from membench.config.errors import UserError
 from membench.config.settings import resolve
 from membench.config.study_file import load
@@ -30,11 +31,11 @@ CB = ("--task", "superglue/cb", "--optimizers", "badam", "--steps", "2", "--thre
 
 
 def expect_a_sentence(result, *words, code=2):
-    got, _, errors = result
-    assert got == code, errors
-    assert errors.startswith("error: ") and errors.count("\n") == 1, errors
+    got, _, said = result
+    assert got == code, said
+    assert said.startswith("error: ") and said.count("\n") == 1, said
     for word in words:
-        assert word in errors, errors
+        assert word in said, said
 
 
 def toml(tmp_path, text):
@@ -257,6 +258,24 @@ def test_t_what_a_users_task_throws_is_told_with_its_line(tmp_path, monkeypatch,
     with pytest.raises((ValueError, SystemExit)) as caught:
         prepare(resolve({"task": f"{module}:Task", "optimizers": "badam", "steps": 1, "threads": 1}))
     assert "raise SystemExit" in str(fault) or f"{path}:" in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["optimizers", "task"])
+def test_t_so_is_what_comes_with_an_installed_package(tmp_path, monkeypatch, option):
+    module = f"installed_{option}"
+    (tmp_path / f"{module}.py").write_text(INSTALLED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(errors, "_LIBRARIES", [*errors._LIBRARIES, str(tmp_path)])
+    with pytest.raises(UserError, match=rf"IndexError: .*{module}.py:"):
+        prepare(resolve({"task": "superglue/cb", "steps": 1, "threads": 1, option: f"{module}:Thing"}))
+
+
+INSTALLED = """
+import torch
+class Thing(torch.optim.Optimizer):
+    def __init__(self, params=None, **given):
+        [][0]
+"""
 
 
 def test_t_a_fault_of_ours_shows_where_and_how_to_report_it(capsys, monkeypatch):

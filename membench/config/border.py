@@ -6,6 +6,7 @@ membench, and says so. `--traceback` shows where any error comes from.
 
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from reports.names import printable
 
 MISTAKE, OWN_FAULT, BROKEN_PIPE = 2, 70, 141  # 70: EX_SOFTWARE of sysexits.h; 141: as shells count SIGPIPE
 TRACEBACK = "--traceback"
+_LONGEST_WORD = 300  # letters: a path may have more, but nobody reads them
 _REPORT = (
     "This is a fault of membench's own, not of what you gave. Please report it with the command, the lines above and "
     "what `membench --version` prints."
@@ -74,8 +76,14 @@ def _tell(error: Exception, *, show: bool) -> int:
     if sentence is None:
         print(_REPORT, file=sys.stderr)
         return OWN_FAULT
-    print(f"error: {printable(' '.join(sentence.splitlines()))}", file=sys.stderr)
+    print(f"error: {printable(_readable(sentence))}", file=sys.stderr)
     return MISTAKE
+
+
+def _readable(sentence: str) -> str:
+    """On one line, with what is long beyond reading (a damaged file's key, a folder's name) cut in the middle."""
+    cut = re.compile(rf"(\S{{{_LONGEST_WORD // 2}}})\S{{{_LONGEST_WORD // 2},}}(\S{{20}})")
+    return cut.sub(r"\1...\2", " ".join(sentence.splitlines()))
 
 
 def _sentence(error: Exception) -> str | None:

@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import sys
 import sysconfig
 import traceback
 from collections.abc import Callable
@@ -47,9 +48,19 @@ _LIBRARIES = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platli
 
 def own_code(error: BaseException) -> traceback.FrameSummary | None:
     """The last place that an error went through in a user's own module, which is neither ours nor a library's."""
+    plugins = _plugins()
     known = tuple(f"{place}/" for place in (*_OURS, *_LIBRARIES))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
-    return next((frame for frame in reversed(frames) if not frame.filename.startswith(known)), None)
+    return next(
+        (one for one in reversed(frames) if one.filename in plugins or not one.filename.startswith(known)), None
+    )
+
+
+def _plugins() -> set[str | None]:
+    """Files of methods and tasks from outside: a user's own, even where they are installed beside the libraries."""
+    loaders = [sys.modules[name] for name in ("optimizers.registry", "tasks.plugins") if name in sys.modules]
+    names = {name for loader in loaders for name in loader.PLUGGED_IN if name in sys.modules}
+    return {sys.modules[name].__file__ for name in names}
 
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
