@@ -38,13 +38,17 @@ def heading(document: dict[str, Any]) -> list[str]:
     """What was planned, in a line."""
     setup = document["setup"]
     words = [
-        f"{setup['model']}, {document['parameters'] / 1e9:.3g} billion weights in {setup['dtype']}",
+        f"{setup['model']}, {_weights(document['parameters'])} in {setup['dtype']}",
         f"{setup['batch_size']} x {setup['sequence_length']} tokens",
         *levers(setup),
         f"{setup['attention']} attention",
     ]
     words += [f"budget {gib(document['budget_bytes'])} GiB"] if document["budget_bytes"] else []
     return [", ".join(words)]
+
+
+def _weights(count: int) -> str:
+    return f"{count:,} weights" if count < 10**8 else f"{count / 1e9:.3g} billion weights"
 
 
 def levers(setup: Mapping[str, Any]) -> list[str]:

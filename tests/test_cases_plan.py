@@ -15,7 +15,9 @@ from membench.planning.blueprint import Blueprint
 from membench.planning.budget import largest_batch, total_bytes
 from membench.planning.layers import ends
 from membench.planning.method import plan_method
+from membench.planning.moments import profile
 from membench.planning.planner import method_values, plan
+from membench.planning.simulate import simulate
 from membench.planning.workload import LOSSES, Workload
 from membench.training.metering import meter_cycle
 
@@ -130,11 +132,34 @@ DEBERTA = {"model_type": "deberta-v2", "relative_attention": True, "position_buc
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 99}
 
 
-@pytest.mark.parametrize("values", [{**BART, **HEADS}, {**DEBERTA, **SMALL}], ids=["bart", "deberta"])
+T5 = {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 99}
+ENDS_OF_TEXTS = [{**BART, **HEADS}, {**DEBERTA, **SMALL}, {**T5, "eos_token_id": 1, "decoder_start_token_id": 0}]
+
+
+@pytest.mark.parametrize("values", ENDS_OF_TEXTS, ids=["bart", "deberta", "t5"])
 def test_w1_where_values_are_needed_real_steps_are_metered(values, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(values))
     row = plan(Workload(str(tmp_path), 2, 8, "float32"), ["sgd"], {})["rows"][0]
     assert row["maximum"]["gradients_bytes"] == row["maximum"]["weights_bytes"] > 0 or row["trained_weights"]
+
+
+def test_w1_a_model_whose_layers_are_counted_elsewhere_is_planned_as_it_is(tmp_path):
+    shape = {"d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 48, "vocab_size": 99}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "funnel", "block_sizes": [3, 3], **shape}))
+    b = Blueprint(Workload(str(tmp_path), 2, 8, "float32"))
+    assert b.depths == (6,) and plan_method(b, "sgd", method_values(b, "sgd", {})).row["trained_weights"]
+
+
+OLMOE = {"model_type": "olmoe", "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2, **SMALL}
+
+
+def test_w1_experts_in_float32_are_planned_without_values(tmp_path, capfd):
+    (tmp_path / "config.json").write_text(json.dumps(OLMOE))
+    b = Blueprint(Workload(str(tmp_path), 2, 8, "float32"))
+    values = method_values(b, "adamw", {})
+    planned, metered = (profile(simulate(b, "adamw", values, b.depth, device=d), complete=True) for d in (None, "cpu"))
+    assert planned.moments[planned.peak].sizes == metered.moments[metered.peak].sizes
+    assert not capfd.readouterr().err
 
 
 def test_w1_a_model_without_a_number_of_positions_has_no_longest_sequence_of_its_own(tmp_path):

@@ -77,14 +77,22 @@ class Blueprint:
         depths = simulated_depths(own)
         if len(own) != self.depth or len(depths) == 1:
             return (self.depth,)
-        with torch.device("meta"):
-            shallower = kinds(self.build(depths[-1]), {name: values[: depths[-1]] for name, values in listed.items()})
+        cut = {name: values[: depths[-1]] for name, values in listed.items()}
+        try:
+            with torch.device("meta"):
+                shallower = kinds(self.build(depths[-1]), cut)
+        except ValueError:  # there is no model of fewer layers: something else says how many there are
+            return (self.depth,)
         return depths if list(shallower.values()) == own[: depths[-1]] else (self.depth,)
 
     @property
     def is_causal(self) -> bool:
-        """Does the loss predict the next token? Otherwise the sequence is classified: encoders."""
-        return self.source.config.model_type not in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        """Does the loss predict the next token? Encoders, and models such as T5, classify the sequence instead."""
+        kind = self.source.config.model_type
+        classifies = kind in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+        return kind not in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and (
+            kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or not classifies
+        )
 
     @property
     def kind(self) -> Any:
@@ -136,10 +144,11 @@ class Blueprint:
     def config(self, depth: int) -> Any:
         """The configuration with `depth` layers, and its per-layer lists cut to match."""
         config = type(self.source.config).from_dict(self.source.config.to_dict())
-        per_layer = self._per_layer()
-        config.num_hidden_layers = depth
-        for name, values in per_layer.items():
-            setattr(config, name, values[:depth])
+        if depth != self.depth:
+            per_layer = self._per_layer()
+            config.num_hidden_layers = depth
+            for name, values in per_layer.items():
+                setattr(config, name, values[:depth])
         config.use_cache = False
         return config
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
@@ -15,7 +17,10 @@ from torch._subclasses.fake_tensor import (
 )
 
 _DEVICE = torch.ops.prim.device.default
+_GROUPED = torch.ops.aten._grouped_mm.default  # of experts
 _VIEW, _UNSAFE_VIEW = torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default  # one below autograd
+
+logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # what fails is told in a sentence
 
 
 class _UnknownError(Exception):
@@ -38,6 +43,11 @@ class QuickFakeTensorMode(FakeTensorMode):
             return args[0].fake_device
         if func is _UNSAFE_VIEW:
             func = _VIEW
+        if (
+            func is _GROUPED and args[0].dtype is not torch.bfloat16
+        ):  # CPUs take any dtype, but torch's fake one doesn't
+            with self:
+                return _grouped(args[0], args[1], kwargs["offs"] if kwargs else args[2])
         return super().dispatch(func, types, args, kwargs or {})
 
     def _cached_dispatch_impl(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
@@ -81,6 +91,11 @@ class QuickFakeTensorMode(FakeTensorMode):
                 self._describe(key, value)
             else:
                 raise _UnknownError
+
+
+def _grouped(a: Tensor, b: Tensor, offsets: Tensor) -> Tensor:
+    """What `torch._grouped_mm` returns: the product of each group of rows (for weights, of columns)."""
+    return a.new_empty(*([len(offsets)] if b.dim() == 2 else []), a.shape[0], b.shape[-1])
 
 
 _PLAIN = {int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size}
