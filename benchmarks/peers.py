@@ -278,6 +278,25 @@ def galore(
     return GalorePeer(package.GaLoreAdamW(groups, no_deprecation_warning=True, **settings), shared_subspaces)
 
 
+# ---- fira
+
+
+def fira(model: nn.Module, rank: int, **settings: Any) -> StockOptimizer:
+    """Fira from its package, on the same matrices as ours and with the subspaces that ours chooses first."""
+    from fira import FiraAdamW
+    from fira.gradient_projection import GradientProjector
+
+    projected = layer_matrices(model)
+    chosen = set(projected)
+    group = {"params": projected, "rank": rank, "update_proj_gap": 10**9, "alpha": 1.0, "proj_type": "std"}
+    groups = [group, {"params": [p for p in model.parameters() if p not in chosen]}]
+    optimizer = FiraAdamW(groups, no_deprecation_warning=True, **settings)
+    shared = _shared_projector(GradientProjector)
+    for p in projected:
+        optimizer.state[p]["projector"] = shared(rank, update_proj_gap=10**9)
+    return StockOptimizer(optimizer)
+
+
 # ---- apollo-torch
 
 

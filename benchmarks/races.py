@@ -27,6 +27,7 @@ from optimizers import (
     AdamW8bit,
     BAdam,
     BlockLLM,
+    Fira,
     GaLore,
     LoRA,
     MeZO,
@@ -196,6 +197,19 @@ RACES: dict[str, Race] = {
             "rounding noise of a zero gradient into full steps",
             "memory is metered on fake tensors, with its own SVDs",
             "bitsandbytes, which only its 8-bit optimizer uses, is replaced by an empty module if it is missing",
+        ),
+    ),
+    "fira": Race(
+        "fira 1.0.2",
+        "fira",
+        ours=lambda model, size: Fira(model, lr=1e-4, eps=1e-12, rank=size.rank, update_every=NEVER),
+        theirs=lambda model, size, ours: (model, peers.fira(model, size.rank, lr=1e-4, eps=1e-12)),
+        same_weights=1e-5,
+        same_gradients=True,
+        notes=(
+            "its first step would take a full SVD of each matrix, minutes: it is given the subspaces that ours chooses",
+            "it adds eps before the bias correction, ours after it: eps is 1e-12 on both sides",
+            SAME_GRADIENTS,
         ),
     ),
     "lora": Race(

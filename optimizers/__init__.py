@@ -9,6 +9,7 @@ from optimizers.apollo import APOLLO
 from optimizers.badam import BAdam
 from optimizers.base import MemoryEfficientOptimizer
 from optimizers.blockllm import BlockLLM
+from optimizers.fira import Fira
 from optimizers.galore import GaLore
 from optimizers.hft import HFT
 from optimizers.lisa import LISA
@@ -36,6 +37,7 @@ __all__ = [
     "AdamW8bit",
     "BAdam",
     "BlockLLM",
+    "Fira",
     "GaLore",
     "LoRA",
     "MeZO",

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count, check_positive, has_values
 from optimizers.registry import register
-from optimizers.shared.arithmetic import adamw_update, expected_adam_state
+from optimizers.shared.arithmetic import adamw_update, bias_correction, expected_adam_state
+from optimizers.shared.growth import limit_growth
 from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices
 
 SCALES = {"channel": 1.0, "tensor": 128.0}  # by scale_type: APOLLO's and APOLLO-Mini's
-GROWTH = 1.01  # the most that an update's norm may grow from one step to the next, as a factor (Fira, arXiv 2410.01623)
 
 
 @register("apollo")
@@ -112,7 +112,7 @@ class APOLLO(MemoryEfficientOptimizer):
         dims = (0, 1) if self.scale_type == "tensor" else (summed,)
         factors = self._adams_scale(state, low_rank, dims, group)
         norm = (torch.linalg.vector_norm(g, dim=dims, keepdim=True, dtype=torch.float32) * factors).norm()
-        factors *= self._limit(state, norm) * group["lr"] * math.sqrt(self.scale)
+        factors *= limit_growth(state, norm) * group["lr"] * math.sqrt(self.scale)
         factors *= bias_correction(group, state["updates"])
         p.mul_(1.0 - group["lr"] * group["weight_decay"]).addcmul_(g, factors, value=-1.0)
 
@@ -135,18 +135,6 @@ class APOLLO(MemoryEfficientOptimizer):
         adamw_update([state], [step], [low_rank], settings, master_weights=False)
         norms = [torch.linalg.vector_norm(t, dim=dims, keepdim=True, dtype=torch.float32) for t in (step, low_rank)]
         return norms[0] / (norms[1] + 1e-8) / correction
-
-    def _limit(self, state: dict[str, Any], norm: Tensor) -> Tensor | float:
-        """The factor that keeps an update's norm from growing by more than 1 %; the resulting norm is stored."""
-        limit = 1.0 if "norm" not in state else GROWTH / (norm / (state["norm"] + 1e-8)).clamp(min=GROWTH)
-        state["norm"] = norm * limit
-        return limit
-
-
-def bias_correction(group: dict[str, Any], step: int) -> float:
-    """What Adam multiplies m / sqrt(v) by at step `step`, counted from 1."""
-    beta1, beta2 = group["betas"]
-    return math.sqrt(1.0 - beta2**step) / (1.0 - beta1**step)
 
 
 def random_projection(rank: int, length: int, like: Tensor, key: tuple[int, ...]) -> Tensor:

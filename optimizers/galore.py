@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,7 @@ class GaLore(MemoryEfficientOptimizer):
     keeps = "m r + 2 n r values per m x n matrix (m <= n), in the weights' dtype; two per weight of the rest"
     excludes = "in_backward: accumulation, loop clipping, fp16 scaling"
     example = {"lr": 1e-2, "rank": 4, "update_every": 3, "scale": 1.0}
-    added_later = ("states", "projection_bits", "lazy", "stochastic_rounding")
+    added_later: ClassVar[tuple[str, ...]] = ("states", "projection_bits", "lazy", "stochastic_rounding")
 
     def __init__(
         self,
@@ -157,6 +157,12 @@ class GaLore(MemoryEfficientOptimizer):
         low_rank = project(g, subspace)
         step = torch.zeros_like(low_rank)  # becomes -N: what AdamW makes of zero weights at a rate of 1
         self.adamw_inside.update([state], [step], [low_rank], {**group, "lr": 1.0, "weight_decay": 0.0}, ())
+        self._apply(p, g, low_rank, step, subspace, group)
+
+    def _apply(
+        self, p: Tensor, g: Tensor, low_rank: Tensor, step: Tensor, subspace: dict[str, Tensor], group: dict[str, Any]
+    ) -> None:
+        """Move `p` by `step` (-N), which came from R (`low_rank`), a projection of `g`."""
         decay, rate = 1.0 - group["lr"] * group["weight_decay"], group["lr"] * self.scale
         if self.adamw.stochastic_rounding and p.dtype is torch.bfloat16:
             (key,) = self.rounding_keys([p])

@@ -52,6 +52,12 @@ def apollo(model, size):
     return moments + of_rest(model, size)
 
 
+def fira(model, size):
+    rank = 4
+    shapes = [sorted(p.shape) for p in layer_matrices(model)]
+    return sum((m + 2 * n) * rank * size + 4 + STEP for m, n in shapes) + of_rest(model, size)
+
+
 MATRICES = [
     (WIDTH, WIDTH),
     (KEYS, WIDTH),
@@ -90,6 +96,7 @@ FORMULAS = {
     "sinkgd": sinkgd,
     "scale": scale,
     "apollo": apollo,
+    "fira:rank=4": fira,
 }
 
 

@@ -22,6 +22,7 @@ LEARNING_RATES = {
     "blockllm": (3e-5, 7e-4, 2e-3),
     "lisa": (2e-5, 1e-3, 1e-3),
     "galore": (1e-4, 1e-3, 4e-3),
+    "fira": (1e-4, 1e-3, 4e-3),
     "lora": (2e-4, 1e-3, 1e-3),
     "lora:variant=vera": (4e-3, 1e-2, 1e-2),
     "qlora": (2e-4, 4e-3, 4e-3),

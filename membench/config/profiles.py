@@ -79,6 +79,7 @@ _TINY_LANGUAGE: Values = {
     "hyperparameters": {
         "badam": {"switch_every": 10},
         "blockllm": {"sparsity": 0.7, "patience": 20},
+        "fira": {"rank": 48, "update_every": 50},
         "galore": {"rank": 48, "update_every": 50},
         "muon": _MUON,
     },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,12 @@ def init_adam_state(state: dict[str, Any], p: Tensor, master_weights: bool) -> N
     state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
     state["exp_avg"] = torch.zeros_like(weight)
     state["exp_avg_sq"] = torch.zeros_like(weight)
+
+
+def bias_correction(group: dict[str, Any], step: int) -> float:
+    """What Adam multiplies m / sqrt(v) by at step `step`, counted from 1."""
+    beta1, beta2 = group["betas"]
+    return math.sqrt(1.0 - beta2**step) / (1.0 - beta1**step)
 
 
 def expected_adam_state(p: Tensor, master_weights: bool, *shape: int) -> dict[str, Any]:

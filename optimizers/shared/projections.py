@@ -41,6 +41,12 @@ def add_back(p: Tensor, step: Tensor, subspace: Mapping[str, Tensor], decay: flo
     p.addmm_(left, right, beta=decay, alpha=rate)
 
 
+def left_out(g: Tensor, low_rank: Tensor, subspace: Mapping[str, Tensor]) -> Tensor:
+    """What `project` lost of `g`, a new tensor: `g` less `low_rank` in full."""
+    left, right = _factors(low_rank, subspace)
+    return torch.addmm(g, left, right, alpha=-1.0)
+
+
 def add_back_at_random(
     p: Tensor, step: Tensor, subspace: Mapping[str, Tensor], decay: float, rate: float, source: torch.Generator
 ) -> None:
