@@ -34,8 +34,10 @@ from optimizers import (
     Muon,
     QLoRA,
     SinkGD,
+    WeLore,
 )
 from optimizers.shared.blocks import split_into_blocks
+from optimizers.shared.low_rank_linear import factorize_linears
 
 NEVER = 10**9  # steps: no switch during a race
 EVERY = 5  # K of BAdam: a race goes through several blocks
@@ -111,6 +113,11 @@ def _their_galore(model: nn.Module, size: Size, ours: GaLore) -> Pair:
 def _on_the_same(model: nn.Module, size: Size, ours: Any) -> Pair:
     """Torch's fused AdamW on what ours is training."""
     return model, peers.fused_adamw(peers.train_same(model, ours.model), lr=1e-4, weight_decay=0.01)
+
+
+def _on_the_same_factors(model: nn.Module, size: Size, ours: WeLore) -> Pair:
+    factorize_linears(model, ours.ranks)
+    return _on_the_same(model, size, ours)
 
 
 def _lomo(clip_norm: float | None) -> dict[str, Any]:
@@ -361,6 +368,14 @@ RACES: dict[str, Race] = {
         theirs=_on_the_same,
         **UNEQUAL,
         notes=(f"{NO_PACKAGE}, which is another method: no race between equals",),
+    ),
+    "welore": Race(
+        FUSED,
+        "torch",
+        ours=lambda model, size: WeLore(model, lr=1e-4, weight_decay=0.01),
+        theirs=_on_the_same_factors,
+        update_limit=1.02,
+        notes=("there is no package to install: raced against torch's AdamW on a model with the same factors",),
     ),
     "lisa": Race(
         FUSED,

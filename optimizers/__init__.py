@@ -22,6 +22,7 @@ from optimizers.registry import available, create, get, in_use, register, resolv
 from optimizers.scale import SCALE
 from optimizers.sgd import SGD
 from optimizers.sinkgd import SinkGD
+from optimizers.welore import WeLore
 
 __all__ = [
     "APOLLO",
@@ -45,6 +46,7 @@ __all__ = [
     "Muon",
     "QLoRA",
     "SinkGD",
+    "WeLore",
     "available",
     "create",
     "get",

@@ -29,6 +29,7 @@ CASES = [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) fo
 
 
 BY_VALUES = ("blockllm",)  # how its entries are shared out among several tensors depends on gradients
+BOUNDED = ("welore",)  # its ranks depend on the weights
 
 
 OPTIONS = {
@@ -53,6 +54,9 @@ def expect_equal(b: Blueprint, method: str, given: dict[str, Any] | None = None)
     maxima = [tuple(one.maximum(part) for part in range(1 + len(FIELDS))) for one in (planned, metered)]
     at_peak = [one.moments[one.peak].sizes for one in (planned, metered)]
     slack = 0.005 * metered.maximum(0) if method in BY_VALUES else 0
+    if method in BOUNDED:
+        assert planned.maximum(0) >= metered.maximum(0)
+        return
     for plan, real in (maxima, at_peak):
         assert plan == pytest.approx(real, rel=0.005, abs=slack)
         assert method not in BY_VALUES or all(ours >= theirs for ours, theirs in zip(plan, real, strict=True))

@@ -5,6 +5,7 @@ import torch
 from architectures import ARCHITECTURES, LAYERS
 
 import optimizers
+from optimizers.shared.low_rank_linear import low_rank_linears
 from optimizers.shared.matrices import layer_matrices
 
 LLAMA = ARCHITECTURES["llama"]  # width 32, 4 heads of 8, 2 of keys; MLP 48
@@ -86,7 +87,14 @@ def vera(model, size):
     return of_new_weights(LAYERS * sum(RANK + m for m, _ in MATRICES), 2 * LAYERS * len(MATRICES), size)
 
 
+def welore(model, size):
+    factors = [p for module in low_rank_linears(model).values() for p in (module.up, module.down)]
+    norms = (2 * LAYERS + 1) * WIDTH
+    return of_new_weights(sum(p.numel() for p in factors) + norms, len(factors) + 2 * LAYERS + 1, size)
+
+
 FORMULAS = {
+    "welore": welore,
     "lora": lora,
     "lora:variant=lora-fa": lora_fa,
     "lora:variant=vera": vera,

@@ -35,6 +35,7 @@ LEARNING_RATES = {
     "apollo": (1e-4, 2e-3, 1e-2),
     "muon": (2e-4, 1e-2, 2e-2),
     "sinkgd": (4e-4, 1e-2, 2e-2),
+    "welore": (5e-5, 1e-3, 2e-3),
     "scale": (6e-4, 5e-3, 1e-2),
 }
 # what else suits a variant better than its method's own default
