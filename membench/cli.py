@@ -12,6 +12,7 @@ from membench.commands.evaluate import evaluate
 from membench.commands.list import list_
 from membench.commands.plan import plan
 from membench.commands.report import report
+from membench.commands.reproduce import reproduce
 from membench.commands.study import study
 from membench.config import border
 from membench.paths import put_current_folder_last
@@ -30,6 +31,7 @@ app.command()(evaluate)
 app.command("list")(list_)
 app.command()(plan)
 app.command()(report)
+app.command()(reproduce)
 app.command()(study)
 
 

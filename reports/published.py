@@ -63,8 +63,8 @@ def page() -> str:
 
 _PREFACE = """<!-- Generated from reports/published/*.toml by `python -m reports.published`; edit those. -->
 
-What the papers and others print, with the set-up that it holds for. Tables with a command below them can be put beside
-a plan."""
+What the papers and others print, with the set-up that it holds for. The commands below a table put it beside a plan, or
+make it again."""
 
 
 def _section(name: str, table: Published) -> str:
@@ -73,8 +73,9 @@ def _section(name: str, table: Published) -> str:
     headers = ["", *table["columns"]]
     cells = [[row["label"], *map(_text, row["values"])] for row in table["rows"]]
     body = formats.markdown([(heading, [Table(name, headers, cells, {""})], table["notes"])])
-    command = f"\n\n    membench plan --against {name}" if "plan" in table else ""
-    return body + command
+    commands = [f"    membench plan --against {name}"] if "plan" in table else []
+    commands += [f"    membench reproduce {name}"] if table.get("reproduced") else []
+    return body + ("\n\n" + "\n".join(commands) if commands else "")
 
 
 def _text(value: Any) -> str:

@@ -187,7 +187,6 @@ def summary(setup: Setup) -> list[Row]:
 
 
 def _summary_row(setup: Setup, label: str, peak: Row, speed: Row, score: Row) -> Row:
-    fractions = [run["trained_fraction"] for run in setup.finished(label).values()]
     return {
         "method": label,
         **{name: peak.get(name) for name in ("peak_allocated_bytes", "peak_ratio")},
@@ -195,9 +194,15 @@ def _summary_row(setup: Setup, label: str, peak: Row, speed: Row, score: Row) ->
         **{f"score_{name}": score.get(name) for name in ("mean", "standard_deviation", "n", "tied_with_best")},
         "score_metric": score.get("metric"),
         "score_tasks": score.get("tasks"),
-        "trained_fraction": statistics.fmean(fractions) if fractions else None,
+        "trained_fraction": mean_known(setup, label, "trained_fraction"),
         **counts(setup, label),
     }
+
+
+def mean_known(setup: Setup, label: str, name: str) -> float | None:
+    """The mean of a field over a row's finished runs, those left out that don't know it; None if none does."""
+    values = [run[name] for run in setup.finished(label).values() if run[name] is not None]
+    return statistics.fmean(values) if values else None
 
 
 def benchmarks(setup: Setup) -> list[Row]:

@@ -94,7 +94,7 @@ SCHEMA: tuple[Field, ...] = (
     Field("training.options", (dict,), OPTIONAL, "of the task: those that were given", missing={}),
     Field("parameters", (int,), UNLESS_OK, "of the model as built, adapters left out"),
     Field("trainable_parameters", (int,), UNLESS_OK, "what the method may ever train"),
-    Field("trained_fraction", (float,), UNLESS_OK, "share of the weights that changed at least once", 0, 1),
+    Field("trained_fraction", (float,), ALWAYS, "share of the weights that changed; null where not compared", 0, 1),
     Field("block_coverage", (float,), ALWAYS, "share of the blocks visited; null for a method without blocks", 0, 1),
     Field("metrics", (dict,), UNLESS_OK, "the task's, at the end"),
     Field("metrics.*", (float,), UNLESS_OK, "as the task's own scale has it", -ANY, ANY),

@@ -13,12 +13,18 @@ from membench.commands.options import takes
 from membench.commands.plan import PlanOptions
 from membench.config.declare import declared, hold_to_bounds, like, option, typed
 from membench.config.errors import UserError
-from membench.config.options import EvaluationOptions, ExecutionOptions, TrainingOptions
+from membench.config.options import EvaluationOptions, ExecutionOptions, ReproduceOptions, TrainingOptions
 from membench.config.run import Training
 from membench.config.settings import Settings, resolve
 from reports.schema import OPTIONAL, SCHEMA, training
 
-COMMANDS = {"compare": Settings, "study": ExecutionOptions, "plan": PlanOptions, "evaluate": EvaluationOptions}
+COMMANDS = {
+    "compare": Settings,
+    "study": ExecutionOptions,
+    "plan": PlanOptions,
+    "evaluate": EvaluationOptions,
+    "reproduce": ReproduceOptions,
+}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from reports_factory import make_failure, make_record
 
 from reports import parts, record, schema
 
-MEASURED = ["metrics", "memory", "time", "trained_fraction", "trainable_parameters", "headline"]
+MEASURED = ["metrics", "memory", "time", "trainable_parameters", "headline"]
 
 
 def test_write_then_load_gives_the_same_record(tmp_path):

@@ -1,4 +1,4 @@
-"""`membench list`: the methods, tasks and models to choose from."""
+"""`membench list`: the methods, tasks, models and published tables to choose from."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -14,12 +14,14 @@ class Listing(StrEnum):
     methods = "methods"
     tasks = "tasks"
     models = "models"
+    reproductions = "reproductions"
 
 
 def list_(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> None:
-    """List methods, tasks or models."""
+    """List methods, tasks, models or the published tables that can be reproduced."""
+    listings = {"methods": methods, "tasks": task_names, "models": models, "reproductions": reproductions}
     try:
-        print({"methods": methods, "tasks": task_names, "models": models}[what.value]())
+        print(listings[what.value]())
     except ValueError as error:  # an installed package's task that can't be loaded
         raise UserError(str(error)) from error
 
@@ -54,6 +56,14 @@ def models() -> str:
     lines = ["random weights:", *(f"  config:{name}" for name in source.CONFIGURATIONS)]
     lines += ["pretrained, from a Python package:", *(f"  {name}" for name in packaged.PACKAGED)]
     return "\n".join([*lines, "or a hub id (ID or ID@REVISION), or a folder with config.json and weights"])
+
+
+def reproductions() -> str:
+    """The published tables that `membench reproduce` makes again."""
+    from membench.reproduce.recipes import RECIPES
+    from reports import published
+
+    return "\n".join(f"{name:16} {published.load(name)['title']}" for name in RECIPES)
 
 
 def methods_table() -> str:

@@ -142,6 +142,17 @@ class ExecutionOptions:
     dry_run: bool = option(False, "Print what would run, and run nothing.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReproduceOptions(ExecutionOptions):
+    """How a published table is made again."""
+
+    out: str = like(ExecutionOptions, "out", default="reproductions")
+    dry_run: bool = like(ExecutionOptions, "dry_run", help="Print what it needs, and run nothing.")
+    scale: Literal["paper", "tiny"] = option(
+        "paper", "paper (the default), or tiny: tiny models and a few steps, to try it on a CPU."
+    )
+
+
 @dataclass(frozen=True)
 class WorkloadOptions:
     """What `membench plan` plans: a model and a training step on it, without the method."""

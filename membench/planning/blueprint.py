@@ -179,6 +179,8 @@ def source_name(model: str) -> str:
     """The name that `tasks.models.source.Source` takes."""
     if model in CONFIGURATIONS:
         return PREFIX + model
+    if model.startswith(PREFIX):
+        return model
     path = Path(model)
     if "/" not in model and not path.exists() and difflib.get_close_matches(model.lower(), CONFIGURATIONS, cutoff=0.75):
         return PREFIX + model  # misspelt: refused with the right name, without asking the hub

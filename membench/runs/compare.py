@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from membench.runs.to_record import assemble
 from reports.record import REFUSAL
 
 Record = dict[str, Any]
+Work = Callable[..., dict[str, Any]]  # what a run's process calls; see `worker.execute`
 
 _UNPREPARED = "the comparison can't be prepared"
 INTERRUPTED = 130  # the exit code of a process that Ctrl-C ended
@@ -56,12 +57,12 @@ def make_records(settings: Settings) -> list[Record]:
     runs = prepare_apart(settings)
     folder = Folder(Path(settings.out))
     with folder.locked():
-        return _make_missing(settings, runs, folder)
+        return make_missing(settings, runs, folder)
 
 
 def _compare(settings: Settings, runs: Sequence[Run], folder: Folder) -> int:
     try:
-        records = _make_missing(settings, runs, folder)
+        records = make_missing(settings, runs, folder)
     except KeyboardInterrupt:
         models = Models(Path(settings.save)) if settings.save else None
         finished = len(_with_models(_kept(settings, runs, folder), models))  # one may be written but not yet counted
@@ -71,15 +72,15 @@ def _compare(settings: Settings, runs: Sequence[Run], folder: Folder) -> int:
     return _conclude(settings, records, folder)
 
 
-def _make_missing(settings: Settings, runs: Sequence[Run], folder: Folder) -> list[Record]:
-    """The records of `runs`, in order."""
+def make_missing(settings: Settings, runs: Sequence[Run], folder: Folder, work: Work = worker.execute) -> list[Record]:
+    """The records of `runs`, in order; `work` makes those that are missing. The folder must be locked."""
     models = Models(Path(settings.save)) if settings.save else None
     records = _found(settings, runs, folder, models)
     missing = [run for run in runs if run.run_id not in records]
     print_notes(missing)
     with create_display(missing, len(runs), quiet=settings.quiet) as display:
         for run in missing:
-            records[run.run_id] = make(run, folder, models, settings.checkpoint_every, display)
+            records[run.run_id] = make(run, folder, models, settings.checkpoint_every, display, work)
     return [records[run.run_id] for run in runs]
 
 
@@ -116,14 +117,21 @@ def print_notes(runs: Sequence[Run]) -> None:
             print(f"{task}: {notes}", flush=True)
 
 
-def make(run: Run, folder: Folder, models: Models | None, checkpoint_every: int, display: Display) -> Record:
-    """One run in its own process, with its record (and model) on the disk."""
+def make(
+    run: Run,
+    folder: Folder,
+    models: Models | None,
+    checkpoint_every: int,
+    display: Display,
+    work: Work = worker.execute,
+) -> Record:
+    """One run in its own process, where `work` measures it, with its record (and model) on the disk."""
     display.begin(run)
     start = time.monotonic()
     outcome = Outcome("refused", error=run.refused)
     if run.refused is None:
         outcome = processes.call(
-            worker.execute,
+            work,
             run,
             folder.checkpoint(run.run_id),
             checkpoint_every,
@@ -142,9 +150,18 @@ def make(run: Run, folder: Folder, models: Models | None, checkpoint_every: int,
 
 def prepare_apart(settings: Settings) -> list[Run]:
     """See `runs.prepare`; in another process, so that this one stays light."""
+    return apart(worker.prepare, settings)
+
+
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What `function(*arguments, send)` returns in another process.
+
+    Raises:
+        UserError: it refuses, or its process dies.
+    """
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        outcome: Outcome = processes.call(worker.prepare, settings, log=log)
+        outcome: Outcome = processes.call(function, *arguments, log=log)
         told = log.read_text(errors="replace") if log.exists() else ""
         if outcome.status == "refused" or outcome.died:
             error = UserError(outcome.error if outcome.status == "refused" else f"{_UNPREPARED}: {outcome.error}")

@@ -32,6 +32,12 @@ def execute(run: Run, checkpoint_path: Path, checkpoint_every: int, save_to: Pat
     """See `execute.execute`; sends (step, loss) from time to time, and the names of later stages."""
     from membench.training import execute
 
+    report = throttled(run, send)
+    return execute.execute(run, checkpoint_path, checkpoint_every, report, lambda name: send("message", name), save_to)
+
+
+def throttled(run: Run, send: Send) -> Callable[[int, float], None]:
+    """A report of (step, loss) that sends some of them, and the last."""
     last = 0.0
 
     def report(step: int, loss: float) -> None:
@@ -40,7 +46,7 @@ def execute(run: Run, checkpoint_path: Path, checkpoint_every: int, save_to: Pat
             last = time.monotonic()
             send("message", (step, loss))
 
-    return execute.execute(run, checkpoint_path, checkpoint_every, report, lambda name: send("message", name), save_to)
+    return report
 
 
 def serve(function: Callable[..., Any], arguments: tuple[Any, ...], sender: connection.Connection, log: Path) -> None:

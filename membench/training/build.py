@@ -1,5 +1,6 @@
 """A run's model and optimizer, the same for training, metering and checking."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -34,12 +35,17 @@ def build_model(run: Run, task: tasks.Task) -> nn.Module:
 
 def method_values(run: Run, model: nn.Module) -> dict[str, Any]:
     """The run's hyper-parameters; with random weights, embeddings and norms are always trained."""
-    values = dict(run.hyperparameters)
     if run.training.weights == "random":
-        names = trained_from_scratch(run.method, model)
-        if names:
-            values["always_train"] = tuple(dict.fromkeys([*values["always_train"], *names]))
-    return values
+        return from_scratch(run.method, run.hyperparameters, model)
+    return dict(run.hyperparameters)
+
+
+def from_scratch(method: str, values: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Hyper-parameters with which a method trains a model of random weights: embeddings and norms always."""
+    names = trained_from_scratch(method, model)
+    if not names:
+        return dict(values)
+    return {**values, "always_train": tuple(dict.fromkeys([*values["always_train"], *names]))}
 
 
 def build_optimizer(run: Run, model: nn.Module) -> optimizers.MemoryEfficientOptimizer:

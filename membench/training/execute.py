@@ -89,7 +89,7 @@ def _train(
         loop.run(report=report, checkpoint_path=path, checkpoint_every=every)
     finally:
         measured["initial_metrics"] = loop.progress.initial_metrics
-        measured |= {"history": loop.progress.history, "time": _times(loop), "memory": _process_memory(device)}
+        measured |= {"history": loop.progress.history, "time": times(loop), "memory": process_memory(device)}
         measured["block_coverage"] = optimizer.block_coverage
     return loop
 
@@ -99,7 +99,7 @@ def _evaluate(run: Run, task: tasks.Task, loop: Loop, measured: dict[str, Any]) 
     measured["metrics"] = loop.progress.history[-1]["metrics"] = loop.evaluate(model)
     if isinstance(task, tasks.HasValidation):
         measured |= {"validation_examples": task.validation_size, "constant_score": task.constant_score}
-    measured["time"] = _times(loop)
+    measured["time"] = times(loop)
     measured["trained_fraction"] = trained_fraction(build_model(run, task), model)
 
 
@@ -112,7 +112,8 @@ def save(model: nn.Module, task: tasks.Task, folder: Path) -> None:
             task.tokenizer.save_pretrained(folder)
 
 
-def _times(loop: Loop) -> dict[str, Any]:
+def times(loop: Loop) -> dict[str, Any]:
+    """The record's section `time`."""
     progress = loop.progress
     return {
         "train_seconds": progress.train_seconds,
@@ -123,7 +124,7 @@ def _times(loop: Loop) -> dict[str, Any]:
     }
 
 
-def _process_memory(device: torch.device) -> dict[str, Any]:
+def process_memory(device: torch.device) -> dict[str, Any]:
     """Peaks so far of the process's resident memory and of the GPU's allocator."""
     unit = 1 if sys.platform == "darwin" else 1024
     return {

@@ -1,6 +1,5 @@
 """Horizontal bars, one a row with its name above it: memory by component, a step by phase, what was trained."""
 
-import statistics
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
@@ -101,10 +100,7 @@ def coverage_caption(setup: Setup) -> str:
 
 def covered(setup: Setup, label: str) -> tuple[float | None, float | None]:
     """Means over a row's runs: the share of weights changed, and of blocks visited (None without blocks)."""
-    runs = setup.finished(label).values()
-    trained = [run["trained_fraction"] for run in runs]
-    blocks = [run["block_coverage"] for run in runs if run["block_coverage"] is not None]
-    return (statistics.fmean(trained) if trained else None), (statistics.fmean(blocks) if blocks else None)
+    return raw.mean_known(setup, label, "trained_fraction"), raw.mean_known(setup, label, "block_coverage")
 
 
 def _coverage_words(setup: Setup, label: str) -> str:
