@@ -207,11 +207,19 @@ class BlockLLM(MemoryEfficientOptimizer):
         self._measure(self.rule.chosen)
         self._choose(self.rule.choose(shuffled(len(self._pool), self.seed, 2, self.rule.steps)))
 
+    @property
+    def worst_cases(self) -> int:
+        return 2 if self.rule.masks_entries else 1
+
     def worst_case(self, number: int = 0) -> None:
-        """Choose the largest tensors; among equal ones, those of the first layers."""
+        """Choose the largest tensors; among equal ones, those of the first layers.
+
+        `number` 1: as many weights as the rule can choose, since the tensor that reaches the budget may be the largest
+        of all, and each chosen one has a dense gradient.
+        """
         self._reach.at_worst = True
         largest = sorted(range(len(self._pool)), key=lambda i: -self._pool[i].numel())
-        self._choose(self.rule.first(largest))
+        self._choose(self.rule.first(self.rule.fullest(largest) if number else largest))
 
     def extra_state(self) -> dict[str, Any]:
         sizes = [p.numel() for p in self._pool]

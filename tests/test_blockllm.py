@@ -1,6 +1,8 @@
 """BlockLLM against its algorithm: which tensors, which entries, when anew."""
 
+import itertools
 import math
+import random
 
 import pytest
 import torch
@@ -189,6 +191,25 @@ class TestPaperRule:
         rule = PaperRule([1], sparsity=0.5, patience=2, update_every=1)
         rule.take([0])
         assert [rule.is_time(loss) for loss in (100.0, 1.0, 2.0, 1.6)] == [False, False, False, True]  # mean of 1, 2
+
+    @pytest.mark.parametrize("seed", range(30))
+    def test_the_fullest_choice_has_the_most_weights_of_all_orders(self, seed):
+        draw = random.Random(seed)
+        sizes = [draw.choice([1, 2, 3, 5, 6, 8, 10, 60]) * draw.choice([1, 4]) for _ in range(draw.randint(2, 6))]
+        rule = PaperRule(sizes, sparsity=draw.choice([0.3, 0.6, 0.9]), patience=1, update_every=1)
+        most = max(sum(sizes[i] for i in rule.first(order)) for order in itertools.permutations(range(len(sizes))))
+        largest = sorted(range(len(sizes)), key=lambda i: -sizes[i])
+        fullest = rule.fullest(largest)
+        assert sum(sizes[i] for i in rule.first(fullest)) == most and len(set(fullest)) == len(fullest)
+
+    def test_the_fullest_choice_of_a_large_model_takes_no_time(self):
+        layer = [16_777_216] * 2 + [4_194_304] * 2 + [58_720_256] * 3 + [4096] * 2
+        rule = PaperRule(layer * 32, sparsity=0.95, patience=1, update_every=1)
+        largest = sorted(range(len(rule.sizes)), key=lambda i: -rule.sizes[i])
+        chosen = rule.fullest(largest)
+        filled = sum(rule.sizes[i] for i in chosen[:-1])
+        assert rule.budget == 348_979_200 and filled == 83 * 4_194_304 + 64 * 4096  # no more multiples, and all norms
+        assert rule.sizes[chosen[-1]] == 58_720_256
 
 
 class TestReleaseRule:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
+from optimizers.shared.subset_sums import subset_below
 from optimizers.shared.values import check_indices
 
 
@@ -40,6 +41,13 @@ class PaperRule:
                 break
             chosen.append(i)
         return chosen
+
+    def fullest(self, largest: Sequence[int]) -> list[int]:
+        """The choice with the most weights that any order makes; `largest` is in order of size, the largest first.
+
+        It fills the budget up as far as possible without reaching it, and then takes the largest.
+        """
+        return [*subset_below(self.sizes, largest[1:], self.budget), largest[0]]
 
     def choose(self, order: Sequence[int] = ()) -> list[int]:
         """The tensors to train from now on, by the known norms; `order` is a random order."""
