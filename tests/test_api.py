@@ -7,17 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import plan_models
 import pytest
 import torch
 import transformers
+from commands import DATA, command
 from torch import nn
 
 import membench
 from membench.commands.plan import plan
+from membench.planning import budget
 from membench.testing import assert_peak_at_most
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = {"steps": 2, "batch_size": 4, "threads": 1, "quiet": True}
+TINY = {"task": "superglue/cb", "data": DATA, "steps": 2, "batch_size": 4, "threads": 1, "quiet": True}
 
 
 def python(folder, *arguments):
@@ -28,7 +31,15 @@ def python(folder, *arguments):
 def test_the_documents_examples_run_as_a_plain_script_without_a_guard(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
     assert len(blocks) >= 5
-    (tmp_path / "script.py").write_text("print('started')\n" + "\n".join(blocks))
+    code = "\n".join(blocks)
+    for shown, quick in {  # the same calls on a smaller model and less data
+        '"llama3-8b"': repr(plan_models.folder(tmp_path, "llama", 2, max_position_embeddings=1024)),
+        '"llama-60m", "lora", budget="2GiB").rows["lora"]': '"roberta-tiny", "sgd", budget="2GiB").rows["sgd"]',
+        '"superglue/rte"': f'"superglue/cb", data={DATA!r}, batch_size=2, sequence_length=16, threads=1',
+    }.items():
+        assert shown in code
+        code = code.replace(shown, quick)
+    (tmp_path / "script.py").write_text("print('started')\n" + code)
     done = python(tmp_path, "script.py")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("started") == 1, "a child process ran the script again"
@@ -55,16 +66,10 @@ def without_times(record):
 
 def test_compare_and_the_command_make_the_same_records_apart_from_times(tmp_path):
     options = ("--steps", "2", "--batch-size", "4", "--threads", "1", "--no-reference", "--set", "badam.switch_every=1")
-    command = ("-m", "membench", "compare", "--optimizers", "badam", "--task", "superglue/cb", "--out", "there")
-    assert python(tmp_path, *command, *options).returncode == 0
-    made = membench.compare(
-        ["badam"],
-        task="superglue/cb",
-        out=tmp_path / "here",
-        reference=False,
-        hyperparameters={"badam": {"switch_every": 1}},
-        **TINY,
-    )
+    asked = ("compare", "--optimizers", "badam", "--task", "superglue/cb", "--data", DATA, "--out", "there")
+    assert command(*asked, *options, cwd=tmp_path).returncode == 0
+    values = {"badam": {"switch_every": 1}}
+    made = membench.compare(["badam"], out=tmp_path / "here", reference=False, hyperparameters=values, **TINY)
     assert [without_times(run) for run in made] == [
         without_times(run) for run in membench.load_records(tmp_path / "there")
     ]
@@ -73,13 +78,13 @@ def test_compare_and_the_command_make_the_same_records_apart_from_times(tmp_path
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     out = tmp_path_factory.mktemp("api") / "runs"
-    return membench.compare("sgd", task="superglue/cb", out=out, **TINY), out
+    return membench.compare("sgd", out=out, **TINY), out
 
 
 def test_the_same_call_again_makes_nothing_and_prints_nothing(runs, capfd):
     made, out = runs
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.json")}
-    again = membench.compare("sgd", task="superglue/cb", out=out, **TINY)
+    again = membench.compare("sgd", out=out, **TINY)
     assert again == made and {path: path.stat().st_mtime_ns for path in out.glob("*.json")} == before
     assert capfd.readouterr().out == ""
 
@@ -173,11 +178,11 @@ def test_a_ceiling_holds_to_the_byte():
         assert_peak_at_most(peak, model, optimizer, loss_fn, [])
 
 
-def test_planning_leaves_the_callers_garbage_to_the_collector():
+def test_planning_leaves_the_callers_garbage_to_the_collector(tmp_path):
     import gc
 
     gc.unfreeze()
-    membench.plan("llama-60m", "sgd", sequence_length=8)
+    membench.plan(plan_models.folder(tmp_path, "llama", 2), "sgd", sequence_length=8)
     assert gc.get_freeze_count() == 0
 
 
@@ -208,8 +213,9 @@ def test_where_values_are_needed_a_plan_is_made_beside_the_threads_of_the_caller
     assert done.stdout.split() == ["2"], done.stderr
 
 
-def test_a_plan_has_the_figures_of_its_document():
-    plan = membench.plan("llama-60m", ["sgd"], sequence_length=8, budget=2 * 2**30)
+def test_a_plan_has_the_figures_of_its_document(tmp_path, monkeypatch):
+    monkeypatch.setattr(budget, "built_in_models", lambda causal: {})
+    plan = membench.plan(plan_models.folder(tmp_path, "llama", 2), ["sgd"], sequence_length=8, budget=2**30)
     assert list(plan.rows) == ["sgd"]
     for row in plan.document["rows"]:
         mine = plan.rows[row["method"]]

@@ -21,6 +21,7 @@ from optimizers import MemoryEfficientOptimizer
 from reports.parts import ACTIVATIONS, GRADIENTS, OPTIMIZER_STATE, TEMPORARIES, WEIGHTS
 
 current_node = torch._C._current_autograd_node
+_DEVICE = torch.ops.prim.device.default  # autograd asks a fake tensor for it at every turn
 
 
 class MemoryMeter(TorchDispatchMode):
@@ -121,6 +122,8 @@ class MemoryMeter(TorchDispatchMode):
     # ---- each operation
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _DEVICE:
+            return args[0].device
         result = func(*args, **(kwargs or {}))
         if not self._phase:
             return result

@@ -48,21 +48,20 @@ class QuickFakeTensorMode(FakeTensorMode):
         ):  # CPUs take any dtype, but torch's fake one doesn't
             with self:
                 return _grouped(args[0], args[1], kwargs["offs"] if kwargs else args[2])
-        return super().dispatch(func, types, args, kwargs or {})
-
-    def _cached_dispatch_impl(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        key: list[Any] = [func, torch.get_default_dtype()]
+        described: list[Any] = [func, torch.get_default_dtype()]
         try:
-            self._describe(key, args)
-            self._describe(key, kwargs)
+            self._describe(described, args)
+            if kwargs:
+                self._describe(described, kwargs)
         except _UnknownError:
-            return super()._cached_dispatch_impl(func, types, args, kwargs)
-        entry = self._known.get(tuple(key))
+            return super().dispatch(func, types, args, kwargs or {})
+        key = tuple(described)
+        entry = self._known.get(key)
         if entry is not None:
             return self._output_from_cache_entry(None, entry, None, func, args)  # type: ignore[arg-type]
-        output = super()._cached_dispatch_impl(func, types, args, kwargs)
+        output = super().dispatch(func, types, args, kwargs or {})
         if output is not NotImplemented:
-            self._remember(tuple(key), func, args, kwargs)
+            self._remember(key, func, args, kwargs or {})
         return output
 
     def _remember(self, key: tuple[Any, ...], func: Any, args: Any, kwargs: Any) -> None:
