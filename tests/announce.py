@@ -8,3 +8,8 @@ from pathlib import Path
 def announce_and_wait(file, send):
     Path(file).write_text(str(os.getpid()))
     time.sleep(600)
+
+
+def echo(value, send):
+    send("message", "on the way")
+    return value

@@ -6,10 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
+from announce import echo
+from commands import DATA, command
 from reports_factory import make_failure, make_record
 
 import optimizers
@@ -29,6 +33,7 @@ from tasks.models.damage import is_out_of_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {"steps": 4, "batch_size": 2, "sequence_length": 16, "threads": 1, "quiet": True, "task": "superglue/cb"}
+TINY |= {"data": DATA}
 
 # A module of the user's own, with a method for everything that can go wrong.
 METHODS = """
@@ -63,11 +68,6 @@ class FailsToBuild(AdamW):
     def __init__(self, model, lr=1e-3):
         raise RuntimeError("no such luck")
 """
-
-
-def echo(value, send):
-    send("message", "on the way")
-    return value
 
 
 def refuse(send):
@@ -157,13 +157,10 @@ def mishaps(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mishaps")
     (folder / "mishaps.py").write_text(METHODS)
     names = [f"mishaps:{name}" for name in ("Raises", "Killed", "Exits", "Hungry", "FailsToBuild")]
-    command = [sys.executable, "-m", "membench", "compare", "--optimizers", ",".join([*names, "sgd"]), "--out", "out"]
+    arguments = ["--optimizers", ",".join([*names, "sgd"]), "--out", "out", "--set", "sgd.lr=1e30"]
     for key, value in TINY.items():
-        command += [f"--{key.replace('_', '-')}"] if value is True else [f"--{key.replace('_', '-')}", str(value)]
-    command += ["--set", "sgd.lr=1e30"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    return result, folder / "out"
+        arguments += [f"--{key.replace('_', '-')}"] if value is True else [f"--{key.replace('_', '-')}", str(value)]
+    return command("compare", *arguments, cwd=folder), folder / "out"
 
 
 def test_what_goes_wrong_in_one_run_leaves_a_record_and_the_others_go_on(mishaps):
@@ -265,28 +262,38 @@ def test_a_run_that_failed_goes_on_from_its_checkpoint_when_it_is_made_again(tmp
     ]
 
 
-def test_a_finished_comparison_is_ok_and_makes_nothing_twice(tmp_path, capsys):
-    settings = resolve(
-        {
-            **TINY,
-            "out": str(tmp_path),
-            "optimizers": "badam",
-            "seeds": "0,1",
-            "hyperparameters": ["badam.switch_every=2"],
-        }
-    )
-    assert compare(settings) == 0
-    first = capsys.readouterr().out
-    runs = made(tmp_path)
-    assert {(run["method"], run["seed"]) for run in record.load_folder(tmp_path)} == {
-        (method, seed) for method in ("adamw", "badam") for seed in (0, 1)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Two methods on two seeds, finished: the settings, the folder, and what was printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    given = {"optimizers": "badam,blockllm", "seeds": "0,1", "hyperparameters": ["badam.switch_every=2"]}
+    settings = resolve({**TINY, **given, "out": str(folder)})
+    with redirect_stdout(StringIO()) as said:
+        assert compare(settings) == 0
+    return settings, folder, said.getvalue()
+
+
+def test_a_finished_comparison_is_ok_and_makes_nothing_twice(finished, capsys):
+    settings, folder, first = finished
+    runs, methods = made(folder), ("adamw", "badam", "blockllm")
+    assert {(run["method"], run["seed"]) for run in record.load_folder(folder)} == {
+        (method, seed) for method in methods for seed in (0, 1)
     }
     order = [line.split(": ")[0] for line in first.splitlines() if line.startswith("[")]
-    assert [line.split("cb ")[1] for line in order] == ["adamw seed 0", "badam seed 0", "adamw seed 1", "badam seed 1"]
+    assert [line.split("cb ")[1] for line in order] == [f"{name} seed {seed}" for seed in (0, 1) for name in methods]
     assert runs["badam"]["block_coverage"] is not None and runs["badam"]["trained_fraction"] < 1.0
     assert runs["adamw"]["trained_fraction"] > 0.5
     assert compare(settings) == 0
-    assert "4 of 4 runs are already in" in capsys.readouterr().out
+    assert "6 of 6 runs are already in" in capsys.readouterr().out
+
+
+def test_a_method_of_low_memory_needs_less_than_the_reference_and_its_parts_add_up(finished):
+    runs = made(finished[1])
+    peaks = {name: run["memory"]["peak_allocated_bytes"] for name, run in runs.items()}
+    assert max(peaks["badam"], peaks["blockllm"]) < 0.75 * peaks["adamw"]
+    for run in runs.values():
+        assert sum(run["memory"]["at_peak"].values()) == run["memory"]["peak_allocated_bytes"]
+        assert run["memory"]["process_peak_bytes"] > run["memory"]["peak_allocated_bytes"]
 
 
 def test_every_option_of_the_training_reaches_the_run(tmp_path):
@@ -311,16 +318,6 @@ def test_every_option_of_the_training_reaches_the_run(tmp_path):
     assert [entry["learning_rate"] for entry in run["history"]] == pytest.approx([5e-4, 1e-3, 1e-3, 5e-4])
     assert run["hyperparameters"]["sparsity"] == 0.5
     assert reference["memory"]["maximum"]["weights_bytes"] == pytest.approx(2 * reference["parameters"], rel=0.01)
-
-
-def test_a_method_of_low_memory_needs_less_than_the_reference_and_its_parts_add_up(tmp_path):
-    settings = resolve({**TINY, "out": str(tmp_path), "optimizers": "badam,blockllm"})
-    assert compare(settings) == 0
-    peaks = {name: run["memory"]["peak_allocated_bytes"] for name, run in made(tmp_path).items()}
-    assert max(peaks["badam"], peaks["blockllm"]) < 0.75 * peaks["adamw"]
-    for run in made(tmp_path).values():
-        assert sum(run["memory"]["at_peak"].values()) == run["memory"]["peak_allocated_bytes"]
-        assert run["memory"]["process_peak_bytes"] > run["memory"]["peak_allocated_bytes"]
 
 
 def test_two_comparisons_do_not_write_to_one_folder(tmp_path):
@@ -391,12 +388,13 @@ def test_a_child_ends_with_a_parent_that_was_killed(tmp_path, spawn):
 
 
 def test_an_interrupt_keeps_what_is_finished_and_ends_with_130(tmp_path):
-    command = [sys.executable, "-m", "membench", "compare", "--optimizers", "sgd", "--out", str(tmp_path), "--task"]
-    command += ["superglue/cb", "--steps", "100", "--batch-size", "2", "--sequence-length", "16", "--threads", "1"]
+    arguments = [sys.executable, "-m", "membench", "compare", "--optimizers", "sgd", "--out", str(tmp_path), "--task"]
+    arguments += ["superglue/cb", "--data", DATA, "--steps", "60", "--batch-size", "2", "--sequence-length", "16"]
+    arguments += ["--threads", "1"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # a suite that runs in the background of a script has interrupts ignored, and its children inherit that
     heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes, **heed)
+    process = subprocess.Popen(arguments, cwd=ROOT, start_new_session=True, **pipes, **heed)
     end = time.monotonic() + 600
     while not list(tmp_path.glob("*--adamw--*.json")):
         assert time.monotonic() < end and process.poll() is None
