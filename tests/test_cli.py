@@ -11,15 +11,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import DATA, command
 from rich.console import Console
 
-from membench.cli import main
 from membench.config.run import Run, Training
 from membench.paths import put_current_folder_last
 from membench.runs import processes, progress
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--steps", "2", "--batch-size", "2", "--sequence-length", "16", "--threads", "1", "--quiet"]
+CB = ["--task", "superglue/cb", "--data", DATA]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,16 +35,10 @@ def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     )
 
 
-def call(capsys, *arguments: str) -> tuple[int, str, str]:
-    """The command in this process, which shares its server: exit code, stdout, stderr."""
-    path, argv = list(sys.path), sys.argv
-    sys.argv = ["membench", *arguments]
-    try:
-        with pytest.raises(SystemExit) as exit:
-            main()
-    finally:
-        sys.path[:], sys.argv = path, argv
-    return exit.value.code or 0, *capsys.readouterr()
+def call(*arguments: str) -> tuple[int, str, str]:
+    """The command in this process: exit code, stdout, stderr."""
+    done = command(*arguments)
+    return done.returncode, done.stdout, done.stderr
 
 
 def test_help_needs_no_heavy_import():
@@ -64,16 +59,15 @@ def test_the_process_that_waits_for_runs_stays_light():
 
 
 def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(tmp_path):
-    result = run("compare", "--optimizers", "badm", "--out", str(tmp_path / "out"))
+    result = run("report", str(tmp_path / "nowhere"))
     assert result.returncode == 2
-    assert result.stderr.count("\n") == 1
-    assert result.stderr.startswith("error: unknown method 'badm'. Did you mean 'badam'?")
-    assert not (tmp_path / "out").exists()
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and "nowhere" in result.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--optimizers", "badm"], "unknown method 'badm'. Did you mean 'badam'?"),
         (["--task", "superglue/rtee"], "unknown task 'superglue/rtee'. Did you mean 'superglue/rte'?"),
         (["--steps", "0"], "--steps must be at least 1, not 0"),
         (["--learning-rate", "-1"], "--learning-rate must be finite and at least 0, not -1.0"),
@@ -100,11 +94,12 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(tmp_path):
         (["--out", "{file}"], "is a file, not a folder"),
     ],
 )
-def test_what_can_not_work_is_refused_in_a_sentence_before_anything_runs(capsys, tmp_path, arguments, message):
+def test_what_can_not_work_is_refused_in_a_sentence_before_anything_runs(tmp_path, arguments, message):
     (tmp_path / "file").write_text("")
     arguments = [text.replace("{file}", str(tmp_path / "file")) for text in arguments]
     out = [] if "--out" in arguments else ["--out", str(tmp_path / "out")]
-    code, stdout, stderr = call(capsys, "compare", *TINY[2:], *out, *arguments)
+    usual = CB if not {"--task", "--data"} & set(arguments) else []
+    code, stdout, stderr = call("compare", *TINY[2:], *usual, *out, *arguments)
     assert code == 2
     assert message in stderr
     assert stderr.startswith("error: ") and stderr.count("\n") == 1
@@ -112,21 +107,32 @@ def test_what_can_not_work_is_refused_in_a_sentence_before_anything_runs(capsys,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_malformed_line_of_the_data_is_named(capsys, tmp_path):
+def test_a_malformed_line_of_the_data_is_named(tmp_path):
     (tmp_path / "CB").mkdir()
     row = '{"premise": "It rains.", "hypothesis": "It is wet.", "label": "entailment", "idx": 0}\n'
     for name in ("train.jsonl", "val.jsonl"):
         (tmp_path / "CB" / name).write_text(row * 2 + (row[:30] + "\n") * 3)  # more than half
-    code, _, stderr = call(capsys, "compare", *TINY, "--task", "superglue/cb", "--data", str(tmp_path), "--dry-run")
+    code, _, stderr = call("compare", *TINY, "--task", "superglue/cb", "--data", str(tmp_path), "--dry-run")
     assert code == 2
     assert re.search(r"CB/(train|val)\.jsonl.*\b3\b", stderr)
 
 
-def test_a_dry_run_shows_every_run_with_its_values_and_makes_none(capsys, tmp_path):
+def test_a_dry_run_shows_every_run_with_its_values_and_makes_none(tmp_path):
     out = tmp_path / "out"
-    arguments = ["--task", "superglue/rte,superglue/cb", "--optimizers", "badam", "--seeds", "0,1", "--out", str(out)]
+    arguments = [
+        "--task",
+        "superglue/rte,superglue/cb",
+        "--sequence-length",
+        "32",
+        "--optimizers",
+        "badam",
+        "--seeds",
+        "0,1",
+        "--out",
+        str(out),
+    ]
     values = ["--set", "badam.switch_every=7", "--learning-rate", "0.0123"]
-    code, stdout, _ = call(capsys, "compare", *arguments, *values, "--dry-run")
+    code, stdout, _ = call("compare", *arguments, *values, "--dry-run")
     assert code == 0
     runs = re.findall(r"^(superglue/\w+)  (\w+)  seed (\d)", stdout, re.MULTILINE)
     assert runs == [(t, m, s) for t in ("superglue/rte", "superglue/cb") for s in "01" for m in ("adamw", "badam")]
@@ -134,19 +140,19 @@ def test_a_dry_run_shows_every_run_with_its_values_and_makes_none(capsys, tmp_pa
     assert not out.exists()
 
 
-def test_no_reference_leaves_adamw_out_and_all_takes_every_method(capsys):
-    arguments = ["compare", "--task", "superglue/cb", "--dry-run"]
-    _, stdout, _ = call(capsys, *arguments, "--optimizers", "sgd", "--no-reference")
+def test_no_reference_leaves_adamw_out_and_all_takes_every_method():
+    arguments = ["compare", *CB, "--dry-run"]
+    _, stdout, _ = call(*arguments, "--optimizers", "sgd", "--no-reference")
     assert re.findall(r"^superglue/cb  (\w+)", stdout, re.MULTILINE) == ["sgd"]
-    _, stdout, _ = call(capsys, *arguments, "--optimizers", "all")
+    _, stdout, _ = call(*arguments, "--optimizers", "all")
     methods = re.findall(r"^superglue/cb  (\w+)", stdout, re.MULTILINE)
     assert methods[0] == "adamw"
     assert {"adamw", "sgd", "badam", "blockllm"} <= set(methods)
 
 
-def test_epochs_become_steps(capsys):
+def test_epochs_become_steps():
     arguments = ["compare", "--task", "superglue/cb", "--epochs", "0.5", "--batch-size", "100", "--dry-run"]
-    _, stdout, _ = call(capsys, *arguments)
+    _, stdout, _ = call(*arguments)
     assert "8 steps" in stdout  # of 1,600 examples
 
 
@@ -177,55 +183,55 @@ def test_the_folder_of_membench_stays_in_front(monkeypatch, tmp_path):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
-    result = run("compare", "--task", "superglue/cb", "--optimizers", "badam", *TINY, "--out", str(folder))
+    result = command("compare", *CB, "--optimizers", "badam", *TINY, "--out", str(folder))
     assert result.returncode == 0, result.stderr
     return folder
 
 
-def test_a_report_is_made_from_the_records_alone(capsys, finished, tmp_path):
+def test_a_report_is_made_from_the_records_alone(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "copy")
-    code, stdout, _ = call(capsys, "report", str(tmp_path / "copy"), "--format", "json")
+    code, stdout, _ = call("report", str(tmp_path / "copy"), "--format", "json")
     assert code == 0
     assert json.loads(stdout)
     for format in ("plain", "markdown", "csv", "latex"):
-        code, stdout, _ = call(capsys, "report", str(finished), "--format", format)
+        code, stdout, _ = call("report", str(finished), "--format", format)
         assert code == 0
         assert "badam" in stdout
 
 
-def test_a_report_on_what_is_no_folder_of_records_is_refused(capsys, tmp_path):
-    code, _, stderr = call(capsys, "report", str(tmp_path / "nowhere"))
+def test_a_report_on_what_is_no_folder_of_records_is_refused(tmp_path):
+    code, _, stderr = call("report", str(tmp_path / "nowhere"))
     assert (code, stderr.startswith("error: ")) == (2, True)
-    code, _, stderr = call(capsys, "report", str(tmp_path))
+    code, _, stderr = call("report", str(tmp_path))
     assert (code, stderr.startswith("error: ")) == (2, True)
     (tmp_path / "run.json").write_text("{")
-    code, _, stderr = call(capsys, "report", str(tmp_path))
+    code, _, stderr = call("report", str(tmp_path))
     assert code == 2 and "run.json" in stderr
 
 
-def test_a_report_names_what_is_no_record_reports_the_others_and_fails(capsys, finished, tmp_path):
+def test_a_report_names_what_is_no_record_reports_the_others_and_fails(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "copy")
     (tmp_path / "copy" / "cut.json").write_text(next(finished.glob("*badam*.json")).read_text()[:900])
-    code, stdout, stderr = call(capsys, "report", str(tmp_path / "copy"))
+    code, stdout, stderr = call("report", str(tmp_path / "copy"))
     assert code == 1 and "cut.json: malformed JSON" in stderr
-    assert stdout == call(capsys, "report", str(finished))[1]
+    assert stdout == call("report", str(finished))[1]
 
 
-def test_lists_say_what_there_is(capsys):
-    _, methods, _ = call(capsys, "list", "methods")
+def test_lists_say_what_there_is():
+    _, methods, _ = call("list", "methods")
     assert re.search(r"^badam: .+\n    paper: +Luo.+\n    trains: .+\n    keeps: .+", methods, re.MULTILINE)
-    _, tasks, _ = call(capsys, "list", "tasks")
+    _, tasks, _ = call("list", "tasks")
     assert "superglue/boolq" in tasks.splitlines()
-    _, models, _ = call(capsys, "list", "models")
+    _, models, _ = call("list", "models")
     assert "  config:roberta-large" in models.splitlines()
-    code, _, stderr = call(capsys, "list", "tsks")
+    code, _, stderr = call("list", "tsks")
     assert code == 2 and "tasks" in stderr
 
 
-def test_the_version_is_that_of_the_package(capsys):
+def test_the_version_is_that_of_the_package():
     from membench import __version__
 
-    assert call(capsys, "--version")[:2] == (0, f"membench {__version__}\n")
+    assert call("--version")[:2] == (0, f"membench {__version__}\n")
 
 
 def test_a_terminal_sees_the_loss_and_the_time_left_of_run_and_comparison(capsys, monkeypatch):
@@ -255,8 +261,10 @@ REAL = ["--model", "config:roberta-tiny", "--steps", "2", "--batch-size", "2", "
 
 
 @pytest.mark.parametrize("task", ["rte", "copa"])
-def test_real_data_runs_from_a_folder(capsys, shared_data, tmp_path, task):
+def test_real_data_runs_from_a_folder(shared_data, tmp_path, task):
     arguments = [*REAL, "--data", str(shared_data / "superglue"), "--out", str(tmp_path), "--threads", "1", "--quiet"]
-    code, stdout, stderr = call(capsys, "compare", "--optimizers", "badam", "--task", f"superglue/{task}", *arguments)
+    code, stdout, stderr = call(
+        "compare", "--optimizers", "badam", "--no-reference", "--task", f"superglue/{task}", *arguments
+    )
     assert code == 0, stdout + stderr
     assert f"superglue/{task}" in stdout

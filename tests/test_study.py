@@ -9,14 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import DATA, command
 
 from reports import record
 
 ROOT = Path(__file__).resolve().parent.parent
 
-SMALL = """
+SMALL = f"""
 optimizers = "badam"
 task = "superglue/cb"
+data = {DATA!r}
 seeds = [0]
 steps = 2
 batch_size = 2
@@ -46,13 +48,8 @@ tune = {lr = [1e-3, 4e-3], switch_every = [2, 3]}
 """
 
 
-def command(file, out, *options):
-    return [sys.executable, "-m", "membench", "study", str(file), "--out", str(out), "--quiet", *options]
-
-
 def run(file, out, *options):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command(file, out, *options), cwd=ROOT, env=environment, capture_output=True, text=True)
+    return command("study", str(file), "--out", str(out), "--quiet", *options)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +108,8 @@ def test_the_jobs_are_listed_and_nothing_is_run(small, tmp_path):
 def kill_after(count, file, out):
     """Start the study, and kill it without warning once it has so many records."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command(file, out), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    study = [sys.executable, "-m", "membench", "study", str(file), "--out", str(out), "--quiet"]
+    process = subprocess.Popen(study, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     try:
         while len(list(out.rglob("*.json"))) < count and process.poll() is None:
             time.sleep(0.05)
