@@ -14,8 +14,10 @@ import torch
 import tasks
 from tasks.c4 import task as c4
 from tasks.classify.data import Labelled
+from tasks.data import split
 from tasks.data.held_out import is_chosen, is_held_out
 from tasks.data.json_lines import Row
+from tasks.data.split import Part
 from tasks.data.tally import Tally
 from tasks.instruct import conversations
 
@@ -74,7 +76,7 @@ def of_question(word: str) -> dict[str, str]:
 
 def answers(folder: Path, held_out: str) -> str:
     def chosen(text: str) -> bool:
-        ((name, _),) = conversations._named([("here", [Row("here", of_question(text))])], Tally())
+        ((name, _),) = split.named(conversations.KIND, [Part("here", [Row("here", of_question(text))])], Tally())
         return is_chosen(name)
 
     training = texts("museum", 300, lambda text: not chosen(text))

@@ -71,26 +71,51 @@ def conversation(row: Row, tally: Tally) -> Conversation:
     """
     name = _first(row, LISTS)
     if name is not None:
-        return _answered(row, [*_system(row), *_turns(row, name)], tally)
-    question, answer = _first(row, QUESTIONS), _first(row, ANSWERS)
+        return answered(row, [*system(row), *_turns(row, name)], tally)
+    answer = _first(row, ANSWERS)
     answers = turns(row, answer, ASSISTANT) if answer is not None else []
     if any(one.role == USER for one in answers):  # preference data, where each side is a whole conversation
-        row.get(question or "prompt")
-        return _answered(row, [*_system(row), *answers], tally)
-    if question is None or answer is None:
+        row.get(_first(row, QUESTIONS) or "prompt")
+        return answered(row, [*system(row), *answers], tally)
+    asked = prompt(row) if answer is not None else None
+    if asked is None:
         raise RowError(row.where, f"no known format ({FORMATS})", f" has the fields {listed(row.value)}")
+    return answered(row, [*asked.messages, *answers], tally, asked.context)
+
+
+class Prompt(NamedTuple):
+    """What comes before an answer."""
+
+    messages: list[Message]
+    context: str  # Alpaca's input, which belongs to the first user message
+
+
+def prompt(row: Row) -> Prompt | None:
+    """A row's turns, or its question with what belongs to it; None if it has neither.
+
+    Raises:
+        RowError: a field isn't what it must be.
+    """
+    name = _first(row, LISTS)
+    if name is not None:
+        return Prompt([*system(row), *_turns(row, name)], "")
+    question = _first(row, QUESTIONS)
+    if question is None:
+        return None
     context = next((row.text(name) for name in CONTEXTS if name != question and row.has(name)), "")
     earlier, asked = _history(row), turns(row, question, USER)
     if context and earlier:  # it belongs to this question, which isn't the first
         asked[-1] = Message(USER, f"{asked[-1].content}\n\n{context}")
         context = ""
-    return _answered(row, [*_system(row), *earlier, *asked, *answers], tally, context)
+    return Prompt([*system(row), *earlier, *asked], context)
 
 
 def turns(row: Row, name: str, role: str) -> list[Message]:
-    """A field that is either a text spoken by `role` or a list of turns."""
+    """A field that is a text spoken by `role`, a turn, or a list of turns."""
     if isinstance(row.value.get(name), list):
         return _turns(row, name)
+    if isinstance(row.value.get(name), dict):
+        return [_message(row.row(name))]
     return [Message(role, row.text(name))]
 
 
@@ -100,7 +125,8 @@ def _first(row: Row, names: Iterable[str]) -> str | None:
     return next((name for name in present if row.has(name)), present[0] if present else None)
 
 
-def _system(row: Row) -> list[Message]:
+def system(row: Row) -> list[Message]:
+    """The turn of a separate system text, if there is one."""
     name = _first(row, SYSTEMS)
     text = row.text(name) if name is not None and row.has(name) else ""
     return [Message(SYSTEM, text)] if text.strip() else []
@@ -154,7 +180,12 @@ def _part(where: str, part: Any) -> str:
     raise RowError(where, f"a part of its content isn't text but {short(kind or part)}")
 
 
-def _answered(row: Row, messages: Sequence[Message], tally: Tally, context: str = "") -> Conversation:
+def answered(row: Row, messages: Sequence[Message], tally: Tally, context: str = "") -> Conversation:
+    """The turns up to the last answer, from the user's first; what the system says before it is kept.
+
+    Raises:
+        RowError: there is no answer.
+    """
     asked = next((number for number, one in enumerate(messages) if one.role == USER), len(messages))
     before = [one for one in messages[:asked] if one.role == SYSTEM]
     said = [*before, *messages[asked:]]
