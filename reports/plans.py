@@ -37,9 +37,10 @@ def render(document: dict[str, Any], format: str) -> str:
 def heading(document: dict[str, Any]) -> list[str]:
     """What was planned, in a line."""
     setup = document["setup"]
+    of_task = {"dpo": f"dpo on {setup['batch_size']} pairs of 2 x {setup['sequence_length']} tokens"}
     words = [
         f"{setup['model']}, {_weights(document['parameters'])} in {setup['dtype']}",
-        f"{setup['batch_size']} x {setup['sequence_length']} tokens",
+        of_task.get(setup["task"], f"{setup['batch_size']} x {setup['sequence_length']} tokens"),
         *levers(setup),
         f"{setup['attention']} attention",
     ]

@@ -18,6 +18,7 @@ from tasks.base import (
     HasLargestBatch,
     HasLengths,
     HasReader,
+    HasReference,
     HasValidation,
     Kind,
     Task,
@@ -32,6 +33,7 @@ __all__ = [
     "HasLargestBatch",
     "HasLengths",
     "HasReader",
+    "HasReference",
     "HasValidation",
     "Kind",
     "Task",
@@ -44,7 +46,7 @@ __all__ = [
 
 # Modules of this package, imported when a task is requested: their metrics and data need packages that the models,
 # the training loop and the planner don't.
-FAMILIES = ("superglue", "c4", "instruct", "classify")
+FAMILIES = ("superglue", "c4", "instruct", "dpo", "classify")
 
 
 def _ours() -> list[Any]:

@@ -42,12 +42,14 @@ class Task(Protocol):
         """All metrics on the validation set, on the model's own device; `headline` is one of the keys."""
 
 
-Kind = Literal["classification", "language"]
+WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}  # of an option, by type
+
+Kind = Literal["classification", "language", "preference"]
 
 
 @runtime_checkable
 class HasKind(Protocol):
-    """A task that declares its kind, which decides the default learning rates for random weights."""
+    """A task that declares its kind, which decides the default learning rates."""
 
     kind: Kind
 
@@ -60,7 +62,8 @@ def kind(task: Task) -> Kind:
     """
     if isinstance(task, HasKind):
         if task.kind not in get_args(Kind):
-            raise ValueError(f"task {task.name!r}: its kind must be {' or '.join(get_args(Kind))}, not {task.kind!r}")
+            known = ", ".join(get_args(Kind))
+            raise ValueError(f"task {task.name!r}: its kind must be one of {known}, not {task.kind!r}")
         return task.kind
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
@@ -97,14 +100,28 @@ class HasLengths(Protocol):
 
 
 @runtime_checkable
-class HasReader(Protocol):
-    """A task with streamed data, so that resuming must not read everything again.
+class HasReference(Protocol):
+    """A task whose loss and scores compare the model with what it was before training.
 
-    Its `batch` remains a function of (seed, step); the state only saves reading up to that step.
+    Both methods are called before the first step and the first evaluation, with the model as its method holds it.
+    """
+
+    def remember_training(self, model: nn.Module, batches: int) -> None:
+        """Keep what `model` says of the examples in the first `batches` batches; under autocast as in training."""
+
+    def remember_held_out(self, model: nn.Module) -> None:
+        """Keep what it says of the held-out examples; without autocast, as in evaluation."""
+
+
+@runtime_checkable
+class HasReader(Protocol):
+    """A task with something to keep for resuming: how far streamed data were read, or what a reference said.
+
+    Its `batch` remains a function of (seed, step), and for a task with a reference of that.
     """
 
     def state_dict(self) -> dict[str, Any]:
-        """The position of the reader: plain data, part of a checkpoint."""
+        """Plain data and tensors, part of a checkpoint."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from there."""
@@ -166,10 +183,12 @@ def options(family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
     """
     parameters = inspect.signature(family.create).parameters.values()
     known = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    given = dict(given)
     for name, value in given.items():
         if name not in known:
             raise ValueError(f"{family.NAME} has no option {name!r}. {suggestion(name, known)}")
+        if type(known[name]) is float and type(value) is int:
+            given[name] = value = float(value)
         if type(value) is not type(known[name]):
-            wanted = "true or false" if isinstance(known[name], bool) else "a whole number"
-            raise ValueError(f"{family.NAME}: the option {name} must be {wanted}, not {value!r}")
+            raise ValueError(f"{family.NAME}: the option {name} must be {WANTED[type(known[name])]}, not {value!r}")
     return {**known, **given}

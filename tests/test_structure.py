@@ -31,6 +31,7 @@ BELOW = {
     "tasks.superglue": {"models", "data", "metrics", "base"},
     "tasks.c4": {"models", "data", "metrics", "base"},
     "tasks.instruct": {"models", "data", "metrics", "base"},
+    "tasks.dpo": {"models", "data", "metrics", "base", "instruct"},  # its pairs are conversations
     "tasks.classify": {
         "models",
         "data",

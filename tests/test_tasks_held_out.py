@@ -153,9 +153,9 @@ def test_neither_does_what_is_held_out_of_a_stream_that_has_it_too(monkeypatch, 
     def stream(word: str) -> Any:
         held_out = texts(word, 60)
         rows = {"train": texts("museum", 200) + held_out, "validation": held_out}
-        for split, some in rows.items():
-            write(tmp_path / word / f"{split}.jsonl", [{"text": text} for text in some])
-        files = {split: str(tmp_path / word / f"{split}.jsonl") for split in rows}
+        for side, some in rows.items():
+            write(tmp_path / word / f"{side}.jsonl", [{"text": text} for text in some])
+        files = {side: str(tmp_path / word / f"{side}.jsonl") for side in rows}
         load = functools.partial(datasets.load_dataset, "json", data_files=files, streaming=True)
         monkeypatch.setattr(c4, "open_hub", lambda split: load(split=split))
         monkeypatch.setattr(c4.Hub, "digest", word)  # of the cache

@@ -40,7 +40,10 @@ LEARNING_RATES = {
 }
 # what else suits a variant better than its method's own default
 OF_VARIANTS: dict[str, dict[str, Any]] = {"lora:variant=vera": {"rank": 256}}
-KINDS = ("classification", "language")  # which tasks declare, in the order of these rates
+COLUMNS = {"classification": 1, "language": 2, "preference": 2}  # for random weights, by the kind that tasks declare
+# of fine-tuning's rate, on pretrained weights: trl's defaults are 2e-5 for instructions and 1e-6 for DPO, whose loss
+# is of sums over tokens, not means
+PREFERENCE_SHARE = 1 / 20
 
 
 def hyperparameters(
@@ -51,7 +54,7 @@ def hyperparameters(
     seed: int,
     from_scratch: bool,
     head: tuple[str, ...] = (),
-    kind: str = KINDS[0],
+    kind: str = "classification",
 ) -> dict[str, Any]:
     """Every hyper-parameter of `method`: as given, else what suits the kind of training, else its own default.
 
@@ -70,11 +73,11 @@ def hyperparameters(
     chosen: dict[str, Any] = {"seed": seed, **OF_VARIANTS.get(variant, {})}
     if from_scratch:
         chosen["train_embeddings"] = True
-    column = 1 + KINDS.index(kind) if from_scratch else 0
     rates = LEARNING_RATES.get(variant, LEARNING_RATES.get(base))
     if rates:
-        chosen["lr"] = rates[column]
-    chosen["adamw_lr"] = LEARNING_RATES["adamw"][column]  # for methods with a separate rate for what AdamW trains
+        chosen["lr"] = _rate(rates, kind, from_scratch)
+    # for methods with a separate rate for what AdamW trains
+    chosen["adamw_lr"] = _rate(LEARNING_RATES["adamw"], kind, from_scratch)
     if learning_rate is not None:
         chosen["lr"] = learning_rate
     chosen = {key: value for key, value in {**chosen, **given.get(ALL_METHODS, {})}.items() if key in known}
@@ -83,6 +86,12 @@ def hyperparameters(
     if "always_train" in known:
         values["always_train"] = tuple(dict.fromkeys([*head, *values["always_train"]]))
     return optimizers.in_use(method, values)
+
+
+def _rate(rates: tuple[float, float, float], kind: str, from_scratch: bool) -> float:
+    if from_scratch:
+        return rates[COLUMNS[kind]]
+    return float(f"{rates[0] * PREFERENCE_SHARE:.3g}") if kind == "preference" else rates[0]
 
 
 def trained_from_scratch(method: str, model: nn.Module) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ class RunOptions:
         ("badam", "blockllm"), "Methods, such as badam,blockllm, all, or package.module:Class."
     )
     task: tuple[str, ...] = option(
-        ("superglue",), "superglue (all of it), superglue/rte, c4, instruct, classify, package.module:Task."
+        ("superglue",), "superglue (all of it), superglue/rte, c4, instruct, dpo, classify, package.module:Task."
     )
     seeds: tuple[int, ...] = option((0,), "Such as 0,1,2.", at_least=0, below=2**31)
     steps: int | None = option(None, "Updates of each run.", at_least=1)
@@ -175,6 +175,9 @@ class WorkloadOptions:
     offload_activations: bool = like(TrainingOptions, "offload_activations")
     attention: str | None = option(None, "sdpa or eager; by default the model's own choice.")
     trust_remote_code: bool = like(TrainingOptions, "trust_remote_code")
+    task: Literal["dpo"] | None = option(
+        None, "dpo: with its loss, on pairs of sequences; by default the model's own loss, on single ones."
+    )
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,10 @@ INSTRUCT = {
     ),
 }
 
+DPO = {
+    "demo": Profile({**_TINY_LANGUAGE, "steps": 120, "batch_size": 4, "sequence_length": 80}, _TINY_NOTE),
+}
+
 CLASSIFY = {
     "demo": Profile(
         {**SUPERGLUE["demo"].values, "sequence_length": 128},
@@ -184,7 +188,13 @@ CLASSIFY = {
 DEMO = "demo"
 _OF_DEMO_ALONE = ("sequence_length", "hyperparameters")  # chosen for its tiny model, its texts and its few steps
 
-FAMILIES: dict[str, dict[str, Profile]] = {"superglue": SUPERGLUE, "c4": C4, "classify": CLASSIFY, "instruct": INSTRUCT}
+FAMILIES: dict[str, dict[str, Profile]] = {
+    "superglue": SUPERGLUE,
+    "c4": C4,
+    "instruct": INSTRUCT,
+    "dpo": DPO,
+    "classify": CLASSIFY,
+}
 
 
 def family(tasks: Iterable[str]) -> str:

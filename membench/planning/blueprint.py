@@ -21,7 +21,7 @@ from membench.planning.workload import Batch, Workload, make_batch
 from membench.training.activations import set_up_activations
 from tasks.models.damage import said_in_a_sentence
 from tasks.models.loading import quiet
-from tasks.models.source import CONFIGURATIONS, DTYPES, PREFIX, Source, longest_stated
+from tasks.models.source import CONFIGURATIONS, DTYPES, PREFIX, Source, longest_stated, without_dropout
 
 CONFIG_FILE = "config.json"
 ATTENTION_DROPOUT = ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop")  # the names that models use
@@ -38,6 +38,11 @@ class Blueprint:
         self.workload = workload
         self.source = Source(source_name(self.workload.model), self.workload.trust_remote_code)
         self.depth = self._layers()
+        if workload.task and not self.is_causal:
+            raise ValueError(
+                f"--task {workload.task} trains causal language models: {workload.model!r} is an encoder "
+                f"({self.source.config.model_type})"
+            )
 
     def with_workload(self, **changes: Any) -> Blueprint:
         """The blueprint of a changed workload; if only the batches change, what is known about the model is kept."""
@@ -50,7 +55,7 @@ class Blueprint:
     @property
     def attention_dropout(self) -> float:
         """Share of attention weights dropped in training."""
-        values = self.source.config.to_dict()
+        values = self.config(self.depth).to_dict()
         return max((float(values.get(name) or 0.0) for name in ATTENTION_DROPOUT), default=0.0)
 
     @property
@@ -150,6 +155,8 @@ class Blueprint:
             for name, values in per_layer.items():
                 setattr(config, name, values[:depth])
         config.use_cache = False
+        if self.workload.task == "dpo":
+            config.update(without_dropout(config))
         return config
 
     def _layers(self) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from membench.config.options import WorkloadOptions
 from membench.training.activations import offloading
+from tasks.models.preference import Preference
 
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -21,7 +22,7 @@ class Workload(WorkloadOptions):
 
     Attributes:
         model: a built-in configuration (NAME or config:NAME), a folder or file with a config.json, or a hub id.
-        batch_size: sequences per step.
+        batch_size: sequences per step; for "dpo" pairs of them.
         sequence_length: tokens per sequence.
         dtype: of the weights.
         checkpointing: recompute each layer in the backward pass (not re-entrant).
@@ -30,7 +31,8 @@ class Workload(WorkloadOptions):
         offload_activations: keep them in host memory until the backward pass.
         attention: transformers' name of the implementation: "sdpa", "eager"; None: its choice for the model.
         trust_remote_code: run code that comes with a model on the hub.
-        loss: a key of `LOSSES`.
+        task: "dpo" for its loss and its batches; None for the model's own loss.
+        loss: a key of `LOSSES`, if there is no task.
     """
 
     loss: str = "model"
@@ -51,19 +53,27 @@ def shifted_copy_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 LOSSES: dict[str, Loss] = {"model": model_loss, "shifted-copy": shifted_copy_loss}
+OF_TASKS: dict[str, Loss] = {"dpo": Preference().loss}
 
 
 def loss_function(workload: Workload) -> Loss:
     """The loss of a training step."""
-    loss = LOSSES[workload.loss]
+    loss = OF_TASKS[workload.task] if workload.task else LOSSES[workload.loss]
     return offloading(loss) if workload.offload_activations else loss
 
 
 def make_batch(workload: Workload, classes: int | None, device: str | None = None) -> Batch:
-    """A micro-batch: token ids and a mask (batch, tokens), and labels for tokens or (with classes) for sequences."""
-    tokens = torch.zeros(workload.batch_size, workload.sequence_length, dtype=torch.long, device=device)
+    """A micro-batch: token ids and a mask (batch, tokens), and labels for tokens or (with classes) for sequences.
+
+    For "dpo" that of a preference: twice as many sequences, and the reference's log-probability of each.
+    """
+    sequences = 2 * workload.batch_size if workload.task == "dpo" else workload.batch_size
+    tokens = torch.zeros(sequences, workload.sequence_length, dtype=torch.long, device=device)
     mask = torch.ones_like(tokens)
     if device is not None and workload.sequence_length > 1:
         mask[0, -1] = 0  # transformers drops a mask of all ones, unless it can't see the values
+    if workload.task == "dpo":
+        reference = torch.zeros(sequences, device=device)
+        return {"input_ids": tokens, "attention_mask": mask, "targets": tokens.clone(), "reference": reference}
     labels = tokens.clone() if classes is None else torch.zeros(workload.batch_size, dtype=torch.long, device=device)
     return {"input_ids": tokens, "attention_mask": mask, "labels": labels}

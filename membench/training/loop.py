@@ -2,8 +2,8 @@
 
 import math
 import zlib
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from membench.training.activations import offloading
 from membench.training.clock import Clock
 from membench.training.schedule import scheduler
 from optimizers import MemoryEfficientOptimizer
-from tasks import HasLargestBatch, HasReader
+from tasks import HasLargestBatch, HasReader, HasReference
 
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -157,18 +157,21 @@ def shares(batches: Sequence[Batch]) -> list[float]:
 
 def loss_function(task: Task, training: Training, device: torch.device) -> Loss:
     """The task's loss, under autocast and with activations offloaded if requested."""
-    loss = task.loss if training.autocast is None else _autocast(task.loss, device, training.autocast)
+    loss = task.loss if training.autocast is None else _autocast(task.loss, training, device)
     return offloading(loss) if training.offload_activations else loss
 
 
-def _autocast(task_loss: Loss, device: torch.device, name: str) -> Loss:
-    dtype = getattr(torch, name)
-
+def _autocast(task_loss: Loss, training: Training, device: torch.device) -> Loss:
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        with torch.autocast(device.type, dtype):
+        with _precision(training, device):
             return task_loss(model, batch)
 
     return loss
+
+
+def _precision(training: Training, device: torch.device) -> AbstractContextManager:
+    """A context manager in which training computes."""
+    return torch.autocast(device.type, getattr(torch, training.autocast)) if training.autocast else nullcontext()
 
 
 class Loop:
@@ -209,8 +212,8 @@ class Loop:
         """
         if checkpoint_path is not None:
             self._resume(checkpoint_path)
-        if self.training.evaluate_before and self.progress.step == 0:
-            self.progress.initial_metrics = self.evaluate(self.model)
+        if self.progress.step == 0:
+            self._look_before()
         self.model.train()
         while self.progress.step < self.training.steps:
             report(self.progress.step + 1, self._step())
@@ -218,6 +221,17 @@ class Loop:
                 checkpoint.save(self.state_dict(), checkpoint_path)
         if not all(torch.isfinite(p).all() for p in self.model.parameters()):
             raise Diverged(f"a weight is not finite after the last step ({self.training.steps})")
+
+    def _look_before(self) -> None:
+        """What a task must know of the model before the first step, and its scores if they are asked for."""
+        if isinstance(self.task, HasReference):
+            batches = self.training.steps * self.training.gradient_accumulation_steps
+            with self._evaluating():
+                with _precision(self.training, self.device):
+                    self.task.remember_training(self.model, batches)
+                self.task.remember_held_out(self.model)
+        if self.training.evaluate_before:
+            self.progress.initial_metrics = self.evaluate(self.model)
 
     def _step(self) -> float:
         progress, training = self.progress, self.training
@@ -263,19 +277,25 @@ class Loop:
         return {**entry, "loss": loss, "learning_rate": rate, "metrics": None}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """The task's metrics; the time for this is counted separately.
+        """The task's metrics.
 
         Raises:
             Diverged: a metric isn't finite.
         """
-        clock = Clock(self.device)
-        with clock.phase("forward"):
+        with self._evaluating():
             metrics = self.task.evaluate(model)
-        self.progress.evaluation_seconds += clock.end_step()
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise Diverged(f"{name} is {value} after step {self.progress.step}")
         return metrics
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """The time within this context isn't the training's."""
+        clock = Clock(self.device)
+        with clock.phase("forward"):
+            yield
+        self.progress.evaluation_seconds += clock.end_step()
 
     def state_dict(self) -> dict[str, Any]:
         return {

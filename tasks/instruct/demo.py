@@ -13,12 +13,13 @@ Row = dict[str, str]
 def rows() -> Iterator[Row]:
     """One question on each documented thing; its position in the list decides the kind of question."""
     for number, entry in enumerate(entries()):
-        sentence = _first_sentence(entry.documentation)
+        sentence = first_sentence(entry.documentation)
         if entry.name and 0 < len(sentence) <= LONGEST:
             yield (_arguments, _purpose, _name)[number % 3](entry, sentence)
 
 
-def _first_sentence(text: str) -> str:
+def first_sentence(text: str) -> str:
+    """The first sentence of a documentation, or its first paragraph, on one line."""
     return " ".join(re.split(r"(?<=[.!?])\s|\n\s*\n", text.strip())[0].split())
 
 

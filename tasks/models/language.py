@@ -1,4 +1,4 @@
-"""Causal language models: shared by pretraining and instruction tuning - model, tokenizer, loss and scores."""
+"""Causal language models, for all tasks that train them: model, tokenizer, loss and scores."""
 
 import functools
 import json
@@ -18,7 +18,7 @@ from tasks.data import cache
 from tasks.models.arguments import TaskArguments
 from tasks.models.loading import quiet
 from tasks.models.modes import evaluation
-from tasks.models.source import DTYPES, Source, check_positions, own_generator
+from tasks.models.source import DTYPES, Source, check_positions, own_generator, without_dropout
 from tasks.models.tokenization import byte_level_bpe, choose_tokenizer, with_ids_of
 
 Batch = dict[str, Tensor]
@@ -38,13 +38,16 @@ class LanguageModel:
         given: the model, its tokenizer, the tokens per sequence, the seed and dtype of the weights.
         texts: what to train a tokenizer on, if the model is a built-in one without a tokenizer.
         data_sha256: identifies `texts`.
+        dropout: as its configuration says; False: none.
 
     Raises:
         ValueError: the model isn't causal, the tokenizer is missing or has no end-of-text token, or a sequence is
             longer than the model's positions.
     """
 
-    def __init__(self, given: TaskArguments, *, texts: Callable[[], Iterable[str]], data_sha256: str):
+    def __init__(
+        self, given: TaskArguments, *, texts: Callable[[], Iterable[str]], data_sha256: str, dropout: bool = True
+    ):
         self.source = Source(given.model, given.trust_remote_code)
         self.seed, self.dtype = given.seed, given.dtype
         _check_causal(self.source)
@@ -58,6 +61,7 @@ class LanguageModel:
             raise ValueError(
                 f"the tokenizer of {given.model} has no end-of-text token (eos_token), which separates texts"
             )
+        self._settings = {} if dropout else without_dropout(self.source.config)
         skeleton: Any = self.source.skeleton(KIND)
         self.entries: int = skeleton.get_input_embeddings().num_embeddings
         check_positions(given.model, skeleton, given.sequence_length)
@@ -86,7 +90,8 @@ class LanguageModel:
     def notes(self) -> list[str]:
         """What a reader of the results must know."""
         grown = f"the embedding grew from {self.entries:,} to {len(self.tokenizer):,} entries, to match the tokenizer"
-        return [*([grown] if self.grows else []), *self.source.notes(KIND)]
+        off = f"no dropout ({', '.join(self._settings)})"
+        return [*([grown] if self.grows else []), *([off] if self._settings else []), *self.source.notes(KIND)]
 
     def provenance(self, of_data: Mapping[str, str | None], notes: Sequence[str]) -> dict[str, str | None]:
         """See `tasks.Task.provenance`: that `of_data` and of the model; notes on both."""
@@ -104,10 +109,11 @@ class LanguageModel:
 
     def _build(self) -> nn.Module:
         if not self.grows:
-            return self.source.build(KIND, self.seed, self.dtype)
+            return self.source.build(KIND, self.seed, self.dtype, **self._settings)
         if self.from_scratch:
-            return self.source.build(KIND, self.seed, self.dtype, vocab_size=len(self.tokenizer))
-        model: Any = self.source.build(KIND, self.seed, "float32")
+            settings = {**self._settings, "vocab_size": len(self.tokenizer)}
+            return self.source.build(KIND, self.seed, self.dtype, **settings)
+        model: Any = self.source.build(KIND, self.seed, "float32", **self._settings)
         with own_generator(self.seed), quiet():
             model.resize_token_embeddings(len(self.tokenizer))
         return model.to(DTYPES[self.dtype])

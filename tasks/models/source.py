@@ -237,6 +237,12 @@ def _built_in(name: str) -> Configuration:
     return CONFIGURATIONS[name]
 
 
+def without_dropout(config: transformers.PretrainedConfig) -> dict[str, float]:
+    """What to change in a configuration, so that nothing is dropped in training."""
+    given = config.to_dict().items()
+    return {name: 0.0 for name, value in given if "drop" in name and isinstance(value, float) and value}
+
+
 @contextlib.contextmanager
 def own_generator(seed: int) -> Iterator[None]:
     """Random numbers from `seed` within this context; afterwards the global generator is as before."""
