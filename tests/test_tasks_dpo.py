@@ -13,6 +13,7 @@ import optimizers
 import tasks
 from membench.config.defaults import hyperparameters
 from membench.config.run import Training
+from membench.planning.workload import Workload, make_batch
 from membench.training.loop import Loop, shares
 from tasks.data.rows import Row
 from tasks.data.tally import Tally
@@ -165,6 +166,13 @@ def test_a_batch_has_chosen_answers_first_and_learns_answers_with_their_end(reme
     for ids, mask, targets in zip(*(batch[name] for name in ("input_ids", "attention_mask", "targets")), strict=True):
         last = int(mask.sum()) - 1
         assert targets[last] == ids[last] == end and (ids[targets != -100] == targets[targets != -100]).all()
+
+
+def test_what_is_metered_is_what_is_trained_on_and_what_is_planned(remembered):
+    planned = make_batch(Workload("", batch_size=3, sequence_length=64, task="dpo"), None, "cpu")
+    batches = (remembered.batch(0), remembered.largest_batch(), planned)
+    shapes = [{name: (one.shape, one.dtype) for name, one in batch.items()} for batch in batches]
+    assert shapes[0] == shapes[1] == shapes[2] and not remembered.largest_batch()["attention_mask"].all()
 
 
 def test_micro_batches_have_equal_weight_whatever_their_answers_lengths(remembered):

@@ -119,7 +119,7 @@ class Pairs:
     @property
     def tokens(self) -> Tensor:
         """How many each answer has, in the same order."""
-        return torch.tensor([int(self.answers[place][1].sum()) for place in self.places.T.ravel()])
+        return torch.tensor([int(self.answers[place][1].sum()) for place in self.places.T.ravel().tolist()])
 
     @torch.no_grad()
     def _log_probabilities(self, model: nn.Module, places: np.ndarray) -> Tensor:

@@ -77,16 +77,18 @@ class PreferenceTuning:
             given, texts=lambda: _texts(read.training), data_sha256=f"dpo {read.sha256}", dropout=False
         )
         self.from_scratch, self.tokenizer = self.language.from_scratch, self.language.tokenizer
-        length = given.sequence_length
-        how = {
-            "source": f"{given.data} {read.sha256}",
-            "most_tokens": min(EVALUATION_TOKENS, 2 * self.batch_size * length),  # at most as in a training step
-        }
-        self.train = Pairs(read.training, self.language, length, "training", **how)
-        self.validation = Pairs(read.held_out[:validation_examples], self.language, length, "held-out", **how)
+        self._most_tokens = min(
+            EVALUATION_TOKENS, 2 * given.batch_size * given.sequence_length
+        )  # as in a step, at most
+        source = f"{given.data} {read.sha256}"
+        self.train = self._fit(read.training, given.sequence_length, "training", source)
+        self.validation = self._fit(read.held_out[:validation_examples], given.sequence_length, "held-out", source)
         self.train_size, self.validation_size = len(self.train), len(self.validation)
         self._of_data = {"data": given.data, "data_revision": read.revision, "data_sha256": read.sha256}
         self._notes = [*read.notes, *self.train.notes, *self.validation.notes]
+
+    def _fit(self, some: list[Pair], length: int, side: str, source: str) -> Pairs:
+        return Pairs(some, self.language, length, side, source=source, most_tokens=self._most_tokens)
 
     def lengths(self) -> list[int]:
         """See `tasks.HasLengths`."""

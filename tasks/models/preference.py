@@ -7,14 +7,13 @@ for a prompt x with a chosen answer w and a rejected one l, where ref is the mod
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from torch import Tensor, nn
 
 from tasks.models.loss_chunks import IGNORED
 from tasks.models.token_losses import token_losses
 
-Form = Literal["sigmoid", "ipo"]
+FORMS = ("sigmoid", "ipo")
 Batch = dict[str, Tensor]
 
 
@@ -34,7 +33,7 @@ class Preference:
 
     beta: float = 0.1
     label_smoothing: float = 0.0
-    form: Form = "sigmoid"
+    form: str = "sigmoid"
 
     def __post_init__(self) -> None:
         if not (self.beta > 0 and math.isfinite(self.beta)):
@@ -43,8 +42,8 @@ class Preference:
             raise ValueError(
                 f"dpo: the option label_smoothing must be at least 0, below .5, not {self.label_smoothing}"
             )
-        if self.form not in get_args(Form):
-            raise ValueError(f"dpo: the option loss must be {' or '.join(get_args(Form))}, not {self.form!r}")
+        if self.form not in FORMS:
+            raise ValueError(f"dpo: the option loss must be {' or '.join(FORMS)}, not {self.form!r}")
         if self.label_smoothing and self.form != "sigmoid":
             raise ValueError(f"dpo: label_smoothing has no effect on the loss {self.form}: leave it out")
 

@@ -52,8 +52,8 @@ class _CrossEntropy(torch.autograd.Function):
         found = torch.empty_like(logits)
         rows = zip(*map(_pieces_like(logits), (found, logits, normalizers, indices, grad)), strict=True)
         for into, piece, normalizer, index, share in rows:
-            softmax = piece.float().sub_(normalizer).exp_().mul_(share)
-            into.copy_(softmax.scatter_add_(1, index, -share))
+            softmax = (piece.float() - normalizer).exp_()
+            into.copy_(softmax.mul_(share).scatter_add_(1, index, -share))
         return found, None
 
 
