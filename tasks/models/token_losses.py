@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from tasks.models.loss_chunks import IGNORED, ChunkedForward
 
-PIECE = 1 << 22  # logits that are computed with at once: 16 MiB in fp32
+PIECES = 16  # of the logits are computed with in turn; of a fixed number, so that memory is linear in the batch
 
 
 def token_losses(model: nn.Module, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        normalizers = torch.cat([piece.float().logsumexp(1) for piece in _pieces(logits)])  # (tokens,)
+        normalizers = torch.cat([piece.float().logsumexp(1) for piece in logits.chunk(PIECES)])  # (tokens,)
         ctx.save_for_backward(logits, targets, normalizers)
         chosen = logits.gather(1, targets.clamp(min=0)[:, None])[:, 0]
         return torch.where(targets == IGNORED, 0.0, normalizers - chosen.float())
@@ -50,18 +50,8 @@ class _CrossEntropy(torch.autograd.Function):
         grad = grad.masked_fill(targets == IGNORED, 0.0)[:, None]
         normalizers, indices = normalizers[:, None], targets.clamp(min=0)[:, None]
         found = torch.empty_like(logits)
-        rows = zip(*map(_pieces_like(logits), (found, logits, normalizers, indices, grad)), strict=True)
+        rows = zip(*(whole.chunk(PIECES) for whole in (found, logits, normalizers, indices, grad)), strict=True)
         for into, piece, normalizer, index, share in rows:
             softmax = (piece.float() - normalizer).exp_()
             into.copy_(softmax.mul_(share).scatter_add_(1, index, -share))
         return found, None
-
-
-def _pieces(logits: Tensor) -> tuple[Tensor, ...]:
-    return _pieces_like(logits)(logits)
-
-
-def _pieces_like(logits: Tensor) -> Any:
-    """Splits a tensor by rows, in pieces of a size that suits the logits."""
-    rows = max(1, PIECE // logits.shape[1])
-    return lambda tensor: tensor.split(rows)
