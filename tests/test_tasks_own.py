@@ -144,7 +144,7 @@ def test_the_default_rate_for_random_weights_suits_what_the_task_trains(module, 
 
 
 def test_a_kind_that_there_is_none_of_is_refused(module):
-    with pytest.raises(UserError, match="its kind must be classification or language, not 'poetry'"):
+    with pytest.raises(UserError, match="its kind must be one of classification, language, preference, not 'poetry'"):
         prepare(resolve({"task": "own_task:SaysNonsense", "optimizers": "adamw", "steps": 1, "model": "x"}))
 
 
