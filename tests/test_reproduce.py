@@ -22,6 +22,8 @@ from reports import published
 from reports.record import load_folder
 from reports.table import GIB
 
+PHASE_FIELDS = ("forward_seconds", "backward_seconds", "update_seconds")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def server():
@@ -185,6 +187,27 @@ def test_sizes_are_compared_in_percent_and_times_as_ratios_to_one_row():
     backward = found["BAdam", "8B backward, h"]
     assert (backward["ours"], backward["published"]) == pytest.approx((0.5, 1.74 / 3.20))
     assert ("LoRA, rank 8", "8B backward, h") not in found  # its ratio to itself says nothing
+
+
+def test_tokens_a_second_are_those_of_a_median_step():
+    """256 tokens in 10 + 20 + 20 ms, as a ratio to AdamW's in 10 + 10 + 5; whatever the first steps took."""
+    times = {"AdamW": (0.010, 0.010, 0.005), "8-bit GaLore": (0.010, 0.020, 0.020)}
+    history = [{**make_record()["history"][0], "step": 10, "tokens": 2560}]
+    results = [
+        result(
+            label,
+            make_record(
+                history=history,
+                training__steps=10,
+                time={**make_record()["time"], **dict(zip(PHASE_FIELDS, seconds, strict=True))},
+            ),
+            recipe="galore-table-11",
+        )
+        for label, seconds in times.items()
+    ]
+    rows = comparison.figures(find("galore-table-11", "paper"), results)
+    (speed,) = [row for row in rows if row["column"] == "tokens/s"]
+    assert (speed["ours"], speed["published"]) == pytest.approx((0.5, 1109 / 1257))
 
 
 def test_scores_are_compared_in_points():

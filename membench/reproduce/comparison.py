@@ -9,6 +9,7 @@ from typing import Any
 from membench.memory.allocator import CUDA_CONTEXT_BYTES
 from membench.reproduce.needs import Need
 from membench.reproduce.recipes import Column, Recipe, Target
+from membench.training.clock import PHASES
 from reports import formats, published
 from reports.parts import FIELDS, TEMPORARIES
 from reports.setups import score
@@ -53,14 +54,20 @@ def _seconds(phase: str) -> Figure:
     return Figure(lambda record: record["time"][f"{phase}_seconds"])
 
 
+def _tokens_per_second(record: Record) -> float:
+    """Of a median step: neither the first ones, which load kernels, nor rare ones, which choose a subspace, count."""
+    tokens = record["history"][-1]["tokens"] / record["training"]["steps"]
+    return tokens / sum(record["time"][f"{phase}_seconds"] for phase in PHASES)
+
+
 FIGURES = {
     **{part: _maximum(f"{part}_bytes") for part in ("weights", "gradients", "optimizer_state")},
     "estimated_total_bytes": Figure(_process, lambda row: row["estimated_total_bytes"], is_size=True),
     "sum_of_maxima": Figure(
         lambda record: _sum(record["memory"]["maximum"]), lambda row: _sum(row["maximum"]), is_size=True
     ),
-    **{f"{phase}_seconds": _seconds(phase) for phase in ("forward", "backward", "update")},
-    "tokens_per_second": Figure(lambda record: record["time"]["tokens_per_second"]),
+    **{f"{phase}_seconds": _seconds(phase) for phase in PHASES},
+    "tokens_per_second": Figure(_tokens_per_second),
     "score": Figure(score, points=True),
     "perplexity": Figure(lambda record: record["metrics"]["perplexity"]),
 }
@@ -156,7 +163,7 @@ def render(name: str, recipe: Recipe, results: Sequence[Result], remarks: Sequen
         _table(target, [row for row in rows if (row["table"], row["over"]) == (target.table, target.over)])
         for target in recipe.targets
     ]
-    heading = [table["title"], f"{table['source']}. {table['setup']}."]
+    heading = [table["title"], f"{table['source']}. {table['setup']}.", *_machines(results)]
     notes = [*remarks, *map(_why, filter(_is_missing, results)), *recipe.notes, *table["notes"]]
     return formats.plain([(heading, tables, notes)])
 
@@ -190,6 +197,13 @@ def _change(row: Row) -> str:
     if row["difference"] is None:
         return NOTHING
     return f"{row['difference']:+.1f} points" if row["points"] else f"{row['difference']:+.1%}"
+
+
+def _machines(results: Sequence[Result]) -> list[str]:
+    """Where ours were made, in a line."""
+    names = [one.record["environment"].get("device_name") for one in results if one.record]
+    known = list(dict.fromkeys(name for name in names if name))
+    return [f"Ours: {', '.join(known)}."] if known else []
 
 
 def _is_missing(one: Result) -> bool:
