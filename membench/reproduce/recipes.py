@@ -179,8 +179,8 @@ def _galore_table_11() -> Recipe:
         notes=(
             "The paper gives no dtypes: here weights, gradients and states are bfloat16. Its Adafactor is larger than "
             "that of two factored moments: it may keep a first moment, which ours doesn't.",
-            "Tokens/s depend on the card, which isn't given: only ratios are compared. Ours are of a median step, without "
-            "the subspaces that GaLore chooses every 200 steps, and with 8-bit states in PyTorch's operations.",
+            "Tokens/s depend on the card, which isn't given: only ratios are compared. Ours are of a median step, "
+            "without the subspaces that GaLore chooses every 200 steps, and without fused kernels for 8 bits.",
         ),
     )
 
