@@ -12,7 +12,7 @@ from membench.cli import main
 from membench.config.errors import UserError
 from membench.memory.allocator import CUDA_CONTEXT_BYTES
 from membench.planning.blueprint import Blueprint
-from membench.reproduce import carry_out, comparison, needs, steps
+from membench.reproduce import carry_out, comparison, measured, needs, steps
 from membench.reproduce.cards import CARDS, smallest
 from membench.reproduce.carry_out import Machine
 from membench.reproduce.comparison import FIGURES, Result
@@ -251,11 +251,21 @@ def test_steps_count_the_weights_of_the_model_and_every_token():
     recipe = find("lomo-table-1", "tiny")
     lomo = next(one for one in needs.of(recipe, {"device": "cpu", "threads": 1}) if one.method == "lomo")
     (run,) = steps.prepare([lomo.settings], lambda kind, value: None)
-    measured = steps.measure(run, None, 0, None, lambda kind, value: None)
+    seen = steps.measure(run, None, 0, None, lambda kind, value: None)
     weights = sum(p.numel() for p in Blueprint(steps.workload_of(lomo.settings)).skeleton.parameters())
-    assert measured["parameters"] == measured["trainable_parameters"] == weights
-    assert measured["history"][-1]["tokens"] == 2 * (2 * 16 - 1)  # a mask of ones alone would be dropped
-    assert measured["memory"]["maximum"]["optimizer_state_bytes"] == 0  # LOMO keeps nothing
+    assert seen["parameters"] == seen["trainable_parameters"] == weights
+    assert seen["history"][-1]["tokens"] == 2 * (2 * 16 - 1)  # a mask of ones alone would be dropped
+    assert seen["memory"]["maximum"]["optimizer_state_bytes"] == 0  # LOMO keeps nothing
+
+
+def test_the_time_of_all_runs_is_estimated_from_a_few_steps_of_each_model(tmp_path):
+    recipe = find("badam-table-11", "tiny")
+    wanted = needs.of(recipe, {"device": "cpu", "threads": 1, "quiet": True, "out": str(tmp_path)})
+    said = measured.time_said(recipe, [replace(need, settings=replace(need.settings, steps=10**6)) for need in wanted])
+    (record,) = load_folder(tmp_path / "steps")
+    seconds = sum(record["time"][name] for name in PHASE_FIELDS)
+    assert record["training"]["steps"] == 8 and record["method"] == "adamw"
+    assert f"about {needs.duration(3 * 10**6 * seconds / 3600)} of training steps for all of it" in said
 
 
 def test_the_command_and_the_list_name_every_table(capsys):

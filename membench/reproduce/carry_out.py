@@ -12,14 +12,17 @@ import torch
 from membench.config.declare import shared
 from membench.config.errors import UserError
 from membench.config.options import ExecutionOptions, ReproduceOptions
+from membench.config.run import Run
+from membench.config.settings import Settings
 from membench.reproduce import comparison, needs, steps
 from membench.reproduce.comparison import Record, Result
 from membench.reproduce.measured import time_said
 from membench.reproduce.needs import Need
 from membench.reproduce.recipes import Recipe, find
 from membench.runs import processes
-from membench.runs.compare import INTERRUPTED, apart, make_records
+from membench.runs.compare import INTERRUPTED, apart, make_missing, prepare_apart
 from membench.runs.prepare import find_device
+from membench.runs.run_folder import Folder
 from membench.runs.worker import Send
 from reports import formats
 from reports.table import gib
@@ -48,8 +51,9 @@ def reproduce(name: str, options: ReproduceOptions) -> int:
     folder = Path(options.out) / (name if options.scale == "paper" else f"{name}-{options.scale}")
     wanted = needs.of(recipe, {**shared(ExecutionOptions, options), "out": str(folder)})
     if options.scale == "paper":
+        print(f"Reproducing {name}: planning {len(wanted)} runs", flush=True)
         wanted = needs.planned(recipe, wanted)
-        print(formats.plain([([f"Reproducing {name}."], [needs.table(recipe, wanted)], [])]), flush=True)
+        print(formats.plain([([], [needs.table(recipe, wanted)], [])]), flush=True)
     else:
         print(f"{len(wanted)} runs of a few steps of a tiny model: any CPU, about a minute, no downloads.", flush=True)
     if machine is None:
@@ -110,16 +114,23 @@ def _fits(need: Need, machine: Machine) -> bool:
 
 
 def _learn(recipe: Recipe, wanted: Sequence[Need], machine: Machine) -> list[Record]:
-    """The records of comparisons, one for each part."""
+    """The records of comparisons, one for each part; all are prepared first, which downloads what they need."""
     if machine.total_bytes is not None:
         print(f"\n{time_said(recipe, wanted)}", flush=True)
+    parts = [list(group) for _, group in groupby(wanted, key=lambda need: need.part.name)]
+    settings = [replace(part[0].settings, optimizers=tuple(need.method for need in part)) for part in parts]
+    prepared = [_prepared(recipe, one) for one in settings]
+    folder = Folder(Path(settings[0].out))
     records: list[Record] = []
-    for _, group in groupby(wanted, key=lambda need: need.part.name):
-        needed = list(group)
-        settings = replace(needed[0].settings, optimizers=tuple(need.method for need in needed))
-        try:
-            made = {record["method"]: record for record in make_records(settings)}
-        except UserError as error:
-            raise UserError(f"{error} ({_WAYS}, without downloads)") from error
-        records += [made[need.method] for need in needed]
+    with folder.locked():
+        for part, one, runs in zip(parts, settings, prepared, strict=True):
+            made = {record["method"]: record for record in make_missing(one, runs, folder)}
+            records += [made[need.method] for need in part]
     return records
+
+
+def _prepared(recipe: Recipe, settings: Settings) -> list[Run]:
+    try:
+        return prepare_apart(settings)
+    except UserError as error:
+        raise UserError(f"{error} ({_WAYS}, without downloads)" if recipe.downloads else str(error)) from error

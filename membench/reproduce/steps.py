@@ -66,7 +66,7 @@ class RandomTokens:
 
 def workload_of(settings: TrainingOptions, sequences: int = 1) -> Workload:
     """A training step on a micro-batch, for the planner; `sequences` of an example."""
-    known = declared(WorkloadOptions).keys() & declared(settings).keys()
+    known = declared(WorkloadOptions).keys() & declared(TrainingOptions).keys()
     size = settings.batch_size // settings.gradient_accumulation_steps
     return Workload(**{**{name: getattr(settings, name) for name in known}, "batch_size": size * sequences})
 
