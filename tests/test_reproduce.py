@@ -256,6 +256,9 @@ def test_steps_count_the_weights_of_the_model_and_every_token():
     assert seen["parameters"] == seen["trainable_parameters"] == weights
     assert seen["history"][-1]["tokens"] == 2 * (2 * 16 - 1)  # a mask of ones alone would be dropped
     assert seen["memory"]["maximum"]["optimizer_state_bytes"] == 0  # LOMO keeps nothing
+    (planned,) = needs.planned(recipe, [lomo])
+    assert planned.plan["maximum"] == seen["memory"]["maximum"]  # the meter's, on tensors without values
+    assert planned.plan["peak_allocated_bytes"] == seen["memory"]["peak_allocated_bytes"]
 
 
 def test_the_time_of_all_runs_is_estimated_from_a_few_steps_of_each_model(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -124,12 +125,17 @@ def _row(made: Any) -> Row:
 
 def _flops(need: Need, workload: Workload) -> float:
     """Six a weight and token, two more where layers are recomputed (Kaplan et al., 2020, arXiv 2001.08361)."""
-    model: Any = Blueprint(workload).skeleton
-    table: nn.Embedding = model.get_input_embeddings()
-    looked_up = 0 if model.config.tie_word_embeddings else table.weight.numel()  # rather than multiplied
-    weights = sum(p.numel() for p in model.parameters()) - looked_up
     tokens = need.steps * need.settings.batch_size * need.part.choices * workload.sequence_length
-    return (8 if workload.checkpointing else 6) * weights * tokens
+    return (8 if workload.checkpointing else 6) * _multiplied(workload.model) * tokens
+
+
+@lru_cache
+def _multiplied(name: str) -> int:
+    """How many weights a model multiplies by: not those that it only looks up."""
+    model: Any = Blueprint(Workload(name)).skeleton
+    table: nn.Embedding = model.get_input_embeddings()
+    looked_up = 0 if model.config.tie_word_embeddings else table.weight.numel()
+    return sum(p.numel() for p in model.parameters()) - looked_up
 
 
 def table(recipe: Recipe, needs: Sequence[Need]) -> Table:
