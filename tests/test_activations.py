@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from commands import DATA
 from meter_models import build, gpt2, llama, text_batch, text_loss
 from plan_models import blueprint
 
@@ -29,7 +30,7 @@ def planned_and_metered(b, method):
 
 @pytest.mark.parametrize(("method", "dtype"), [("lora", "float32"), ("adamw", "bfloat16"), ("lomo", "float32")])
 def test_a_loss_in_pieces_takes_the_bytes_that_are_planned(method, dtype, tmp_path):
-    b = blueprint(tmp_path, "llama", 3, dtype=dtype, checkpointing=True, loss_chunks=8)
+    b = blueprint(tmp_path, "llama", 2, dtype=dtype, checkpointing=True, loss_chunks=8)
     planned, metered = planned_and_metered(b, method)
     assert planned == metered
 
@@ -38,7 +39,7 @@ def test_of_a_large_vocabulary_most_of_the_logits_are_saved(tmp_path):
     given = {"batch_size": 2, "sequence_length": 64, "checkpointing": True}
     peaks = {}
     for chunks in (1, 8):
-        b = blueprint(tmp_path, "large-vocabulary", 3, **given, loss_chunks=chunks)
+        b = blueprint(tmp_path, "large-vocabulary", 2, **given, loss_chunks=chunks)
         planned, metered = planned_and_metered(b, "badam")
         assert planned == metered
         peaks[chunks] = metered[0][0]
@@ -73,7 +74,7 @@ def test_offloaded_activations_are_not_on_the_device(tmp_path):
     growth = {}
     for offload in (False, True):
         maxima = []
-        for depth in (4, 5):
+        for depth in (2, 3):
             b = blueprint(tmp_path, "llama", depth, **given, offload_activations=offload)
             one = profile(simulate(b, "adamw", method_values(b, "adamw", {}), depth), complete=True)
             maxima.append(one.maximum(part))
@@ -150,7 +151,7 @@ def test_every_second_layer_is_checkpointed_from_the_first_on():
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_runs(options, words, tmp_path):
-    given = {"task": "superglue/cb", "optimizers": "adamw", "device": "cpu", "out": str(tmp_path)}
+    given = {"task": "superglue/cb", "data": DATA, "optimizers": "adamw", "device": "cpu", "out": str(tmp_path)}
     with pytest.raises(UserError, match=words):
         compare(resolve({**given, **options}))
 

@@ -53,7 +53,7 @@ CASES = [*PAIRS, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW)
 
 @pytest.mark.parametrize(("name", "method"), CASES)
 def test_n1_the_largest_batch_fits_and_one_more_does_not(name, method, tmp_path):
-    b = blueprint(tmp_path, name, 3, checkpointing=True)
+    b = blueprint(tmp_path, name, 2, checkpointing=True)
     values = method_values(b, method, {})
     batch = largest_batch(plan_method(b, method, values), b, values, 2**30)
     here, beyond = (plan_method(b.with_workload(batch_size=n), method, values) for n in (batch, batch + 1))
@@ -87,10 +87,10 @@ def peak(b: Blueprint, method: str, values: dict, chosen: list[int]) -> int:
 
 @pytest.mark.parametrize("name", [pytest.param("gpt2", marks=pytest.mark.slow), "llama"])
 def test_n3_no_draw_of_lisa_needs_more_than_is_planned(name, tmp_path):
-    b = blueprint(tmp_path, name, 4, checkpointing=True)
+    b = blueprint(tmp_path, name, 3, checkpointing=True)
     values = method_values(b, "lisa", {})
     planned = plan_method(b, "lisa", values).row["peak_allocated_bytes"]
-    assert planned == max(peak(b, "lisa", values, [*pair]) for pair in itertools.combinations(range(4), 2))
+    assert planned == max(peak(b, "lisa", values, [*pair]) for pair in itertools.combinations(range(3), 2))
 
 
 @pytest.mark.slow

@@ -63,6 +63,8 @@ OF_METHODS = {
     *("describes_itself", "is_an_optimizer_of_the_models_parameters", "the_loss_falls", "runs_on_fake_tensors"),
     *("never_changes_its_groups", "leaves_global_randomness_alone", "follows_a_scheduler", "refuses_bad_values"),
     *("refuses_what_is_no_model_and_a_model_in_training", "says_what_the_finished_model_will_be"),
+    *("rounds_at_random_with_the_right_mean", "takes_its_own_state_back_at_the_start"),
+    *("frees_the_model_when_nobody_needs_it", "refuses_accumulation_in_backward", "refuses_the_state_of_another"),
 }
 PAIRS = [
     pytest.param(

@@ -47,7 +47,7 @@ def test_where_what_fits_has_gaps_the_search_still_ends_before_one_that_doesnt(s
 
 @pytest.mark.parametrize(
     ("name", "method"),
-    [("roberta", "lora"), *(pytest.param("llama", method, marks=pytest.mark.slow) for method in ("badam", "blockllm"))],
+    [("roberta", "sgd"), *(pytest.param("llama", method, marks=pytest.mark.slow) for method in ("badam", "blockllm"))],
 )
 def test_the_peak_lies_on_the_line_of_the_batch_to_the_byte(name, method, tmp_path):
     b = blueprint(tmp_path, name, DEPTH, checkpointing=name == "llama")

@@ -16,7 +16,7 @@ from membench.planning.method import plan_method
 from membench.planning.planner import method_values
 from membench.planning.simulate import simulate
 
-DEPTH = 7
+DEPTH = 6
 UNALIKE = {"hft", "blockllm"}  # a draw of parts, or a budget in weights: no two depths choose alike
 WHOLE = [name for name in optimizers.available() if name not in UNALIKE]
 
@@ -114,11 +114,11 @@ def test_the_short_way_through_the_cache_changes_nothing(tmp_path, monkeypatch):
 
     from membench.planning import simulate as module
 
-    b = blueprint(tmp_path, "llama", 3, checkpointing=True, dtype="bfloat16")
+    b = blueprint(tmp_path, "llama", 2, checkpointing=True, dtype="bfloat16")
     for method in ("galore", "lora"):
         values = method_values(b, method, {})
-        quick = simulate(b, method, values, 3).trace
+        quick = simulate(b, method, values, 2).trace
         with monkeypatch.context() as patch:
             patch.setattr(module, "QuickFakeTensorMode", FakeTensorMode)
-            plain = simulate(b, method, values, 3).trace
+            plain = simulate(b, method, values, 2).trace
         assert dataclasses.asdict(quick) == dataclasses.asdict(plain)

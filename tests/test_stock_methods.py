@@ -2,8 +2,10 @@
 
 import json
 
+import plan_models
 import pytest
 import torch
+from commands import DATA
 
 import membench
 import optimizers
@@ -79,6 +81,7 @@ def test_configurations_of_a_method_are_rows_of_their_own(tmp_path):
     runs = membench.compare(
         rows,
         task="superglue/cb",
+        data=DATA,
         out=tmp_path,
         reference=False,
         hyperparameters={"badam": {"weight_decay": 0.5}},
@@ -97,11 +100,11 @@ def test_configurations_of_a_method_are_rows_of_their_own(tmp_path):
     assert all(json.loads((tmp_path / f"{run['run_id']}.json").read_text()) == run for run in runs)
 
 
-def test_stock_optimizers_and_configurations_are_planned():
+def test_stock_optimizers_and_configurations_are_planned(tmp_path):
     rows = ["torch.optim:RMSprop", "lora:rank=2", "lora:rank=4"]
-    plan = membench.plan("llama-60m", rows, sequence_length=8)
+    plan = membench.plan(plan_models.folder(tmp_path, "llama", 2), rows, sequence_length=8)
     assert list(plan.rows) == rows and not plan.refused
     small, large = (plan.rows[row].maximum["optimizer_state_bytes"] for row in rows[1:])
-    steps = 4 * 7 * 8 * 2  # bytes of a count a factor: two factors of seven matrices in each of eight layers
+    steps = 4 * 7 * 2 * 2  # bytes of a count a factor: two factors of seven matrices in each of two layers
     assert large - steps == 2 * (small - steps)
     assert plan.rows["lora:rank=2"].formula == "2M + 36rM/m"

@@ -88,6 +88,7 @@ def test_words_alone_beat_guessing_and_leave_something_to_learn(name):
     assert guess + 0.12 < accuracy < 0.95, (guess, accuracy)
 
 
+@pytest.mark.slow
 def test_a_tiny_encoder_learns_one_with_adamw_and_is_not_perfect():
     steps, guess = 120, 0.5
     task = tasks.create("superglue/wic", model="config:roberta-tiny", batch_size=16, sequence_length=SEQUENCE_LENGTH)
