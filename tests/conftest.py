@@ -15,6 +15,26 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
 
 
+# Those that take longest begin first, so that no process works alone at the end.
+LONGEST = ("contract", "api", "resume", "cli", "runner", "study", "workflow", "docs", "gpu_bench", "architectures")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests share a process, and with it what its fixtures have made, unless something else is asked for."""
+    if config.option.dist != "load":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def quick_collections():
     """What was imported needn't be looked through each time that the code under test collects garbage."""

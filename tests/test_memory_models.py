@@ -40,8 +40,16 @@ def metered(make: Any, method: str = "adamw", *, fake: bool = False, **given: An
         return meter_cycle(model, optimizer, text_loss, lambda step: [dict(data[step % 2])])
 
 
-@pytest.mark.parametrize("checkpointing", [None, False, True], ids=["plain", "checkpointing", "re-entrant"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+SLOW = {"bf16checkpointing", "bf16re-entrant"}  # what is kept is the same in any dtype
+LEVELS = {"plain": None, "checkpointing": False, "re-entrant": True}
+KINDS = [
+    pytest.param(dtype, LEVELS[level], id=f"{name}-{level}", marks=pytest.mark.slow if name + level in SLOW else ())
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+    for level in LEVELS
+]
+
+
+@pytest.mark.parametrize(("dtype", "checkpointing"), KINDS)
 @pytest.mark.parametrize("make", MODELS)
 def test_fake_tensors_take_the_bytes_of_real_ones(make, dtype, checkpointing):
     given = {"dtype": dtype, "checkpointing": checkpointing}

@@ -43,8 +43,14 @@ def trained(b: Blueprint, method: str, values: dict[str, Any]) -> int:
 
 
 # of a short text the update makes the peak, of a longer one the backward pass
-@pytest.mark.parametrize("tokens", [2, 24])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "tokens"),
+    [
+        pytest.param(method, tokens, marks=pytest.mark.slow if method in ABOUT and tokens == 2 else ())
+        for method in METHODS
+        for tokens in (2, 24)
+    ],
+)
 def test_the_peak_of_a_training_with_its_renewals_is_what_was_planned_and_what_is_metered(method, tokens, tmp_path):
     b = blueprint(tmp_path, "llama", DEPTH, batch_size=1, sequence_length=tokens)
     often = {key: value for key, value in OFTEN.items() if key in optimizers.resolve(method)}

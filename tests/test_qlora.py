@@ -153,7 +153,7 @@ def test_a_layer_of_llama3_8b_takes_the_papers_bytes_a_weight(double, a_weight):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_it_keeps_no_more_activations_than_lora(checkpointing, tmp_path):
-    b = blueprint(tmp_path, "llama", 4, dtype="bfloat16", checkpointing=checkpointing)
+    b = blueprint(tmp_path, "llama", 2, dtype="bfloat16", checkpointing=checkpointing)
     same = {"rank": 8, "alpha": 16.0, "dropout": 0.0}
     lora, qlora = (
         profile(simulate(b, method, {**method_values(b, method, {}), **same}, b.depth), complete=True)

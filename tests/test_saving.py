@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from commands import DATA
 
 import optimizers
 import tasks
@@ -18,7 +19,7 @@ from membench.training.execute import save
 from reports import record
 
 TINY = {"steps": 6, "batch_size": 4, "sequence_length": 24, "threads": 1, "quiet": True, "task": "superglue/cb"}
-TINY |= {"optimizers": "lora", "reference": False}
+TINY |= {"optimizers": "lora", "reference": False, "data": DATA}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,7 +39,7 @@ def saved(tmp_path_factory):
 
 
 def cb():
-    return tasks.create("superglue/cb", model="config:roberta-tiny", batch_size=4, sequence_length=24)
+    return tasks.create("superglue/cb", model="config:roberta-tiny", data=DATA, batch_size=4, sequence_length=24)
 
 
 def load(folder: Path):
