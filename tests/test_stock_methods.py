@@ -93,7 +93,7 @@ def test_configurations_of_a_method_are_rows_of_their_own(tmp_path):
     )
     assert [run["method"] for run in runs] == rows and {run["status"] for run in runs} == {"ok"}
     values = [run["hyperparameters"] for run in runs]
-    assert [v.get("switch_every") for v in values] == [10, 1, None]  # the demo's, and the row's own
+    assert [v.get("switch_every") for v in values] == [100, 1, None]  # the method's, and the row's own
     assert values[0]["weight_decay"] == values[1]["weight_decay"] == 0.5
     assert values[2]["momentum"] == 0.9 and values[2]["lr"] == 1e-3
     assert len({run["run_id"] for run in runs}) == 3
