@@ -159,12 +159,13 @@ SCHEMA: tuple[Field, ...] = (
 
 
 TRAINING = tuple(field for field in SCHEMA if field.path.startswith("training."))  # what runs of a comparison share
+_MEANT = {field.name: field.missing for field in TRAINING}
 
 
 def training(record: dict[str, Any]) -> dict[str, Any]:
     """A record's training, with what is meant by each field that it lacks, and what else it has."""
     given = record["training"]
-    known = {field.name: field.missing for field in TRAINING if given.get(field.name) is None}
+    known = {name: missing for name, missing in _MEANT.items() if given.get(name) is None}
     return {**given, **known}
 
 
