@@ -202,6 +202,11 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
     # ---- what it gets for free
 
     @property
+    def weights(self) -> list[nn.Parameter]:
+        """The parameters that the model had when the method was built, whether it trains them or not."""
+        return list(self._requires_grad)
+
+    @property
     def chooses(self) -> bool:
         """Does the method choose again, after some steps, what it trains?"""
         return type(self).after_step is not MemoryEfficientOptimizer.after_step

@@ -91,6 +91,7 @@ SCHEMA: tuple[Field, ...] = (
         "training.final_fraction", (float,), OPTIONAL, "of the learning rate, at the schedule's end", 0, 1, missing=0.0
     ),
     Field("training.evaluate_before", (bool,), OPTIONAL, "also before the first step", missing=False, apart=False),
+    Field("training.track", (str,), OPTIONAL, "what else the history has: gradient_norm", apart=False),
     Field("training.options", (dict,), OPTIONAL, "of the task: those that were given", missing={}),
     Field("parameters", (int,), UNLESS_OK, "of the model as built, adapters left out"),
     Field("trainable_parameters", (int,), UNLESS_OK, "what the method may ever train"),
@@ -122,6 +123,7 @@ SCHEMA: tuple[Field, ...] = (
     Field("history[].seconds", (float,), NEVER, "of training alone, since the start"),
     Field("history[].loss", (float,), UNLESS_OK, "mean of the step; null where it wasn't finite", -ANY, ANY),
     Field("history[].learning_rate", (float,), NEVER, "of the first group", most=ANY),
+    Field("history[].gradient_norm", (float,), OPTIONAL, "of all weights, where it was tracked", most=ANY),
     Field("history[].metrics", (dict,), OPTIONAL, "only where it was evaluated"),
     Field("memory", (dict,), UNLESS_OK, "of training, never of evaluation"),
     Field("memory.peak_allocated_bytes", (int,), UNLESS_OK, "bytes, raw: not rounded as an allocator would", 1),

@@ -124,6 +124,9 @@ class TrainingOptions:
     evaluate_every: int | None = option(
         None, "Steps between evaluations; by default only at the end.", at_least=1, identifies="always"
     )
+    track: Literal["gradient_norm"] | None = option(
+        None, "gradient_norm: of all weights, on fixed examples, put into the history."
+    )
     evaluate_before: bool = option(
         False, "Also evaluate before the first step.", flags=("--evaluate-before/--no-evaluate-before",)
     )

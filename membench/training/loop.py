@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from membench.config.run import Training
-from membench.training import checkpoint
+from membench.training import checkpoint, tracking
 from membench.training.activations import offloading
 from membench.training.clock import Clock
 from membench.training.schedule import scheduler
@@ -197,6 +197,11 @@ class Loop:
         self.clock = Clock(device)
         self.progress = Progress()
         self._loss_fn = loss_function(task, training, device)
+        self._gradient_norm = self._tracked() if training.track == tracking.GRADIENT_NORM else None
+
+    def _tracked(self) -> tracking.GradientNorm:
+        batches = tracking.first_batches(self.task, self.training, self.device)
+        return tracking.GradientNorm(self.model, self.optimizer, self._loss_fn, batches, shares(batches))
 
     def run(
         self,
@@ -261,12 +266,16 @@ class Loop:
         evaluate_every = self.training.evaluate_every
         evaluates = evaluate_every is not None and progress.step % evaluate_every == 0
         every = max(1, self.training.steps // _HISTORY_ENTRIES)
-        if progress.step % every == 0 or progress.step == self.training.steps or evaluates or not finite:
+        last = progress.step == self.training.steps
+        tracks = self._gradient_norm is not None and (last or progress.step % tracking.interval(self.training) == 0)
+        if progress.step % every == 0 or last or evaluates or tracks or not finite:
             mean = sum(progress.losses) / len(progress.losses)
             progress.history.append(self._entry(mean if finite else None, rate))
             progress.losses.clear()
         if not finite:
             raise Diverged(f"the loss is {loss} at step {progress.step}")
+        if tracks and self._gradient_norm is not None:
+            progress.history[-1]["gradient_norm"] = self._gradient_norm()
         if evaluates and progress.step < self.training.steps:
             progress.history[-1]["metrics"] = self.evaluate(self.model)
             self.model.train()

@@ -1,0 +1,105 @@
+"""What `--track` puts into a run's history: measured between two steps, without changing the training's bits."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from membench.config.run import Training
+from optimizers import MemoryEfficientOptimizer
+from tasks import HasReader
+
+Batch = dict[str, Tensor]
+
+GRADIENT_NORM = "gradient_norm"
+EXAMPLES = 128  # of the training data, on which the gradient is taken: the same for every method and batch size
+POINTS = 100  # at most about so many in a run
+
+
+class GradientNorm:
+    """The 2-norm of the gradient of the mean loss on the first `EXAMPLES` examples, with respect to all weights.
+
+    All weights: those of the model as it was built, whether the method trains them now or not; adapters are left out,
+    and the gradient is taken where they have moved the weights to. Without dropout.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: MemoryEfficientOptimizer,
+        loss_fn: Callable[[nn.Module, Batch], Tensor],
+        batches: Sequence[Batch],
+        shares: Sequence[float],
+    ):
+        """Raises ValueError if the method has replaced weights of the model (by quantised ones)."""
+        here = set(model.parameters())
+        self.weights = [p for p in optimizer.weights if p.is_floating_point()]
+        if any(p not in here for p in self.weights):
+            raise ValueError(
+                f"{type(optimizer).__name__} keeps weights quantised, and these have no gradient: leave out "
+                f"--track {GRADIENT_NORM}"
+            )
+        self.model, self._loss_fn, self._batches, self._shares = model, loss_fn, batches, shares
+
+    def __call__(self) -> float:
+        """The norm now, in the units of the loss."""
+        total: list[Tensor | None] = [None] * len(self.weights)
+        with _evaluating(self.model), _requiring_gradients(self.weights), torch.enable_grad(), _same_random(self.model):
+            for batch, share in zip(self._batches, self._shares, strict=True):
+                loss = self._loss_fn(self.model, batch)
+                # unlike backward(), this calls no hook of a method that updates inside the backward pass
+                found = torch.autograd.grad(loss, self.weights, allow_unused=True)
+                total = [_add(one, gradient, share) for one, gradient in zip(total, found, strict=True)]
+        norms = [torch.linalg.vector_norm(one) for one in total if one is not None]
+        return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+
+
+def interval(training: Training) -> int:
+    """Steps between two points."""
+    return max(1, training.steps // POINTS)
+
+
+def first_batches(task: Any, training: Training, device: torch.device) -> list[Batch]:
+    """The task's first micro-batches, `EXAMPLES` examples or one batch; a stream is put back to where it was."""
+    position = task.state_dict() if isinstance(task, HasReader) else None
+    batches = [task.batch(step) for step in range(max(1, EXAMPLES // training.micro_batch_size))]
+    if position is not None:
+        task.load_state_dict(position)
+    return [{key: value.to(device) for key, value in batch.items()} for batch in batches]
+
+
+def _add(total: Tensor | None, gradient: Tensor | None, share: float) -> Tensor | None:
+    """The sum so far, in fp32."""
+    if gradient is None:
+        return total
+    return gradient.float() * share if total is None else total.add_(gradient, alpha=share)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _requiring_gradients(weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    before = [p.requires_grad for p in weights]
+    try:
+        for p in weights:
+            p.requires_grad_(True)
+        yield
+    finally:
+        for p, required in zip(weights, before, strict=True):
+            p.requires_grad_(required)
+
+
+def _same_random(model: nn.Module) -> Any:
+    device = next(model.parameters()).device
+    return torch.random.fork_rng([device.index or 0] if device.type == "cuda" else [])
