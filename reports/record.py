@@ -27,6 +27,11 @@ def how_it_ended(run: Record) -> str:
     return "refused" if (run["error"] or "").startswith(REFUSAL) else run["status"]
 
 
+def had_device_alone(run: Record) -> bool:
+    """Whether its times tell something: no other run of the comparison was made beside it."""
+    return (run["environment"].get("jobs") or 1) == 1
+
+
 def check(record: Record, where: str) -> None:
     """Raise a ValueError of one sentence, starting with `where`, if `record` isn't what the schema says."""
     try:

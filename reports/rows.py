@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import Any
 
 from reports.parts import PARTS
-from reports.record import Record, how_it_ended
+from reports.record import Record, had_device_alone, how_it_ended
 from reports.schema import STATUSES
 from reports.setups import Key, Setup, machine, peak_bytes, score
 from reports.statistics import paired_ratio, summarise, tied_with_best
@@ -52,7 +52,7 @@ def _even(rows: list[Row]) -> list[Row]:
 
 
 def _throughput_row(setup: Setup, label: str) -> Row:
-    runs = setup.finished(label)
+    runs = _alone(setup.finished(label))
     row = {"method": label, **counts(setup, label)}
     if not runs:
         return row
@@ -60,13 +60,17 @@ def _throughput_row(setup: Setup, label: str) -> Row:
     seconds = sum(time["train_seconds"] for time in times)
     tokens = sum(time["tokens_per_second"] * time["train_seconds"] for time in times)
     phases = ("forward_seconds", "backward_seconds", "update_seconds")
-    reference = setup.finished(setup.reference) if setup.reference else {}
+    reference = _alone(setup.finished(setup.reference)) if setup.reference else {}
     return {
         **row,
         "tokens_per_second": tokens / seconds if seconds else None,
         "tokens_per_second_ratio": paired_ratio(rates(runs), rates(reference)),
         **{phase: statistics.fmean(time[phase] for time in times) for phase in phases},
     }
+
+
+def _alone(runs: dict[Key, Record]) -> dict[Key, Record]:
+    return {key: run for key, run in runs.items() if had_device_alone(run)}
 
 
 def rates(runs: dict[Key, Record]) -> dict[tuple[Key, str | None], float]:

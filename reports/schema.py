@@ -156,6 +156,9 @@ SCHEMA: tuple[Field, ...] = (
     Field("environment.device", (str,), OPTIONAL, "cpu | cuda"),
     Field("environment.device_name", (str,), OPTIONAL, "of the processor or the card"),
     Field("environment.threads", (int,), OPTIONAL, "of the CPU"),
+    Field(
+        "environment.jobs", (int,), OPTIONAL, "runs at a time on the device: above 1, times tell nothing", 1, missing=1
+    ),
     Field("environment.created", (str,), OPTIONAL, "ISO 8601, UTC"),
 )
 

@@ -17,6 +17,7 @@ _PEAK = "peak: of the run that needs most; / {0}: against {0} on the same task a
 _PARTS = "parts: what there is at the moment of the peak; they add up to it."
 _SPEED = "tokens/s: all tokens over all training time; / {0}: geometric mean over pairs of task and seed."
 _STEP = "ms: the median of a run's steps, averaged over runs."
+_SHARED = "Speeds of runs that shared a device with others (--jobs) are left out: they tell nothing."
 _FEWER = "ok runs: where some are missing, only the ratios compare, not tokens/s and ms."
 
 
@@ -126,6 +127,7 @@ def throughput(setup: Setup, *, compact: bool) -> Table:
     ]
     notes = [_SPEED.format(setup.reference), _STEP] if setup.reference else [_STEP]
     notes += [_FEWER] if any(_share(row) != NOTHING for row in rows) else []
+    notes += [_SHARED] if any(row["runs_ok"] and row.get("tokens_per_second") is None for row in rows) else []
     return lay_out("Throughput", rows, columns, {"method"}, notes)
 
 

@@ -243,11 +243,15 @@ def test_a_terminal_sees_the_loss_and_the_time_left_of_run_and_comparison(capsys
     screen = io.StringIO()
     with progress.Bars(Console(file=screen, force_terminal=True, width=150), runs, 3) as bars:
         bars.begin(runs[0])
-        bars.step(1, 0.9)
-        bars.step(21, 0.5)
-        bars.stage("evaluating")
-        bars.end({"task": "t", "method": "m", "seed": 0, "status": "failed", "error": "why"}, 12.0)
+        bars.step(runs[0], 1, 0.9)
+        bars.begin(runs[1])
+        bars.step(runs[0], 21, 0.5)
+        bars.step(runs[1], 7, 0.4)
+        bars.stage(runs[0], "evaluating")
+        bars._progress.refresh()
+        bars.end(runs[0], {"task": "t", "method": "m", "seed": 0, "status": "failed", "error": "why"}, 12.0)
     assert "t m seed 0" in screen.getvalue() and "evaluating" in screen.getvalue()
+    assert re.search(r"t m seed 1.*7/40.*loss 0.400", screen.getvalue()), "two runs at a time have two bars"
     assert capsys.readouterr().out == "[2/3] t m seed 0: failed: why, 12 s\n"
 
 

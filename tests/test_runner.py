@@ -10,6 +10,7 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
+import announce
 import pytest
 import torch
 from announce import echo
@@ -78,6 +79,20 @@ def fail(send):
     return 1 / 0
 
 
+def wait_for(file, send):
+    while not Path(file).exists():
+        time.sleep(0.01)
+    return "there"
+
+
+def touch(file, send):
+    Path(file).touch()
+
+
+def kill_itself(send):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def look_at_the_server(send):
     """What the server that forked this process has imported."""
     return [name for name in ("torch", "transformers", "tasks") if name in sys.modules]
@@ -92,12 +107,49 @@ def call(function, *arguments, tmp_path, **given) -> Outcome:
     return processes.call(function, *arguments, log=tmp_path / "log", **given)
 
 
-@pytest.mark.parametrize("spawn", [False, True], ids=["forked", "spawned"])
-def test_a_call_gives_its_result_and_its_messages(tmp_path, spawn):
+def test_a_call_gives_its_result_and_its_messages(tmp_path):
     messages = []
-    outcome = call(echo, {"a": 1}, tmp_path=tmp_path, on_message=messages.append, spawn=spawn)
+    outcome = call(echo, {"a": 1}, tmp_path=tmp_path, on_message=messages.append)
     assert outcome == Outcome("ok", value={"a": 1})
     assert messages == ["on the way"]
+
+
+def test_calls_are_taken_as_there_is_room_and_a_death_ends_only_its_own(tmp_path):
+    """Of five calls two at a time; the first waits for the file that the fourth writes, and the second is killed."""
+    taken, file = [], tmp_path / "done"
+
+    def calls():
+        for number, (function, *arguments) in enumerate(
+            [(wait_for, str(file)), (kill_itself,), (echo, 2), (touch, str(file)), (echo, 4)]
+        ):
+            taken.append(number)
+            yield processes.Call(function, tuple(arguments), tmp_path / f"log-{number}")
+
+    ended = {}
+    for one, outcome in processes.call_all(calls(), at_once=2):
+        ended[one.log.name] = outcome
+        assert len(taken) <= len(ended) + 2
+    assert list(ended)[:2] == ["log-1", "log-2"] and "killed by signal 9" in ended["log-1"].error
+    assert {name: outcome.value for name, outcome in ended.items() if outcome.status == "ok"} == {
+        "log-0": "there",
+        "log-2": 2,
+        "log-3": None,
+        "log-4": 4,
+    }
+
+
+def test_calls_that_nobody_waits_for_any_more_are_ended(tmp_path):
+    file = tmp_path / "pid"
+    calls = [
+        processes.Call(announce.announce_and_wait, (str(file),), tmp_path / "log"),
+        processes.Call(echo, (1,), tmp_path / "b"),
+    ]
+    ended = processes.call_all(calls, at_once=2)
+    assert next(ended)[1].value == 1
+    while not (file.exists() and file.read_text()):
+        time.sleep(0.01)
+    ended.close()
+    assert not alive(int(file.read_text()))
 
 
 def test_a_refusal_and_a_failure_are_told_apart(tmp_path):
@@ -356,7 +408,7 @@ sys.path[:0] = [{root!r}, {tests!r}]
 import announce
 from membench.runs import processes
 if __name__ == "__main__":
-    processes.call(announce.announce_and_wait, {file!r}, log=Path({file!r} + ".log"), spawn={spawn})
+    processes.call(announce.announce_and_wait, {file!r}, log=Path({file!r} + ".log"))
 """
 
 
@@ -368,10 +420,9 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("spawn", [False, True], ids=["forked", "spawned"])
-def test_a_child_ends_with_a_parent_that_was_killed(tmp_path, spawn):
+def test_a_child_ends_with_a_parent_that_was_killed(tmp_path):
     script, file = tmp_path / "parent.py", tmp_path / "pid"
-    script.write_text(PARENT.format(root=str(ROOT), tests=str(ROOT / "tests"), file=str(file), spawn=spawn))
+    script.write_text(PARENT.format(root=str(ROOT), tests=str(ROOT / "tests"), file=str(file)))
     parent = subprocess.Popen([sys.executable, str(script)])
     try:
         end = time.monotonic() + 300  # of a machine that does much else

@@ -138,6 +138,7 @@ class ExecutionOptions:
 
     device: str = option("auto", "auto (the default), cpu, cuda, cuda:1.")
     threads: int | None = option(None, "CPU threads per run.", at_least=1, below=10_000)
+    jobs: int = option(1, "Runs at a time, on the same device; their times then tell nothing.", at_least=1, below=1_000)
     out: str = option("runs", "Folder for the records; ./{default} by default.", check=writable_folder)
     checkpoint_every: int = option(500, "Steps between checkpoints, {default} by default; 0 for none.", at_least=0)
     retry: bool = option(False, "Also repeat runs that diverged or ran out of memory.")

@@ -2,7 +2,8 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,8 @@ def make_missing(settings: Settings, runs: Sequence[Run], folder: Folder, work: 
     missing = [run for run in runs if run.run_id not in records]
     print_notes(missing)
     with create_display(missing, len(runs), quiet=settings.quiet) as display:
-        for run in missing:
-            records[run.run_id] = make(run, folder, models, settings.checkpoint_every, display, work)
+        workplace = Workplace(folder, models, settings.checkpoint_every, settings.jobs, work)
+        records |= {record["run_id"]: record for record in workplace.make(missing, display)}
     return [records[run.run_id] for run in runs]
 
 
@@ -117,35 +118,54 @@ def print_notes(runs: Sequence[Run]) -> None:
             print(f"{task}: {notes}", flush=True)
 
 
-def make(
-    run: Run,
-    folder: Folder,
-    models: Models | None,
-    checkpoint_every: int,
-    display: Display,
-    work: Work = worker.execute,
-) -> Record:
-    """One run in its own process, where `work` measures it, with its record (and model) on the disk."""
-    display.begin(run)
-    start = time.monotonic()
-    outcome = Outcome("refused", error=run.refused)
-    if run.refused is None:
-        outcome = processes.call(
-            work,
-            run,
-            folder.checkpoint(run.run_id),
-            checkpoint_every,
-            models.begin(run.run_id) if models else None,
-            log=folder.log(run.run_id),
-            on_message=lambda message: display.stage(message) if isinstance(message, str) else display.step(*message),
-            spawn=run.device.startswith("cuda"),
-        )
-    record = assemble(run, outcome)
-    if models:
-        models.end(record)
-    folder.write(record)
-    display.end(record, time.monotonic() - start)
-    return record
+@dataclass(frozen=True)
+class Workplace:
+    """Where and how runs are made: their folder, that of their models if these are kept, and how many at a time."""
+
+    folder: Folder
+    models: Models | None = None
+    checkpoint_every: int = 0
+    at_once: int = 1
+    work: Work = worker.execute  # what measures a run, in its process
+
+    def make(self, runs: Sequence[Run], display: Display) -> Iterator[Record]:
+        """Each run in its own process, with its record (and model) on the disk; yields the records as runs end.
+
+        First come those that are refused.
+        """
+        for run in [run for run in runs if run.refused is not None]:
+            display.begin(run)
+            yield self._end(run, Outcome("refused", error=run.refused), 0.0, display)
+        calls = (self._call(run, display) for run in runs if run.refused is None)
+        for call, outcome in processes.call_all(calls, self.at_once):
+            yield self._end(call.run, outcome, time.monotonic() - call.start, display)
+
+    def _end(self, run: Run, outcome: Outcome, seconds: float, display: Display) -> Record:
+        record = assemble(run, outcome)
+        if self.models:
+            self.models.end(record)
+        self.folder.write(record)
+        display.end(run, record, seconds)
+        return record
+
+    def _call(self, run: Run, display: Display) -> "_Making":
+        display.begin(run)
+
+        def show(message: Any) -> None:
+            if isinstance(message, str):
+                display.stage(run, message)
+            else:
+                display.step(run, *message)
+
+        save_to = self.models.begin(run.run_id) if self.models else None
+        arguments = run, self.folder.checkpoint(run.run_id), self.checkpoint_every, save_to
+        return _Making(self.work, arguments, self.folder.log(run.run_id), show, run=run, start=time.monotonic())
+
+
+@dataclass(kw_only=True)
+class _Making(processes.Call):
+    run: Run
+    start: float  # of time.monotonic
 
 
 def prepare_apart(settings: Settings) -> list[Run]:

@@ -63,7 +63,7 @@ def _prepare(settings: Settings) -> list[Run]:
     device, threads = find_device(settings.device), settings.threads or torch.get_num_threads()
     if settings.offload_activations and device.type == "cpu":
         raise UserError("--offload-activations: on a CPU they are already in host memory: leave it out")
-    surroundings = environment.describe(device, threads)
+    surroundings = environment.describe(device, threads) | ({"jobs": settings.jobs} if settings.jobs > 1 else {})
     names = dict.fromkeys(name for pattern in settings.task for name in tasks.expand(pattern, data=settings.data))
     settings = _fitted(settings, list(names))
     works = _works(settings, list(names), device, threads)

@@ -1,18 +1,18 @@
 """Calling a function in a separate process, so that whatever happens to it affects nothing else."""
 
+import itertools
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import connection, forkserver, resource_tracker
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from membench.runs import worker
 
@@ -47,51 +47,107 @@ def start_server() -> None:
         forkserver.ensure_running()
 
 
+@dataclass
+class Call:
+    """A call of `function(*arguments, send)` in a process of its own, whose output is appended to `log`.
+
+    `send("message", value)` in the child calls `on_message(value)` here.
+    """
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    log: Path
+    on_message: Callable[[Any], None] = lambda message: None
+
+
+AnyCall = TypeVar("AnyCall", bound=Call)
+
+
 def call(
     function: Callable[..., Any],
     *arguments: Any,
     log: Path,
     on_message: Callable[[Any], None] = lambda message: None,
-    spawn: bool = False,
 ) -> Outcome:
-    """Run `function(*arguments, send)` in a process: forked from the server, or spawned, which CUDA needs.
+    """The outcome of a single `Call`. Returns when its process is gone; ends it if interrupted."""
+    return next(outcome for _, outcome in call_all([Call(function, arguments, log, on_message)], at_once=1))
 
-    `send("message", value)` in the child calls `on_message(value)` here. Returns when the process is gone; ends it if
-    interrupted. Its output is appended to `log`.
+
+def call_all(calls: Iterable[AnyCall], at_once: int) -> Iterator[tuple[AnyCall, Outcome]]:
+    """Carry out calls, up to `at_once` at a time; yields each with its outcome when its process is gone.
+
+    A call is taken from `calls` when there is room for it. Ends all processes if interrupted, or if not asked further.
     """
-    context: BaseContext = multiprocessing.get_context("spawn" if spawn else "forkserver")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=worker.serve, args=(function, arguments, sender, log))  # type: ignore[attr-defined]
-    kills_before = _out_of_memory_kills()
-    # Ctrl-C while a child receives its work would make it complain; but the first child may have to wait for imports
-    uninterrupted = _blocked(signal.SIGINT) if _server_answered.is_set() else nullcontext()
-    with _nothing_as_main(), uninterrupted:
-        process.start()
-    _server_answered.set()
-    sender.close()
+    waiting, running = iter(calls), list[_Child[AnyCall]]()
     try:
-        outcome = _listen(receiver, process.sentinel, on_message)
-        process.join()
-        return outcome or _cause_of_death(process.exitcode, _out_of_memory_kills() > kills_before)
+        while True:
+            running += map(_Child, itertools.islice(waiting, at_once - len(running)))
+            if not running:
+                return
+            connection.wait([source for child in running for source in child.sources])
+            for child in [child for child in running if child.ended()]:
+                running.remove(child)
+                yield child.call, child.outcome()
     finally:
-        _end(process)
-        receiver.close()
+        for child in running:
+            child.end()
 
 
-def _listen(receiver: connection.Connection, sentinel: int, on_message: Callable[[Any], None]) -> Outcome | None:
-    """Pass on messages up to the final one; None if the process died without one."""
-    while True:
-        ready = connection.wait([receiver, sentinel])
-        if receiver not in ready and not receiver.poll():
-            return None
+class _Child(Generic[AnyCall]):
+    """The process of a call, forked from the server (which never uses CUDA, so that a child can)."""
+
+    def __init__(self, call: AnyCall):
+        self.call = call
+        self._answer: Outcome | None = None
+        context = multiprocessing.get_context("forkserver")
+        self._receiver, sender = context.Pipe(duplex=False)
+        arguments = (call.function, call.arguments, sender, call.log)
+        self._process = context.Process(target=worker.serve, args=arguments)
+        self._kills_before = _out_of_memory_kills()
+        # Ctrl-C while a child receives its work would make it complain; but the first may have to wait for imports
+        uninterrupted = _blocked(signal.SIGINT) if _server_answered.is_set() else nullcontext()
+        with _nothing_as_main(), uninterrupted:
+            self._process.start()
+        _server_answered.set()
+        sender.close()
+
+    @property
+    def sources(self) -> list[Any]:
+        """What there may be something to read from: its messages, and its end."""
+        return [self._process.sentinel, *([] if self._receiver.closed else [self._receiver])]
+
+    def ended(self) -> bool:
+        """Pass on what messages there are. Has it answered and ended, or died?"""
+        dead = bool(connection.wait([self._process.sentinel], 0))  # before its last messages are read
+        while not self._receiver.closed and self._receiver.poll():
+            self._read()
+        return dead
+
+    def _read(self) -> None:
         try:
-            kind, value = receiver.recv()
+            kind, value = self._receiver.recv()
         except (EOFError, OSError):  # died, perhaps in the middle of a message
-            return None
+            self._receiver.close()
+            return
         if kind == "message":
-            on_message(value)
+            self.call.on_message(value)
         else:
-            return Outcome("ok", value=value) if kind == "ok" else Outcome(kind, error=value)
+            self._answer = Outcome("ok", value=value) if kind == "ok" else Outcome(kind, error=value)
+
+    def outcome(self) -> Outcome:
+        """Of a process that has ended: its answer, or why there is none."""
+        self.end()
+        return self._answer or _cause_of_death(self._process.exitcode, _out_of_memory_kills() > self._kills_before)
+
+    def end(self) -> None:
+        """End the process if it hasn't ended."""
+        if self._process.is_alive():
+            self._process.terminate()
+        self._process.join(timeout=5)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._receiver.close()
 
 
 def _cause_of_death(exit_code: int | None, killed_for_memory: bool) -> Outcome:
@@ -121,15 +177,6 @@ def _nothing_as_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
-
-
-def _end(process: Any) -> None:
-    if process.is_alive():
-        process.terminate()
-        process.join(timeout=5)
-    if process.is_alive():
-        process.kill()
-        process.join()
 
 
 @contextmanager

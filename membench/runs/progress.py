@@ -4,10 +4,11 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from membench.config.run import Run
 from reports.record import REFUSAL
@@ -21,9 +22,9 @@ class Display(Protocol):
     def __enter__(self) -> "Display": ...
     def __exit__(self, *exception: object) -> None: ...
     def begin(self, run: Run) -> None: ...
-    def step(self, step: int, loss: float) -> None: ...
-    def stage(self, name: str) -> None: ...
-    def end(self, record: dict[str, Any], seconds: float) -> None: ...
+    def step(self, run: Run, step: int, loss: float) -> None: ...
+    def stage(self, run: Run, name: str) -> None: ...
+    def end(self, run: Run, record: dict[str, Any], seconds: float) -> None: ...
 
 
 def create_display(runs: Sequence[Run], total: int, *, quiet: bool) -> Display:
@@ -51,20 +52,32 @@ class Lines:
         pass
 
     def begin(self, run: Run) -> None:
+        pass
+
+    def step(self, run: Run, step: int, loss: float) -> None:
+        pass
+
+    def stage(self, run: Run, name: str) -> None:
+        pass
+
+    def end(self, run: Run, record: dict[str, Any], seconds: float) -> None:
         self._number += 1
-
-    def step(self, step: int, loss: float) -> None:
-        pass
-
-    def stage(self, name: str) -> None:
-        pass
-
-    def end(self, record: dict[str, Any], seconds: float) -> None:
         print(f"[{self._number}/{self._total}] {summarize(record)}, {seconds:.0f} s", flush=True)
 
 
+@dataclass
+class _Bar:
+    """Of a run: its number among the bars, and where and when its first step in this process was."""
+
+    task: TaskID
+    steps: int
+    done: int = 0
+    first_step: int = 0
+    start: float = 0.0
+
+
 class Bars:
-    """Two bars, each with the remaining time: the current run with its loss, and all runs together."""
+    """Bars with the remaining time: one for each run that is being made, with its loss, and one for all runs."""
 
     def __init__(self, console: Console, runs: Sequence[Run], total: int):
         self._lines = Lines(len(runs), total)
@@ -72,11 +85,11 @@ class Bars:
         columns += [TextColumn("{task.fields[left]}"), TextColumn("{task.fields[note]}")]
         # one line per run goes above the bars, unless stdout is a file
         self._progress = Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty())
-        self._all = self._progress.add_task("all runs", total=sum(map(_steps, runs)), left="", note="")
-        self._run = self._progress.add_task("", total=None, left="", note="", visible=False)
-        self._before = self._run_steps = 0  # steps of finished runs; of this one
-        self._start = self._run_start = time.monotonic()
-        self._first_step = 0
+        self._steps = sum(map(_steps, runs))
+        self._all = self._progress.add_task("all runs", total=self._steps, left="", note="")
+        self._bars: dict[str, _Bar] = {}  # by run
+        self._before = 0  # steps of finished runs
+        self._start = time.monotonic()
 
     def __enter__(self) -> "Bars":
         self._progress.start()
@@ -86,31 +99,32 @@ class Bars:
         self._progress.stop()
 
     def begin(self, run: Run) -> None:
-        self._lines.begin(run)
-        self._run_steps, self._first_step = _steps(run), 0
         title = f"{run.task} {run.method} seed {run.seed}"
-        self._progress.reset(
-            self._run, total=self._run_steps, description=title, visible=True, left="", note="starting"
-        )
+        task = self._progress.add_task(title, total=_steps(run), left="", note="starting")
+        self._bars[run.run_id] = _Bar(task, _steps(run))
 
-    def step(self, step: int, loss: float) -> None:
-        if not self._first_step:
-            self._first_step, self._run_start = step, time.monotonic()
-        left = _time_left(self._run_start, step - self._first_step, self._run_steps - step)
-        self._progress.update(self._run, completed=step, left=left, note=f"loss {loss:.3f}")
-        self._show_all(self._before + step)
+    def step(self, run: Run, step: int, loss: float) -> None:
+        bar = self._bars[run.run_id]
+        if not bar.first_step:
+            bar.first_step, bar.start = step, time.monotonic()
+        bar.done = step
+        left = _time_left(bar.start, step - bar.first_step, bar.steps - step)
+        self._progress.update(bar.task, completed=step, left=left, note=f"loss {loss:.3f}")
+        self._show_all()
 
-    def stage(self, name: str) -> None:
-        self._progress.update(self._run, left="", note=name)
+    def stage(self, run: Run, name: str) -> None:
+        self._progress.update(self._bars[run.run_id].task, left="", note=name)
 
-    def end(self, record: dict[str, Any], seconds: float) -> None:
-        self._before += self._run_steps
-        self._show_all(self._before)
-        self._lines.end(record, seconds)
+    def end(self, run: Run, record: dict[str, Any], seconds: float) -> None:
+        bar = self._bars.pop(run.run_id)
+        self._before += bar.steps
+        self._progress.remove_task(bar.task)
+        self._show_all()
+        self._lines.end(run, record, seconds)
 
-    def _show_all(self, done: int) -> None:
-        total = self._progress.tasks[0].total or 0
-        self._progress.update(self._all, completed=done, left=_time_left(self._start, done, int(total) - done))
+    def _show_all(self) -> None:
+        done = self._before + sum(bar.done for bar in self._bars.values())
+        self._progress.update(self._all, completed=done, left=_time_left(self._start, done, self._steps - done))
 
 
 def _time_left(start: float, done: int, to_do: int) -> str:

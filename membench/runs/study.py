@@ -11,7 +11,7 @@ from pathlib import Path
 from membench.config.run import Run
 from membench.config.settings import Settings
 from membench.config.study_file import Study, Values
-from membench.runs.compare import INTERRUPTED, Record, make, prepare_apart, print_notes
+from membench.runs.compare import INTERRUPTED, Record, Workplace, prepare_apart, print_notes
 from membench.runs.progress import create_display, waiting
 from membench.runs.run_folder import Folder
 
@@ -26,6 +26,10 @@ class _Cell:
     trials: list[Run] = field(default_factory=list)  # of tuning
     runs: list[Run] = field(default_factory=list)
 
+    def of(self, runs: Iterable[Run]) -> list[Run]:
+        """Those of `runs` that are this cell's."""
+        return [run for run in runs if run.task == self.task and run.method in self.methods]
+
 
 @dataclass
 class _Workshop:
@@ -36,6 +40,7 @@ class _Workshop:
     quiet: bool
     retry: bool
     checkpoint_every: int
+    at_once: int
     trials: list[Record] = field(default_factory=list)
     finals: list[Record] = field(default_factory=list)
 
@@ -44,8 +49,8 @@ class _Workshop:
         records = {run.run_id: folder.finished(run.run_id, retry=self.retry) for run in runs}
         missing = [run for run in runs if records[run.run_id] is None]
         with create_display(missing, len(runs), quiet=self.quiet) as display:
-            for run in missing:
-                records[run.run_id] = make(run, folder, None, self.checkpoint_every, display)
+            workplace = Workplace(folder, None, self.checkpoint_every, self.at_once)
+            records |= {record["run_id"]: record for record in workplace.make(missing, display)}
         return [record for record in records.values() if record is not None]
 
 
@@ -59,14 +64,14 @@ def study(plan: Study, shard: tuple[int, int] = (1, 1)) -> int:
 
     first = plan.settings[0]
     folder = Folder(Path(first.out))
-    workshop = _Workshop(folder, Folder(folder.path / "tuning"), first.quiet, first.retry, first.checkpoint_every)
+    tuning = Folder(folder.path / "tuning")
+    workshop = _Workshop(folder, tuning, first.quiet, first.retry, first.checkpoint_every, first.jobs)
     part = "" if shard == (1, 1) else f"-{shard[0]}-of-{shard[1]}"
     try:
         with waiting("importing torch and transformers, checking the settings", quiet=first.quiet):
             processes.start_server()
             cells = list(_cells(plan, shard))
-            for cell in cells:
-                cell.trials = _trials(plan, cell)
+            _prepare_trials(plan, cells)
         if first.dry_run:
             print(describe(plan, cells))
             return 0
@@ -102,47 +107,49 @@ def _cells(plan: Study, shard: tuple[int, int]) -> Iterator[_Cell]:
 
 
 def _carry_out(plan: Study, cells: list[_Cell], workshop: _Workshop) -> None:
-    for number, seed in enumerate(plan.settings[0].seeds):
-        for cell in cells:
-            if number == 0:
-                chosen = _tune(plan, cell, workshop) if plan.budget else {}
-                cell.runs = _prepared(cell, cell.settings.seeds, chosen)
-            runs = [run for run in cell.runs if run.seed == seed]
-            print(f"{cell.task}, {cell.settings.model}: seed {seed}, {len(runs)} runs", flush=True)
-            if number == 0:
-                print_notes(runs)
-            workshop.finals += workshop.carry_out(runs, workshop.folder)
+    seeds = plan.settings[0].seeds
+    chosen = _tune(plan, cells, workshop) if plan.budget else [dict[str, Values]() for _ in cells]
+    for cell, values in zip(cells, chosen, strict=True):
+        cell.runs = cell.of(_prepared(cell.settings, [cell.task], seeds, values))
+        print_notes(cell.runs)
+    runs = [run for seed in seeds for cell in cells for run in cell.runs if run.seed == seed]
+    print(f"{len(runs)} runs, of seeds {', '.join(map(str, seeds))}", flush=True)
+    workshop.finals += workshop.carry_out(runs, workshop.folder)
 
 
-def _tune(plan: Study, cell: _Cell, workshop: _Workshop) -> dict[str, Values]:
-    """The values with which each method scores best on the tuning seed."""
+def _tune(plan: Study, cells: list[_Cell], workshop: _Workshop) -> list[dict[str, Values]]:
+    """For each cell, the values with which each method scores best on the tuning seed."""
+    runs = [run for cell in cells for run in cell.trials if run.refused is None]
+    print(f"tuning on seed {plan.tuning_seed}: {len(runs)} runs", flush=True)
+    workshop.trials += workshop.carry_out(runs, workshop.tuning)
+    return [{method: _chosen(plan, cell, method, workshop.trials) for method in cell.methods} for cell in cells]
+
+
+def _chosen(plan: Study, cell: _Cell, method: str, trials: list[Record]) -> Values:
     from reports.studies import best
 
-    count = plan.budget * len(cell.methods)
-    print(f"{cell.task}, {cell.settings.model}: tuning on seed {plan.tuning_seed}, {count} runs", flush=True)
-    trials = {method: plan.trials(method) for method in cell.methods}
-    runs = [run for run in cell.trials if run.refused is None]
-    made = workshop.carry_out(runs, workshop.tuning)
-    workshop.trials += made
-    return {
-        method: trials[method][best([record for record in made if record["method"] == method])]
-        for method in cell.methods
-    }
+    made = {trial["run_id"]: trial for trial in trials}
+    mine = [made[run.run_id] for run in cell.trials if run.method == method and run.run_id in made]
+    return plan.trials(method)[best(mine)]
 
 
-def _trials(plan: Study, cell: _Cell) -> list[Run]:
+def _prepare_trials(plan: Study, cells: list[_Cell]) -> None:
     """The runs of tuning; prepared before anything is run, so that a value that a method refuses is told at once."""
-    values = {method: plan.trials(method) for method in cell.methods} if plan.budget else {}
-    chosen = [{method: tried[number] for method, tried in values.items()} for number in range(plan.budget)]
-    return [run for one in chosen for run in _prepared(cell, (plan.tuning_seed,), one)]
+    for settings in {id(cell.settings): cell.settings for cell in cells}.values():
+        mine = [cell for cell in cells if cell.settings is settings]
+        values = {method: plan.trials(method) for cell in mine for method in cell.methods} if plan.budget else {}
+        for number in range(plan.budget):
+            chosen = {method: tried[number] for method, tried in values.items()}
+            runs = _prepared(settings, [cell.task for cell in mine], (plan.tuning_seed,), chosen)
+            for cell in mine:
+                cell.trials += cell.of(runs)
 
 
-def _prepared(cell: _Cell, seeds: Iterable[int], chosen: dict[str, Values]) -> list[Run]:
-    """The runs of a cell with hyper-parameters by method, which override the file's."""
-    fixed = cell.settings.hyperparameters
+def _prepared(settings: Settings, tasks: Iterable[str], seeds: Iterable[int], chosen: dict[str, Values]) -> list[Run]:
+    """The runs of a model on some tasks with hyper-parameters by method, which override the file's."""
+    fixed = settings.hyperparameters
     values = {**fixed, **{method: {**fixed.get(method, {}), **given} for method, given in chosen.items()}}
-    settings = replace(cell.settings, task=(cell.task,), seeds=tuple(seeds), hyperparameters=values)
-    return [run for run in prepare_apart(settings) if run.method in cell.methods]
+    return prepare_apart(replace(settings, task=tuple(tasks), seeds=tuple(seeds), hyperparameters=values))
 
 
 def _report(plan: Study, workshop: _Workshop) -> str:
