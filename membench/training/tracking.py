@@ -62,7 +62,7 @@ def interval(training: Training) -> int:
 
 
 def first_batches(task: Any, training: Training, device: torch.device) -> list[Batch]:
-    """The task's first micro-batches, `EXAMPLES` examples or one batch; a stream is put back to where it was."""
+    """The task's first micro-batches: `EXAMPLES` examples, or one batch. A stream is put back to where it was."""
     position = task.state_dict() if isinstance(task, HasReader) else None
     batches = [task.batch(step) for step in range(max(1, EXAMPLES // training.micro_batch_size))]
     if position is not None:

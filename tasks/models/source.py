@@ -26,7 +26,7 @@ WAY_OUT = "a folder as transformers saves it, or config:NAME for random weights"
 # What training needs, whatever the base model was used for: outputs by name, and none that nobody reads.
 PLAIN = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
 VOCABULARY_SIZE = 1024  # of roberta-tiny and the tokenizer that is trained for it
-LANGUAGE_VOCABULARY_SIZE = 1024  # of llama-tiny
+LANGUAGE_VOCABULARY_SIZE = 1024  # of llama-tiny and llama-4m
 STATED_POSITIONS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len")  # what configurations say
 POSITIONS = ("position_embeddings", "embed_positions", "wpe", "positions_embed")  # the names that models use
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -64,6 +64,9 @@ TINY = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initia
 CONFIGURATIONS = {
     "roberta-tiny": Configuration("roberta", _roberta(4, 192, 3, VOCABULARY_SIZE) | TINY, VOCABULARY_SIZE),
     "llama-tiny": Configuration("llama", TINY_LLAMA, LANGUAGE_VOCABULARY_SIZE),
+    "llama-4m": Configuration(
+        "llama", llama(256, 688, 4, 4, vocabulary=LANGUAGE_VOCABULARY_SIZE, positions=2048), LANGUAGE_VOCABULARY_SIZE
+    ),
     "roberta-base": Configuration("roberta", _roberta(12, 768, 12)),
     "roberta-large": Configuration("roberta", _roberta(24, 1024, 16)),
     **{name: Configuration(*row) for name, row in PUBLISHED.items()},
