@@ -26,7 +26,9 @@ def main(arguments: Sequence[str]) -> None:
     """Write all of `data/`."""
     superglue, pretrain, instruct = map(Path, arguments)
     for task, held_out in HELD_OUT.items():
-        train, validation = (_first(_rows(superglue / task / f"{part}.jsonl"), MOST.get(task)) for part in ("train", "val"))
+        train, validation = (
+            _first(_rows(superglue / task / f"{part}.jsonl"), MOST.get(task)) for part in ("train", "val")
+        )
         _write(Path("data/superglue") / task, train, validation)
         _write(Path("data/superglue-tuning") / task, *_split(train, held_out))
     for source, name in ((pretrain, "pretrain"), (instruct, "instruct")):
@@ -45,7 +47,9 @@ def _examples(row: Row) -> int:
 
 def _first(rows: list[Row], most: int | None) -> list[Row]:
     """As many whole rows as have at most that many examples."""
-    return [row for row, count in zip(rows, accumulate(map(_examples, rows)), strict=True) if most is None or count <= most]
+    return [
+        row for row, count in zip(rows, accumulate(map(_examples, rows)), strict=True) if most is None or count <= most
+    ]
 
 
 def _split(rows: list[Row], held_out: int) -> tuple[list[Row], list[Row]]:
