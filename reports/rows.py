@@ -40,8 +40,14 @@ def _memory_row(setup: Setup, label: str) -> Row:
     }
 
 
+SPEEDS = ("tokens_per_second", "tokens_per_second_ratio", "forward_seconds", "backward_seconds", "update_seconds")
+
+
 def throughput(setup: Setup) -> list[Row]:
-    """Tokens a second over all of a method's runs; medians of a step, averaged over them; ratios by pairs."""
+    """Tokens a second over all of a method's runs; medians of a step, averaged over them; ratios by pairs.
+
+    Of the runs that had their device alone; null without any.
+    """
     return _even([_throughput_row(setup, label) for label in setup.rows])
 
 
@@ -53,19 +59,18 @@ def _even(rows: list[Row]) -> list[Row]:
 
 def _throughput_row(setup: Setup, label: str) -> Row:
     runs = _alone(setup.finished(label))
-    row = {"method": label, **counts(setup, label)}
+    row = {"method": label, **counts(setup, label), **dict.fromkeys(SPEEDS)}
     if not runs:
         return row
     times = [run["time"] for run in runs.values()]
     seconds = sum(time["train_seconds"] for time in times)
     tokens = sum(time["tokens_per_second"] * time["train_seconds"] for time in times)
-    phases = ("forward_seconds", "backward_seconds", "update_seconds")
     reference = _alone(setup.finished(setup.reference)) if setup.reference else {}
     return {
         **row,
         "tokens_per_second": tokens / seconds if seconds else None,
         "tokens_per_second_ratio": paired_ratio(rates(runs), rates(reference)),
-        **{phase: statistics.fmean(time[phase] for time in times) for phase in phases},
+        **{phase: statistics.fmean(time[phase] for time in times) for phase in SPEEDS[2:]},
     }
 
 

@@ -29,13 +29,18 @@ def render(finals: list[Record], trials: list[Record], budgets: Sequence[int]) -
     """How sensitive each method was to what was tuned, and a recommendation for each budget of memory (bytes)."""
     sections: list[formats.Section] = []
     if trials:
-        made = sensitivity(trials)
-        sections.append(([_stated_budget(trials)], [_sensitivity_table(made)], _sensitivity_notes(made)))
+        sections.append(sensitivity_section(trials))
     sections.append((["Recommendation"], [], recommend(finals, budgets)))
     return formats.plain(sections)
 
 
 # Tuning
+
+
+def sensitivity_section(trials: list[Record]) -> formats.Section:
+    """What was tried, what was chosen, and what the choice was worth."""
+    made = sensitivity(trials)
+    return [_stated_budget(trials)], [_sensitivity_table(made)], _sensitivity_notes(made)
 
 
 def sensitivity(trials: Iterable[Record]) -> list[Row]:

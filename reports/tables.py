@@ -56,7 +56,8 @@ def _choose(what: str, given: str, known: Sequence[str]) -> None:
 def _section(setup: Setup, tables: Sequence[str], *, compact: bool) -> formats.Section:
     shown = [_TEXTS[table](setup, compact=compact) for table in tables]
     more = [text.benchmarks(setup, compact=compact), text.unfinished(setup, compact=compact)]
-    return heading(setup), [*shown, *(table for table in more if table)], text.remarks(setup)
+    told = [table for table in shown if len(table.headers) > 1]  # speeds may be of none
+    return heading(setup), [*told, *(table for table in more if table)], text.remarks(setup)
 
 
 def _document(setup: Setup, tables: Sequence[str]) -> dict[str, Any]:

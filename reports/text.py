@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from reports import rows as raw
 from reports.parts import Part, shown
+from reports.record import had_device_alone
 from reports.rows import AVERAGE
 from reports.setups import REFERENCE, Setup
 from reports.statistics import SIGNIFICANCE, decimals, round_parts
@@ -127,7 +128,6 @@ def throughput(setup: Setup, *, compact: bool) -> Table:
     ]
     notes = [_SPEED.format(setup.reference), _STEP] if setup.reference else [_STEP]
     notes += [_FEWER] if any(_share(row) != NOTHING for row in rows) else []
-    notes += [_SHARED] if any(row["runs_ok"] and row.get("tokens_per_second") is None for row in rows) else []
     return lay_out("Throughput", rows, columns, {"method"}, notes)
 
 
@@ -270,4 +270,7 @@ def remarks(setup: Setup) -> list[str]:
         [f"Older runs of the same method, task and seed are left out: {setup.superseded}."] if setup.superseded else []
     )
     several = f"Runs are from {len(setup.machines)} machines ({'; '.join(setup.machines)}): speeds compare on one only."
-    return missing + old + ([several] if len(setup.machines) > 1 else [])
+    shared = (
+        [_SHARED] if any(not had_device_alone(run) for runs in setup.rows.values() for run in runs.values()) else []
+    )
+    return missing + old + ([several] if len(setup.machines) > 1 else []) + shared

@@ -1,0 +1,98 @@
+"""The pages of the studies in docs/studies, each made from its records and its words, and nothing else."""
+
+import tomllib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from reports import figures, formats, tables
+from reports.figures import svg
+from reports.figures.svg import Plot
+from reports.record import Record
+from reports.setups import group
+from reports.studies import recommend, sensitivity_section
+from studies import gradients
+from studies.records import unpack
+
+HERE = Path(__file__).resolve().parent
+PAGES = HERE.parent / "docs" / "studies"
+SHOWN = ("summary", "memory", "quality")  # of the tables: times of runs made side by side tell nothing
+
+
+class Study(NamedTuple):
+    """A folder below this one."""
+
+    name: str
+    words: dict[str, Any]  # title, asked, made: texts; limits: a list of them; plots: names of charts
+    finals: list[Record]
+    trials: list[Record]
+
+
+def all_studies() -> list[Study]:
+    """Those that have words; some may have no records yet."""
+    return [_load(path.parent) for path in sorted(HERE.glob("*/words.toml"))]
+
+
+def _load(folder: Path) -> Study:
+    words = tomllib.loads((folder / "words.toml").read_text(encoding="utf-8"))
+    words = {key: value.strip() if isinstance(value, str) else value for key, value in words.items()}
+    return Study(folder.name, words, unpack(folder / "records.json"), unpack(folder / "trials.json"))
+
+
+def page(study: Study) -> str:
+    """A study's page."""
+    words = study.words
+    head = f"<!-- Generated from studies/{study.name} by `make studies`; edit that. -->\n\n# {words['title']}"
+    if not study.finals:
+        return f"{head}\n\n{words['asked']}\n\nNot made yet: studies/{study.name} has the study file.\n"
+    found = gradients.levels(study.finals)
+    answer = gradients.answer(found) if found else recommend(study.finals, words.get("memory_bytes", []))
+    limits = "\n".join(f"- {limit}" for limit in words["limits"])
+    parts = [
+        head,
+        f"## What was asked\n\n{words['asked']}",
+        "## The answer\n\n" + "\n\n".join(answer),
+        *_figures(study),
+        f"## What this doesn't show\n\n{limits}",
+        f"## Made with\n\n{words['made']}\n\nThe records are in `studies/{study.name}`: `membench report "
+        f"studies/{study.name}/records.json` prints them.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _figures(study: Study) -> list[str]:
+    sections: list[formats.Section] = []
+    plots = "\n".join(f"![{plot.title}]({_file(study, plot)})" for plot in draw(study))
+    if found := gradients.levels(study.finals):
+        sections.append((["The full gradient"], [gradients.table(found)], []))
+    if study.trials:
+        sections.append(sensitivity_section(study.trials))
+    told = [formats.markdown(sections)] if sections else []
+    return [plots, *told, tables.render(study.finals, "markdown", SHOWN)]
+
+
+def draw(study: Study) -> list[Plot]:
+    """Its plots: those of `reports.figures` that its words name, and the gradients' norms where they were tracked."""
+    wanted = [chart for chart in figures.CHARTS if chart.name in study.words.get("plots", [])]
+    plots = [plot for setup in group(study.finals) for chart in wanted for plot in chart.draw(setup, alone=True)]
+    return [*plots, *gradients.draw(study.finals)]
+
+
+def _file(study: Study, plot: Plot) -> str:
+    return f"{study.name}-{plot.name}.svg"
+
+
+def stale() -> list[Path]:
+    """The pages that aren't what their studies say."""
+    made = {PAGES / f"{study.name}.md": page(study) for study in all_studies()}
+    return [path for path, text in made.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+
+
+def write() -> list[Path]:
+    """Write the pages that are stale; returns these."""
+    PAGES.mkdir(parents=True, exist_ok=True)
+    changed = stale()
+    for study in all_studies():
+        (PAGES / f"{study.name}.md").write_text(page(study), encoding="utf-8")
+        for plot in draw(study):
+            (PAGES / _file(study, plot)).write_text(svg.standalone(plot), encoding="utf-8")
+    return changed
