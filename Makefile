@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 
-.PHONY: help demo test test-slow test-oldest check clean
+.PHONY: help demo studies test test-slow test-oldest check clean
 
 help:
 	@echo "make demo       set up and compare BAdam and BlockLLM with AdamW on a small, made-up SuperGLUE (minutes, offline)"
 	@echo "make test       set up and run the tests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-oldest  the tests with the oldest torch and transformers (on Linux, downloads about 3 GB once)"
+	@echo "make studies    the pages in docs/studies, from the records in studies/"
 	@echo "make check      linter, types, tests"
 	@echo "make clean      remove the environment and all caches (not the results in runs/)"
 
@@ -26,6 +27,9 @@ test-slow: $(VENV)/.installed-slow
 
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest -n auto
+
+studies: $(VENV)/.installed
+	$(BIN)/python -m studies
 
 check: $(VENV)/.installed-check
 	$(BIN)/ruff format --check .

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Iterable
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from reports.figures import style
 from reports.figures.svg import Plot
@@ -33,9 +34,8 @@ def levels(runs: Iterable[Record]) -> dict[str, dict[int, list[float]]]:
 def answer(found: dict[str, dict[int, list[float]]]) -> list[str]:
     """For each batch size a sentence: who ends lowest and highest, and AdamW."""
     sizes = sorted({size for by_size in found.values() for size in by_size})
-    return [
-        _sentence(size, {name: by_size[size] for name, by_size in found.items() if size in by_size}) for size in sizes
-    ]
+    by_method = {size: {name: levels[size] for name, levels in found.items() if size in levels} for size in sizes}
+    return [_sentence(size, levels) for size, levels in by_method.items()]
 
 
 def _sentence(size: int, by_method: dict[str, list[float]]) -> str:
@@ -83,8 +83,11 @@ def _panel(size: int, runs: list[Record]) -> Plot:
         points = [(one["step"], one["gradient_norm"]) for one in run["history"] if one.get("gradient_norm") is not None]
         look = looks[method]
         axes.plot(*zip(*points, strict=True), color=look.colour, ls=look.dashes, lw=1.2, label=method)
-    title = f"Norm of the full gradient against steps, batch {size}"
+    title = f"Norm of the full gradient, batch {size}"
     axes.set(yscale="log", xlabel="step", title=title)
+    for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        set_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     figure.legend(loc="lower center", ncols=2, fontsize=10)
     ends = "; ".join(f"{method} {level(run):.3g}" for method, run in first.items())
     return Plot(f"gradient-norm-{size}", title, f"{title}. Over the last quarter: {ends}.", figure)

@@ -130,6 +130,12 @@ def test_speeds_of_other_machines_are_shown_and_never_failed():
     assert "Speeds are from other machines (A, 2 threads -> B, 2 threads): shown, not checked." in result.notes
 
 
+def test_speeds_of_runs_that_shared_a_device_are_not_judged():
+    shared = [run(speed=1000, environment__jobs=4), run(method="badam", speed=100, environment__jobs=4)]
+    result = check([run(speed=1000), run(method="badam", speed=1600)], shared)
+    assert result.code == 0 and not [one for one in result.findings if one.metric == "throughput"]
+
+
 def test_a_speed_of_0_is_unknown():
     before = [run(speed=0), run(method="badam", speed=1600)]
     assert check(before, [run(speed=1000), run(method="badam", speed=100)]).code == 0

@@ -129,6 +129,15 @@ def test_speeds_on_different_machines_are_not_compared():
     assert "Runs are from 2 machines (that; this): speeds compare on one only." in tables.render(runs)
 
 
+def test_speeds_of_runs_that_shared_a_device_are_left_out():
+    shared = {"device": "cpu", "jobs": 2}
+    runs = [timed(1000.0, 1.0), timed(500.0, 1.0, environment=shared, seed=1)]
+    assert document(runs)["throughput"][0]["tokens_per_second"] == 1000.0
+    assert "tokens/s:" in tables.render(runs) and "shared a device" in tables.render(runs)
+    alone = tables.render(runs[1:])
+    assert "Throughput" not in alone and "shared a device" in alone
+
+
 def test_times_are_printed_in_milliseconds():
     runs = [make_record(time__update_seconds=0.0123), make_record(time__update_seconds=0.0143, seed=1)]
     header, row = lines(tables.render(runs), "Throughput")

@@ -56,7 +56,7 @@ def run(file, out, *options):
 def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     (folder / "study.toml").write_text(SMALL)
-    done = run(folder / "study.toml", folder / "out")
+    done = run(folder / "study.toml", folder / "out", "--jobs", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done.stdout
 
@@ -80,10 +80,16 @@ def test_each_method_is_tuned_and_the_chosen_values_are_run(small):
     assert "How much tuning mattered" in text and "For 1,024 MiB" in text
 
 
+def test_runs_that_were_made_beside_others_say_so_and_have_no_speeds(small):
+    folder, text = small
+    assert {made["environment"]["jobs"] for made in record.load_folder(folder / "out")} == {2}
+    assert "Speeds of runs that shared a device with others (--jobs) are left out" in text and "tokens/s  " not in text
+
+
 def test_the_same_command_again_makes_nothing_and_prints_the_same(small):
     folder, text = small
     before = {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*.json")}
-    again = run(folder / "study.toml", folder / "out")
+    again = run(folder / "study.toml", folder / "out", "--jobs", "2")
     assert {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*.json")} == before
     assert again.stdout.partition("\nsuperglue/cb - ")[2] == text.partition("\nsuperglue/cb - ")[2] != ""
 

@@ -47,6 +47,13 @@ def test_every_method_gets_the_same_number_of_trials(tmp_path):
     assert trials == study.trials("badam")
 
 
+def test_values_may_be_chosen_on_other_data_than_is_scored(tmp_path):
+    assert read(tmp_path, GOOD).tuning_data is None
+    assert read(tmp_path, GOOD.replace("budget = 4", 'budget = 4\ndata = "apart"')).tuning_data == "apart"
+    with pytest.raises(UserError, match=r"tune\.data must be a file or folder in the task's format, not 3"):
+        read(tmp_path, GOOD.replace("budget = 4", "budget = 4\ndata = 3"))
+
+
 def test_a_grid_smaller_than_the_budget_is_refused(tmp_path):
     study = read(tmp_path, GOOD.replace("budget = 4", "budget = 5"))
     with pytest.raises(UserError, match="blockllm: its grid has 4 points, but each method is tuned with 5 trials"):

@@ -1,0 +1,76 @@
+"""The studies in the repository: their pages are what their records say, and small."""
+
+import json
+
+import pytest
+from reports_factory import make_record
+
+from membench.config.study_file import load
+from reports.record import read
+from studies import gradients, pages, records
+
+
+def test_no_page_is_stale():
+    assert pages.stale() == [], "make them again: make studies"
+
+
+def test_all_records_together_are_small():
+    found = list(pages.HERE.rglob("*.json"))
+    assert found and sum(path.stat().st_size for path in found) < 8_000_000
+
+
+@pytest.mark.parametrize("path", sorted(pages.HERE.rglob("*.toml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_study_file_is_one(path):
+    if path.name != "words.toml":
+        assert load(str(path), {}).settings
+
+
+def test_packed_records_are_records_with_fewer_points(tmp_path):
+    record = make_record()
+    entry = {**record["history"][0], "metrics": None}
+    history = [{**entry, "step": n, "loss": 1 / 3} for n in range(1, 1001)]
+    history[500]["gradient_norm"] = 0.123456789
+    history[-1]["metrics"] = record["metrics"]
+    (tmp_path / "one.json").write_text(json.dumps({**record, "history": history}))
+    found = records.unpack(records.pack([tmp_path], tmp_path / "out" / "records.json"))
+    kept = found[0]["history"]
+    assert 60 <= len(kept) <= 75 and kept[-1]["step"] == 1000
+    assert kept[0]["loss"] == 0.333333
+    assert next(one for one in kept if one["step"] == 501)["gradient_norm"] == 0.123457
+    assert {**found[0], "history": 0} == {**record, "history": 0}, "the rest is as it was"
+    assert records.unpack(tmp_path / "none.json") == []
+
+
+def test_what_is_no_record_is_not_packed(tmp_path):
+    (tmp_path / "one.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"one\.json: schema version None is unknown"):
+        records.pack([tmp_path], tmp_path / "records.json")
+
+
+def tracked(seed: int, batch_size: int, norms: list[float]) -> dict:
+    record = make_record(seed=seed)
+    entry = record["history"][0]
+    history = [{**entry, "step": step, "gradient_norm": norm} for step, norm in enumerate(norms, 1)]
+    training = {**record["training"], "batch_size": batch_size, "track": "gradient_norm"}
+    return {**record, "training": training, "history": history}
+
+
+def test_the_level_of_a_gradient_is_its_mean_over_the_last_quarter_for_each_batch_size():
+    runs = [
+        tracked(0, 4, [9, 9, 9, 9, 9, 9, 2, 4]),
+        tracked(1, 4, [9, 9, 9, 9, 9, 9, 4, 6]),
+        tracked(0, 16, [8, 8, 8, 1]),
+    ]
+    found = gradients.levels(runs)
+    assert found == {runs[0]["method"]: {4: [3, 5], 16: [1]}}
+    assert gradients.table(found).cells == [[runs[0]["method"], "4.000 ± 1.414 (2)", "1.000 (1)"]]
+    assert gradients.levels([make_record()]) == {}
+
+
+def test_the_pages_show_what_the_records_hold():
+    study = next(one for one in pages.all_studies() if one.name == "pretraining")
+    text = pages.page(study)
+    assert len(study.finals) == len(read(pages.HERE / "pretraining" / "records.json").records) >= 16
+    for record in study.finals:
+        assert f"| {record['method']} " in text
+    assert "not run" in text, "what is missing is said"
