@@ -37,10 +37,11 @@ def render(document: dict[str, Any], format: str) -> str:
 def heading(document: dict[str, Any]) -> list[str]:
     """What was planned, in a line."""
     setup = document["setup"]
-    of_task = {"dpo": f"dpo on {setup['batch_size']} pairs of 2 x {setup['sequence_length']} tokens"}
+    pairs = "2 x " if setup["task"] == "dpo" else ""
     words = [
         f"{setup['model']}, {_weights(document['parameters'])} in {setup['dtype']}",
-        of_task.get(setup["task"], f"{setup['batch_size']} x {setup['sequence_length']} tokens"),
+        f"{setup['batch_size']} x {pairs}{setup['sequence_length']} tokens",
+        *([setup["task"]] if setup["task"] else []),
         *levers(setup),
         f"{setup['attention']} attention",
     ]
