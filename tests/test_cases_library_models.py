@@ -70,6 +70,28 @@ def test_l_modules_whose_weight_is_computed_are_left_out_in_a_sentence(normed):
     optimizer.finish()
 
 
+class Twice(torch.nn.Linear):
+    def forward(self, x):
+        return x @ self.weight.T * 2
+
+
+class Router(torch.nn.Linear):
+    def forward(self, x):
+        return super().forward(x + torch.rand(())), x
+
+
+def test_s2_a_linear_module_of_its_own_kind_is_adapted_if_it_returns_what_a_linear_one_does():
+    model = build_model()
+    model.layers[0].mlp.up_proj.__class__, model.layers[1].mlp.up_proj.__class__ = Twice, Router
+    before = torch.get_rng_state()
+    with pytest.warns(
+        UserWarning, match=r"out 1 modules, the first being layers\.1\.mlp\.up_proj: Router returns some"
+    ):
+        names = find_targets(model, "up_proj", ())
+    assert "layers.0.mlp.up_proj" in names and "layers.1.mlp.up_proj" not in names
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_w6_lora_trains_what_can_be_adapted_of_a_mamba_and_says_what_it_leaves_out():
     model = tiny_mamba()
     with pytest.raises(ValueError, match=r"'out_proj' can't be adapted: a Mamba layer's kernels read its weight"):

@@ -64,7 +64,8 @@ def frozen_linears(model: nn.Module, adapted: Collection[str], leave_out: Collec
     Leaves out those that the user froze before, and those in `leave_out`.
     """
     linear = linear_modules(model)
-    linear = {name: module for name, module in linear.items() if name not in unadaptable(model, linear)}
+    unfit = unadaptable(model, linear)
+    linear = {name: module for name, module in linear.items() if name not in unfit}
     try:
         in_layers = _in_layers(model, linear)
     except ValueError:  # a model without lists of layers
@@ -89,7 +90,24 @@ def unadaptable(model: nn.Module, linear: Mapping[str, nn.Module]) -> dict[str, 
             reasons[name] = "nn.MultiheadAttention reads its weight without calling it"
         elif {"A_log", "D"} <= parent._parameters.keys() and name.endswith(READ_BY_MAMBA):
             reasons[name] = "a Mamba layer's kernels read its weight without calling it"
+        elif not _is_linear(module):
+            reasons[name] = f"{type(module).__name__} returns something else than a linear module"
     return reasons
+
+
+def _is_linear(module: Any) -> bool:
+    """Does it map (1, n) to (1, m)? A subclass with its own `forward`, such as some routers of experts, may not."""
+    from peft.tuners.lora.layer import Conv1D
+
+    if type(module).forward in (nn.Linear.forward, Conv1D.forward):
+        return True
+    inputs, outputs = module.in_features, module.out_features
+    try:
+        with torch.no_grad(), _seeded(0, module.weight):
+            result = type(module).forward(module, module.weight.new_ones(1, inputs))
+    except Exception:  # it takes other inputs
+        return False
+    return torch.is_tensor(result) and result.shape == (1, outputs)
 
 
 def _check_not_tied(model: nn.Module, names: Collection[str]) -> None:
