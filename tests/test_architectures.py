@@ -19,10 +19,11 @@ from membench.planning.planner import method_values
 from membench.planning.simulate import simulate
 from membench.planning.workload import Workload
 from optimizers import GaLore, LoRA, MemoryEfficientOptimizer
-from optimizers.shared.adapters import find_targets
+from optimizers.shared.adapters import adapted_modules, find_targets
 from optimizers.shared.blocks import split_into_blocks
 from optimizers.shared.layer_parts import parts_of_layers
 from optimizers.shared.matrices import layer_matrices
+from optimizers.shared.nf4_linear import NF4Linear
 from reports.parts import FIELDS
 from tasks.models.source import Source
 
@@ -197,6 +198,17 @@ def test_adapters_and_projections_go_to_all_matrices_of_the_layers(name):
     expected = in_layers(architecture, architecture.attention + architecture.mlp)
     assert set(find_targets(model, "all-linear", ())) == expected
     assert set(layer_matrices(model)) == {model.get_submodule(path).weight for path in expected}
+
+
+@PER_ARCHITECTURE
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_adapted_is_what_was_asked_for(name, method):
+    architecture = ARCHITECTURES[name]
+    model = architecture.build()
+    create(method, model, architecture)
+    assert set(adapted_modules(model)) == in_layers(architecture, architecture.attention + architecture.mlp)
+    four_bits = {path.removesuffix(".base_layer") for path, m in model.named_modules() if isinstance(m, NF4Linear)}
+    assert four_bits == (set(adapted_modules(model)) if method == "qlora" else set())
 
 
 @PER_ARCHITECTURE

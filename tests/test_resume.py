@@ -1,6 +1,7 @@
 """A run that was stopped anywhere and continued is, to the last bit, the run that wasn't."""
 
 import errno
+import itertools
 import json
 import os
 import signal
@@ -25,6 +26,9 @@ METHODS = {
     "badam": {"lr": 1e-2, "switch_every": 3, "always_train": ("head",)},
     "blockllm": {"lr": 1e-2, "sparsity": 0.5, "patience": 2, "always_train": ("head",)},
 }
+DTYPES = [torch.float32, torch.bfloat16]
+OTHERS = [method for method in optimizers.available() if method not in METHODS]
+CASES = [*itertools.product((6, 9, 14), METHODS, DTYPES), *itertools.product((9,), OTHERS, DTYPES[:1])]
 
 
 class Stop(Exception):
@@ -34,7 +38,7 @@ class Stop(Exception):
 def build(method: str, dtype: torch.dtype) -> Loop:
     task = ToyTask(dtype=dtype)
     model = task.build_model().to(dtype)
-    optimizer = optimizers.create(method, model, **METHODS[method])
+    optimizer = optimizers.create(method, model, **METHODS.get(method, optimizers.get(method).example))
     training = Training(steps=17, batch_size=4, sequence_length=3, evaluate_every=4)
     return Loop(model, optimizer, task, training, seed=3, device=torch.device("cpu"))
 
@@ -43,9 +47,7 @@ def without_times(history):
     return [{key: value for key, value in entry.items() if key != "seconds"} for entry in history]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("stop_at", [6, 9, 14])
+@pytest.mark.parametrize(("stop_at", "method", "dtype"), CASES, ids=str)
 def test_continuing_from_a_checkpoint_gives_the_same_bits(method, dtype, stop_at, tmp_path):
     whole = build(method, dtype)
     whole.run()
