@@ -9,7 +9,10 @@ def put_current_folder_last() -> None:
 
     The folder from which membench itself was loaded stays where it is.
     """
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # somebody has deleted it
+        return
     if here == Path(__file__).resolve().parent.parent:
         sys.path[:] = [str(here), *(path for path in sys.path if path not in ("", str(here)))]
     else:

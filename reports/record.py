@@ -212,6 +212,8 @@ def load(path: Path | str) -> Record:
 
 
 def _parse(path: Path | str) -> Any:
+    if Path(path).is_fifo():  # reading would wait for ever
+        raise ValueError(f"{path}: can't be read: it is a pipe, not a file.")
     try:
         text = Path(path).read_text(encoding="utf-8")
         content = json.loads(text, object_pairs_hook=_object)

@@ -377,6 +377,25 @@ def test_t_an_odd_value_of_one_record_costs_the_report_no_other(capsys, tmp_path
     assert code == 1 and "adamw" in output and errors.startswith(f"{tmp_path}/odd.json: ") and errors.count("\n") == 1
 
 
+def test_t_a_pipe_in_place_of_a_record_is_named_and_not_waited_for(capsys, tmp_path):
+    record.write(make_record(), tmp_path)
+    os.mkfifo(tmp_path / "pipe.json")
+    code, output, said = call(capsys, "report", str(tmp_path))
+    assert (
+        code == 1 and "adamw" in output and said == f"{tmp_path}/pipe.json: can't be read: it is a pipe, not a file.\n"
+    )
+
+
+def test_t_neither_a_closed_output_nor_a_deleted_folder_is_a_fault(tmp_path):
+    gone = tmp_path / "gone"
+    script = (
+        f'mkdir "{gone}" && cd "{gone}" && rmdir "{gone}" && exec "{sys.executable}" -m membench compare --dry-run >&-'
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == "error: the current folder has been deleted: change to another one\n"
+
+
 # ---- W9: small ones
 
 

@@ -467,3 +467,17 @@ def test_cached_tokens_come_with_what_was_said_of_their_data(tmp_path):
     first, again = (tasks.create("instruct", **given) for _ in range(2))
     assert first.provenance == again.provenance and "since no answer fits" in first.provenance["notes"]
     assert all(np.array_equal(*pair) for pair in zip(first.train[0], again.train[0], strict=True))
+
+
+@pytest.mark.parametrize("kind", ["classify", "instruct", "c4"])
+def test_t_a_file_whose_bytes_can_not_be_had_is_named(tmp_path, kind):
+    path = tmp_path / ("a.txt" if kind == "c4" else "a.jsonl")
+    path.symlink_to("/proc/self/mem")  # opens, but reading fails
+    with pytest.raises(ValueError, match=f"{path}: can't be read .Input/output error"):
+        {"classify": classify_data.read, "instruct": conversations.read, "c4": Documents}[kind](str(path))
+
+
+def test_w5_where_hashes_choose_no_conversation_one_is_held_out(tmp_path):
+    asked = [{"instruction": f"Say {word}.", "output": word} for word in ("one", "two", "three")]
+    found = conversations.read(lines(tmp_path / "a.jsonl", asked))
+    assert len(found.held_out) == 1 and len(found.training) == 2

@@ -57,7 +57,8 @@ def _exit_code(command: Callable[[], object]) -> int:
             command()
         except SystemExit as exit:
             code = exit.code
-        output.flush()
+        if output is not None:  # it is None if it was closed from the start
+            output.flush()
     except OSError as error:
         if error.filename is None and error.errno in (errno.EPIPE, *NO_ROOM):  # of what was printed
             os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())  # or Python tries again when it ends

@@ -68,6 +68,8 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def about_file(error: OSError) -> str:
     """What the system said of a file, and of which; where it says none, it is what was printed."""
+    if error.filename is None and error.errno == errno.ENOENT:  # of asking where we are
+        return "the current folder has been deleted: change to another one"
     way_out = "; make room there, or choose another folder" if error.errno in NO_ROOM else ""
     where = f"{error.filename}: " if error.filename is not None else "the output can't be written: " if way_out else ""
     return f"{where}{error.strerror or error}{way_out}"

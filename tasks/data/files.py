@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,22 +41,29 @@ def _files(path: Path) -> list[Path]:
 
 def read(path: Path) -> bytes:
     """A file's bytes, unpacked. Raises ValueError if it can't be read, or is a broken gzip file."""
-    try:
+    with _named(path):
         content = path.read_bytes()
         return gzip.decompress(content) if content.startswith(GZIP) else content
+
+
+def sha256(paths: Sequence[Path]) -> str:
+    """SHA-256 of the concatenated bytes of the files. Raises ValueError if one can't be read."""
+    total = hashlib.sha256()
+    for path in paths:
+        with _named(path), path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turn an error of reading a file, which needn't say of which, into a ValueError that does."""
+    try:
+        yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: not a complete gzip file ({error})") from error
     except OSError as error:
         raise ValueError(f"{path}: can't be read ({error.strerror})") from error
-
-
-def sha256(paths: Sequence[Path]) -> str:
-    """SHA-256 of the concatenated bytes of the files."""
-    total = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
 
 
 @dataclass(frozen=True)

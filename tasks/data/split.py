@@ -94,8 +94,9 @@ def read(kind: Kind[T], data: str) -> Split[T]:
     found, held_out = named(kind, training, made.tally), named(kind, test or (), made.tally)
     if test is None:
         # in the order of their hashes, so that the first ones are a sample of all
-        held_out = sorted((pair for pair in found if is_chosen(pair[0])), key=lambda pair: pair[0])
-        found = [pair for pair in found if not is_chosen(pair[0])]
+        chosen = _chosen({name[:8] for name, _ in found})
+        held_out = sorted((pair for pair in found if pair[0][:8] in chosen), key=lambda pair: pair[0])
+        found = [pair for pair in found if pair[0][:8] not in chosen]
     apart = {name for name, _ in held_out}
     made.held_out = [one for _, one in held_out]
     made.training = [one for name, one in found if name not in apart]
@@ -106,6 +107,11 @@ def read(kind: Kind[T], data: str) -> Split[T]:
             given = f"one in {HELD_OUT} is held out, give more" + "".join(f"; {note}" for note in made.notes)
             raise ValueError(f"data {data!r} has no {side} {kind.what}: {given}")
     return made
+
+
+def _chosen(starts: set[bytes]) -> set[bytes]:
+    """The first 8 bytes of what to hold out: one in so many, or one of so few that none is."""
+    return {start for start in starts if is_chosen(start)} or set(sorted(starts)[:1] if len(starts) > 1 else ())
 
 
 def named(kind: Kind[T], parts: Iterable[Part], tally: Tally) -> list[tuple[bytes, T]]:
