@@ -35,10 +35,10 @@ def content(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def expect_done_or_refused(capsys, arguments, *codes):
+def expect_done_or_refused(arguments, *codes):
     """The exit code: one of `codes`, or 2 with a sentence (click's own may have lines of usage above it)."""
     with within_a_minute():
-        code, _, errors = call(capsys, *arguments)
+        code, _, errors = call(*arguments)
     shown = (arguments, code, errors[-3000:])
     assert code in (*codes, 2), shown
     assert "Traceback" not in errors and "fault of membench" not in errors, shown
@@ -56,32 +56,30 @@ def runs(tmp_path_factory):
     return folder
 
 
-def try_arguments(number, capsys, runs, tmp_path):
-    expect_done_or_refused(capsys, odd_arguments(runs, Random(f"arguments {number}")), 0, 1, 3)
+def try_arguments(number, runs, tmp_path):
+    expect_done_or_refused(odd_arguments(runs, Random(f"arguments {number}")), 0, 1, 3)
 
 
-def try_toml(number, capsys, runs, tmp_path):
+def try_toml(number, runs, tmp_path):
     random = Random(f"toml {number}")
     path = odd_toml(tmp_path / "file.toml", random)
     line = random.choice((("study", path), ("study", path), ("compare", "--config", path)))
-    expect_done_or_refused(capsys, (*line, "--out", str(runs), "--dry-run"), 0)
+    expect_done_or_refused((*line, "--out", str(runs), "--dry-run"), 0)
     limits = odd_thresholds(tmp_path / "limits.toml", random)
-    expect_done_or_refused(capsys, ("check", str(runs), str(runs), "--thresholds", limits), 0, 1)
+    expect_done_or_refused(("check", str(runs), str(runs), "--thresholds", limits), 0, 1)
 
 
-def try_records(number, capsys, runs, tmp_path):
+def try_records(number, runs, tmp_path):
     random = Random(f"records {number}")
     folder = tmp_path / f"records-{number}"
     odd_records(folder, random)
     before = content(folder)
     format = random.choice(("plain", "markdown", "csv", "json", "latex"))
     ranking = random.choice(((), (), ("--at-memory", "1GiB"), ("--to-target", "accuracy=0.4")))
-    code, output, errors = call(capsys, "report", str(folder), "--format", format, *ranking)
+    code, output, errors = call("report", str(folder), "--format", format, *ranking)
     assert code in (0, 1) and "adamw" in output and "Traceback" not in errors, (number, code, errors)
     sides = random.choice(((runs, folder), (folder, runs), (folder, folder)))
-    expect_done_or_refused(
-        capsys, ("check", *map(str, sides), "--format", random.choice(("terminal", "junit"))), 0, 1, 3, 4
-    )
+    expect_done_or_refused(("check", *map(str, sides), "--format", random.choice(("terminal", "junit"))), 0, 1, 3, 4)
     assert content(folder) == before
 
 
@@ -96,17 +94,17 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_odd_is_done_or_refused_in_a_sentence(kind, capsys, runs, elsewhere):
+def test_what_is_odd_is_done_or_refused_in_a_sentence(kind, runs, elsewhere):
     finished = content(runs)
     for number in range(QUICK[kind]):
-        KINDS[kind](number, capsys, runs, elsewhere)
+        KINDS[kind](number, runs, elsewhere)
     assert content(runs) == finished
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_so_are_five_hundred_of_them(kind, capsys, runs, elsewhere):
+def test_so_are_five_hundred_of_them(kind, runs, elsewhere):
     finished = content(runs)
     for number in range(QUICK[kind], 500):
-        KINDS[kind](number, capsys, runs, elsewhere)
+        KINDS[kind](number, runs, elsewhere)
     assert content(runs) == finished
