@@ -27,10 +27,8 @@ class LowRankLinear(nn.Module):
         self._dense = (dense,)  # in a tuple, so that it doesn't become a submodule
         self._is_transposed = not isinstance(dense, nn.Linear)
         weight = dense.weight.detach()
-        u, s, vh = torch.linalg.svd((weight.t() if self._is_transposed else weight).float(), full_matrices=False)
-        root = s[:rank].sqrt()
-        self.up = nn.Parameter((u[:, :rank] * root).to(weight.dtype).contiguous())
-        self.down = nn.Parameter((root[:, None] * vh[:rank]).to(weight.dtype).contiguous())
+        factors = _leading_factors(weight.t() if self._is_transposed else weight, rank)
+        self.up, self.down = (nn.Parameter(factor.to(weight.dtype).contiguous()) for factor in factors)
         self.bias = dense.bias
         dense.weight.data = weight.new_empty(0)
 
@@ -108,9 +106,29 @@ def kept_ranks(weights: Sequence[Tensor], reduction: float) -> list[int | None]:
 
 def _scaled_values(weight: Tensor) -> Tensor:
     """The singular values, their smallest at 0 and their largest at 1 (all at 1 if they are equal)."""
-    values = torch.linalg.svdvals(weight.detach().float()).cpu()
+    values = torch.linalg.eigvalsh(_gram(_wide(weight.detach()))).clamp_(min=0.0).sqrt_().cpu()
     low, high = values.min(), values.max()
     return (values - low) / (high - low) if high > low else torch.ones_like(values)
+
+
+def _leading_factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """U sqrt(S) (m, rank) and sqrt(S) V^T (rank, n) of the leading singular values of `matrix` (m, n); fp64."""
+    wide = _wide(matrix)
+    squares, vectors = torch.linalg.eigh(_gram(wide))  # squares in increasing order
+    roots = squares[-rank:].flip(0).pow(0.25)
+    short = vectors[:, -rank:].flip(1)
+    left, right = short * roots, (short.t() @ wide.double()) / roots[:, None]
+    return (left, right) if matrix.shape[0] <= matrix.shape[1] else (right.t(), left.t())
+
+
+def _wide(matrix: Tensor) -> Tensor:
+    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.t()
+
+
+def _gram(wide: Tensor) -> Tensor:
+    """A A^T in fp64, whose eigenvalues are the squared singular values: much faster than an SVD of `wide`."""
+    exact = wide.double()
+    return exact @ exact.t()
 
 
 def _largest_ranks(shapes: list[tuple[int, int]], kept: int) -> list[int | None]:
