@@ -22,7 +22,7 @@ class Study(NamedTuple):
     """A folder below this one."""
 
     name: str
-    words: dict[str, Any]  # title, asked, made: texts; limits: a list of them; plots: names of charts
+    words: dict[str, Any]  # title, asked, made, limits; plots: names of charts; output: the file of a command's
     finals: list[Record]
     trials: list[Record]
 
@@ -44,19 +44,26 @@ def page(study: Study) -> str:
     head = f"<!-- Generated from studies/{study.name} by `make studies`; edit that. -->\n\n# {words['title']}"
     if not study.finals:
         return f"{head}\n\n{words['asked']}\n\nNot made yet: studies/{study.name} has the study file.\n"
+    if "output" in words:
+        printed = (HERE / study.name / words["output"]).read_text(encoding="utf-8").rstrip()
+        return _joined(study, [head, _asked(study), f"## What it printed\n\n```text\n{printed}\n```"])
     found = gradients.levels(study.finals)
     answer = gradients.answer(found) if found else recommend(study.finals, words.get("memory_bytes", []))
-    limits = "\n".join(f"- {limit}" for limit in words["limits"])
-    parts = [
-        head,
-        f"## What was asked\n\n{words['asked']}",
-        "## The answer\n\n" + "\n\n".join(answer),
-        *_figures(study),
+    return _joined(study, [head, _asked(study), "## The answer\n\n" + "\n\n".join(answer), *_figures(study)])
+
+
+def _asked(study: Study) -> str:
+    return f"## What was asked\n\n{study.words['asked']}"
+
+
+def _joined(study: Study, parts: list[str]) -> str:
+    limits = "\n".join(f"- {limit}" for limit in study.words["limits"])
+    last = [
         f"## What this doesn't show\n\n{limits}",
-        f"## Made with\n\n{words['made']}\n\nThe records are in `studies/{study.name}`: `membench report "
+        f"## Made with\n\n{study.words['made']}\n\nThe records are in `studies/{study.name}`: `membench report "
         f"studies/{study.name}/records.json` prints them.",
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *last]) + "\n"
 
 
 def _figures(study: Study) -> list[str]:
