@@ -139,6 +139,10 @@ def test_badams_rows_fit_the_papers_card_and_adam_does_not(capsys):
         (["badam-table-3"], "there is no reproduction 'badam-table-3'. Did you mean 'badam-table-2'? Available: "),
         (["badam-table-2", "--device", "cpu"], "badam-table-2 needs a GPU, and --device cpu is none: --dry-run"),
         (["badam-table-2", "--scale", "big"], "--scale must be one of paper, tiny, not 'big'"),
+        (
+            ["badam-table-2", "--jobs", "2"],
+            "--jobs 2: a table's times are measured, so its runs are made one at a time",
+        ),
     ],
 )
 def test_what_can_not_work_is_refused_in_a_sentence(capsys, tmp_path, arguments, message):
