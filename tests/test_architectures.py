@@ -29,11 +29,13 @@ from tasks.models.source import Source
 
 # One random direction a step: 30 of them lower the loss a little, and of a causal model with another rate.
 BY_LOSSES_ALONE = {"mezo": {"lr": 3e-3}}
-# The pairs that tell most are quick: each method with GPT-2 (fused, transposed matrices, tied embeddings) and with
-# another model, which changes from one to the next. `make test-slow` has all of them.
+# The pairs that tell most are quick: what sees a weight as a matrix with GPT-2 (fused, transposed matrices, tied
+# embeddings), any other method with another model, which changes from one to the next. `make test-slow` has all.
+OF_MATRICES = ("galore", "fira", "apollo", "muon", "lora", "qlora", "welore", "scale", "sinkgd", "adafactor", "adalomo")
 OTHERS = [name for name in ARCHITECTURES if name != "gpt2"]
-QUICK = {
-    (name, method) for n, method in enumerate(optimizers.available()) for name in ("gpt2", OTHERS[n % len(OTHERS)])
+QUICK = {("gpt2", method) for method in OF_MATRICES} | {
+    (OTHERS[n % len(OTHERS)], method)
+    for n, method in enumerate(name for name in optimizers.available() if name not in OF_MATRICES)
 }
 PAIRS = [
     pytest.param(name, method, marks=() if (name, method) in QUICK else pytest.mark.slow)

@@ -20,7 +20,7 @@ def report(what: str, share: float) -> float:
         pytest.param(0.2, {}, marks=pytest.mark.slow),
         (0.6, {}),
         pytest.param(2.0, {}, marks=pytest.mark.slow),
-        (0.6, {"seeds": 3}),
+        pytest.param(0.6, {"seeds": 3}, marks=pytest.mark.slow),
         pytest.param(2.0, {"seeds": 3}, marks=pytest.mark.slow),
         (0.6, {"tasks": 5, "methods": 1}),
         (1.0, {"tasks": 3, "methods": 2}),

@@ -233,7 +233,12 @@ def test_a_run_that_does_not_fit_or_failed_has_no_figure_and_says_why():
 # ---- the runs
 
 
-@pytest.mark.parametrize("name", RECIPES)
+QUICK = ("galore-table-2", "lomo-table-1")  # one that trains, and one that only takes steps
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in RECIPES]
+)
 def test_at_scale_tiny_a_table_is_made_on_a_cpu_by_the_same_code(capsys, tmp_path, name):
     arguments = ["reproduce", name, "--scale", "tiny", "--device", "cpu", "--threads", "1", "--out", str(tmp_path)]
     code, stdout, _ = call(capsys, *arguments, "--quiet")

@@ -22,7 +22,7 @@ from tasks import plugins
 PROVENANCE = {"data_revision": None, "data_sha256": None, "model_revision": None, "tokenizer": None}
 
 # What changes nothing in a run: where it is kept, how it is shown, what else is compared, by which name values came.
-NO_OTHER_RUN = {"out", "save", "checkpoint_every", "retry", "quiet", "dry_run", "reference", "profile"}
+NO_OTHER_RUN = {"out", "save", "checkpoint_every", "retry", "quiet", "dry_run", "jobs", "reference", "profile"}
 NO_OTHER_RUN |= {"trust_remote_code"}  # the code is that of the model's revision
 NO_OTHER_RUN |= {"fit_length"}  # the length that is found counts
 # Of a task's provenance: where data of a known hash lie, what follows from model and versions, what is said of data.
@@ -119,7 +119,14 @@ def test_every_hyperparameter_makes_another_run(provenance):
 
 
 def test_what_only_says_where_and_how_a_run_is_made_leaves_its_id(provenance, tmp_path):
-    other = {"out": str(tmp_path), "save": str(tmp_path), "checkpoint_every": 7, "retry": True, "quiet": True}
+    other = {
+        "out": str(tmp_path),
+        "save": str(tmp_path),
+        "checkpoint_every": 7,
+        "retry": True,
+        "quiet": True,
+        "jobs": 3,
+    }
     other |= {"dry_run": True, "trust_remote_code": True}
     assert set(other) | {"reference", "profile", "fit_length"} == NO_OTHER_RUN
     for name, value in other.items():

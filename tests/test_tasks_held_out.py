@@ -91,6 +91,16 @@ def answers_with_a_test_file(folder: Path, held_out: str) -> str:
     return str(folder)
 
 
+def of_pair(word: str) -> dict[str, str]:
+    return {"prompt": f"What of {word}?", "chosen": f"It is {word}.", "rejected": f"It is no {word}."}
+
+
+def pairs(folder: Path, held_out: str) -> str:
+    for name, word in (("train", "museum"), ("test", held_out)):
+        write(folder / f"{name}.jsonl", [of_pair(text) for text in texts(word, 60)])
+    return str(folder)
+
+
 def classes(folder: Path, held_out: str) -> str:
     def chosen(text: str) -> bool:
         return Labelled("here", text, "", 0).is_held_out
@@ -112,6 +122,7 @@ SOURCES = {
     "c4": ("c4", "config:llama-tiny", pretraining),
     "instruct": ("instruct", "config:llama-tiny", answers),
     "instruct, test file": ("instruct", "config:llama-tiny", answers_with_a_test_file),
+    "dpo": ("dpo", "config:llama-tiny", pairs),
     "classify": ("classify", "config:roberta-tiny", classes),
     "classify, validation file": ("classify", "config:roberta-tiny", classes_with_a_validation_file),
 }
@@ -140,6 +151,9 @@ def test_what_is_held_out_changes_neither_the_tokenizer_nor_a_batch_nor_the_mode
         assert len(one.tokenizer.tokenize(word)) >= 4
     assert len(one.tokenizer.tokenize(" museum")) == 1
     assert one.train_size == other.train_size
+    for task in (one, other):
+        if isinstance(task, tasks.HasReference):
+            task.remember_training(task.build_model().eval(), task.train_size)
     for step in range(0, 2 * one.train_size // 4, 7):
         first, second = one.batch(step), other.batch(step)
         assert all(torch.equal(first[key], second[key]) for key in first)

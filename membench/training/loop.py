@@ -197,11 +197,15 @@ class Loop:
         self.clock = Clock(device)
         self.progress = Progress()
         self._loss_fn = loss_function(task, training, device)
-        self._gradient_norm = self._tracked() if training.track == tracking.GRADIENT_NORM else None
+        self._gradient_norm: tracking.GradientNorm | None = None
+        if not isinstance(task, HasReference):  # which knows no batch before it has seen the model
+            self._begin_to_track()
 
-    def _tracked(self) -> tracking.GradientNorm:
-        batches = tracking.first_batches(self.task, self.training, self.device)
-        return tracking.GradientNorm(self.model, self.optimizer, self._loss_fn, batches, shares(batches))
+    def _begin_to_track(self) -> None:
+        if self.training.track == tracking.GRADIENT_NORM and self._gradient_norm is None:
+            batches = tracking.first_batches(self.task, self.training, self.device)
+            given = self.model, self.optimizer, self._loss_fn, batches, shares(batches)
+            self._gradient_norm = tracking.GradientNorm(*given)
 
     def run(
         self,
@@ -219,6 +223,7 @@ class Loop:
             self._resume(checkpoint_path)
         if self.progress.step == 0:
             self._look_before()
+        self._begin_to_track()
         self.model.train()
         while self.progress.step < self.training.steps:
             report(self.progress.step + 1, self._step())
@@ -231,6 +236,8 @@ class Loop:
         """What a task must know of the model before the first step, and its scores if they are asked for."""
         if isinstance(self.task, HasReference):
             batches = self.training.steps * self.training.gradient_accumulation_steps
+            if self.training.track:
+                batches = max(batches, tracking.batches_of(self.training))
             with self._evaluating():
                 with _precision(self.training, self.device):
                     self.task.remember_training(self.model, batches)

@@ -33,13 +33,13 @@ class GradientNorm:
         batches: Sequence[Batch],
         shares: Sequence[float],
     ):
-        """Raises ValueError if the method has replaced weights of the model (by quantised ones)."""
+        """Raises ValueError if the method has put something else in the place of weights (quantised ones, factors)."""
         here = set(model.parameters())
         self.weights = [p for p in optimizer.weights if p.is_floating_point()]
         if any(p not in here for p in self.weights):
             raise ValueError(
-                f"{type(optimizer).__name__} keeps weights quantised, and these have no gradient: leave out "
-                f"--track {GRADIENT_NORM}"
+                f"{type(optimizer).__name__} keeps something else in the place of weights, which so have no gradient: "
+                f"leave out --track {GRADIENT_NORM}"
             )
         self.model, self._loss_fn, self._batches, self._shares = model, loss_fn, batches, shares
 
@@ -61,10 +61,15 @@ def interval(training: Training) -> int:
     return max(1, training.steps // POINTS)
 
 
+def batches_of(training: Training) -> int:
+    """How many micro-batches the gradient is taken on."""
+    return max(1, EXAMPLES // training.micro_batch_size)
+
+
 def first_batches(task: Any, training: Training, device: torch.device) -> list[Batch]:
     """The task's first micro-batches: `EXAMPLES` examples, or one batch. A stream is put back to where it was."""
     position = task.state_dict() if isinstance(task, HasReader) else None
-    batches = [task.batch(step) for step in range(max(1, EXAMPLES // training.micro_batch_size))]
+    batches = [task.batch(step) for step in range(batches_of(training))]
     if position is not None:
         task.load_state_dict(position)
     return [{key: value.to(device) for key, value in batch.items()} for batch in batches]
