@@ -180,7 +180,7 @@ def test_the_backward_pass_ends_at_the_active_block_also_when_a_trainer_turns_in
     model = roberta()
     optimizer = BAdam(model, order="descending", always_train=("classifier",))
     if checkpointing:
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.enable_input_require_grads()
     model.train()
     reached = []
@@ -193,7 +193,7 @@ def test_the_backward_pass_ends_at_the_active_block_also_when_a_trainer_turns_in
 def test_re_entrant_checkpointing_is_refused_with_the_way_out():
     model = roberta(layers=2)
     BAdam(model, always_train=("classifier",))
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": True})
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     model.train()
     with pytest.raises(ValueError, match='"use_reentrant": False'):
         model(torch.zeros(2, 5, dtype=torch.long))

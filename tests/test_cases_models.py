@@ -294,7 +294,7 @@ VALUES = {
     "eps": ({"layer_norm_eps": "small"}, "Field 'layer_norm_eps' expected float"),
     "model_type": ({"model_type": "nope"}, "model type `nope`"),
     "no model_type": ({"model_type": None}, "model type `None`"),
-    "id2label": ({"id2label": "x"}, "config.json: AttributeError"),
+    "id2label": ({"id2label": "x"}, "config.json: "),
     "dtype": ({"dtype": "float99"}, "float99"),
 }
 

@@ -309,6 +309,9 @@ class OnTiny:
 
     def __init__(self, data):
         self.task = create(data)
+        # protocols don't see what comes by __getattr__, from Python 3.12 on
+        self.remember_training, self.remember_held_out = self.task.remember_training, self.task.remember_held_out
+        self.state_dict, self.load_state_dict = self.task.state_dict, self.task.load_state_dict
 
     def __getattr__(self, name):
         return getattr(self.task, name)

@@ -122,8 +122,9 @@ class MethodTrainer(Trainer):
 
     def _is_of_whole_batch(self, num_items_in_batch: torch.Tensor | int | None) -> bool:
         """Does `compute_loss` divide by the items of all micro-batches? Decided as in `Trainer.training_step`."""
-        if self.loss_is_scaled_for_ga is not None:
-            return self.loss_is_scaled_for_ga
+        decided: bool | None = getattr(self, "loss_is_scaled_for_ga", None)  # transformers 5.17 has no such attribute
+        if decided is not None:
+            return decided
         by_model = self.model_accepts_loss_kwargs and num_items_in_batch is not None
         return by_model or self.compute_loss_func is not None
 
