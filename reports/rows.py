@@ -65,7 +65,7 @@ def _throughput_row(setup: Setup, label: str) -> Row:
     times = [run["time"] for run in runs.values()]
     seconds = sum(time["train_seconds"] for time in times)
     tokens = sum(time["tokens_per_second"] * time["train_seconds"] for time in times)
-    reference = _alone(setup.finished(setup.reference)) if setup.reference else {}
+    reference = setup.finished(setup.reference) if setup.reference else {}
     return {
         **row,
         "tokens_per_second": tokens / seconds if seconds else None,
@@ -79,8 +79,8 @@ def _alone(runs: dict[Key, Record]) -> dict[Key, Record]:
 
 
 def rates(runs: dict[Key, Record]) -> dict[tuple[Key, str | None], float]:
-    """Speeds compare only on one machine, so it is a part of the key."""
-    return {(key, machine(run)): run["time"]["tokens_per_second"] for key, run in runs.items()}
+    """Of runs that had their device alone. Speeds compare only on one machine, so it is a part of the key."""
+    return {(key, machine(run)): run["time"]["tokens_per_second"] for key, run in _alone(runs).items()}
 
 
 def counts(setup: Setup, label: str, tasks: list[str] | None = None) -> Row:

@@ -6,7 +6,7 @@ from typing import Any
 
 from reports.names import suggestion
 from reports.rankings import Ranking, headline, render
-from reports.record import Record
+from reports.record import Record, had_device_alone
 from reports.setups import Setup, group, heading
 from reports.statistics import decimals
 from reports.table import NOTHING, Column, Row, Table, lay_out
@@ -43,7 +43,7 @@ def _race(setup: Setup, task: str, metric: str, target: float) -> Ranking:
     for name in ("seconds", "tokens"):
         for row in made:
             before = sum(_order(other, name) < _order(row, name) for other in made)
-            row[f"rank_by_{name}"] = before + 1 if row["reached"] else None
+            row[f"rank_by_{name}"] = before + 1 if row[name] is not None else None
     made.sort(key=lambda row: _order(row, "seconds"))
     title = f"{task}: {metric} of {target:g} or {'more' if higher else 'less'}"
     return Ranking(heading(setup), _table(title, made), made, _notes(setup, task))
@@ -51,7 +51,7 @@ def _race(setup: Setup, task: str, metric: str, target: float) -> Ranking:
 
 def _order(row: Row, name: str) -> tuple[float, float]:
     """Who reached it in more of the runs comes first, then who was quicker."""
-    return -row["reached"] / row["runs"], row[name] if row["reached"] else float("inf")
+    return -row["reached"] / row["runs"], row[name] if row[name] is not None else float("inf")
 
 
 def _is_higher_better(setup: Setup, task: str, metric: str) -> bool:
@@ -62,9 +62,13 @@ def _is_higher_better(setup: Setup, task: str, metric: str) -> bool:
 def _row(label: str, runs: list[Record], metric: str, target: float, higher: bool) -> Row:
     reached = [point for run in runs if (point := _first(run, metric, target, higher))]
     seen = [value for run in runs for value in _values(run, metric)]
-    middle = {name: statistics.median(point[name] for point in reached) if reached else None for name in _POINT}
+    middle = {name: _median([point[name] for point in reached if point[name] is not None]) for name in _POINT}
     best = (max if higher else min)(seen, default=None)
     return {"method": label, "reached": len(reached), "runs": len(runs), **middle, "best": best}
+
+
+def _median(values: list[float]) -> float | None:
+    return statistics.median(values) if values else None
 
 
 _POINT = ("seconds", "tokens", "step")
@@ -74,7 +78,7 @@ def _first(run: Record, metric: str, target: float, higher: bool) -> dict[str, A
     for point in run["history"]:
         value = (point.get("metrics") or {}).get(metric)
         if value is not None and (value >= target if higher else value <= target):
-            return point
+            return point if had_device_alone(run) else {**point, "seconds": None}
     return None
 
 

@@ -309,3 +309,11 @@ def test_two_thousand_records_take_seconds_of_computing():
     html = page.render(runs)
     assert time.process_time() - start < 12  # 2.5 on a machine that does nothing else
     assert len(html) < 3e6 and len(re.findall("<svg", html)) == 29
+
+
+def test_a_page_of_runs_that_shared_their_device_tells_no_times():
+    runs = [make_record(method=method, environment__jobs=4) for method in ("adamw", "badam")]
+    text = page.render(runs)
+    assert "Time of a step" not in text and "Loss against time" not in text and "Loss against steps" in text
+    assert "shared a device" in text
+    assert "Time of a step" in page.render([make_record(), *runs[1:]])

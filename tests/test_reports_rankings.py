@@ -101,6 +101,14 @@ def test_the_first_time_that_the_target_was_seen_counts_in_seconds_and_tokens():
     assert (rows["badam"]["rank_by_seconds"], rows["badam"]["rank_by_tokens"]) == (1, 2)
 
 
+def test_runs_that_shared_their_device_are_ranked_by_tokens_alone():
+    shared = curve("badam", 0, [0.9])
+    shared["environment"]["jobs"] = 4
+    rows = race([curve("adamw", 0, [0.5, 0.9]), shared])
+    assert rows["badam"]["seconds"] is rows["badam"]["rank_by_seconds"] is None
+    assert rows["badam"]["rank_by_tokens"] == 1 and rows["adamw"]["rank_by_seconds"] == 1
+
+
 def test_equals_share_a_rank():
     rows = race([curve("adamw", 0, [0.9]), curve("badam", 0, [0.9]), curve("sgd", 0, [0.1, 0.9])])
     assert [rows[name]["rank_by_tokens"] for name in ("adamw", "badam", "sgd")] == [1, 1, 3]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from membench.config.run import Training
 from optimizers import MemoryEfficientOptimizer
 from tasks import HasReader
+from tasks.models.modes import evaluation
 
 Batch = dict[str, Tensor]
 
@@ -46,7 +47,7 @@ class GradientNorm:
     def __call__(self) -> float:
         """The norm now, in the units of the loss."""
         total: list[Tensor | None] = [None] * len(self.weights)
-        with _evaluating(self.model), _requiring_gradients(self.weights), torch.enable_grad(), _same_random(self.model):
+        with evaluation(self.model), _requiring_gradients(self.weights), torch.enable_grad(), _same_random(self.model):
             for batch, share in zip(self._batches, self._shares, strict=True):
                 loss = self._loss_fn(self.model, batch)
                 # unlike backward(), this calls no hook of a method that updates inside the backward pass
@@ -80,17 +81,6 @@ def _add(total: Tensor | None, gradient: Tensor | None, share: float) -> Tensor 
     if gradient is None:
         return total
     return gradient.float() * share if total is None else total.add_(gradient, alpha=share)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextmanager

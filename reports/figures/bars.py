@@ -57,12 +57,15 @@ def memory_caption(setup: Setup) -> str:
     return "The parts add up to the peak." + rows_left_out(setup, MOST_BARS)
 
 
-def step_time(setup: Setup) -> Plot:
-    """A step's forward, backward and update as stacked bars."""
-    bars = []
-    for row in raw.throughput(setup):
-        parts = {phase: row[f"{phase}_seconds"] * 1000 for phase in _PHASES} if row["runs_ok"] else {}
-        remark = f"{sum(parts.values()):,.1f} ms" if parts else ended(row)
+def step_time(setup: Setup) -> Plot | None:
+    """A step's forward, backward and update as stacked bars; None where all runs shared their device with others."""
+    rows, bars = raw.throughput(setup), []
+    if any(row["runs_ok"] for row in rows) and all(row["forward_seconds"] is None for row in rows):
+        return None
+    for row in rows:
+        timed = row["forward_seconds"] is not None
+        parts = {phase: row[f"{phase}_seconds"] * 1000 for phase in _PHASES} if timed else {}
+        remark = f"{sum(parts.values()):,.1f} ms" if parts else "beside other runs" if row["runs_ok"] else ended(row)
         bars.append(Bar(row["method"], remark, parts, {part: f"{length:,.1f}" for part, length in parts.items()}))
     return _stacked("step-time", "Time of a step", "ms a step (medians)", bars, _PHASES)
 
