@@ -8,6 +8,7 @@ from plan_models import MODELS, blueprint
 
 import optimizers
 from membench.memory.breakdown import summarize
+from membench.memory.meter import MemoryMeter
 from membench.planning import method as planning
 from membench.planning.blueprint import Blueprint
 from membench.planning.extrapolate import NotAlikeError, extend_number, extend_text, weights
@@ -120,5 +121,6 @@ def test_the_short_way_through_the_cache_changes_nothing(tmp_path, monkeypatch):
         quick = simulate(b, method, values, 2).trace
         with monkeypatch.context() as patch:
             patch.setattr(module, "QuickFakeTensorMode", FakeTensorMode)
+            patch.setattr(module, "FakeMeter", lambda model, optimizer, fake: MemoryMeter(model, optimizer))
             plain = simulate(b, method, values, 2).trace
         assert dataclasses.asdict(quick) == dataclasses.asdict(plain)

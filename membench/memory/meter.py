@@ -124,7 +124,7 @@ class MemoryMeter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _DEVICE:
             return args[0].device
-        result = func(*args, **(kwargs or {}))
+        result = self._carry_out(func, args, kwargs or {})
         if not self._phase:
             return result
         node: Any = current_node()
@@ -134,6 +134,9 @@ class MemoryMeter(TorchDispatchMode):
             for tensor in _tensors(result):
                 self._see(tensor, node)
         return result
+
+    def _carry_out(self, func: Any, args: Any, kwargs: Any) -> Any:
+        return func(*args, **kwargs)
 
     def _is_gradient(self, result: Any, node: Any) -> bool:
         """Is it what autograd accumulates: the first of the parameter's shape, before the parameter's hooks run?"""

@@ -1,42 +1,44 @@
-"""FakeTensorMode with a cheaper cache key: computing torch's keys takes most of a plan's time."""
+"""FakeTensorMode with a cache that is quick to ask and to answer: torch's own takes most of a plan's time."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import (
-    FakeTensor,
-    FakeTensorMode,
-    _BypassDispatchCache,
-    _CacheKeyState,
-    _DispatchCacheValidEntry,
-)
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 _DEVICE = torch.ops.prim.device.default
 _GROUPED = torch.ops.aten._grouped_mm.default  # of experts
 _VIEW, _UNSAFE_VIEW = torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default  # one below autograd
+_BY_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
+UNKNOWN = object()  # no output
 
 logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # what fails is told in a sentence
 
 
 class _UnknownError(Exception):
-    """An argument that the short key doesn't describe."""
+    """An argument that a key, or an output that an entry of the cache doesn't describe."""
 
 
 class QuickFakeTensorMode(FakeTensorMode):
-    """Does what `FakeTensorMode` does, but finds results that it has cached by a shorter key.
+    """Does what `FakeTensorMode` does, but finds outputs that it has seen before in a cache of its own.
 
-    The key has everything that a result can depend on if no size is symbolic: for tensors the shape, strides, dtype,
+    The key has everything that an output can depend on if no size is symbolic: for tensors the shape, strides, dtype,
     device, offset and flags; for anything else type and value. All other operations go through torch's own code.
     """
 
-    _known: ClassVar[
-        dict[tuple[Any, ...], _DispatchCacheValidEntry]
-    ] = {}  # shared by all modes, like torch's own cache
+    _known: ClassVar[dict[tuple[Any, ...], _Recipe]] = {}  # shared by all modes, like torch's own cache
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.dispatch(func, types, args, kwargs)
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _DEVICE and isinstance(args[0], FakeTensor):
@@ -48,48 +50,136 @@ class QuickFakeTensorMode(FakeTensorMode):
         ):  # CPUs take any dtype, but torch's fake one doesn't
             with self:
                 return _grouped(args[0], args[1], kwargs["offs"] if kwargs else args[2])
-        described: list[Any] = [func, torch.get_default_dtype()]
         try:
-            self._describe(described, args)
-            if kwargs:
-                self._describe(described, kwargs)
+            key, tensors = self._key(func, args, kwargs)
         except _UnknownError:
             return super().dispatch(func, types, args, kwargs or {})
-        key = tuple(described)
-        entry = self._known.get(key)
-        if entry is not None:
-            return self._output_from_cache_entry(None, entry, None, func, args)  # type: ignore[arg-type]
+        recipe = self._known.get(key)
+        if recipe is not None:
+            return self._make(recipe, tensors)
         output = super().dispatch(func, types, args, kwargs or {})
-        if output is not NotImplemented:
-            self._remember(key, func, args, kwargs or {})
+        if output is not NotImplemented and not _BY_VALUES.intersection(func.tags):
+            try:
+                if self._key(func, args, kwargs)[0] == key:  # no argument was reshaped
+                    self._known[key] = _recipe(output, tensors)
+            except _UnknownError:
+                pass
         return output
 
-    def _remember(self, key: tuple[Any, ...], func: Any, args: Any, kwargs: Any) -> None:
+    def recall(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The output of an operation that was seen before, or `UNKNOWN`."""
         try:
-            entry = FakeTensorMode.cache.get(self._cache_key(_CacheKeyState(self.shape_env), func, args, kwargs))
-        except _BypassDispatchCache:
-            return
-        if isinstance(entry, _DispatchCacheValidEntry):
-            self._known[key] = entry
+            key, tensors = self._key(func, args, kwargs)
+        except _UnknownError:
+            return UNKNOWN
+        recipe = self._known.get(key)
+        return UNKNOWN if recipe is None else self._make(recipe, tensors)
 
-    def _describe(self, key: list[Any], values: Any) -> None:
+    def _make(self, recipe: _Recipe, tensors: list[FakeTensor]) -> Any:
+        if recipe.kind is None:
+            return self._make_one(recipe.outputs[0], tensors)
+        return recipe.kind([self._make_one(output, tensors) for output in recipe.outputs])
+
+    def _make_one(self, output: _Output, tensors: list[FakeTensor]) -> Any:
+        shape, stride, dtype, device, offset, base, attributes = output
+        if shape is None:
+            return None if base is None else tensors[base]
+        with torch._C._DisableTorchDispatch():
+            if base is None:
+                plain = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+            else:
+                plain = torch.empty(0, dtype=dtype, device="meta")
+                plain.set_(tensors[base].untyped_storage(), offset, shape, stride)
+            made = Tensor._make_subclass(FakeTensor, plain, False, dispatch_device=True, device_for_backend_keys=device)
+        torch._C._set_throw_on_mutable_data_ptr(made)
+        made.__dict__.update(attributes)
+        made.fake_mode = self
+        return made
+
+    def _key(self, func: Any, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], list[FakeTensor]]:
+        described: list[Any] = [func, torch.get_default_dtype()]
+        tensors: list[FakeTensor] = []
+        self._describe(described, tensors, args)
+        if kwargs:
+            self._describe(described, tensors, kwargs)
+        return tuple(described), tensors
+
+    def _describe(self, key: list[Any], tensors: list[FakeTensor], values: Any) -> None:
         if isinstance(values, Mapping):
             key.append(tuple(values))
             values = values.values()
         for value in values:
             kind = type(value)
-            if isinstance(value, FakeTensor):
+            if kind is FakeTensor or isinstance(value, FakeTensor):
                 if value.fake_mode is not self or value.constant is not None or value.layout is not torch.strided:
                     raise _UnknownError
-                key += (value.shape, value.stride(), value.dtype, value.fake_device, value.storage_offset())
+                key += (value.shape, value.stride(), value.dtype, value._fake_device, value.storage_offset())
                 key += (value.requires_grad, value.is_conj(), value.is_neg())
+                tensors.append(value)
             elif kind in _PLAIN:
                 key += (kind, value)
+            elif kind is torch.Generator:
+                key.append(kind)
             elif isinstance(value, Sequence):
                 key += (kind, len(value))
-                self._describe(key, value)
+                self._describe(key, tensors, value)
             else:
                 raise _UnknownError
+
+
+class _Output(NamedTuple):
+    """A tensor to make: new, or a view of argument `base`; without a shape that argument itself, or None."""
+
+    shape: torch.Size | None
+    stride: tuple[int, ...]
+    dtype: torch.dtype | None
+    device: torch.device | None
+    offset: int
+    base: int | None
+    attributes: dict[str, Any]
+
+
+class _Recipe(NamedTuple):
+    """The outputs of an operation: a sequence of a kind, or (None) a single one."""
+
+    kind: type | None
+    outputs: list[_Output]
+
+
+def _recipe(output: Any, tensors: list[FakeTensor]) -> _Recipe:
+    """Raises _UnknownError if such an output can't be made again."""
+    bases = {tensor.untyped_storage()._cdata: index for index, tensor in enumerate(tensors)}
+    made = [one for one in (output if type(output) in (list, tuple) else [output]) if isinstance(one, Tensor)]
+    new = [one.untyped_storage()._cdata for one in made if one.untyped_storage()._cdata not in bases]
+    if len(new) > len(set(new)):  # two views of what is new
+        raise _UnknownError
+    if type(output) in (list, tuple):
+        return _Recipe(type(output), [_describe_output(one, tensors, bases) for one in output])
+    return _Recipe(None, [_describe_output(output, tensors, bases)])
+
+
+def _describe_output(output: Any, tensors: list[FakeTensor], bases: Mapping[int, int]) -> _Output:
+    same = next((index for index, tensor in enumerate(tensors) if tensor is output), None)
+    if output is None or same is not None:
+        return _Output(None, (), None, None, 0, same, {})
+    if type(output) is not FakeTensor or output.constant is not None or output.layout is not torch.strided:
+        raise _UnknownError
+    if output.requires_grad or output.is_conj() or output.is_neg():
+        raise _UnknownError
+    storage = output.untyped_storage()
+    base, offset = bases.get(storage._cdata), int(output.storage_offset())
+    if base is None and (offset or storage.nbytes() != _dense_bytes(output)):
+        raise _UnknownError
+    attributes = {name: value for name, value in vars(output).items() if name != "fake_mode"}
+    return _Output(output.shape, output.stride(), output.dtype, output.fake_device, offset, base, attributes)
+
+
+def _dense_bytes(tensor: Tensor) -> int:
+    """The size of a new storage with a tensor's layout."""
+    if not tensor.numel():
+        return 0
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
 
 
 def _grouped(a: Tensor, b: Tensor, offsets: Tensor) -> Tensor:

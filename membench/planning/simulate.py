@@ -19,6 +19,7 @@ from membench.memory.trace import Trace
 from membench.planning.blueprint import Blueprint
 from membench.planning.fake import QuickFakeTensorMode
 from membench.planning.layers import ends, kinds
+from membench.planning.metered import FakeMeter
 from membench.planning.workload import loss_function
 from membench.training.metering import train_selection, turns_of
 from optimizers import MemoryEfficientOptimizer
@@ -65,13 +66,13 @@ def simulate(
         whole_cycle: go through all blocks; otherwise skip those between the first and last layers of a kind.
         device: train a real model with random weights there, instead of fake tensors.
     """
-    with QuickFakeTensorMode() if device is None else nullcontext():
+    with QuickFakeTensorMode() if device is None else nullcontext() as fake:
         with nullcontext() if device is None else torch.device(device):
             model = blueprint.build(depth)
         optimizer = optimizers.create(method, model, **values)
         selections = _selections(optimizer)
         next(selections)
-        meter = MemoryMeter(model, optimizer)
+        meter = MemoryMeter(model, optimizer) if fake is None else FakeMeter(model, optimizer, fake)
         simulation = Simulation(depth, meter.trace, _lists_of_layers(model), classify(model))
         ending = ends(kinds(model))
         with meter:
