@@ -4,11 +4,12 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from reports import rows
+from reports import floors, rows, text
+from reports.floors import Floor
 from reports.rankings import Ranking, headline, render
 from reports.record import Record
 from reports.setups import Setup, group, heading, score
-from reports.statistics import SIGNIFICANCE, decimals, equivalent, summarise, tied_with_best
+from reports.statistics import SIGNIFICANCE, decimals, equivalent, summarise
 from reports.table import MIB, NOTHING, Column, Row, Table, lay_out, mib
 
 _POOLED = ("family", "model", "weights", "data")  # of a set-up: what must be the same for qualities to compare
@@ -25,7 +26,6 @@ class _Contender:
     tasks: int
     ended: str
     counts: Row  # of runs, by how they ended
-    constant: float | None  # the score of the best constant answer
 
     def mean(self) -> float:
         return statistics.fmean(self.scores)
@@ -71,15 +71,29 @@ def _ranking(setups: list[Setup], tasks: list[str], metric: str, higher: bool, b
     chosen = [_choose(several, len(tasks), higher, budget) for several in contenders.values()]
     ranked = [c for c in chosen if _fits(c, budget) and c.tasks == len(tasks)]
     ranked.sort(key=lambda c: -c.mean() if higher else c.mean())
-    tied = tied_with_best({c.method: c.scores for c in ranked}, higher_is_better=higher)
+    floor = _floor(setups, tasks)
+    found = rows.compared({c.method: c.scores for c in ranked}, floor)
     others = sorted((c for c in chosen if c not in ranked), key=lambda c: c.needs_bytes or float("inf"))
-    equal = {c.method for c in ranked if equivalent(c.scores, ranked[0].scores, higher_is_better=higher)}
+    able = [c for c in ranked if found[c.method]["above_floor"] is not False]
+    equal = {c.method for c in able if equivalent(c.scores, able[0].scores, higher_is_better=higher)}
+    shared = {"metric": metric, "higher_is_better": higher, **rows.floor_fields(floor)}
     made = [
-        _row(c, ranked, tied, metric, budget) | {"equivalent_to_best": c.method in equal} for c in [*ranked, *others]
+        {
+            **_row(c, ranked, budget),
+            **shared,
+            **found.get(c.method, rows.ALONE),
+            "equivalent_to_best": c.method in equal,
+        }
+        for c in [*ranked, *others]
     ]
     head = heading(setups[0])[:1] if len(setups) > 1 else heading(setups[0])
     title = f"{_title(tasks)} within {budget / MIB:,.0f} MiB, by {metric}{'' if higher else ' (less is better)'}"
-    return Ranking(head, _table(title, made, len(tasks)), made, _notes(made, contenders))
+    return Ranking(head, _table(title, made, len(tasks), floor), made, _notes(made, contenders, tasks))
+
+
+def _floor(setups: list[Setup], tasks: list[str]) -> Floor:
+    of_tasks = [floors.of([run for setup in setups for run in rows.on_task(setup, task)]) for task in tasks]
+    return of_tasks[0] if len(tasks) == 1 else floors.average(of_tasks)
 
 
 def _title(tasks: list[str]) -> str:
@@ -92,7 +106,6 @@ def _contender(setup: Setup, label: str, tasks: list[str], setups: list[Setup]) 
     seeds = sorted({seed for _, seed in runs if all((task, seed) in runs for task in have)})
     scores = [statistics.fmean(score(runs[task, seed]) for task in sorted(have)) for seed in seeds]
     method = next(iter(setup.rows[label].values()))["method"]
-    constants = [rows.constant_score(setup, task) for task in sorted(have)]
     words = [label.removeprefix(method).strip(), *_differing(setup, setups)]
     statuses = {run["status"] for run in setup.rows[label].values() if run["task"] in tasks} - {"ok"}
     return _Contender(
@@ -103,7 +116,6 @@ def _contender(setup: Setup, label: str, tasks: list[str], setups: list[Setup]) 
         len(have) if scores else 0,
         " / ".join(sorted(statuses)).replace("_", " ") or "not run on every task",
         rows.counts(setup, label, tasks),
-        statistics.fmean(known) if (known := [c for c in constants if c is not None]) == constants and known else None,
     )
 
 
@@ -128,9 +140,9 @@ def _choose(made: list[_Contender], tasks: int, higher: bool, budget: int) -> _C
     return min(made, key=lambda contender: (-contender.tasks, contender.needs_bytes or float("inf")))
 
 
-def _row(made: _Contender, ranked: list[_Contender], tied: set[str], metric: str, budget: int) -> Row:
+def _row(made: _Contender, ranked: list[_Contender], budget: int) -> Row:
     mean, deviation, n = summarise(made.scores) if made.scores else (None, None, 0)
-    caveats = rows.caveats({**made.counts, "mean": mean, "n": n}, made.constant)
+    caveats = rows.caveats({**made.counts, "n": n})
     return {
         "rank": ranked.index(made) + 1 if made in ranked else None,
         "method": made.method,
@@ -138,12 +150,10 @@ def _row(made: _Contender, ranked: list[_Contender], tied: set[str], metric: str
         "fits": _fits(made, budget),
         "needs_bytes": made.needs_bytes,
         "left_bytes": None if made.needs_bytes is None else budget - made.needs_bytes,
-        "metric": metric,
         "mean": mean,
         "standard_deviation": deviation,
         "n": n,
         "tasks": made.tasks,
-        "tied_with_best": made in ranked and made.method in tied,
         "remark": "; ".join(caveats) if made in ranked else _why_not(made, budget),
     }
 
@@ -156,7 +166,7 @@ def _why_not(made: _Contender, budget: int) -> str:
     return made.ended
 
 
-def _table(title: str, made: list[Row], tasks: int) -> Table:
+def _table(title: str, made: list[Row], tasks: int, floor: Floor) -> Table:
     columns: list[Column] = [
         ("rank", lambda row: str(row["rank"] or NOTHING)),
         ("method", lambda row: row["method"]),
@@ -164,9 +174,18 @@ def _table(title: str, made: list[Row], tasks: int) -> Table:
         ("score", lambda row: _shown(row) if row["tasks"] == tasks else NOTHING),
         ("needs MiB", lambda row: NOTHING if row["needs_bytes"] is None else mib(row["needs_bytes"])),
         ("left MiB", lambda row: mib(row["left_bytes"]) if row["fits"] else NOTHING),
-        ("remarks", lambda row: row["remark"] or NOTHING),
+        ("remarks", _remarks),
     ]
-    return lay_out(title, made, columns, {"method", "configuration", "score", "remarks"})
+    table = lay_out(title, made, columns, {"method", "configuration", "score", "remarks"})
+    if floor.score is not None:
+        said = {"method": "floor", "score": floor.score_words, "remarks": floor.what}
+        table.cells.append([said.get(header, NOTHING) for header in table.headers])
+    return table
+
+
+def _remarks(row: Row) -> str:
+    unlearned = f"not {rows.floor_of(row).beaten}" if row["above_floor"] is False else ""
+    return "; ".join(filter(None, [unlearned, row["remark"]])) or NOTHING
 
 
 def _shown(row: Row) -> str:
@@ -177,12 +196,15 @@ def _shown(row: Row) -> str:
     return text + ("*" if row["tied_with_best"] else "")
 
 
-def _notes(made: list[Row], contenders: dict[str, list[_Contender]]) -> list[str]:
+def _notes(made: list[Row], contenders: dict[str, list[_Contender]], tasks: list[str]) -> list[str]:
     notes = ["needs: the hungriest run; what the GPU's allocator reserved or, without one, the peak."]
     if any(row["tied_with_best"] for row in made):
         notes.append(
             f"* the best, or not significantly different from it (Welch's t-test over seeds, p ≥ {SIGNIFICANCE})."
         )
+    task = tasks[0] if len(tasks) == 1 else rows.AVERAGE
+    told = [{**row, "task": task} for row in made]
+    notes += text.sight_notes(told) + text.not_above_floor(told)
     several = [f"{len(found)} of {method}" for method, found in contenders.items() if len(found) > 1]
     if several:
         notes.append(

@@ -4,11 +4,13 @@ import statistics
 from functools import lru_cache
 from typing import Any
 
+from reports import floors
+from reports.floors import Floor
 from reports.parts import PARTS
 from reports.record import Record, had_device_alone, how_it_ended
 from reports.schema import STATUSES
 from reports.setups import Key, Setup, machine, peak_bytes, score
-from reports.statistics import paired_ratio, summarise, tied_with_best
+from reports.statistics import Sight, paired_ratio, sight, summarise, tied_with_best
 from reports.table import Row
 
 AVERAGE = "average"  # stands for a task in the rows of quality
@@ -94,12 +96,11 @@ def counts(setup: Setup, label: str, tasks: list[str] | None = None) -> Row:
 _ENDED = {"diverged": "diverged", "out_of_memory": "ran out of memory", "failed": "failed", "not_run": "missing"}
 
 
-def caveats(row: Row, constant: float | None = None) -> list[str]:
-    """What must be said of a row of scores wherever it is called the best; `constant`: what takes no learning."""
+def caveats(row: Row) -> list[str]:
+    """What must be said of a row of scores wherever it is called the best."""
     runs = sum(count for name, count in row.items() if name.startswith("runs_"))
     bad = [f"{row[f'runs_{name}']} of {runs} runs {word}" for name, word in _ENDED.items() if row[f"runs_{name}"]]
-    learned = constant is None or row["mean"] is None or row["mean"] > constant
-    return ["one seed"] * (row["n"] == 1) + bad + ["no better than always the same answer"] * (not learned)
+    return ["one seed"] * (row["n"] == 1) + bad
 
 
 @lru_cache(maxsize=4)
@@ -108,23 +109,74 @@ def quality(setup: Setup) -> list[Row]:
 
     The average is one of complete seeds: the mean over the tasks for each seed that has them all, then mean and
     deviation over these seeds. A method that lacks a task is averaged over those it has, which `tasks` tells, and ranks
-    nowhere. There is no average over a single task, nor where less is better on some.
+    nowhere. There is no average over a single task, nor where less is better on some. What isn't above the floor is
+    neither the best nor tied with it.
     """
-    rows = []
-    for task in setup.tasks:
-        scores = {label: _scores(setup, label, task) for label in setup.rows}
-        metric, higher = _headline(setup, task)
-        ranked = tied_with_best({label: s for label, s in scores.items() if s}, higher_is_better=higher)
-        before = _before(setup, task)
-        what = {"task": task, "tasks": 1, "metric": metric, "higher_is_better": higher, "before_training": before}
-        what["constant_score"] = constant_score(setup, task)
-        rows += [
-            {"method": label, **what, **_sample(scores[label], label in ranked), **counts(setup, label, [task])}
-            for label in setup.rows
-        ]
+    rows = [row for task in setup.tasks for row in _task_rows(setup, task)]
     if len(setup.tasks) > 1 and all(_headline(setup, task)[1] for task in setup.tasks):
-        rows += _averages(setup)
+        rows += _averages(setup, rows)
     return rows
+
+
+def _task_rows(setup: Setup, task: str) -> list[Row]:
+    runs, scores = on_task(setup, task), {label: _scores(setup, label, task) for label in setup.rows}
+    metric, higher = _headline(setup, task)
+    floor, before = floors.of(runs), floors.before_training(runs)
+    found = compared({label: values for label, values in scores.items() if values}, floor)
+    what = {"task": task, "tasks": 1, "metric": metric, "higher_is_better": higher, "before_training": before}
+    return [
+        {
+            "method": label,
+            **what,
+            **_sample(values),
+            "half_width": floors.half_width(statistics.fmean(values), runs) if values else None,
+            **floor_fields(floor),
+            **found.get(label, ALONE),
+            **counts(setup, label, [task]),
+        }
+        for label, values in scores.items()
+    ]
+
+
+# what `compared` says of a row that isn't
+ALONE: Row = {"above_floor": None, "tied_with_best": False, **dict.fromkeys(f"seen_{name}" for name in Sight._fields)}
+
+
+def compared(scores: dict[str, list[float]], floor: Floor) -> dict[str, Row]:
+    """What rows are against the floor and against the best that is above it; of ties, what seeds can see."""
+    means = {label: statistics.fmean(values) for label, values in scores.items()}
+    above = {label: floor.beaten_by(mean) for label, mean in means.items()}
+    able = {label: values for label, values in scores.items() if above[label] is not False}
+    tied = tied_with_best(able, higher_is_better=floor.higher)
+    best = (max if floor.higher else min)(able, key=lambda label: means[label], default=None)
+    found = {}
+    for label, values in scores.items():
+        seen = sight(values, scores[best]) if best and label in tied - {best} else None
+        fields = {f"seen_{name}": value for name, value in seen._asdict().items()} if seen else {}
+        found[label] = {**ALONE, "above_floor": above[label], "tied_with_best": label in tied, **fields}
+    return found
+
+
+def sight_of(row: Row) -> Sight | None:
+    """What the seeds of a tied row can see."""
+    values = [row[f"seen_{name}"] for name in Sight._fields]
+    return None if values[1] is None else Sight(*values)
+
+
+def floor_of(row: Row) -> Floor:
+    """The floor that a row of quality has."""
+    names = ("floor", "floor_half_width", "validation_examples", "higher_is_better", "floor_is")
+    return Floor(*(row[name] for name in names))
+
+
+def floor_fields(floor: Floor) -> Row:
+    """What a row says of the floor; see `floor_of`."""
+    return {
+        "validation_examples": floor.examples,
+        "floor": floor.score,
+        "floor_half_width": floor.half_width,
+        "floor_is": None if floor.score is None else floor.what,
+    }
 
 
 def _scores(setup: Setup, label: str, task: str) -> list[float]:
@@ -132,17 +184,9 @@ def _scores(setup: Setup, label: str, task: str) -> list[float]:
     return [score(run) for run in runs]
 
 
-def _before(setup: Setup, task: str) -> float | None:
-    """The headline before the first step, if runs were scored then; the same for all methods, so it is their mean."""
-    runs = [run for label in setup.rows for (name, _), run in setup.finished(label).items() if name == task]
-    scores = [run["initial_metrics"][run["headline"]] for run in runs if run.get("initial_metrics")]
-    return statistics.fmean(scores) if scores else None
-
-
-def constant_score(setup: Setup, task: str) -> float | None:
-    """The headline of the best constant answer, where records know it: the same for all methods."""
-    runs = [run for label in setup.rows for (name, _), run in setup.finished(label).items() if name == task]
-    return next((run["constant_score"] for run in runs if run.get("constant_score") is not None), None)
+def on_task(setup: Setup, task: str) -> list[Record]:
+    """All runs on a task that are ok."""
+    return [run for label in setup.rows for (name, _), run in setup.finished(label).items() if name == task]
 
 
 def _headline(setup: Setup, task: str) -> tuple[str | None, bool]:
@@ -152,24 +196,28 @@ def _headline(setup: Setup, task: str) -> tuple[str | None, bool]:
     return (runs[0]["headline"], runs[0]["higher_is_better"] is not False) if runs else (None, True)
 
 
-def _sample(scores: list[float], tied: bool) -> Row:
+def _sample(scores: list[float]) -> Row:
     mean, deviation, n = summarise(scores) if scores else (None, None, 0)
-    return {"mean": mean, "standard_deviation": deviation, "n": n, "tied_with_best": tied}
+    return {"mean": mean, "standard_deviation": deviation, "n": n}
 
 
-def _averages(setup: Setup) -> list[Row]:
+def _averages(setup: Setup, of_tasks: list[Row]) -> list[Row]:
     averages = {label: _average(setup, label) for label in setup.rows}
+    floor = floors.average([floors.of(on_task(setup, task)) for task in setup.tasks])
     complete = {label: scores for label, (scores, tasks) in averages.items() if tasks == len(setup.tasks)}
-    ranked = tied_with_best(complete)
-    what = {
-        "task": AVERAGE,
-        "metric": AVERAGE,
-        "higher_is_better": True,
-        "before_training": None,
-        "constant_score": None,
-    }
+    found = compared(complete, floor)
+    what = {"task": AVERAGE, "metric": AVERAGE, "higher_is_better": True, "before_training": None}
     return [
-        {"method": label, **what, "tasks": tasks, **_sample(scores, label in ranked), **counts(setup, label)}
+        {
+            "method": label,
+            **what,
+            "tasks": tasks,
+            **_sample(scores),
+            "half_width": floors.average_width([row["half_width"] for row in of_tasks if row["method"] == label]),
+            **floor_fields(floor),
+            **found.get(label, ALONE),
+            **counts(setup, label),
+        }
         for label, (scores, tasks) in averages.items()
     ]
 
@@ -201,6 +249,9 @@ def _summary_row(setup: Setup, label: str, peak: Row, speed: Row, score: Row) ->
         **{name: peak.get(name) for name in ("peak_allocated_bytes", "peak_ratio")},
         **{name: speed.get(name) for name in ("tokens_per_second", "tokens_per_second_ratio")},
         **{f"score_{name}": score.get(name) for name in ("mean", "standard_deviation", "n", "tied_with_best")},
+        "score_above_floor": score.get("above_floor"),
+        "score_task": score.get("task"),
+        **{f"score_seen_{name}": score.get(f"seen_{name}") for name in Sight._fields},
         "score_metric": score.get("metric"),
         "score_tasks": score.get("tasks"),
         "trained_fraction": mean_known(setup, label, "trained_fraction"),

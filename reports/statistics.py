@@ -5,9 +5,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from scipy.special import stdtrit
 from scipy.stats import ttest_ind_from_stats
 
 SIGNIFICANCE = 0.05
+POWER = 0.8
+Z = statistics.NormalDist().inv_cdf(1 - SIGNIFICANCE / 2)
 SAME_POINTS = 2.0  # scores that are shown to differ by less are equal: what `check` tolerates, too
 
 
@@ -68,6 +71,68 @@ def equivalent(values: Sequence[float], best: Sequence[float], *, higher_is_bett
         for shift, side in ((margin, "greater"), (-margin, "less"))
     )
     return bool(max(above, below) < SIGNIFICANCE)
+
+
+class Sight(NamedTuple):
+    """What seeds can see, judged by their scatter.
+
+    Attributes:
+        seeds: how many there are of each row, the fewest first.
+        least: Welch's test finds no smaller difference.
+        more: a larger number of seeds.
+        then: the difference that these would see in four cases of five.
+    """
+
+    seeds: tuple[int, ...]
+    least: float
+    more: int
+    then: float
+
+    @property
+    def words(self) -> str:
+        """`2 seeds can't see less than 0.25; 6 would see 0.05`."""
+        return sight_words({"": self})
+
+
+def sight_words(sights: Mapping[str, Sight]) -> str:
+    """The same of sights of as many seeds, each with where it is: `less than 0.25 on cb, 0.05 on rte`."""
+    first = next(iter(sights.values()))
+    least = ", ".join(f"{_brief(seen.least)} {where}".strip() for where, seen in sights.items())
+    then = ", ".join(_brief(seen.then) for seen in sights.values())
+    seeds = " and ".join(map(str, first.seeds))
+    return f"{seeds} seeds can't see less than {least}; {first.more} would see {then}"
+
+
+def _brief(value: float) -> str:
+    """Two digits that count."""
+    return f"{float(f'{value:.2g}'):g}"
+
+
+def sight(one: Sequence[float], other: Sequence[float]) -> Sight | None:
+    """What the seeds of two rows can see; None if one of them has a single seed, or if nothing scatters."""
+    if min(len(one), len(other)) < 2:
+        return None
+    variances = [statistics.variance(values) for values in (one, other)]
+    if not any(variances):
+        return None
+    counts = (len(one), len(other))
+    more = 6 if max(counts) < 6 else 2 * max(counts)
+    quantiles = [1 - SIGNIFICANCE / 2, POWER]
+    least, then = (_quantiles(variances, n, of) for n, of in ((counts, quantiles[:1]), ((more, more), quantiles)))
+    return Sight(tuple(sorted(set(counts))), least, more, then)
+
+
+def _quantiles(variances: Sequence[float], counts: Sequence[int], of: Sequence[float]) -> float:
+    """The sum of Student's quantiles, in standard errors of Welch's difference with his degrees of freedom."""
+    parts = [variance / n for variance, n in zip(variances, counts, strict=True)]
+    freedom = sum(parts) ** 2 / sum(part**2 / (n - 1) for part, n in zip(parts, counts, strict=True))
+    return math.sqrt(sum(parts)) * sum(float(stdtrit(freedom, level)) for level in of)
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share of n examples (Wilson, 1927)."""
+    centre, spread = share + Z**2 / (2 * n), Z * math.sqrt(share * (1 - share) / n + (Z / (2 * n)) ** 2)
+    return (centre - spread) / (1 + Z**2 / n), (centre + spread) / (1 + Z**2 / n)
 
 
 def round_parts(parts: Sequence[int], unit: int) -> list[int]:

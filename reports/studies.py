@@ -125,23 +125,31 @@ def recommend(finals: list[Record], budgets: Sequence[int]) -> list[str]:
 
 
 def _sentence(ranking: Ranking, budget: int, finals: list[Record]) -> str:
-    able = [row for row in ranking.rows if row["rank"]]
+    fit = [row for row in ranking.rows if row["rank"]]
+    able = [row for row in fit if row["above_floor"] is not False]
     limit = "Without a limit of memory" if budget == NO_LIMIT else f"For {budget / MIB:,.0f} MiB"
     where = f"{limit} ({ranking.heading[0]})"
     out = [f"{row['method']} ({row['remark']})" for row in ranking.rows if not row["rank"]]
     excluded = f" Out: {', '.join(out)}." if out else ""
-    if not able:
+    if not fit:
         return f"{where}: nothing fits.{excluded}"
+    floor = rows.floor_of(fit[0])
+    if not able:
+        scored = "; ".join(map(_whole, fit))
+        return f"{where}: no method is {floor.beaten} ({floor.words}). What fits: {scored}.{excluded}"
+    below = [_whole(row) for row in fit if row not in able]
+    excluded = (f" Not {floor.beaten} ({floor.words}): {'; '.join(below)}." if below else "") + excluded
     equal = [row for row in able if row["equivalent_to_best"]]
     take = min(equal, key=lambda row: row["needs_bytes"]) if equal else able[0]
-    said = f"{where}: {take['method']}, because {_because(take, equal, able)}{_speed(take, finals)}."
+    said = f"{where}: {take['method']}, because {_because(take, equal, able, fit)}{_speed(take, finals)}."
     return said + _caution(take) + _others(take, equal, able) + excluded
 
 
-def _because(take: Row, equal: list[Row], able: list[Row]) -> str:
+def _because(take: Row, equal: list[Row], able: list[Row], fit: list[Row]) -> str:
     reached = f"{_score_words(take)} {take['metric']} in {_mib(take)}"
     if len(able) == 1:
-        return f"nothing else fits: {reached}"
+        more = f" and is {rows.floor_of(take).beaten}" if len(fit) > 1 else ""
+        return f"nothing else fits{more}: {reached}"
     if len(equal) > 1:
         return (
             f"of {len(equal)} shown to score within {SAME_POINTS:g} points of the best it needs least memory: {reached}"
@@ -150,7 +158,7 @@ def _because(take: Row, equal: list[Row], able: list[Row]) -> str:
 
 
 def _caution(take: Row) -> str:
-    """What a reader must know of the method that is recommended: one seed, runs that diverged, nothing learned."""
+    """What a reader must know of the method that is recommended: one seed, runs that diverged."""
     return f" Note on {take['method']}: {take['remark']}." if take["remark"] else ""
 
 
@@ -176,7 +184,8 @@ def _relation(row: Row, best: Row, equal: list[Row]) -> str:
 
 def _whole(row: Row) -> str:
     remark = row["remark"].removeprefix("one seed").removeprefix("; ")  # which its group says
-    return ", ".join(filter(None, [_named(row), _mib(row), remark]))
+    sight = rows.sight_of(row)
+    return ", ".join(filter(None, [_named(row), _mib(row), remark])) + (f" ({sight.words})" if sight else "")
 
 
 def _named(row: Row) -> str:

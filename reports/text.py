@@ -7,12 +7,17 @@ from reports.parts import Part, shown
 from reports.record import had_device_alone
 from reports.rows import AVERAGE
 from reports.setups import REFERENCE, Setup
-from reports.statistics import SIGNIFICANCE, decimals, round_parts
+from reports.statistics import SIGNIFICANCE, Sight, decimals, round_parts, sight_words
 from reports.table import MIB, NOTHING, Row, Table, lay_out
 
 LONGEST_ERROR = 64  # letters
 
 _TIED = f"* the best, or not significantly different from it (Welch's t-test over seeds, p ≥ {SIGNIFICANCE})."
+_FLOOR, _EXAMPLES = "floor", "examples"  # further rows of quality
+_FLOOR_NOTE = (
+    "floor: guessing, or the model before training if that is better; ± how far chance alone takes a score (95%)."
+)
+_EXAMPLES_NOTE = "examples: of validation; ± half of the 95% interval that so few leave the best score."
 _PARTIAL = "[a/b] averaged over a of b tasks only: not to be compared with a complete average."
 _PEAK = "peak: of the run that needs most; / {0}: against {0} on the same task and seed."
 _PARTS = "parts: what there is at the moment of the peak; they add up to it."
@@ -137,20 +142,51 @@ def quality(setup: Setup, *, compact: bool) -> Table:
     cells = {(row["task"], row["method"]): row for row in rows}
     tasks = list(dict.fromkeys(task for task, _ in cells))
     seeds = f"mean ± std (n) over {len(setup.seeds)} seeds" if len(setup.seeds) > 1 else f"seed {setup.seeds[0]}"
-    notes = _before_notes(rows) + _score_notes(rows, setup)
-    if len(setup.tasks) > len(setup.rows):
-        headers = ["task", "metric", *setup.rows]
-        labels = [[_short(task), _metric(cells[task, headers[-1]])] for task in tasks]
-        body = [[_score(cells[task, method], setup) for method in setup.rows] for task in tasks]
+    notes = _before_notes(rows) + _score_notes(rows, setup) + _floor_notes(rows)
+    down = len(setup.tasks) > len(setup.rows)
+    tight = compact and len(tasks) > 4 and not down
+    lines = {label: [_score(cells[task, label], setup, tight=tight) for task in tasks] for label in setup.rows}
+    lines |= _yardsticks([[row for row in rows if row["task"] == task] for task in tasks], tight=tight)
+    if down:
+        metrics = [_metric(cells[task, next(iter(setup.rows))]) for task in tasks]
+        headers = ["task", "metric", *lines]
+        body = [list(line) for line in zip(map(_short, tasks), metrics, *lines.values(), strict=True)]
     else:
         headers = ["method", *map(_short, tasks)]
-        labels = [[method] for method in setup.rows]
-        tight = compact and len(tasks) > 4
-        body = [[_score(cells[task, method], setup, tight=tight) for task in tasks] for method in setup.rows]
+        body = [[label, *line] for label, line in lines.items()]
         notes = [_metrics(rows), *notes]
         seeds = seeds.replace(" (n)", "") if tight else seeds
-    lines = [label + line for label, line in zip(labels, body, strict=True)]
-    return Table(f"Quality, {seeds}", headers, lines, set(headers), notes)
+    return Table(f"Quality, {seeds}", headers, body, set(headers), notes)
+
+
+def _yardsticks(by_task: list[list[Row]], *, tight: bool) -> dict[str, list[str]]:
+    """What scores are to be held against, as further rows: guessing, and how few examples there are."""
+    floors = [_plus_minus(rows[0]["floor"], rows[0]["floor_half_width"], tight=tight) for rows in by_task]
+    examples = [_examples(rows, tight=tight) for rows in by_task]
+    lines = {_FLOOR: floors, _EXAMPLES: examples}
+    return {label: line for label, line in lines.items() if any(cell != NOTHING for cell in line)}
+
+
+def _examples(rows: list[Row], *, tight: bool) -> str:
+    """`277 (± 0.047)`: half of the interval that they leave the best score."""
+    count, known = rows[0]["validation_examples"], [row for row in rows if row["half_width"] is not None]
+    if not known:
+        return NOTHING if count is None else f"{count:,}"
+    best = (max if rows[0]["higher_is_better"] else min)(known, key=lambda row: row["mean"])
+    width = f"{best['half_width']:,.{decimals(best['mean'])}f}"
+    return " ".join(filter(None, [count and f"{count:,}", f"±{_bare(width)}" if tight else f"(± {width})"]))
+
+
+def _plus_minus(value: float | None, deviation: float | None, *, tight: bool) -> str:
+    if value is None:
+        return NOTHING
+    numbers = [f"{one:,.{decimals(value)}f}" for one in (value, deviation) if one is not None]
+    return "±".join(map(_bare, numbers)) if tight else " ± ".join(numbers)
+
+
+def _bare(number: str) -> str:
+    """`.812` of `0.812`."""
+    return number.replace("0.", ".", 1) if number.lstrip("-").startswith("0.") else number
 
 
 def average_words(setup: Setup) -> str:
@@ -178,13 +214,7 @@ def _score(row: Row, setup: Setup, *, tight: bool = False) -> str:
     """`0.812 ± 0.013 (3)*`, of a single run without a deviation; tight: `.812±.013*`, with n only where it is less."""
     if row.get("mean") is None:
         return NOTHING if row["runs_ok"] else ended(row)
-    digits, n = decimals(row["mean"]), row["n"]
-    numbers = [f"{value:.{digits}f}" for value in (row["mean"], row["standard_deviation"]) if value is not None]
-    if tight:
-        numbers = [
-            number.replace("0.", ".", 1) if number.lstrip("-").startswith("0.") else number for number in numbers
-        ]
-    text = ("±" if tight else " ± ").join(numbers)
+    n, text = row["n"], _plus_minus(row["mean"], row["standard_deviation"], tight=tight)
     text += "" if tight and n == len(setup.seeds) else f" ({n})" if n > 1 or len(setup.seeds) > 1 else ""
     return text + ("*" if row["tied_with_best"] else "") + _lack(row, setup)
 
@@ -206,7 +236,50 @@ def _before_notes(rows: list[Row]) -> list[str]:
 def _score_notes(rows: list[Row], setup: Setup) -> list[str]:
     tied = any(row.get("tied_with_best") for row in rows)
     partial = any(row.get("mean") is not None and _lack(row, setup) for row in rows)
-    return [_TIED] * tied + [_PARTIAL] * partial
+    return [_TIED] * tied + sight_notes(rows) + [_PARTIAL] * partial
+
+
+def sight_notes(rows: list[Row]) -> list[str]:
+    """What ties may hide: `Ties: 2 seeds can't see less than 0.25 on cb; 6 would see 0.05.`"""
+    blind: dict[str, Sight] = {}
+    for row in rows:
+        seen = raw.sight_of(row)
+        if seen and seen.least > blind.get(row["task"], seen._replace(least=0)).least:
+            blind[row["task"]] = seen
+    alike: dict[tuple[tuple[int, ...], int], list[str]] = {}
+    for task, seen in blind.items():
+        alike.setdefault((seen.seeds, seen.more), []).append(task)
+    return [f"Ties: {sight_words({_on(task): blind[task] for task in tasks})}." for tasks in alike.values()]
+
+
+def _on(task: str) -> str:
+    return "on average" if task == AVERAGE else f"on {_short(task)}"
+
+
+def _floor_notes(rows: list[Row]) -> list[str]:
+    notes = [_FLOOR_NOTE] * any(row["floor"] is not None for row in rows)
+    notes += [_EXAMPLES_NOTE] * any(row["half_width"] is not None for row in rows)
+    return notes + not_above_floor(rows)
+
+
+def not_above_floor(rows: list[Row]) -> list[str]:
+    """`No method is above chance on rte (0.527 ± 0.059, 277 examples).`; of some methods, which they are."""
+    by_task: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["above_floor"] is not None:
+            by_task.setdefault(row["task"], []).append(row)
+    alike: dict[tuple[str, str], list[str]] = {}
+    for task, some in by_task.items():
+        floor, below = raw.floor_of(some[0]), [row["method"] for row in some if not row["above_floor"]]
+        if below:
+            names = "" if len(below) == len(some) else ", ".join(below)
+            alike.setdefault((floor.beaten, names), []).append(f"{_on(task)} ({floor.words})")
+    return [_not_above(beaten, names, places) for (beaten, names), places in alike.items()]
+
+
+def _not_above(beaten: str, names: str, places: list[str]) -> str:
+    where = ", ".join(places)
+    return f"Not {beaten} {where}: {names}." if names else f"No method is {beaten} {where}."
 
 
 def benchmarks(setup: Setup, *, compact: bool) -> Table | None:

@@ -7,7 +7,7 @@ from scipy.stats import ttest_1samp
 
 from reports import rows as raw
 from reports.setups import Setup
-from reports.statistics import SIGNIFICANCE
+from reports.statistics import SIGNIFICANCE, Sight
 from reports.table import Row
 
 SAME_MEMORY = 0.01  # the share by which peaks may differ and still count as the same
@@ -30,12 +30,14 @@ class Winner:
         tied: the rows that aren't significantly different, the best among them.
         untested: the rows that can't be compared with it, since they or it have one seed.
         caveats: what must be said of the best itself.
+        blind: what the seeds of those that are tied can see at best.
     """
 
     best: str
     tied: frozenset[str] = frozenset()
     untested: tuple[str, ...] = ()
     caveats: tuple[str, ...] = ()
+    blind: Sight | None = None
 
     @property
     def others(self) -> list[str]:
@@ -50,15 +52,24 @@ class Winner:
 def winners(setup: Setup) -> dict[str, Winner]:
     """Winners of memory, speed and score; a column that nothing can be said of is missing.
 
-    Memory and speed are only of rows that have every run, since tasks differ in both; speeds only of one machine.
+    Memory and speed are only of rows that have every run, since tasks differ in both; speeds only of one machine. What
+    isn't above the floor wins nothing: to learn nothing takes little memory and time.
     """
-    rows = [row for row in raw.summary(setup) if _complete(row)]
+    rows = [row for row in raw.summary(setup) if _complete(row) and _learned(setup, row)]
     columns = {"memory": _memory(rows), "speed": _speed(setup, rows), "score": _score(setup)}
     return {name: winner for name, winner in columns.items() if winner}
 
 
 def _complete(row: Row) -> bool:
     return row["runs_ok"] == sum(count for name, count in row.items() if name.startswith("runs_"))
+
+
+def _learned(setup: Setup, row: Row) -> bool:
+    """Whether it is above the floor, as far as anybody knows: on average or, where there is none, on some task."""
+    if row["score_task"]:
+        return row["score_above_floor"] is not False
+    of_tasks = [one["above_floor"] for one in raw.quality(setup) if one["method"] == row["method"]]
+    return any(above is not False for above in of_tasks)
 
 
 def _memory(rows: list[Row]) -> Winner | None:
@@ -102,13 +113,15 @@ def scores(setup: Setup) -> dict[str, Winner]:
     by_task: dict[str, list[Row]] = {}
     for row in raw.quality(setup):
         complete = row["task"] != raw.AVERAGE or row["tasks"] == len(setup.tasks)
-        if row["mean"] is not None and complete:
+        if row["mean"] is not None and complete and row["above_floor"] is not False:
             by_task.setdefault(row["task"], []).append(row)
     for task, rows in by_task.items():
         choose = max if rows[0]["higher_is_better"] else min
         best = choose(rows, key=lambda row: row["mean"])
         tied = {row["method"] for row in rows if row["tied_with_best"] or row["mean"] == best["mean"]}
         untested = [row["method"] for row in rows if row is not best and min(row["n"], best["n"]) < 2]
-        caveats = raw.caveats(best, best["constant_score"] if best["higher_is_better"] else None)
-        found[task] = Winner(best["method"], frozenset(tied), tuple(untested), tuple(caveats))
+        seen = [sight for row in rows if row["method"] in tied and (sight := raw.sight_of(row))]
+        blind = max(seen, key=lambda sight: sight.least, default=None)
+        caveats = raw.caveats(best)
+        found[task] = Winner(best["method"], frozenset(tied), tuple(untested), tuple(caveats), blind)
     return found

@@ -80,7 +80,10 @@ class HasValidation(Protocol):
 
     @property
     def constant_score(self) -> float | None:
-        """The headline of the best answer that is always the same; None where there is no such answer."""
+        """The headline of guessing: of the best answer that is always the same, or of tokens that are all as likely.
+
+        None where nobody can say.
+        """
 
 
 @runtime_checkable

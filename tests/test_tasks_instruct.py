@@ -380,18 +380,24 @@ def test_a_batch_is_a_function_of_seed_and_step_also_in_the_middle_of_an_epoch()
 def test_the_scores_count_each_token_of_an_answer_the_same_whatever_shares_a_batch(demo, monkeypatch):
     model = demo.build_model().eval()
     total = right = count = 0.0
+    sums, counts = [], []
     for number in range(len(demo.validation)):
         tokens, answers = demo.validation[number]
         ids = torch.from_numpy(tokens.astype(np.int64))[None]
         with torch.no_grad():
             logits = model(input_ids=ids).logits[0, :-1][torch.tensor(answers[1:])]
         labels = ids[0, 1:][torch.tensor(answers[1:])]
-        total += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
+        sums.append(float(nn.functional.cross_entropy(logits, labels, reduction="sum")))
+        counts.append(len(labels))
+        total += sums[-1]
         right += float((logits.argmax(1) == labels).sum())
         count += len(labels)
     monkeypatch.setattr(language, "EVALUATION_TOKENS", 700)
     scores = demo.evaluate(model)
-    assert set(scores) == {"loss", "perplexity", "token_accuracy"}
+    assert set(scores) == {"loss", "perplexity", "token_accuracy", "loss_standard_error"}
+    drawn = np.random.default_rng(0).integers(len(sums), size=(4000, len(sums)))  # the bootstrap over conversations
+    spread = (np.array(sums)[drawn].sum(1) / np.array(counts)[drawn].sum(1)).std()
+    assert scores["loss_standard_error"] == pytest.approx(spread, rel=0.15)
     assert scores["loss"] == pytest.approx(total / count, rel=1e-5)
     assert scores["token_accuracy"] == pytest.approx(right / count)
     assert (demo.headline, demo.higher_is_better) == ("perplexity", False)

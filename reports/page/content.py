@@ -13,6 +13,7 @@ from reports.figures.style import shortened
 from reports.figures.svg import Plot
 from reports.record import Record, had_device_alone
 from reports.rows import AVERAGE
+from reports.rows import quality as quality_rows
 from reports.rows import summary as summary_rows
 from reports.setups import Setup
 from reports.statistics import decimals
@@ -64,7 +65,7 @@ def of(setup: Setup) -> dict[str, Any]:
     """Everything but the plots."""
     bad = text.unfinished(setup, compact=False)
     return {
-        "notices": differences.between_rows(setup),
+        "notices": [*_unlearned(setup), *differences.between_rows(setup)],
         "remarks": text.remarks(setup),
         "cards": _cards(setup),
         "summary": _summary(setup),
@@ -77,6 +78,11 @@ def of(setup: Setup) -> dict[str, Any]:
         "shared": _shared(setup),
         "environment": _environment(setup),
     }
+
+
+def _unlearned(setup: Setup) -> list[str]:
+    """Which methods can't be called the best in anything, and why."""
+    return text.not_above_floor(quality_rows(setup))
 
 
 def _view(table: Table) -> View:
@@ -121,6 +127,7 @@ def _figure(name: str, row: Row, setup: Setup) -> str:
 
 def _doubt(winner: best.Winner) -> str:
     said = [f"Not significantly different: {', '.join(winner.others)}"] if winner.others else []
+    said += [winner.blind.words] if winner.blind else []
     if "one seed" in winner.caveats:
         said += ["One seed: it may be chance"] * bool(winner.untested)
     elif winner.untested:
@@ -166,10 +173,12 @@ def _quality(setup: Setup) -> View:
     """Scores with the winner of each task marked; tasks or methods go down, as in the table of the terminal."""
     view, found, labels = _view(text.quality(setup, compact=True)), best.scores(setup), list(setup.rows)
     down = view.headers[0].text == "task"
-    first = len(view.headers) - len(labels) if down else 1
+    first = 2 if down else 1
     tasks = [*setup.tasks, AVERAGE]
     for i, cells in enumerate(view.rows):
         for j, cell in enumerate(cells[first:]):
+            if (j if down else i) >= len(labels):  # what scores are held against
+                continue
             task, label = (tasks[i], labels[j]) if down else (tasks[j], labels[i])
             cell.text = _unstarred(cell.text)
             cell.mark = found[task].mark(label) if task in found else None

@@ -117,6 +117,16 @@ class Pretraining:
         """`loss`, `perplexity` and `token_accuracy` on the held-out sequences, every token weighted equally."""
         return language.score(model, language.full_batches(self.validation))
 
+    @property
+    def validation_size(self) -> int:
+        """See `tasks.HasValidation`: sequences."""
+        return len(self.validation)
+
+    @property
+    def constant_score(self) -> float:
+        """See `tasks.HasValidation`."""
+        return self.language.guess
+
     def state_dict(self) -> dict[str, Any]:
         """A stream's position; empty for data that are all local."""
         return self.data.state_dict() if isinstance(self.data, Stream) else {}

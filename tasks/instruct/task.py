@@ -5,6 +5,7 @@ conversations, in any format of `formats.py`; short names (alpaca-gpt4, gsm8k, .
 """
 
 import functools
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -79,7 +80,7 @@ class Tuning:
         self.train_size = len(self.groups)
         self.has_numbers = all(gsm8k.MARK in answer for answer in self.references)
         self.headline, self.higher_is_better = ("exact_match", True) if self.has_numbers else ("perplexity", False)
-        self.validation_size, self.constant_score = len(self.validation), None
+        self.validation_size = len(self.validation)
         self._of_data = {"data": given.data, "data_revision": read.revision, "data_sha256": read.sha256}
         sides = (("training", self.train, len(read.training)), ("held-out", self.validation, len(scored)))
         self._notes = [*read.notes, *(note for side in sides for note in _notes(*side))]
@@ -136,6 +137,13 @@ class Tuning:
         if self.has_numbers:
             scores["exact_match"] = self._exact_match(model)
         return scores
+
+    @property
+    def constant_score(self) -> float:
+        """See `tasks.HasValidation`: of GSM8K the share of the most frequent number."""
+        if not self.has_numbers:
+            return self.language.guess
+        return max(Counter(map(gsm8k.final_number, self.references)).values()) / self.validation_size
 
     def _validation_batches(self) -> Iterator[dict[str, Tensor]]:
         """Batches of examples of similar length, so that there is little padding."""

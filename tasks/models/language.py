@@ -87,6 +87,11 @@ class LanguageModel:
         return len(self.tokenizer) > self.entries
 
     @property
+    def guess(self) -> float:
+        """The perplexity of guessing, all tokens being as likely: about that of random weights."""
+        return float(len(self.tokenizer))
+
+    @property
     def notes(self) -> list[str]:
         """What a reader of the results must know."""
         grown = f"the embedding grew from {self.entries:,} to {len(self.tokenizer):,} entries, to match the tokenizer"
@@ -208,10 +213,13 @@ def full_batches(rows: np.ndarray) -> Iterator[Batch]:
 def score(model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
     """`loss` and `token_accuracy` over all tokens with a label, every token weighted equally, and `perplexity`.
 
-    Runs on the model's device, in evaluation mode.
+    Of two sequences or more also `loss_standard_error`, what so few of them leave uncertain of the loss. Runs on the
+    model's device, in evaluation mode.
     """
     device = next(model.parameters()).device
-    total, right, count = 0.0, 0, 0
+    right = 0
+    sums: list[float] = []  # of the losses of each sequence
+    counts: list[int] = []  # of its tokens
     with evaluation(model):
         for batch in batches:
             moved = {key: value.to(device) for key, value in batch.items()}
@@ -219,11 +227,24 @@ def score(model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
             logits = model(**inputs(moved, _dtype(model)), use_cache=False).logits[:, :-1]
             counted = labels != IGNORED
             logits, labels = logits[counted].float(), labels[counted]
-            total += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
+            losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+            lengths = counted.sum(1).tolist()
+            sums += [float(part.sum()) for part in losses.cpu().double().split(lengths)]
+            counts += lengths
             right += int((logits.argmax(1) == labels).sum())
-            count += len(labels)
-    mean = total / count
-    return {"loss": mean, "perplexity": math.exp(mean) if mean < 700 else math.inf, "token_accuracy": right / count}
+    count, mean = sum(counts), math.fsum(sums) / sum(counts)
+    scores = {"loss": mean, "perplexity": math.exp(mean) if mean < 700 else math.inf, "token_accuracy": right / count}
+    error = standard_error(sums, counts)
+    return scores | ({} if error is None else {"loss_standard_error": error})
+
+
+def standard_error(sums: Sequence[float], counts: Sequence[int]) -> float | None:
+    """Of sum(sums) / sum(counts), a ratio over independent sequences (Cochran 1977, section 6.4); None of one."""
+    if len(sums) < 2:
+        return None
+    mean, n = math.fsum(sums) / sum(counts), len(sums)
+    squares = math.fsum((one - mean * count) ** 2 for one, count in zip(sums, counts, strict=True))
+    return math.sqrt(n / (n - 1) * squares) / sum(counts)
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

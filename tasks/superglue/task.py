@@ -175,10 +175,11 @@ class SuperGlueTask:
         return len(set(groups)) if groups else len(self.data.validation)
 
     @functools.cached_property
-    def constant_score(self) -> float | None:
-        """See `tasks.HasValidation`."""
-        of, classes = self.data.validation, self.row.classes
-        return classes and max(self.row.score([label] * len(of), of)[self.headline] for label in range(classes))
+    def constant_score(self) -> float:
+        """See `tasks.HasValidation`: always the same class or, of candidates, always the one at the same place."""
+        of = self.data.validation
+        answers = self.row.classes or min(len(choice.candidates) for choice in of)
+        return max(self.row.score([answer] * len(of), of)[self.headline] for answer in range(answers))
 
     def _predict(self, model: nn.Module, of: Sequence[Any]) -> list[int]:
         if self.row.classes is not None:

@@ -1,0 +1,135 @@
+"""What a score must exceed to mean something: that of guessing, by more than so few examples leave to chance."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from reports.record import Record
+from reports.setups import score
+from reports.statistics import Z, decimals, wilson
+
+GUESSING, BEFORE = "guessing", "before training"
+
+
+class Floor(NamedTuple):
+    """What takes no learning on a task, or on the average over tasks.
+
+    Attributes:
+        score: the better of guessing (the best constant answer, or tokens that are all as likely) and, where runs were
+            scored before training, of that. None: no record says.
+        half_width: how far a score as good lies from it by chance, at most, in 19 of 20 cases; None: nobody can say.
+        examples: that scores are taken on; None: no record says.
+        higher: whether more is better.
+        what: which of the two it is, in words.
+    """
+
+    score: float | None = None
+    half_width: float | None = None
+    examples: int | None = None
+    higher: bool = True
+    what: str = GUESSING
+
+    def beaten_by(self, mean: float | None) -> bool | None:
+        """Whether a score is above it by more than chance; None if it isn't known."""
+        if self.score is None or mean is None:
+            return None
+        return (mean - self.score if self.higher else self.score - mean) > (self.half_width or 0)
+
+    @property
+    def beaten(self) -> str:
+        """What a method is that beats it, in words."""
+        return "above chance" if self.higher and self.what == GUESSING else f"better than {self.what}"
+
+    @property
+    def score_words(self) -> str:
+        """`0.527 ± 0.059`; "" if it isn't known."""
+        digits = decimals(self.score or 0)
+        known = [one for one in (self.score, self.half_width) if one is not None]
+        return " ± ".join(f"{one:,.{digits}f}" for one in known)
+
+    @property
+    def words(self) -> str:
+        """`0.527 ± 0.059, 277 examples`."""
+        return self.score_words + (f", {self.examples:,} examples" if self.examples else "")
+
+
+def of(runs: Sequence[Record]) -> Floor:
+    """The floor of a task, off its runs that are ok: what one of them knows holds for all."""
+    if not runs:
+        return Floor()
+    higher = runs[0]["higher_is_better"] is not False
+    guesses: list[float] = [run["constant_score"] for run in runs if run.get("constant_score") is not None]
+    before = before_training(runs)
+    known = [(guess, GUESSING) for guess in guesses[:1]] + ([] if before is None else [(before, BEFORE)])
+    examples = examples_of(runs)
+    if not known:
+        return Floor(examples=examples, higher=higher)
+    value, what = (max if higher else min)(known, key=lambda one: one[0])
+    return Floor(value, _chance(value, runs), examples, higher, what)
+
+
+def before_training(runs: Sequence[Record]) -> float | None:
+    """The mean headline before the first step of those runs that were scored then."""
+    scores = [run["initial_metrics"][run["headline"]] for run in runs if run.get("initial_metrics")]
+    return statistics.fmean(scores) if scores else None
+
+
+def average(floors: Sequence[Floor]) -> Floor:
+    """The floor of an unweighted average over tasks, whose examples are independent; unknown where one is."""
+    scores = [floor.score for floor in floors if floor.score is not None]
+    if not floors or len(scores) < len(floors):
+        return Floor()
+    whats = {floor.what for floor in floors}
+    return Floor(
+        statistics.fmean(scores), average_width([floor.half_width for floor in floors]), what=" or ".join(sorted(whats))
+    )
+
+
+def average_width(widths: Sequence[float | None]) -> float | None:
+    """The half-width of an average of independent scores; None where one of them isn't known."""
+    known = [width for width in widths if width is not None]
+    return math.hypot(*known) / len(known) if known and len(known) == len(widths) else None
+
+
+def examples_of(runs: Sequence[Record]) -> int | None:
+    """The fewest validation examples of any run; None if one doesn't say."""
+    counts = [run.get("validation_examples") or 0 for run in runs]
+    return min(counts, default=0) or None
+
+
+def half_width(value: float, runs: Sequence[Record]) -> float | None:
+    """Half of the 95 % interval that so few examples leave a score; None where nobody can say.
+
+    Of a share of right answers it is Wilson's, whatever the number of seeds, which all answer the same examples. So it
+    is of other scores between 0 and 1: no mean of values between these scatters more, and an F1 about as much. Of a
+    perplexity it follows from the standard error of the loss over sequences.
+    """
+    if (error := _loss_error(runs)) is not None:
+        return value * math.sinh(Z * error)
+    count = _examples_of_shares(runs)
+    if count is None:
+        return None
+    low, high = wilson(value, count)
+    return (high - low) / 2
+
+
+def _chance(value: float, runs: Sequence[Record]) -> float | None:
+    """How far above the floor a score must be for its 95 % interval to lie above: Wilson's is where this test ends."""
+    if (error := _loss_error(runs)) is not None:
+        return value * -math.expm1(-Z * error)
+    count = _examples_of_shares(runs)
+    return None if count is None else Z * math.sqrt(value * (1 - value) / count)
+
+
+def _loss_error(runs: Sequence[Record]) -> float | None:
+    """The mean standard error of the logarithm of a perplexity, which is the loss."""
+    errors = [run["metrics"].get("loss_standard_error") for run in runs if run["headline"] == "perplexity"]
+    known = [error for error in errors if error is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _examples_of_shares(runs: Sequence[Record]) -> int | None:
+    """The examples, where all scores lie between 0 and 1 and more is better."""
+    shares = all(run["higher_is_better"] is not False and 0 <= score(run) <= 1 for run in runs)
+    return examples_of(runs) if shares else None

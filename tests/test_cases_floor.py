@@ -1,0 +1,172 @@
+"""What scores are worth where the truth is known: at chance, of few examples, of two seeds far apart and six close."""
+
+import math
+import random
+import statistics
+
+import pytest
+from reports_factory import MIB
+from suites import run
+
+import tasks
+from reports import at_memory, floors, page, studies, tables
+from reports.setups import group
+from reports.statistics import sight, wilson
+from reports.winners import winners
+from tasks.models.language import standard_error
+
+SHARE = {"constant_score": 0.5, "validation_examples": 277}
+
+
+def seeds_of(method, scores, peak=100, **changes):
+    return [run(method=method, seed=seed, score=score, peak=peak, **changes) for seed, score in enumerate(scores)]
+
+
+def everything_said(runs, *pages):
+    """Tables, a ranking, a recommendation and `pages`, and whoever wins anything."""
+    texts = [tables.render(runs), at_memory.at_memory(runs, 999 * MIB), *studies.recommend(runs, []), *pages]
+    return texts, {name: winner.best for name, winner in winners(group(runs)[0]).items()}
+
+
+CHANCE = {"adamw": [0.51, 0.53, 0.52], "badam": [0.55, 0.54, 0.555], "mezo": [0.49, 0.50, 0.51]}
+
+
+def test_where_all_score_at_chance_nobody_is_the_best_tied_or_recommended():
+    runs = [made for method, scores in CHANCE.items() for made in seeds_of(method, scores, **SHARE)]
+    texts, best = everything_said(runs, page.render(runs))
+    assert best == {}
+    for text in texts:
+        assert "o method is above chance" in text and "(0.500 ± 0.059, 277 examples)" in text
+    assert not any("*" in text for text in texts[:2]) and "★" not in texts[3] and "because" not in texts[2]
+
+
+def test_a_method_at_chance_wins_nothing_though_it_needs_least_and_is_no_tie():
+    runs = [*seeds_of("adamw", [0.70, 0.71, 0.72], 200, **SHARE), *seeds_of("mezo", [0.50, 0.9, 0.25], 50, **SHARE)]
+    texts, best = everything_said(runs)
+    assert best == {"memory": "adamw", "speed": "adamw", "score": "adamw"}
+    for text in texts[:2]:
+        assert "Not above chance on t0 (0.500 ± 0.059, 277 examples): mezo." in text and text.count(")*") <= 2
+    assert ": adamw, because nothing else fits and is above chance" in texts[2]
+    assert "Not above chance (0.500 ± 0.059, 277 examples): mezo 0.550" in texts[2]
+
+
+@pytest.mark.parametrize(("score", "above"), [(0.66, False), (0.67, True)])
+def test_of_36_examples_a_score_below_two_thirds_is_chance(score, above):
+    runs = seeds_of("adamw", [score] * 6, constant_score=0.5, validation_examples=36)
+    text = tables.render(runs)
+    assert ("No method is above chance on t0 (0.500 ± 0.163, 36 examples)." in text) != above
+    assert (wilson(score, 36)[0] > 0.5) == above  # the test ends where Wilson's interval begins
+    assert f"36 (± {0.148 if score == 0.66 else 0.147})" in text
+
+
+def test_two_seeds_far_apart_tie_and_say_how_little_they_see():
+    runs = seeds_of("adamw", [0.511, 0.520], 200) + seeds_of("badam", [0.35, 0.406], 100)
+    texts, best = everything_said(runs, page.render(runs))
+    assert "Ties: 2 seeds can't see less than 0.32 on t0; 6 would see 0.056." in texts[0]
+    assert ": adamw, because it scores best" in texts[2]  # badam needs less, but nobody knows that it is as good
+    assert "badam 0.378 ± 0.040 (2), 100.0 MiB (2 seeds can't see less than 0.32; 6 would see 0.056)." in texts[2]
+    assert "2 seeds can&#39;t see less than 0.32; 6 would see 0.056" in texts[3] and best["score"] == "adamw"
+
+
+def test_six_seeds_that_lie_close_tell_a_small_difference():
+    near = [0.001 * step for step in (-3, -2, -1, 1, 2, 3)]
+    runs = seeds_of("adamw", [0.80 + e for e in near], 200, **SHARE)
+    runs += seeds_of("badam", [0.79 + e for e in near], 100, **SHARE)
+    text = tables.render(runs)
+    assert "Ties" not in text and "0.790 ± 0.002 (6)*" not in text and "0.800 ± 0.002 (6)*" in text
+    (said,) = studies.recommend(runs, [])
+    assert ": badam, because of 2 shown to score within 2 points of the best it needs least memory" in said
+
+
+def test_a_perplexity_is_held_against_guessing_and_against_the_model_before_training():
+    shared = {"headline": "perplexity", "higher_is_better": False, "constant_score": 512.0, "validation_examples": 32}
+    made = {"perplexity": 480.0, "loss_standard_error": 0.05}
+    runs = [run(method=method, metrics=made, **shared) for method in ("adamw", "badam")]
+    assert "No method is better than guessing on t0 (512.00 ± 47.79, 32 examples)." in tables.render(runs)
+    runs = [one | {"initial_metrics": {"perplexity": 470.0}} for one in runs]
+    assert "No method is better than before training on t0 (470.00 ± 43.87, 32 examples)." in tables.render(runs)
+    text = tables.render([*runs, run(method="lora", metrics=made | {"perplexity": 90.0}, **shared)])
+    assert "Not better than before training on t0 (470.00 ± 43.87, 32 examples): adamw, badam." in text
+
+
+def test_the_average_has_the_mean_floor_and_as_little_noise_as_independent_tasks():
+    runs = [run(task, m, s, 0.52, **SHARE) for task in range(4) for m in ("adamw", "badam") for s in (0, 1)]
+    assert "on average (0.500 ± 0.029)" in tables.render(runs)  # .0589 / sqrt(4)
+
+
+def test_records_that_know_no_floor_are_ranked_as_they_are():
+    runs = seeds_of("adamw", [0.5, 0.51, 0.52]) + seeds_of("badam", [0.1, 0.11, 0.12])
+    texts, best = everything_said(runs)
+    assert best["score"] == "adamw" and not any("floor" in text or "chance" in text.lower() for text in texts[:3])
+
+
+@pytest.mark.parametrize(
+    ("name", "model"), [("superglue/copa", "roberta-tiny"), ("c4", "llama-tiny"), ("instruct", "llama-tiny")]
+)
+def test_every_task_knows_its_floor_and_its_examples(name, model):
+    given = {"batch_size": 2, "sequence_length": 64, "seed": 0, "dtype": "float32"}
+    task = tasks.create(name, data="demo", model=f"config:{model}", **given)
+    assert isinstance(task, tasks.HasValidation)
+    if name == "superglue/copa":
+        first = sum(choice.right == (0,) for choice in task.data.validation) / 300
+        assert task.validation_size == 300 and task.constant_score == pytest.approx(max(first, 1 - first))
+    else:
+        assert task.validation_size == len(task.validation) and task.constant_score == len(task.tokenizer)
+
+
+# What the intervals and the powers promise
+
+
+def covered(shares, examples, draws, rng):
+    """How often the interval of a share holds the truth."""
+    truths = [rng.choice(shares) for _ in range(draws)]
+    found = [wilson(sum(rng.random() < p for _ in range(examples)) / examples, examples) for p in truths]
+    return sum(low <= p <= high for p, (low, high) in zip(truths, found, strict=True)) / draws
+
+
+def covered_perplexity(sequences, draws, rng):
+    """The same of the perplexity of sequences of unequal lengths, whose losses differ."""
+    held = 0
+    for _ in range(draws):
+        counts = [rng.randint(8, 64) for _ in range(sequences)]
+        sums = [count * (3 + rng.gauss(0, 0.5)) for count in counts]
+        made = {"perplexity": math.exp(sum(sums) / sum(counts)), "loss_standard_error": standard_error(sums, counts)}
+        found = run(headline="perplexity", higher_is_better=False, metrics=made)
+        held += abs(made["perplexity"] - math.exp(3)) <= floors.half_width(math.exp(3), [found])
+    return held / draws
+
+
+def power(deviation, draws, rng):
+    """How often six seeds of each see what two said that they would."""
+    pairs = [[0.0, deviation * 2**0.5]] * 2  # two seeds with that deviation
+    then = sight(*pairs).then
+    seen = 0
+    for _ in range(draws):
+        one, other = ([rng.gauss(mean, deviation) for _ in range(6)] for mean in (0, then))
+        found = sight(one, other)
+        seen += abs(statistics.fmean(one) - statistics.fmean(other)) > found.least
+    return seen / draws
+
+
+def test_the_intervals_hold_about_what_they_say():
+    rng = random.Random(0)
+    assert 0.91 < covered([0.5, 0.7, 0.9], 36, 600, rng) < 0.99
+    assert 0.91 < covered_perplexity(48, 300, rng) < 0.99
+    assert 0.74 < power(0.02, 600, rng) < 0.86
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("examples", [36, 56, 277, 1000])
+def test_95_percent_intervals_hold_the_truth_in_93_to_97_percent(examples):
+    rng = random.Random(1)
+    shares = [0.5 + 0.01 * step for step in range(46)]
+    of_shares, of_losses = covered(shares, examples, 20_000, rng), covered_perplexity(examples, 4000, rng)
+    print(f"\n{examples} examples: Wilson {of_shares:.1%}, perplexity {of_losses:.1%}")
+    assert 0.93 <= of_shares <= 0.97 and 0.93 <= of_losses <= 0.97
+
+
+@pytest.mark.slow
+def test_six_seeds_see_what_they_are_said_to_see_in_four_cases_of_five():
+    seen = power(0.02, 20_000, random.Random(2))
+    print(f"\n6 seeds: {seen:.1%}")
+    assert 0.78 <= seen <= 0.82
