@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
             print(pack(list(map(Path, folders)), place / "records.json"))
             tuning = [Path(folder) / "tuning" for folder in folders if (Path(folder) / "tuning").is_dir()]
             if tuning:
-                print(pack(tuning, place / "trials.json"))
+                print(pack(tuning, place / "trials.json", points=1))
         case _:
             print(__doc__, file=sys.stderr)
             return 2

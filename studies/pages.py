@@ -10,7 +10,7 @@ from reports.figures.svg import Plot
 from reports.record import Record
 from reports.setups import group
 from reports.studies import recommend, sensitivity_section
-from studies import gradients
+from studies import gradients, seeds
 from studies.records import unpack
 
 HERE = Path(__file__).resolve().parent
@@ -49,7 +49,9 @@ def page(study: Study) -> str:
         return _joined(study, [head, _asked(study), f"## What it printed\n\n```text\n{printed}\n```"])
     found = gradients.levels(study.finals)
     answer = gradients.answer(found) if found else recommend(study.finals, words.get("memory_bytes", []))
-    return _joined(study, [head, _asked(study), "## The answer\n\n" + "\n\n".join(answer), *_figures(study)])
+    survival = None if found else seeds.survival(study.finals)
+    told = "\n\n".join([*study.words.get("findings", []), *answer, *([survival] if survival else [])])
+    return _joined(study, [head, _asked(study), f"## The answer\n\n{told}", *_figures(study)])
 
 
 def _asked(study: Study) -> str:

@@ -7,12 +7,12 @@ from typing import Any
 from reports import files
 from reports.record import Record, read
 
-POINTS = 60  # of a history, besides those with a score or a gradient's norm
+POINTS = 30  # of a history, besides those with a score or a gradient's norm
 DIGITS = 6  # of a loss, a time or a rate in a history
 
 
-def pack(folders: list[Path], place: Path) -> Path:
-    """Write all records of `folders` into one file, their histories thinned.
+def pack(folders: list[Path], place: Path, points: int = POINTS) -> Path:
+    """Write all records of `folders` into one file, their histories thinned to about that many points.
 
     Raises:
         ValueError: a folder is missing, or holds what is no record.
@@ -23,7 +23,7 @@ def pack(folders: list[Path], place: Path) -> Path:
         if found.problems:
             raise ValueError(found.problems[0])
         records += found.records
-    lines = ",\n".join(json.dumps(_thinned(one), separators=(",", ":"), allow_nan=False) for one in records)
+    lines = ",\n".join(json.dumps(_thinned(one, points), separators=(",", ":"), allow_nan=False) for one in records)
     return files.write(place, f"[\n{lines}\n]\n".encode())
 
 
@@ -41,9 +41,9 @@ def unpack(place: Path) -> list[Record]:
     return found.records
 
 
-def _thinned(record: Record) -> Record:
+def _thinned(record: Record, points: int) -> Record:
     history = record["history"]
-    every = max(1, len(history) // POINTS)
+    every = max(1, len(history) // points)
     last = len(history) - 1
     kept = [one for n, one in enumerate(history) if n % every == 0 or n == last or _says_more(one)]
     return {**record, "history": [{key: _rounded(value) for key, value in one.items()} for one in kept]}

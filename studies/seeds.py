@@ -1,0 +1,48 @@
+"""Does a study's ranking survive leaving one seed out?"""
+
+import statistics
+from collections.abc import Iterable
+
+from scipy.stats import kendalltau
+
+from reports.record import Record
+
+LEAST = 3  # seeds, for the question to mean something
+
+
+def ranking(runs: Iterable[Record]) -> dict[str, float]:
+    """Each method's score, best first: the mean over its tasks of the mean over its seeds; the higher the better.
+
+    A method that lacks a task that another has is left out.
+    """
+    scores: dict[str, dict[str, list[float]]] = {}
+    for run in runs:
+        if run["status"] == "ok":
+            sign = 1 if run["higher_is_better"] else -1
+            by_task = scores.setdefault(run["method"], {})
+            by_task.setdefault(run["task"], []).append(sign * run["metrics"][run["headline"]])
+    most = max(map(len, scores.values()), default=0)
+    means = {
+        method: statistics.fmean(map(statistics.fmean, by_task.values()))
+        for method, by_task in scores.items()
+        if len(by_task) == most
+    }
+    return dict(sorted(means.items(), key=lambda item: -item[1]))
+
+
+def survival(runs: list[Record]) -> str | None:
+    """A sentence; None with fewer than three seeds or two methods."""
+    seeds = sorted({run["seed"] for run in runs})
+    whole = ranking(runs)
+    if len(seeds) < LEAST or len(whole) < 2:
+        return None
+    first, *_ = whole
+    without = {seed: ranking(run for run in runs if run["seed"] != seed) for seed in seeds}
+    stays = sum(next(iter(found)) == first for found in without.values())
+    others = sorted({next(iter(found)) for found in without.values()} - {first})
+    taus = [kendalltau([whole[m] for m in found], [found[m] for m in found]).statistic for found in without.values()]
+    instead = f" (otherwise {', '.join(others)})" if others else ""
+    return (
+        f"Leaving one seed out: {first} stays first in {stays} of {len(seeds)} cases{instead}; "
+        f"Kendall's tau between the ranking of {len(whole)} methods and the whole one is {min(taus):.2f} to {max(taus):.2f}."
+    )
