@@ -23,7 +23,7 @@ _PEAK = "peak: of the run that needs most; / {0}: against {0} on the same task a
 _PARTS = "parts: what there is at the moment of the peak; they add up to it."
 _SPEED = "tokens/s: all tokens over all training time; / {0}: geometric mean over pairs of task and seed."
 _STEP = "ms: the median of a run's steps, averaged over runs."
-_SHARED = "Speeds of runs that shared a device with others (--jobs) are left out: they tell nothing."
+_SHARED = "Speeds of runs that may have shared a device with others are left out: they tell nothing."
 _FEWER = "ok runs: where some are missing, only the ratios compare, not tokens/s and ms."
 
 

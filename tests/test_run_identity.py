@@ -22,7 +22,18 @@ from tasks import plugins
 PROVENANCE = {"data_revision": None, "data_sha256": None, "model_revision": None, "tokenizer": None}
 
 # What changes nothing in a run: where it is kept, how it is shown, what else is compared, by which name values came.
-NO_OTHER_RUN = {"out", "save", "checkpoint_every", "retry", "quiet", "dry_run", "jobs", "reference", "profile"}
+FAN_OUT = {"jobs", "executor", "devices", "ray_address", "slurm", "detach"}
+NO_OTHER_RUN = FAN_OUT | {
+    "out",
+    "save",
+    "checkpoint_every",
+    "retry",
+    "quiet",
+    "dry_run",
+    "reference",
+    "profile",
+    "log_to",
+}
 NO_OTHER_RUN |= {"trust_remote_code"}  # the code is that of the model's revision
 NO_OTHER_RUN |= {"fit_length"}  # the length that is found counts
 # Of a task's provenance: where data of a known hash lie, what follows from model and versions, what is said of data.
@@ -126,11 +137,15 @@ def test_what_only_says_where_and_how_a_run_is_made_leaves_its_id(provenance, tm
         "retry": True,
         "quiet": True,
         "jobs": 3,
+        "log_to": ["wandb"],
     }
     other |= {"dry_run": True, "trust_remote_code": True}
-    assert set(other) | {"reference", "profile", "fit_length"} == NO_OTHER_RUN
+    assert set(other) | FAN_OUT | {"reference", "profile", "fit_length"} == NO_OTHER_RUN
     for name, value in other.items():
         assert run_id(**{name: value}) == run_id(), name
+    assert run_id(device="auto", devices=["cpu"]) == run_id()
+    assert run_id(executor="ray", ray_address="auto", detach=True) == run_id()
+    assert run_id(executor="slurm", slurm={"partition": "gpu"}) == run_id()
     assert run_id() in {made.run_id for made in prepare(resolve({**GIVEN, "reference": True}))}
     training = run().training
     assert dataclasses.replace(training, profile="another").identity == training.identity  # its values count, not it

@@ -1,5 +1,6 @@
 """A run is alone in its process: whatever happens to it leaves a record, and nothing happens to the others."""
 
+import itertools
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from membench.config.settings import resolve
 from membench.runs import processes
 from membench.runs import to_record as assemble
 from membench.runs.compare import compare
+from membench.runs.executors import Local
 from membench.runs.prepare import prepare
 from membench.runs.processes import Outcome
 from membench.runs.run_folder import Folder
@@ -89,6 +92,21 @@ def touch(file, send):
     Path(file).touch()
 
 
+@dataclass(frozen=True)
+class OnDevice:
+    """As much of a run as says where it is made."""
+
+    device: str = ""
+    threads: int = 1
+
+
+def use(run, send):
+    """When a device was in use, and which."""
+    start = time.monotonic()
+    time.sleep(0.02)
+    return {"device": run.device, "start": start, "end": time.monotonic()}
+
+
 def kill_itself(send):
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -136,6 +154,17 @@ def test_calls_are_taken_as_there_is_room_and_a_death_ends_only_its_own(tmp_path
         "log-3": None,
         "log-4": 4,
     }
+
+
+def test_each_run_has_one_of_the_devices_to_itself(tmp_path):
+    """Six runs on two devices (which torch takes for names of the CPU)."""
+    calls = [processes.Call(use, (OnDevice(),), tmp_path / f"log-{number}") for number in range(6)]
+    made = [outcome.value for _, outcome in Local(2, ("cpu:0", "cpu:1")).call_all(calls)]
+    assert {one["device"] for one in made} == {"cpu:0", "cpu:1"} and len(made) == 6
+    assert all(one["environment"]["device"] == "cpu" for one in made)
+    for device in ("cpu:0", "cpu:1"):
+        used = sorted((one["start"], one["end"]) for one in made if one["device"] == device)
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(used))
 
 
 def test_calls_that_nobody_waits_for_any_more_are_ended(tmp_path):

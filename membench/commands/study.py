@@ -5,10 +5,10 @@ from typing import Annotated, Any
 import typer
 
 from membench.commands.options import takes
-from membench.config.options import ExecutionOptions
+from membench.config.options import FanOutOptions
 
 
-@takes(ExecutionOptions)
+@takes(FanOutOptions)
 def study(
     file: Annotated[str, typer.Argument(help="TOML file: options of compare, models, tune, memory; see the README.")],
     shard: Annotated[

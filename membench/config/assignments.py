@@ -12,14 +12,23 @@ ALL_METHODS = "*"  # the key for hyper-parameters that go to every method that h
 
 def parse_options(assignments: Iterable[str]) -> dict[str, Any]:
     """`packing=true`, for the task."""
-    options: dict[str, Any] = {}
+    return _pairs("--option", "packing=true", assignments)
+
+
+def parse_slurm(assignments: Iterable[str]) -> dict[str, Any]:
+    """`partition=gpu`, for sbatch."""
+    return _pairs("--slurm", "partition=gpu", assignments)
+
+
+def _pairs(flag: str, example: str, assignments: Iterable[str]) -> dict[str, Any]:
+    pairs: dict[str, Any] = {}
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals or not key.strip().isidentifier():
-            raise UserError(f"--option {text}: write KEY=VALUE (packing=true)")
-        _once("--option", options, key.strip())
-        options[key.strip()] = parse(value)
-    return options
+            raise UserError(f"{flag} {text}: write KEY=VALUE ({example})")
+        _once(flag, pairs, key.strip())
+        pairs[key.strip()] = parse(value)
+    return pairs
 
 
 def parse_hyperparameters(assignments: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from membench.config.assignments import parse_hyperparameters, parse_options
+from membench.config.assignments import parse_hyperparameters, parse_options, parse_slurm
 from membench.config.declare import like, option
 from membench.config.errors import UserError
 
@@ -138,12 +138,46 @@ class ExecutionOptions:
 
     device: str = option("auto", "auto (the default), cpu, cuda, cuda:1.")
     threads: int | None = option(None, "CPU threads per run.", at_least=1, below=10_000)
-    jobs: int = option(1, "Runs at a time, on the same device; their times then tell nothing.", at_least=1, below=1_000)
+    jobs: int | None = option(
+        None,
+        "Runs at a time; by default 1, or 1 per device; times of runs that share a device tell nothing.",
+        at_least=1,
+        below=1_000,
+    )
     out: str = option("runs", "Folder for the records; ./{default} by default.", check=writable_folder)
     checkpoint_every: int = option(500, "Steps between checkpoints, {default} by default; 0 for none.", at_least=0)
     retry: bool = option(False, "Also repeat runs that diverged or ran out of memory.")
+    log_to: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] | None = option(
+        None, "Also log to trackers: tensorboard, trackio, wandb, mlflow."
+    )
     quiet: bool = option(False, "No progress bar: one line per run.")
     dry_run: bool = option(False, "Print what would run, and run nothing.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FanOutOptions(ExecutionOptions):
+    """Where many runs are made at once."""
+
+    executor: Literal["local", "ray", "slurm"] = option(
+        "local", "local (the default): processes on this machine; ray: tasks on a cluster; slurm: an array of jobs."
+    )
+    devices: tuple[str, ...] | None = option(
+        None, "With local: cuda:0,cuda:1 makes a run on each at a time, which then has its device to itself."
+    )
+    ray_address: str | None = option(
+        None, "With ray: auto or HOST:PORT of a running cluster; by default one is started on this machine."
+    )
+    slurm: Mapping[str, Any] = option(
+        {},
+        "With slurm: an option of sbatch, such as partition=gpu or time=240 (minutes); "
+        "cluster=local and cluster=debug try it without Slurm.",
+        flags=("--slurm",),
+        metavar="KEY=VALUE",
+        parse=parse_slurm,
+    )
+    detach: bool = option(
+        False, "With ray or slurm: Ctrl-C leaves the runs going; the same command again collects them."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,14 +7,15 @@ from typing import Any
 from membench.config.assignments import ALL_METHODS
 from membench.config.declare import declared, hold_to_bounds, option, typed
 from membench.config.errors import UserError
-from membench.config.options import ExecutionOptions, RunOptions, TrainingOptions, writable_folder
+from membench.config.fan_out import check as check_fan_out
+from membench.config.options import FanOutOptions, RunOptions, TrainingOptions, writable_folder
 from membench.config.profiles import layers
 from reports import files
 from reports.names import suggestion
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(ExecutionOptions, TrainingOptions, RunOptions):
+class Settings(FanOutOptions, TrainingOptions, RunOptions):
     """Everything that can be set; the names are those of the options and of the keys of a --config file."""
 
     save: str | None = option(None, "Folder for the trained models, in transformers' format.", check=writable_folder)
@@ -100,6 +101,7 @@ def _name(key: str) -> str:
 
 def _check(settings: Settings) -> None:
     hold_to_bounds(settings)
+    check_fan_out(settings)
     if settings.batch_size % settings.gradient_accumulation_steps:
         raise UserError(
             f"--batch-size {settings.batch_size} (examples per update) can't be split into "

@@ -46,7 +46,7 @@ def reproduce(name: str, options: ReproduceOptions) -> int:
         UserError: no such table, or this machine can't do it.
     """
     recipe = find(name, options.scale)
-    if options.jobs > 1:
+    if options.jobs and options.jobs > 1:
         raise UserError(f"--jobs {options.jobs}: a table's times are measured, so its runs are made one at a time")
     processes.start_server()
     machine = None if options.dry_run else _machine(name, options)

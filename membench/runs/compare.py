@@ -11,7 +11,8 @@ from membench.config.errors import UserError
 from membench.config.profiles import note
 from membench.config.run import Run
 from membench.config.settings import Settings
-from membench.runs import processes, worker
+from membench.runs import executors, processes, trackers, worker
+from membench.runs.executors import Executor, Local
 from membench.runs.model_folder import Models
 from membench.runs.processes import Outcome
 from membench.runs.progress import Display, create_display, waiting
@@ -42,6 +43,7 @@ def compare(settings: Settings) -> int:
     if settings.dry_run:
         print_notes(runs)
         print(describe(runs))
+        print_preview(settings, runs[0], len(runs))
         return 0
     folder = Folder(Path(settings.out))
     with folder.locked():
@@ -79,10 +81,21 @@ def make_missing(settings: Settings, runs: Sequence[Run], folder: Folder, work: 
     records = _found(settings, runs, folder, models)
     missing = [run for run in runs if run.run_id not in records]
     print_notes(missing)
-    with create_display(missing, len(runs), quiet=settings.quiet) as display:
-        workplace = Workplace(folder, models, settings.checkpoint_every, settings.jobs, work)
+    executor = executors.create(settings)
+    if missing and executor.remark:
+        print(executor.remark, flush=True)
+    display = trackers.create(create_display(missing, len(runs), quiet=settings.quiet), settings)
+    with display:
+        workplace = Workplace(folder, models, settings.checkpoint_every, executor, work)
         records |= {record["run_id"]: record for record in workplace.make(missing, display)}
     return [records[run.run_id] for run in runs]
+
+
+def print_preview(settings: Settings, run: Run, count: int) -> None:
+    """What would be handed to a cluster for `count` runs like this one, if it can be read."""
+    handed = executors.create(settings).preview(run, count)
+    if handed:
+        print("\n" + handed)
 
 
 def _found(settings: Settings, runs: Sequence[Run], folder: Folder, models: Models | None) -> dict[str, Record]:
@@ -120,12 +133,12 @@ def print_notes(runs: Sequence[Run]) -> None:
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where and how runs are made: their folder, that of their models if these are kept, and how many at a time."""
+    """Where and how runs are made: their folder, that of their models if these are kept, and what carries them out."""
 
     folder: Folder
     models: Models | None = None
     checkpoint_every: int = 0
-    at_once: int = 1
+    executor: Executor = Local()
     work: Work = worker.execute  # what measures a run, in its process
 
     def make(self, runs: Sequence[Run], display: Display) -> Iterator[Record]:
@@ -137,7 +150,8 @@ class Workplace:
             display.begin(run)
             yield self._end(run, Outcome("refused", error=run.refused), 0.0, display)
         calls = (self._call(run, display) for run in runs if run.refused is None)
-        for call, outcome in processes.call_all(calls, self.at_once):
+        for call, outcome in self.executor.call_all(calls):
+            call.begin()  # if it ended before it began
             yield self._end(call.run, outcome, time.monotonic() - call.start, display)
 
     def _end(self, run: Run, outcome: Outcome, seconds: float, display: Display) -> Record:
@@ -149,23 +163,32 @@ class Workplace:
         return record
 
     def _call(self, run: Run, display: Display) -> "_Making":
-        display.begin(run)
-
         def show(message: Any) -> None:
             if isinstance(message, str):
                 display.stage(run, message)
+            elif isinstance(message, dict):
+                display.entry(run, message)
             else:
                 display.step(run, *message)
 
         save_to = self.models.begin(run.run_id) if self.models else None
         arguments = run, self.folder.checkpoint(run.run_id), self.checkpoint_every, save_to
-        return _Making(self.work, arguments, self.folder.log(run.run_id), show, run=run, start=time.monotonic())
+        made = _Making(self.work, arguments, self.folder.log(run.run_id), show, run=run, display=display)
+        made.on_start = made.begin
+        return made
 
 
 @dataclass(kw_only=True)
 class _Making(processes.Call):
     run: Run
-    start: float  # of time.monotonic
+    display: Display
+    start: float = 0.0  # of time.monotonic; 0: it waits
+
+    def begin(self) -> None:
+        """It has begun: show it; a run on a cluster may say so again."""
+        if not self.start:
+            self.start = time.monotonic()
+            self.display.begin(self.run)
 
 
 def prepare_apart(settings: Settings) -> list[Run]:

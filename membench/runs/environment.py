@@ -22,10 +22,16 @@ def describe(device: torch.device, threads: int) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu(),
         "device": device.type,
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
+        "device_name": _device_name(device),
         "threads": threads,
         **_commit(Path(membench.__file__).resolve().parent.parent),
     }
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type != "cuda":
+        return _cpu()
+    return torch.cuda.get_device_name(device) if torch.cuda.is_available() else "a card of another machine"
 
 
 def _cpu() -> str:

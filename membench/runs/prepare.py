@@ -16,6 +16,7 @@ import tasks
 from membench.config.assignments import ALL_METHODS
 from membench.config.defaults import hyperparameters
 from membench.config.errors import UserError, about_file, explain, own_code
+from membench.config.fan_out import sharing
 from membench.config.run import Run, Training
 from membench.config.settings import Settings
 from membench.runs import environment
@@ -60,10 +61,11 @@ def _sentence(error: Exception, settings: Settings) -> str | None:
 def _prepare(settings: Settings) -> list[Run]:
     methods = _methods(settings)
     _check_targets(settings, methods)
-    device, threads = find_device(settings.device), settings.threads or torch.get_num_threads()
+    device, threads = _devices(settings)[0], settings.threads or torch.get_num_threads()
     if settings.offload_activations and device.type == "cpu":
         raise UserError("--offload-activations: on a CPU they are already in host memory: leave it out")
-    surroundings = environment.describe(device, threads) | ({"jobs": settings.jobs} if settings.jobs > 1 else {})
+    beside = sharing(settings)
+    surroundings = environment.describe(device, threads) | ({"jobs": beside} if beside > 1 else {})
     names = dict.fromkeys(name for pattern in settings.task for name in tasks.expand(pattern, data=settings.data))
     settings = _fitted(settings, list(names))
     works = _works(settings, list(names), device, threads)
@@ -179,6 +181,13 @@ def _check_targets(settings: Settings, methods: Iterable[str]) -> None:
             raise UserError(f"--set {key}: none of {', '.join(methods)} has a hyper-parameter with that name")
 
 
+def _devices(settings: Settings) -> list[torch.device]:
+    """Where runs are made: on another machine, what it must have."""
+    if settings.executor != "local" and settings.device == "cuda":
+        return [torch.device("cuda")]
+    return [find_device(name) for name in settings.devices or (settings.device,)]
+
+
 def find_device(name: str) -> torch.device:
     """The device with that name, or with "auto" this machine's. Raises UserError if the machine has no such device."""
     if name == "auto":
@@ -190,6 +199,9 @@ def find_device(name: str) -> torch.device:
     available = torch.accelerator.current_accelerator(check_available=True)
     if device.type not in ("cpu", available.type if available else "cpu"):
         raise UserError(f"--device {name}: this machine has {available or 'no accelerator'}; use --device auto or cpu")
+    count = torch.accelerator.device_count()
+    if device.type != "cpu" and device.index is not None and device.index >= count:
+        raise UserError(f"--device {name}: this machine has {count}, numbered from 0")
     return device
 
 
@@ -260,6 +272,13 @@ def _refused(settings: Settings, work: _Work, runs: Iterable[Run]) -> dict[str, 
     return refused
 
 
+def _here(run: Run) -> Run:
+    """The run on a device of this machine, which needn't be one like that on which it will be made."""
+    kind = torch.device(run.device).type
+    elsewhere = kind != "cpu" and torch.accelerator.current_accelerator(check_available=True) is None
+    return replace(run, device="cpu") if elsewhere else run
+
+
 class _Bench:
     """A model to try methods on, rebuilt if one may have changed it."""
 
@@ -271,7 +290,7 @@ class _Bench:
     def refusal(self, run: Run) -> str | None:
         """Why a method can't train its task's model. Any other kind of failure becomes a result of its run."""
         task = self._task = self._task or create_task(run.training, run.task, run.seed)
-        model, self._model = self._model or build_model(run, task), None
+        model, self._model = self._model or build_model(_here(run), task), None
         if self._save and not isinstance(model, PreTrainedModel):
             raise UserError(
                 f"--save: {type(model).__name__} isn't a transformers model, so it can't be saved: leave out --save"

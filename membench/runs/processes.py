@@ -35,7 +35,7 @@ class Outcome:
 def start_server() -> None:
     """Start importing in the background; the first call waits for it."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(["membench.runs.preload"])
-    environment = {
+    variables = {
         # the modules that we see, never one from the user's folder that shadows ours
         "PYTHONPATH": os.pathsep.join(sys.path),
         "PYTHONSAFEPATH": "1",
@@ -43,7 +43,7 @@ def start_server() -> None:
         "OPENBLAS_NUM_THREADS": "1",
     }
     resource_tracker.ensure_running()  # it unblocks signals
-    with _environment(environment), _blocked(signal.SIGINT):
+    with environment_of(variables), blocked(signal.SIGINT):
         forkserver.ensure_running()
 
 
@@ -51,13 +51,14 @@ def start_server() -> None:
 class Call:
     """A call of `function(*arguments, send)` in a process of its own, whose output is appended to `log`.
 
-    `send("message", value)` in the child calls `on_message(value)` here.
+    `send("message", value)` in the child calls `on_message(value)` here; `on_start()` is called when it begins.
     """
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     log: Path
     on_message: Callable[[Any], None] = lambda message: None
+    on_start: Callable[[], None] = lambda: None
 
 
 AnyCall = TypeVar("AnyCall", bound=Call)
@@ -98,6 +99,7 @@ class _Child(Generic[AnyCall]):
 
     def __init__(self, call: AnyCall):
         self.call = call
+        call.on_start()
         self._answer: Outcome | None = None
         context = multiprocessing.get_context("forkserver")
         self._receiver, sender = context.Pipe(duplex=False)
@@ -105,7 +107,7 @@ class _Child(Generic[AnyCall]):
         self._process = context.Process(target=worker.serve, args=arguments)
         self._kills_before = _out_of_memory_kills()
         # Ctrl-C while a child receives its work would make it complain; but the first may have to wait for imports
-        uninterrupted = _blocked(signal.SIGINT) if _server_answered.is_set() else nullcontext()
+        uninterrupted = blocked(signal.SIGINT) if _server_answered.is_set() else nullcontext()
         with _nothing_as_main(), uninterrupted:
             self._process.start()
         _server_answered.set()
@@ -180,7 +182,7 @@ def _nothing_as_main() -> Iterator[None]:
 
 
 @contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
+def environment_of(values: Mapping[str, str]) -> Iterator[None]:
     before: Mapping[str, str | None] = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -194,7 +196,7 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _blocked(sig: signal.Signals) -> Iterator[None]:
+def blocked(sig: signal.Signals) -> Iterator[None]:
     """A process started in this context never sees SIGINT: Ctrl-C goes to the whole group, and we end our children."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {sig})
     try:

@@ -24,6 +24,9 @@ class Display(Protocol):
     def begin(self, run: Run) -> None: ...
     def step(self, run: Run, step: int, loss: float) -> None: ...
     def stage(self, run: Run, name: str) -> None: ...
+    def entry(self, run: Run, entry: dict[str, Any]) -> None:
+        """Of the run's history."""
+
     def end(self, run: Run, record: dict[str, Any], seconds: float) -> None: ...
 
 
@@ -58,6 +61,9 @@ class Lines:
         pass
 
     def stage(self, run: Run, name: str) -> None:
+        pass
+
+    def entry(self, run: Run, entry: dict[str, Any]) -> None:
         pass
 
     def end(self, run: Run, record: dict[str, Any], seconds: float) -> None:
@@ -114,6 +120,9 @@ class Bars:
 
     def stage(self, run: Run, name: str) -> None:
         self._progress.update(self._bars[run.run_id].task, left="", note=name)
+
+    def entry(self, run: Run, entry: dict[str, Any]) -> None:
+        pass
 
     def end(self, run: Run, record: dict[str, Any], seconds: float) -> None:
         bar = self._bars.pop(run.run_id)

@@ -11,7 +11,9 @@ from pathlib import Path
 from membench.config.run import Run
 from membench.config.settings import Settings
 from membench.config.study_file import Study, Values
-from membench.runs.compare import INTERRUPTED, Record, Workplace, prepare_apart, print_notes
+from membench.runs import executors, trackers
+from membench.runs.compare import INTERRUPTED, Record, Workplace, prepare_apart, print_notes, print_preview
+from membench.runs.executors import Executor
 from membench.runs.progress import create_display, waiting
 from membench.runs.run_folder import Folder
 
@@ -23,6 +25,7 @@ class _Cell:
     settings: Settings
     task: str
     methods: list[str]  # this shard's
+    example: Run
     trials: list[Run] = field(default_factory=list)  # of tuning
     runs: list[Run] = field(default_factory=list)
 
@@ -37,19 +40,18 @@ class _Workshop:
 
     folder: Folder
     tuning: Folder
-    quiet: bool
-    retry: bool
-    checkpoint_every: int
-    at_once: int
+    settings: Settings  # of any model: where and how runs are made
+    executor: Executor
     trials: list[Record] = field(default_factory=list)
     finals: list[Record] = field(default_factory=list)
 
     def carry_out(self, runs: list[Run], folder: Folder) -> list[Record]:
         """The records of `runs`, in order; made if they are missing."""
-        records = {run.run_id: folder.finished(run.run_id, retry=self.retry) for run in runs}
+        records = {run.run_id: folder.finished(run.run_id, retry=self.settings.retry) for run in runs}
         missing = [run for run in runs if records[run.run_id] is None]
-        with create_display(missing, len(runs), quiet=self.quiet) as display:
-            workplace = Workplace(folder, None, self.checkpoint_every, self.at_once)
+        display = trackers.create(create_display(missing, len(runs), quiet=self.settings.quiet), self.settings)
+        with display:
+            workplace = Workplace(folder, None, self.settings.checkpoint_every, self.executor)
             records |= {record["run_id"]: record for record in workplace.make(missing, display)}
         return [record for record in records.values() if record is not None]
 
@@ -65,7 +67,8 @@ def study(plan: Study, shard: tuple[int, int] = (1, 1)) -> int:
     first = plan.settings[0]
     folder = Folder(Path(first.out))
     tuning = Folder(folder.path / "tuning")
-    workshop = _Workshop(folder, tuning, first.quiet, first.retry, first.checkpoint_every, first.jobs)
+    executor = executors.create(first)
+    workshop = _Workshop(folder, tuning, first, executor)
     part = "" if shard == (1, 1) else f"-{shard[0]}-of-{shard[1]}"
     try:
         with waiting("importing torch and transformers, checking the settings", quiet=first.quiet):
@@ -74,7 +77,11 @@ def study(plan: Study, shard: tuple[int, int] = (1, 1)) -> int:
             _prepare_trials(plan, cells)
         if first.dry_run:
             print(describe(plan, cells))
+            if cells:
+                print_preview(first, cells[0].example, sum(len(cell.methods) for cell in cells) * len(first.seeds))
             return 0
+        if executor.remark:
+            print(executor.remark, flush=True)
         with folder.locked(part):
             _carry_out(plan, cells, workshop)
     except KeyboardInterrupt:
@@ -103,7 +110,7 @@ def _cells(plan: Study, shard: tuple[int, int]) -> Iterator[_Cell]:
             number += 1
             if plan.budget:
                 plan.trials(run.method)
-        yield from (_Cell(settings, task, methods) for task, methods in by_task.items() if methods)
+        yield from (_Cell(settings, task, methods, runs[0]) for task, methods in by_task.items() if methods)
 
 
 def _carry_out(plan: Study, cells: list[_Cell], workshop: _Workshop) -> None:

@@ -33,8 +33,12 @@ def _assemble(run: Run, measured: dict[str, Any]) -> dict[str, Any]:
         "seed": run.seed,
         "hyperparameters": run.hyperparameters,
         "training": run.training.record,
-        "environment": {**run.environment, "created": datetime.now(UTC).isoformat(timespec="seconds")},
         **measured,
+        "environment": {
+            **run.environment,
+            **measured.get("environment", {}),  # of another machine than the one where it was prepared
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
     }
     return {**made, **{section: _complete(made[section], section) for section in ("memory", "time")}}
 

@@ -29,11 +29,29 @@ def prepare(settings: Settings, send: Send) -> list[Run]:
 
 
 def execute(run: Run, checkpoint_path: Path, checkpoint_every: int, save_to: Path | None, send: Send) -> dict[str, Any]:
-    """See `execute.execute`; sends (step, loss) from time to time, and the names of later stages."""
+    """See `execute.execute`; sends (step, loss) from time to time, entries of the history, names of later stages."""
     from membench.training import execute
 
+    def tell(message: Any) -> None:
+        send("message", message)
+
     report = throttled(run, send)
-    return execute.execute(run, checkpoint_path, checkpoint_every, report, lambda name: send("message", name), save_to)
+    return execute.execute(run, checkpoint_path, checkpoint_every, report, tell, save_to, tell)
+
+
+def placed(work: Callable[..., dict[str, Any]], run: Run, *arguments: Any) -> dict[str, Any]:
+    """What `work` measures of a run, with what this machine is: not the one where the run was prepared.
+
+    On a CPU nobody says whether others use it, so that as many runs may be beside this one as there is room for.
+    """
+    import torch
+
+    from membench.runs import environment
+
+    device = torch.device(run.device)
+    beside = (os.cpu_count() or 1) // run.threads if device.type == "cpu" else 1
+    here = environment.describe(device, run.threads) | {"jobs": max(1, beside)}
+    return {**work(run, *arguments), "environment": here}
 
 
 def throttled(run: Run, send: Send) -> Callable[[int, float], None]:

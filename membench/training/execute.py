@@ -35,6 +35,7 @@ def execute(
     report: Callable[[int, float], None] = lambda step, loss: None,
     stage: Callable[[str], None] = lambda name: None,
     save_to: Path | None = None,
+    remember: Callable[[dict[str, Any]], None] = lambda entry: None,
 ) -> dict[str, Any]:
     """The measured part of the record; if anything goes wrong, what was measured before.
 
@@ -44,6 +45,7 @@ def execute(
         report: called with (step, loss) after each step.
         stage: called with the name of what follows the training.
         save_to: folder for the trained model.
+        remember: called with each entry of the history but the last, whose metrics are those of the finished model.
     """
     torch.set_num_threads(run.threads)
     measured: dict[str, Any] = {"status": "ok", "error": None}
@@ -51,7 +53,7 @@ def execute(
         task = create_task(run.training, run.task, run.seed)
         measured |= {"headline": task.headline, "higher_is_better": task.higher_is_better}
         try:
-            loop = _train(run, task, measured, report=report, path=checkpoint_path, every=checkpoint_every)
+            loop = _train(run, task, measured, report, remember, path=checkpoint_path, every=checkpoint_every)
             stage("evaluating")
             _evaluate(run, task, loop, measured)
             if save_to is not None:
@@ -73,8 +75,9 @@ def _train(
     run: Run,
     task: tasks.Task,
     measured: dict[str, Any],
-    *,
     report: Callable[[int, float], None],
+    remember: Callable[[dict[str, Any]], None],
+    *,
     path: Path,
     every: int,
 ) -> Loop:
@@ -86,7 +89,7 @@ def _train(
     device = torch.device(run.device)
     loop = Loop(model, optimizer, task, run.training, seed=run.seed, device=device)
     try:
-        loop.run(report=report, checkpoint_path=path, checkpoint_every=every)
+        loop.run(report=report, remember=remember, checkpoint_path=path, checkpoint_every=every)
     finally:
         measured["initial_metrics"] = loop.progress.initial_metrics
         measured |= {"history": loop.progress.history, "time": times(loop), "memory": process_memory(device)}

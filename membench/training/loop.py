@@ -211,10 +211,13 @@ class Loop:
         self,
         *,
         report: Callable[[int, float], None] = lambda step, loss: None,
+        remember: Callable[[dict[str, Any]], None] = lambda entry: None,
         checkpoint_path: Path | None = None,
         checkpoint_every: int = 0,
     ) -> None:
         """Train to the last step, from the checkpoint if there is one; `report(step, loss)` after each step.
+
+        `remember` is called with each entry of the history but that of the last step, which lacks its metrics.
 
         Raises:
             Diverged: the loss, or at the end a weight, isn't finite.
@@ -225,8 +228,13 @@ class Loop:
             self._look_before()
         self._begin_to_track()
         self.model.train()
+        remembered = 0
         while self.progress.step < self.training.steps:
             report(self.progress.step + 1, self._step())
+            if self.progress.step < self.training.steps:
+                for entry in self.progress.history[remembered:]:
+                    remember(entry)
+                remembered = len(self.progress.history)
             if checkpoint_path is not None and checkpoint_every and self.progress.step % checkpoint_every == 0:
                 checkpoint.save(self.state_dict(), checkpoint_path)
         if not all(torch.isfinite(p).all() for p in self.model.parameters()):

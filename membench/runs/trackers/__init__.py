@@ -1,0 +1,145 @@
+"""`--log-to`: what a run measures, while it is made, in the form of a tracker. One small file each.
+
+A run is logged under its id: each entry of its history as soon as it is known, the rest from its record. A run that is
+continued or made again is logged anew, from its first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from membench.config.errors import UserError, explain
+from membench.config.options import ExecutionOptions
+from membench.config.run import Run
+from membench.runs.progress import Display
+
+Values = dict[str, float]
+PROJECT = "membench"
+
+
+class Tracker(Protocol):
+    """A module of this package: begins to log a run, and returns what continues."""
+
+    def __call__(self, run: Run, out: Path) -> Log: ...
+
+
+class Log(Protocol):
+    """A run in a tracker."""
+
+    def log(self, step: int, values: Values) -> None: ...
+    def end(self, record: dict[str, Any], values: Values) -> None:
+        """With the whole record, and those of its values that aren't in its history."""
+
+
+def create(display: Display, options: ExecutionOptions) -> Display:
+    """A display that also logs to the trackers that are asked for.
+
+    Raises:
+        UserError: a tracker's package isn't installed.
+    """
+    for name in options.log_to or ():
+        if find_spec(name) is None:
+            raise UserError(f"--log-to {name} needs {name}: pip install 'membench[{name}]'")
+    return Tracked(display, options.log_to, Path(options.out)) if options.log_to else display
+
+
+@dataclass
+class Tracked:
+    """A display that also logs. A tracker that fails is left out of that run, and says so."""
+
+    display: Display
+    names: Sequence[str]
+    out: Path
+    _runs: dict[str, _Logs] = field(default_factory=dict)
+
+    def __enter__(self) -> Tracked:
+        self.display.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.display.__exit__(*exception)
+
+    def begin(self, run: Run) -> None:
+        self.display.begin(run)
+        logs = self._runs[run.run_id] = _Logs(run)
+        for name in self.names:
+            logs.begin(name, self.out)
+
+    def entry(self, run: Run, entry: dict[str, Any]) -> None:
+        self.display.entry(run, entry)
+        self._runs[run.run_id].add(entry)
+
+    def step(self, run: Run, step: int, loss: float) -> None:
+        self.display.step(run, step, loss)
+
+    def stage(self, run: Run, name: str) -> None:
+        self.display.stage(run, name)
+
+    def end(self, run: Run, record: dict[str, Any], seconds: float) -> None:
+        self._runs.pop(run.run_id).end(record)
+        self.display.end(run, record, seconds)
+
+
+@dataclass
+class _Logs:
+    """A run in all trackers."""
+
+    run: Run
+    logs: dict[str, Log] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)  # what is logged of it
+
+    def begin(self, name: str, out: Path) -> None:
+        try:
+            self.logs[name] = import_module(f"membench.runs.trackers.to_{name}").begin(self.run, out)
+        except Exception as error:
+            self._say(name, error)
+
+    def add(self, entry: dict[str, Any]) -> None:
+        values = values_of(entry, self.history[-1] if self.history else None)
+        self.history.append(entry)
+        self._each(lambda log: log.log(entry["step"], values))
+
+    def end(self, record: dict[str, Any]) -> None:
+        for entry in (record["history"] or [])[len(self.history) :]:
+            self.add(entry)
+        self._each(lambda log: log.end(record, final(record)))
+
+    def _each(self, act: Any) -> None:
+        for name, log in list(self.logs.items()):
+            try:
+                act(log)
+            except Exception as error:
+                del self.logs[name]
+                self._say(name, error)
+
+    def _say(self, name: str, error: Exception) -> None:
+        print(f"--log-to {name}: {self.run.run_id} isn't logged there any further: {explain(error)}", flush=True)
+
+
+def values_of(entry: dict[str, Any], before: dict[str, Any] | None) -> Values:
+    """The numbers of an entry of the history, with the tokens per second since the entry before."""
+    values = {key: value for key, value in entry.items() if key not in ("step", "metrics") and value is not None}
+    values |= {f"metrics/{name}": value for name, value in (entry["metrics"] or {}).items()}
+    tokens, seconds = (entry[key] - (before[key] if before else 0) for key in ("tokens", "seconds"))
+    return values | ({"tokens_per_second": tokens / seconds} if seconds > 0 else {})
+
+
+def final(record: dict[str, Any]) -> Values:
+    """The numbers of a record outside its history: memory by part, times, shares."""
+    flat: dict[str, Any] = {}
+    for section in ("memory", "time"):
+        flat |= _flat(section, record[section] or {})
+    flat |= {f"final/{name}": value for name, value in (record["metrics"] or {}).items()}
+    flat |= {name: record[name] for name in ("parameters", "trainable_parameters", "trained_fraction")}
+    return {name: value for name, value in flat.items() if isinstance(value, int | float)}
+
+
+def _flat(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    return {key: one for below, inside in value.items() for key, one in _flat(f"{name}/{below}", inside).items()}

@@ -1,0 +1,259 @@
+"""Many runs at once: on devices, on a Ray cluster that loses a node, as jobs of Slurm's stand-ins. Same records."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from commands import command
+
+from membench.config.errors import UserError
+from membench.config.settings import resolve
+from membench.runs.executors import elsewhere
+from reports import record, tables
+
+ROOT = Path(__file__).resolve().parent.parent
+
+STUDY = """
+optimizers = "badam,blockllm"
+task = "superglue/cb,superglue/copa"
+seeds = [0, 1]
+steps = 6
+batch_size = 2
+sequence_length = 16
+threads = 1
+device = "cpu"
+
+[tune]
+lr = [5e-4, 2e-3]
+budget = 2
+"""  # 3 methods x 2 tasks x (2 trials + 2 seeds) = 24 runs
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"ray_address": "auto"}, "--ray-address is for --executor ray, not local"),
+        ({"executor": "ray", "slurm": ["partition=gpu"]}, "--slurm is for --executor slurm, not ray"),
+        ({"detach": True}, "--detach: local runs end with the command"),
+        ({"executor": "ray", "detach": True}, "--detach needs a cluster that outlives the command: give --ray-address"),
+        ({"executor": "slurm", "device": "cuda:1"}, "--device cuda:1: slurm chooses the card: give --device cuda"),
+        ({"executor": "ray", "devices": "cuda:0"}, "--devices is for --executor local"),
+        ({"devices": "cuda:0", "device": "cuda"}, "give either --device or --devices, not both"),
+        ({"devices": "cuda:0,cpu"}, "--devices cuda:0,cpu: name devices of one kind"),
+        ({"devices": "cuda:0,cuda:0"}, "a device is there twice; --jobs makes runs share one"),
+        ({"devices": "cuda:0,cuda:1", "jobs": 3}, "--jobs 3: there is one run per device, so at most 2"),
+        ({"slurm": ["partition"]}, "--slurm partition: write KEY=VALUE (partition=gpu)"),
+    ],
+)
+def test_options_that_an_executor_would_not_use_are_refused(given, said):
+    with pytest.raises(UserError) as error:
+        resolve(given)
+    assert said in str(error.value)
+
+
+def test_files_and_folders_arrive_as_they_left(tmp_path):
+    folder = tmp_path / "model"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "weights").write_bytes(b"\0\1")
+    (folder / "config.json").write_text("{}")
+    for name, packed in {"copy": elsewhere.pack(folder), "one": elsewhere.pack(folder / "config.json")}.items():
+        elsewhere.unpack(packed, tmp_path / name)
+    assert elsewhere.pack(tmp_path / "copy") == {"deep/weights": b"\0\1", "config.json": b"{}"}
+    assert (tmp_path / "one").read_text() == "{}"
+    assert elsewhere.pack(tmp_path / "missing") == {}
+
+
+def slurm(tmp_path, at_once=None, **parameters):
+    pytest.importorskip("submitit")
+    from membench.runs.executors.on_slurm import Slurm
+
+    return Slurm(parameters, tmp_path, at_once)
+
+
+class Prepared:
+    threads, device = 3, "cuda"
+
+
+def test_the_script_of_an_array_asks_for_what_a_run_needs_and_for_what_the_user_wants(tmp_path):
+    script = slurm(tmp_path, 4, partition="gpu", time=90).preview(Prepared(), 24)
+    for line in ("array=0-23%4", "cpus-per-task=3", "gpus-per-node=1", "partition=gpu", "time=90", "requeue"):
+        assert f"\n#SBATCH --{line}\n" in script
+    assert "wckey" not in script
+
+
+def test_an_option_that_sbatch_does_not_have_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--slurm partitoin: sbatch has no such option. Did you mean 'partition'"):
+        slurm(tmp_path, partitoin="gpu")
+    with pytest.raises(UserError, match="cluster=pbs: it must be one of slurm, local, debug"):
+        slurm(tmp_path, cluster="pbs")
+
+
+# ---- the same study everywhere
+
+
+def study(file, out, *options):
+    done = command("study", str(file), "--out", str(out), "--quiet", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def made(folder):
+    """What a record says that is the same wherever it is made."""
+    runs = record.load_folder(folder / "tuning") + record.load_folder(folder)
+    return {run["run_id"]: (run["metrics"], run["memory"]["at_peak"], run["history"][-1]["loss"]) for run in runs}
+
+
+def printed(folder):
+    """The tables, without speeds."""
+    runs = record.load_folder(folder)
+    return tables.render([{**run, "environment": {**run["environment"], "jobs": 2}} for run in runs])
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("local")
+    (folder / "study.toml").write_text(STUDY)
+    study(folder / "study.toml", folder / "out", "--jobs", "2")
+    assert len(made(folder / "out")) == 24
+    return folder
+
+
+def expect_the_same(local, out):
+    assert made(out) == made(local / "out")
+    assert printed(out) == printed(local / "out")
+    assert not list(out.glob("checkpoints/*")) and not list(out.glob("logs/*"))
+
+
+@pytest.fixture
+def cluster():
+    """Two simulated nodes of one processor each."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        yield made
+    finally:
+        made.shutdown()
+
+
+@pytest.mark.slow
+def test_a_study_on_a_cluster_that_loses_a_node_gives_the_same_tables(local, cluster, tmp_path):
+    import ray
+
+    doomed, lost = cluster.add_node(num_cpus=1), []
+
+    def lose_a_node():
+        """While both nodes make a run, in the middle of the study."""
+        while len(list(tmp_path.rglob("*.json"))) < 8 or ray.available_resources().get("CPU"):
+            time.sleep(0.01)
+        cluster.remove_node(doomed, allow_graceful=False)
+        lost.append(doomed)
+
+    thread = threading.Thread(target=lose_a_node, daemon=True)
+    thread.start()
+    study(local / "study.toml", tmp_path, "--executor", "ray", "--ray-address", cluster.address)
+    thread.join()
+    assert lost
+    expect_the_same(local, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stand_in", ["local", "debug"])
+def test_a_study_by_submitit_gives_the_same_tables(local, tmp_path, stand_in):
+    pytest.importorskip("submitit")
+    jobs = ["--jobs", "2"] if stand_in == "local" else []
+    study(local / "study.toml", tmp_path, "--executor", "slurm", "--slurm", f"cluster={stand_in}", *jobs)
+    expect_the_same(local, tmp_path)
+    assert not (tmp_path / "slurm").exists()
+
+
+# ---- detached, ended, preempted
+
+
+@pytest.fixture
+def queue(tmp_path, monkeypatch):
+    """A machine with Slurm's commands."""
+    pytest.importorskip("submitit")
+    place = tmp_path / "slurm-of-the-machine"
+    place.mkdir()
+    for name in ("sbatch", "srun", "sacct", "scancel", "scontrol"):
+        command = place / name
+        command.write_text(f"#!{sys.executable}\n" + (ROOT / "tests" / "little_slurm.py").read_text())
+        command.chmod(0o755)
+    monkeypatch.setenv("LITTLE_SLURM", str(place))
+    monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
+    yield place
+    for pid in place.glob("*.pid"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(pid.read_text()), signal.SIGKILL)
+
+
+def start(file, out, *options):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    line = [sys.executable, "-m", "membench", "study", str(file), "--out", str(out), "--quiet", *options]
+    return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def interrupt_after(count, process, out):
+    """Ctrl-C once there are so many records; what the command has said."""
+    while len(list(out.rglob("superglue*.json"))) < count:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    text, _ = process.communicate()
+    assert process.returncode == 130, text
+    return text
+
+
+@pytest.mark.slow
+def test_jobs_of_a_detached_study_go_on_without_it_and_are_found_again(local, queue, tmp_path):
+    file, out = local / "study.toml", tmp_path / "out"
+    text = interrupt_after(3, start(file, out, "--executor", "slurm", "--detach"), out)
+    assert "Ctrl-C leaves them in the queue" in text
+    study(file, out, "--executor", "slurm")
+    expect_the_same(local, out)
+    assert len(list(queue.glob("*.array"))) == 2  # the trials' and the seeds', once each
+    assert not list(queue.glob("*.cancelled"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_jobs_and_the_same_command_makes_the_missing_runs(local, queue, tmp_path):
+    file, out = local / "study.toml", tmp_path / "out"
+    text = interrupt_after(3, start(file, out, "--executor", "slurm"), out)
+    assert "Ctrl-C ends them" in text and len(list(queue.glob("*.cancelled"))) >= 8
+    study(file, out, "--executor", "slurm")
+    expect_the_same(local, out)
+
+
+@pytest.mark.slow
+def test_a_job_that_must_make_room_is_requeued_and_ends_as_if_nothing_had_been(local, queue, tmp_path):
+    file, out = local / "study.toml", tmp_path / "out"
+    process = start(file, out, "--executor", "slurm", "--checkpoint-every", "2")
+    while not (told := list(out.glob("slurm/*.told"))) or not told[0].stat().st_size:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    (job,) = subprocess.run(
+        ["pgrep", "-f", f"^{sys.executable} -u -m submitit.core._submit {out}"], capture_output=True, text=True
+    ).stdout.split()[:1]
+    os.kill(int(job), signal.SIGUSR2)
+    text, _ = process.communicate()
+    assert process.returncode == 0, text
+    assert len(list(queue.glob("*.requeued"))) == 1
+    expect_the_same(local, out)
+
+
+@pytest.mark.slow
+def test_runs_of_a_detached_study_go_on_on_the_cluster_and_are_collected(local, cluster, tmp_path):
+    file, out = local / "study.toml", tmp_path / "out"
+    options = "--executor", "ray", "--ray-address", cluster.address
+    text = interrupt_after(3, start(file, out, *options, "--detach"), out)
+    assert "Ctrl-C leaves the runs going there" in text
+    study(file, out, *options)
+    expect_the_same(local, out)
