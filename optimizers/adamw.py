@@ -55,6 +55,10 @@ class AdamW(MemoryEfficientOptimizer):
         self.adamw = InnerAdamW(model, master_weights=master_weights, stochastic_rounding=stochastic_rounding)
         super().__init__(model, defaults, in_backward=in_backward, fp32_gradients=fp32_gradients)
 
+    @property
+    def elementwise(self) -> bool:
+        return self.adamw.elementwise
+
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         self.adamw.update([self.state[p] for p in params], params, grads, group, self.rounding_keys(params))
 

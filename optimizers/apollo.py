@@ -14,6 +14,7 @@ from optimizers.registry import register
 from optimizers.shared.arithmetic import adamw_update, bias_correction, expected_adam_state
 from optimizers.shared.growth import limit_growth
 from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices
+from optimizers.shared.norms import norm_of
 
 SCALES = {"channel": 1.0, "tensor": 128.0}  # by scale_type: APOLLO's and APOLLO-Mini's
 
@@ -23,7 +24,7 @@ class APOLLO(MemoryEfficientOptimizer):
     """APOLLO (Algorithm 1): each channel of a gradient is scaled as Adam would scale it in a random subspace of rank r.
 
     For a gradient G (m, n) with m <= n (otherwise transposed): P (r, m) ~ N(0, 1 / r), redrawn every T steps;
-    R = P G; N = Adam's step from R, m / (sqrt(v) + eps); s_j = norm(N_j) / norm(R_j) for each of the n columns;
+    R = P G; N = Adam's step from R, m / (sqrt(v) + eps); s_j = norm_of(N_j) / norm_of(R_j) for each of the n columns;
     U = G diag(s), scaled down if its norm grew by more than 1 %; W -= lr sqrt(scale) U, bias-corrected. With
     `scale_type="tensor"` s is one number for the whole matrix, for which rank 1 is enough: APOLLO-Mini. The moments are
     left as they are when P changes.
@@ -100,7 +101,7 @@ class APOLLO(MemoryEfficientOptimizer):
         rows, columns = p.shape
         rank = self.rank or max(1, min(p.shape) // 4)
         low_rank = (rank, columns) if rows < columns else (rows, rank)
-        norm = torch.empty((), dtype=torch.float32, device="meta")
+        norm = torch.empty((), dtype=torch.promote_types(p.dtype, torch.float32), device="meta")
         return {**expected_adam_state(p, False, *low_rank), "updates": 0, "norm": norm}
 
     def _update_matrix(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
@@ -111,7 +112,7 @@ class APOLLO(MemoryEfficientOptimizer):
         low_rank = self._project(g, summed, (self.seed, self._number[p], updates // self.update_every))
         dims = (0, 1) if self.scale_type == "tensor" else (summed,)
         factors = self._adams_scale(state, low_rank, dims, group)
-        norm = (torch.linalg.vector_norm(g, dim=dims, keepdim=True, dtype=torch.float32) * factors).norm()
+        norm = (norm_of(g, dim=dims, keepdim=True) * factors).norm()
         factors *= limit_growth(state, norm) * group["lr"] * math.sqrt(self.scale)
         factors *= bias_correction(group, state["updates"])
         p.mul_(1.0 - group["lr"] * group["weight_decay"]).addcmul_(g, factors, value=-1.0)
@@ -125,7 +126,7 @@ class APOLLO(MemoryEfficientOptimizer):
     def _adams_scale(
         self, state: dict[str, Any], low_rank: Tensor, dims: tuple[int, ...], group: dict[str, Any]
     ) -> Tensor:
-        """s = norm(N) / norm(R), with norms over `dims`, which stay as dimensions of size 1."""
+        """s = norm_of(N) / norm_of(R), with norms over `dims`, which stay as dimensions of size 1."""
         correction = bias_correction(group, state["updates"])
         eps = group["eps"] / math.sqrt(
             1.0 - group["betas"][1] ** state["updates"]
@@ -133,7 +134,7 @@ class APOLLO(MemoryEfficientOptimizer):
         step = torch.zeros_like(low_rank)  # becomes -N times the correction
         settings = {**group, "lr": 1.0, "weight_decay": 0.0, "eps": eps}
         adamw_update([state], [step], [low_rank], settings, master_weights=False)
-        norms = [torch.linalg.vector_norm(t, dim=dims, keepdim=True, dtype=torch.float32) for t in (step, low_rank)]
+        norms = [norm_of(t, dim=dims, keepdim=True) for t in (step, low_rank)]
         return norms[0] / (norms[1] + 1e-8) / correction
 
 

@@ -118,6 +118,10 @@ class BAdam(MemoryEfficientOptimizer):
     def block_coverage(self) -> float:
         return min(1.0, (self._visit + (self._steps > 0)) / len(self.blocks))
 
+    @property
+    def elementwise(self) -> bool:
+        return self.inner.elementwise
+
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         self._reached = self._reached or any(p in self._active for p in params)
         self.inner.update([self.state[p] for p in params], params, grads, group, self.rounding_keys(params))

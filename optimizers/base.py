@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from optimizers.shared import saved_states
+from optimizers.shared import ranks, saved_states, sharded
 from optimizers.shared.loop_guards import watch
 from optimizers.shared.model_checks import check_model, check_parameters, restored_on_error, uncompiled
+from optimizers.shared.replicas import Replicas
 from optimizers.shared.storages import storages_of
 from optimizers.shared.values import check_choice, check_count, check_hyperparameters, check_positive
 
@@ -97,6 +98,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         self.model = model
         self.in_backward = in_backward
         self._requires_grad = {p: p.requires_grad for p in model.parameters()}
+        self._name_of = {p: name for name, p in model.named_parameters()}
         if may_train is not None:
             chosen = set(may_train)
             for p in self._requires_grad:
@@ -109,12 +111,16 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         self._updated: set[nn.Parameter] = set()
         self._steps_done = 0
         self._finished = False
+        self._replicas: Replicas | None = None
+        self._averaged = False  # are the gradients those of all replicas?
+        self._agreed: tuple[int, ...] | None = None  # what all ranks were last seen to train: numbers of parameters
         self._gradient_dtypes: dict[nn.Parameter, torch.dtype | None] = {}
         if fp32_gradients:
             self._gradient_dtypes = {p: p.grad_dtype for p in self._group_of if p.dtype in LOW_PRECISION}
             _set_gradient_dtypes(dict.fromkeys(self._gradient_dtypes, torch.float32))
         if in_backward:
             self._hooks += [p.register_post_accumulate_grad_hook(_updating(self)) for p in self._group_of]
+        ranks.check_model_on_ranks(self)
 
     def group_parameters(self, model: nn.Module, defaults: dict[str, Any]) -> list[dict[str, Any]]:
         """The param groups: tensors of two or more dimensions get weight decay, the others (biases, norms) don't."""
@@ -217,6 +223,11 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         return [p for p in self._group_of if p.requires_grad]
 
     @property
+    def elementwise(self) -> bool:
+        """Does each weight's update depend on its own gradient and state alone? Then each rank can update its shard."""
+        return False
+
+    @property
     def cycle_length(self) -> int:
         """How many calls of `advance` it takes to go once through everything that is trained in turn."""
         return 1
@@ -252,9 +263,14 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if not self._steps_done:
+            self._follow_sharding()
         if not self.in_backward:
+            self.average_gradients()
+            ranks.check(self, [(p, p.grad) for p in self._group_of if p.grad is not None])
             self._update_all()
         self._updated.clear()
+        self._averaged = False
         self._steps_done += 1
         self.after_step()
         return loss
@@ -265,7 +281,25 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
             pairs = [(p, p.grad) for p in group["params"] if p.requires_grad and p.grad is not None and p.numel()]
             if pairs:
                 self._check_dense(pairs)
-                self.update([p for p, _ in pairs], [grad for _, grad in pairs], group)
+                self._update(pairs, group)
+
+    def _update(self, pairs: list[tuple[nn.Parameter, Tensor]], group: dict[str, Any]) -> None:
+        """`update`, on shards if the method can, else on one sharded tensor after another, gathered."""
+        apart = [] if self.elementwise else [(p, g) for p, g in pairs if sharded.is_sharded(p)]
+        together = [(p, g) for p, g in pairs if not apart or not sharded.is_sharded(p)]
+        if together:
+            self.update([p for p, _ in together], [g for _, g in together], group)
+        for p, g in apart:
+            with sharded.whole(p, self.state[p]):
+                self.update([p], [sharded.gathered(g)], group)
+
+    @torch.no_grad()
+    def _receive(self, p: nn.Parameter) -> None:
+        """Make one gradient, inside the backward pass, that of all replicas."""
+        if self._replicas is not None and p.grad is not None:
+            self._replicas.average([p.grad])
+        if not self._updated:
+            ranks.check(self, [(p, p.grad)])
 
     @torch.no_grad()
     def _update_now(self, p: nn.Parameter) -> None:
@@ -274,9 +308,61 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         assert p.grad is not None  # a hook that torch calls after accumulating it
         if p.numel():
             self._check_dense([(p, p.grad)])
-            self.update([p], [p.grad], self.param_groups[self._group_of[p]])
+            self._update([(p, p.grad)], self.param_groups[self._group_of[p]])
         self._updated.add(p)
         p.grad = None
+
+    def data_parallel(self, group: Any = None) -> None:
+        """Keep the replicas of the model in the processes of `group` equal, without a wrapper of the model.
+
+        All get the weights of the first one now. From then on gradients are averaged where they are used: in `step()`,
+        or inside the backward pass; so are losses that the method looks at. Only what is being trained is sent. Call it
+        before the first step, in all processes; to clip gradients in the loop, call `average_gradients()` before.
+
+        Args:
+            group: a process group of torch.distributed; None for all processes. With a group of this process alone,
+                nothing is averaged or compared.
+
+        Raises:
+            ValueError: there is no process group, or the model is sharded.
+        """
+        if any(sharded.is_sharded(p) for p in self._requires_grad):
+            raise ValueError("data_parallel() is for whole replicas; a sharded model averages its gradients by itself")
+        self._replicas = Replicas(group)
+        model = self.model
+        self._replicas.copy_from_first([t.detach() for t in (*model.parameters(), *model.buffers())])
+        if not self.in_backward:
+            trained = {p: p.requires_grad for p in self._group_of}
+            for p in trained:  # a frozen one takes no hook
+                self._hooks.append(p.requires_grad_(True).register_post_accumulate_grad_hook(_changing(self)))
+            for p, requires_grad in trained.items():
+                p.requires_grad_(requires_grad)
+        watch(self)
+
+    def average_gradients(self) -> None:
+        """Average the gradients over the replicas, unless that is done: before clipping. `step()` does it, too."""
+        if self._replicas is not None and not self._averaged:
+            self._replicas.average_gradients(self.trainable)
+            self._averaged = True
+
+    def _follow_sharding(self) -> None:
+        """If the model was sharded after the method was built, go on with the shards.
+
+        Raises:
+            RuntimeError: it should have acted before, inside the backward pass.
+        """
+        new = sharded.replaced_parameters(self.model, self._name_of)
+        if not new:
+            return
+        if self.in_backward or self._gradient_dtypes:
+            raise RuntimeError(
+                f"{type(self).__name__} was built before the model was sharded, and acts on gradients of parameters "
+                "that are no longer the model's: build it after fully_shard(model)"
+            )
+        sharded.put_in_place(vars(self), new)
+        params = iter(self._group_of)
+        for group in self.param_groups:  # where a library may have put others
+            group["params"] = [next(params) for _ in group["params"]]
 
     def _check_not_updated(self, p: nn.Parameter) -> None:
         if p in self._updated:
@@ -371,12 +457,12 @@ def _guarded(init: Callable[..., None]) -> Callable[..., None]:
             return init(self, *args, **given)
         model, *others = args or (given.pop("model"),)
         check_model(type(self).__name__, model)
-        plain = uncompiled(model)
+        plain = uncompiled(ranks.unwrapped(uncompiled(model)))
         with restored_on_error(plain):
             init(self, plain, *others, **given)
             _check_alone(self)
         _built.add(self)
-        if plain is not model and self.chooses:
+        if uncompiled(model) is not model and self.chooses:
             warnings.warn(COMPILED.format(name=type(self).__name__), stacklevel=2)
         if self.in_backward or self.needs_loss:
             watch(self)
@@ -408,9 +494,22 @@ def _updating(optimizer: MemoryEfficientOptimizer) -> Callable[[nn.Parameter], N
     def update(p: nn.Parameter) -> None:
         alive = known()
         if alive is not None:
+            alive._receive(p)
             alive._update_now(p)
 
     return update
+
+
+def _changing(optimizer: MemoryEfficientOptimizer) -> Callable[[nn.Parameter], None]:
+    """The hook of a replica that updates in `step()`: there are gradients that aren't averaged."""
+    known = weakref.ref(optimizer)
+
+    def change(p: nn.Parameter) -> None:
+        alive = known()
+        if alive is not None:
+            alive._averaged = False
+
+    return change
 
 
 def _copy(value: Any, device: torch.device) -> Any:

@@ -15,9 +15,12 @@ from optimizers.shared.blocks import matching, shuffled, split_into_blocks, trai
 from optimizers.shared.checkpointing import keep_backward_short
 from optimizers.shared.inner import InnerAdamW
 from optimizers.shared.largest import largest_entries
+from optimizers.shared.norms import norm_of
 from optimizers.shared.partial import update_entries, update_rows
+from optimizers.shared.ranks import mean_loss
 from optimizers.shared.reach import Reach
 from optimizers.shared.row_groups import Cuts, count_groups, cuts_of, largest_groups, shape_of
+from optimizers.shared.sharded import gathered
 from optimizers.shared.values import check_indices
 
 
@@ -153,7 +156,7 @@ class BlockLLM(MemoryEfficientOptimizer):
         """Compute the gradients and note the loss; micro-batches' losses, each divided by their number, add up."""
         self.check_loss(loss)
         loss.backward()
-        self._loss = loss.detach() + (0.0 if self._loss is None else self._loss)
+        self._loss = mean_loss(self, loss.detach()) + (0.0 if self._loss is None else self._loss)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients and the loss that belongs to them: a step may be skipped."""
@@ -300,7 +303,7 @@ class BlockLLM(MemoryEfficientOptimizer):
         for i in indices:
             grad = self._pool[i].grad
             if grad is not None:
-                norm = torch.linalg.vector_norm(grad, dtype=torch.float32)
+                norm = gathered(norm_of(grad))
                 self.rule.norms[i] = norm.item() if has_values(norm) else float(grad.numel())
 
     def _mask(self) -> None:

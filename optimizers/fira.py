@@ -11,6 +11,7 @@ from optimizers.galore import GaLore
 from optimizers.registry import register
 from optimizers.shared.arithmetic import bias_correction
 from optimizers.shared.growth import limit_growth
+from optimizers.shared.norms import norm_of
 from optimizers.shared.projections import add_back, left_out
 
 
@@ -79,7 +80,8 @@ class Fira(GaLore):
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
         state = super().expected_state(p, saved)
-        norm = {"norm": torch.empty((), device="meta")} if p in self._number else {}
+        exact = torch.promote_types(p.dtype, torch.float32)
+        norm = {"norm": torch.empty((), dtype=exact, device="meta")} if p in self._number else {}
         return {**state, **norm}
 
     def _apply(
@@ -87,11 +89,9 @@ class Fira(GaLore):
     ) -> None:
         state = self.state[p]
         projected = 0 if "left" in subspace else 1
-        of_step, of_low_rank = (
-            torch.linalg.vector_norm(t, dim=projected, keepdim=True, dtype=torch.float32) for t in (step, low_rank)
-        )
+        of_step, of_low_rank = (norm_of(t, dim=projected, keepdim=True) for t in (step, low_rank))
         rest = left_out(g, low_rank, subspace).mul_(of_step / (of_low_rank + 1e-8))
-        norm = torch.linalg.vector_norm(rest, dtype=torch.float32) / bias_correction(group, state["updates"])
+        norm = norm_of(rest) / bias_correction(group, state["updates"])
         rest.mul_(-group["lr"] * limit_growth(state, norm))
         add_back(rest, step, subspace, 1.0, group["lr"] * self.scale)
         p.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(rest)

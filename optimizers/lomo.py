@@ -72,10 +72,16 @@ class LOMO(MemoryEfficientOptimizer):
         try:
             self._norms = {}
             loss.backward(retain_graph=True)
+            if not self._norms:
+                self._follow_sharding()
             self._coefficient, self._norms = self._clip_coefficient(self._norms), None
             loss.backward()
         finally:
             self._norms = self._coefficient = None
+
+    @property
+    def elementwise(self) -> bool:
+        return True
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         for p, g in zip(params, grads, strict=True):

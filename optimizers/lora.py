@@ -163,6 +163,10 @@ class LoRA(MemoryEfficientOptimizer):
         rest = [(name, p) for name, p in matrices["params"] if ".lora_B." not in name]
         return [{"params": rest}, *others, {"params": of_b, "lr": defaults["lr"] * self.lora_plus_ratio}]
 
+    @property
+    def elementwise(self) -> bool:
+        return not self._frozen_a
+
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         grads = corrected_gradients(self._frozen_a, params, grads)
         adamw_update([self.state[p] for p in params], params, grads, group, self.master_weights)

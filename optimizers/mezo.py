@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer, check_count, check_positive
 from optimizers.registry import register
+from optimizers.shared.ranks import mean_loss
+from optimizers.shared.sharded import is_sharded
 
 
 @register("mezo")
@@ -70,6 +72,11 @@ class MeZO(MemoryEfficientOptimizer):
 
     def ask(self, closure: Callable[[], Tensor]) -> Tensor:
         """Measure the slopes of the loss that `closure` computes; those of several calls before a step add up."""
+        if any(is_sharded(p) for p in self.model.parameters()):
+            raise ValueError(
+                "MeZO moves each module's weights as it runs, which a sharded model replaces: leave fully_shard() out; "
+                "optimizer.data_parallel() trains replicas, which need no gradients or states"
+            )
         with torch.no_grad(), _evaluating(self.model):
             pairs = [self._both_sides(closure, sample) for sample in range(self.samples)]
         slopes = [(above - below) / (2 * self.eps) for above, below in pairs]
@@ -115,7 +122,7 @@ class MeZO(MemoryEfficientOptimizer):
         losses = []
         for distance in (self.eps, -self.eps):
             with self._moved(distance, sample):
-                losses.append(closure().detach())
+                losses.append(mean_loss(self, closure().detach()))
         return losses[0], losses[1]
 
     def _direction(self, p: nn.Parameter, sample: int) -> Tensor:

@@ -12,6 +12,7 @@ from optimizers.registry import register
 from optimizers.shared.arithmetic import expected_adam_state
 from optimizers.shared.blocks import outside_layers
 from optimizers.shared.matrices import adamw_on_the_rest, input_dims, with_rate_of_the_rest
+from optimizers.shared.norms import norm_of
 
 
 @register("scale")
@@ -77,7 +78,7 @@ class SCALE(MemoryEfficientOptimizer):
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(p)
                 g = state["momentum_buffer"].lerp_(g.to(p.dtype), 1.0 - group["momentum"])
-            norms = torch.linalg.vector_norm(g, dim=self._summed[p], keepdim=True, dtype=torch.float32)
+            norms = norm_of(g, dim=self._summed[p], keepdim=True)
             factors = norms.clamp_(min=torch.finfo(norms.dtype).tiny).reciprocal_()  # a column of zeros stays zero
             p.mul_(1.0 - group["lr"] * group["weight_decay"]).addcmul_(g, factors, value=-group["lr"])
 

@@ -55,6 +55,10 @@ class SGD(MemoryEfficientOptimizer):
         defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
         super().__init__(model, defaults, in_backward=in_backward)
 
+    @property
+    def elementwise(self) -> bool:
+        return self.sgd.elementwise
+
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         self.sgd.update([self.state[p] for p in params], params, grads, group, self.rounding_keys(params))
 

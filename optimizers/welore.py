@@ -88,6 +88,10 @@ class WeLore(MemoryEfficientOptimizer):
         super().__init__(model, defaults, may_train=trained, fp32_gradients=fp32_gradients)
         self._requires_grad = before
 
+    @property
+    def elementwise(self) -> bool:
+        return True
+
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         adamw_update([self.state[p] for p in params], params, grads, group, self.master_weights)
 

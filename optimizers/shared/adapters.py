@@ -17,6 +17,7 @@ from optimizers.base import has_values
 from optimizers.shared.blocks import find_layers
 from optimizers.shared.names import suggestion
 from optimizers.shared.nf4_linear import NF4Linear, restore_linears
+from optimizers.shared.sharded import gathered
 
 if TYPE_CHECKING:  # peft imports transformers, which takes seconds
     from peft import LoraModel, VeraModel
@@ -221,6 +222,7 @@ def corrected_gradients(
 
 def _gram(a: Tensor, scale: float) -> Tensor:
     """s^2 A A^T (r, r) in fp32, kept away from 0 as in peft."""
+    a = gathered(a)
     return scale**2 * (a.float() @ a.float().t() + 1e-8 * torch.eye(len(a), device=a.device))
 
 

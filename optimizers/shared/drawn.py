@@ -43,6 +43,10 @@ class DrawnBlocks(MemoryEfficientOptimizer):
         """Share of the blocks trained at least once."""
         return self._draws.coverage
 
+    @property
+    def elementwise(self) -> bool:
+        return self.adamw.elementwise
+
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         self.adamw.update([self.state[p] for p in params], params, grads, group, self.rounding_keys(params))
 

@@ -38,6 +38,11 @@ class InnerAdamW:
         check_rounding(model, stochastic=stochastic_rounding, master_weights=master_weights)
         self.master_weights, self.states, self.stochastic_rounding = master_weights, states, stochastic_rounding
 
+    @property
+    def elementwise(self) -> bool:
+        """See `MemoryEfficientOptimizer.elementwise`: 8-bit values share a magnitude, random numbers a source."""
+        return self.states == "full" and not self.stochastic_rounding
+
     def init_state(self, state: State, p: Tensor) -> None:
         """The state of `p` before its first step."""
         if self.states == "8bit":
@@ -81,6 +86,11 @@ class InnerSGD:
             raise ValueError(f"states={states!r} is for AdamW's moments, which SGD doesn't have: leave it out")
         check_rounding(model, stochastic=stochastic_rounding, master_weights=master_weights)
         self.master_weights, self.stochastic_rounding = master_weights, stochastic_rounding
+
+    @property
+    def elementwise(self) -> bool:
+        """See `MemoryEfficientOptimizer.elementwise`: random numbers share a source."""
+        return not self.stochastic_rounding
 
     def expected_state(self, p: Tensor, saved: State) -> State:
         """What it keeps for a tensor like `p`, with momentum if `saved` was; as meta tensors."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from optimizers.base import has_values
+from optimizers.shared.sharded import gathered
 
 PIECE = 2**20  # entries per piece, or one row of a tensor if that is longer: 17 bytes each
 DIGITS = ((20, 11), (10, 10), (0, 10))  # (lowest bit, width), the highest digit first
@@ -71,6 +72,7 @@ def _limit(tensors: list[Tensor], count: int) -> tuple[int, int]:
 
 def _pieces(tensor: Tensor) -> Iterator[Tensor]:
     """|x| of the entries, in their order, as the bits of fp32 numbers: int32 tensors (n,)."""
+    tensor = gathered(tensor)
     rows = tensor[None] if tensor.dim() == 0 else tensor
     for piece in rows.split(max(1, PIECE * len(rows) // max(1, rows.numel()))):
         yield piece.abs().reshape(-1).to(torch.float32).view(torch.int32)

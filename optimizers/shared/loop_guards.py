@@ -1,7 +1,8 @@
 """Stop a loop that would clip gradients which are already freed, or scale a loss that a method must see as it is.
 
-Torch has no hook for either. So once a method is built that updates inside the backward pass or must see the loss,
-torch's functions for clipping gradients and scaling losses are wrapped. They change only for what such a method trains.
+Torch has no hook for either. So once a method is built that updates inside the backward pass or must see the loss, or
+has replicas, torch's functions for clipping gradients and scaling losses are wrapped. They change only for what such a
+method trains.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ _methods: WeakSet[MemoryEfficientOptimizer] = WeakSet()
 
 
 def watch(method: MemoryEfficientOptimizer) -> None:
-    """From now on, refuse to clip what `method` updates inside the backward pass, or to scale its loss."""
+    """From now on, refuse to clip what `method` updates inside the backward pass or hasn't averaged over replicas, and
+    to scale a loss that it must see."""
     _methods.add(method)
     for module, name in CLIPPERS:
         _wrap(module, name, _clipping)
@@ -60,21 +62,31 @@ def _clipping(clip: Callable[..., Any]) -> Callable[..., Any]:
         parameters = [parameters] if torch.is_tensor(parameters) else list(parameters)
         limit = next(iter(args), given.get("max_norm", given.get("clip_value", 0.0)))
         for method in _methods if limit < math.inf else ():  # otherwise only the norm is wanted
-            if method.in_backward and not method._finished and any(p in method._group_of for p in parameters):
+            if method.in_backward and _owns(method, parameters):
                 raise ValueError(
                     f"{type(method).__name__} updates inside the backward pass and leaves no gradients to clip: "
                     "don't clip in the loop (in the Trainer max_grad_norm=0; LOMO clips by itself: clip_norm), or use "
                     "in_backward=False"
+                )
+            if method._replicas is not None and not method._averaged and _owns(method, parameters):
+                raise ValueError(
+                    f"the gradients that {type(method).__name__} would clip are not yet averaged over the "
+                    "replicas: call optimizer.average_gradients() before clipping"
                 )
         return clip(parameters, *args, **given)
 
     return clip_unless_gone
 
 
+def _owns(method: MemoryEfficientOptimizer, parameters: Iterable[Tensor]) -> bool:
+    return not method._finished and any(p in method._group_of for p in parameters)
+
+
 def _scaling(scale: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(scale)
     def scale_unless_seen(self: torch.amp.GradScaler, outputs: Any) -> Any:
-        methods = [method for method in _methods if not method._finished] if self.is_enabled() else []
+        watched = _methods if self.is_enabled() else ()
+        methods = [m for m in watched if not m._finished and (m.in_backward or m.needs_loss)]
         if methods:
             outputs = outputs if torch.is_tensor(outputs) or isinstance(outputs, list | tuple) else list(outputs)
             for p in _reached([outputs] if torch.is_tensor(outputs) else outputs):

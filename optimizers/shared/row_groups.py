@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from optimizers.base import has_values
+from optimizers.shared.norms import norm_of
+from optimizers.shared.sharded import gathered
 
 Cuts = list[int]  # numbers of untrained and trained rows, alternating, from the first row to the last
 
@@ -17,14 +21,14 @@ def largest_groups(grads: list[Tensor], rows: int, budget: int) -> list[list[int
     As many as hold `budget` weights, and at least one. For fake tensors the first ones, and one more: no choice needs
     more bytes.
     """
-    scores = torch.cat([_mean_squares(g, rows) for g in grads])
+    scores = torch.cat([_mean_squares(gathered(g), rows) for g in grads])
     owners = [(tensor, group) for tensor, g in enumerate(grads) for group in range(count_groups(g, rows))]
     known = has_values(scores)
     chosen: list[list[int]] = [[] for _ in grads]
     left = budget
     for number in scores.argsort(descending=True, stable=True).tolist() if known else range(len(owners)):
         tensor, group = owners[number]
-        size = _length(group, rows, grads[tensor]) * rows_of(grads[tensor])[0].numel()
+        size = _length(group, rows, grads[tensor]) * math.prod(grads[tensor].shape[1:])
         if any(chosen) and (size > left if known else left <= 0):
             break
         chosen[tensor].append(group)
@@ -58,7 +62,7 @@ def shape_of(groups: list[int], rows: int, p: Tensor) -> tuple[int, ...]:
 
 def _mean_squares(g: Tensor, rows: int) -> Tensor:
     flat = rows_of(g).flatten(1) if g.dim() > 1 else rows_of(g)[:, None]
-    squares = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float32).square() / flat.shape[1]
+    squares = norm_of(flat, dim=1).square() / flat.shape[1]
     sums = pad(squares, (0, -len(squares) % rows)).view(-1, rows).sum(1)
     counts = [_length(group, rows, g) for group in range(count_groups(g, rows))]
     return sums / torch.tensor(counts, dtype=sums.dtype, device=sums.device)

@@ -1,0 +1,83 @@
+"""Replicas without a wrapper: two processes have the weights of one process with both batches, for every method."""
+
+import functools
+import importlib
+
+import gloo
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import optimizers
+from optimizers.contract import Subject, batch, build_model, weights_of
+
+STEPS = 4
+# variants that use gradients or losses elsewhere than in `step()`
+VARIANTS = {
+    "adamw in backward": ("adamw", {"in_backward": True}),
+    "badam in backward": ("badam", {"in_backward": True}),
+    "galore in backward": ("galore", {"in_backward": True}),
+    "lomo clipped": ("lomo", {"clip_norm": 0.1}),
+    "lora-fa": ("lora", {"variant": "lora-fa"}),
+    "blockllm rows": ("blockllm", {"rows": 3}),
+}
+SUBJECTS = {name: (name, {}) for name in optimizers.available()} | VARIANTS
+
+
+def subject(name):
+    method, more = SUBJECTS[name]
+    cls = optimizers.get(method)
+    return Subject(cls, {**cls.example, **more})
+
+
+def loss_of(model, part, step):
+    """The mean loss of one half of the batch, or all of it."""
+    tokens, labels = batch(step)
+    return F.cross_entropy(model(tokens[part]), labels[part])
+
+
+def model_without_dead_ends():
+    """In fp64, without training what has a true gradient of zero: Adam would make a step of its last bits."""
+    model = build_model(torch.float64)
+    for layer in model.layers:
+        layer.self_attn.k_proj.bias.requires_grad_(False)
+    return model
+
+
+def train_part(name, part, replicate, clip=None):
+    model = model_without_dead_ends()
+    optimizer = subject(name).build(model)
+    if replicate:
+        with torch.no_grad():  # they needn't start equal
+            model.classifier.weight.add_(torch.distributed.get_rank())
+        optimizer.data_parallel()
+    for step in range(STEPS):
+        optimizer.ask(functools.partial(loss_of, model, part, step))
+        if clip is not None:
+            optimizer.average_gradients()
+            nn.utils.clip_grad_norm_(optimizer.trainable, clip)
+        optimizer.step()
+        optimizer.zero_grad()
+    return weights_of(model)
+
+
+def half(rank, names):
+    part = slice(8 * rank, 8 * rank + 8)
+    trained = {name: train_part(name, part, replicate=True) for name in names}
+    return {**trained, "clipped": train_part("adamw", part, replicate=True, clip=0.1)}
+
+
+@pytest.fixture(scope="module")
+def halves():
+    importlib.import_module("peft")  # here, or each process would import it
+    return gloo.run(half, list(SUBJECTS))
+
+
+@pytest.mark.parametrize("name", [*SUBJECTS, "clipped"])
+def test_two_replicas_are_equal_to_the_bit_and_are_one_process_on_the_joined_batch(halves, name):
+    one, other = (trained[name] for trained in halves)
+    assert all(torch.equal(p, other[key]) for key, p in one.items())
+    method, clip = ("adamw", 0.1) if name == "clipped" else (name, None)
+    alone = train_part(method, slice(None), replicate=False, clip=clip)
+    assert max(((one[key] - p).abs().max().item(), key) for key, p in alone.items()) < (1e-6, "")

@@ -1,0 +1,202 @@
+"""Models sharded by FSDP2, and wrong ways to train on several processes: right, or one sentence at the first step."""
+
+import functools
+import importlib
+import re
+
+import gloo
+import pytest
+import torch
+from test_replicas import STEPS, SUBJECTS, loss_of, model_without_dead_ends, subject, train_part
+from torch import distributed, nn
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from optimizers.contract import build_model, weights_of
+from optimizers.shared.sharded import gathered
+
+REFUSED = {"mezo": "MeZO moves each module's weights as it runs, which a sharded model replaces"}
+
+
+def shard(model):
+    for layer in model.layers:
+        fully_shard(layer)
+    return fully_shard(model)
+
+
+def train_on(model, optimizer, part, steps=STEPS):
+    for step in range(steps):
+        optimizer.ask(functools.partial(loss_of, model, part, step))
+        optimizer.step()
+        optimizer.zero_grad()
+    return {key: gathered(p) for key, p in weights_of(model).items()}
+
+
+def sharded(name, part):
+    model, tested = model_without_dead_ends(), subject(name)
+    if tested.method.adds_parameters:  # adapters are sharded with the rest
+        optimizer = tested.build(model)
+        shard(model)
+    else:
+        optimizer = tested.build(shard(model))
+    return train_on(model, optimizer, part)
+
+
+def sharded_afterwards(name, part):
+    model = model_without_dead_ends()
+    optimizer = subject(name).build(model)
+    shard(model)
+    return train_on(model, optimizer, part)
+
+
+def swapped(name, part):
+    """As accelerate's `prepare` does under FSDP2: it puts the shards into the groups itself."""
+    model = model_without_dead_ends()
+    optimizer = subject(name).build(model)
+    shard(model)
+    named = dict(model.named_parameters())
+    for group in optimizer.param_groups:
+        group["params"] = [named[one] for one in group["param_names"]]
+    return train_on(model, optimizer, part)
+
+
+def wrapped(name, part, on="wrapper", **given):
+    model = model_without_dead_ends()
+    model.unused.requires_grad_(False)  # without find_unused_parameters torch would wait for it
+    before = subject(name).build(model, **given) if on == "before" else None
+    wrapper = DistributedDataParallel(model)
+    optimizer = before or subject(name).build(wrapper if on == "wrapper" else model, **given)
+    weights = train_on(wrapper, optimizer, part, steps=2)
+    return {key.removeprefix("module."): p for key, p in weights.items()}
+
+
+def flattened(name, part):
+    model = FullyShardedDataParallel(model_without_dead_ends(), use_orig_params=True, device_id=torch.device("cpu"))
+    return train_on(model, subject(name).build(model), part)
+
+
+def nothing_averaged(name, part):
+    model = model_without_dead_ends()
+    return train_on(model, subject(name).build(model), part)
+
+
+def unfrozen_after_wrapping(name, part):
+    model = model_without_dead_ends()
+    model.unused.requires_grad_(False)
+    optimizer = subject(name).build(model)
+    model.layers[0].requires_grad_(False)
+    wrapper = DistributedDataParallel(model)
+    train_on(wrapper, optimizer, part, steps=1)
+    model.layers[0].requires_grad_(True)
+    return train_on(wrapper, optimizer, part, steps=1)
+
+
+def adapted_after(name, part, make):
+    model = make(build_model())
+    return train_on(model, subject(name).build(model), part)
+
+
+def other_seeds(name, part):
+    model = model_without_dead_ends()
+    optimizer = subject(name).build(model, seed=distributed.get_rank())
+    optimizer.data_parallel()
+    return train_on(model, optimizer, part)
+
+
+def clipped_too_soon(name, part):
+    model = model_without_dead_ends()
+    optimizer = subject(name).build(model)
+    optimizer.data_parallel()
+    optimizer.backward(loss_of(model, part, 0))
+    nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+
+
+def alone(name, part):
+    """Each process trains a model of its own."""
+    groups = [distributed.new_group([rank]) for rank in range(distributed.get_world_size())]
+    model = model_without_dead_ends()
+    optimizer = subject(name).build(model)
+    optimizer.data_parallel(groups[distributed.get_rank()])
+    train_on(model, optimizer, part)
+    return {}
+
+
+RIGHT = [  # what works although it could be asked for in a better order
+    *((sharded_afterwards, name) for name in ("badam", "galore", "blockllm", "hft")),
+    *((swapped, name) for name in ("lisa", "muon")),
+]
+WRONG = {  # what is refused, and the way out
+    (sharded_afterwards, "lomo"): "build it after fully_shard",
+    (sharded_afterwards, "lomo clipped"): "build it after fully_shard",
+    (sharded_afterwards, "badam in backward"): "build it after fully_shard",
+    (wrapped, "badam"): r"changes what it trains, .* call optimizer.data_parallel\(\)",
+    (wrapped, "lomo"): r"updates inside the backward pass, .* call optimizer.data_parallel\(\)",
+    (wrapped, "blockllm"): r"must see the loss of all ranks, .* call optimizer.data_parallel\(\)",
+    (functools.partial(wrapped, on="before"), "lisa"): r"changes what it trains, .* call optimizer.data_parallel\(\)",
+    (functools.partial(wrapped, on="inside"), "adamw in backward"): "updates inside the backward pass, which",
+    (flattened, "adamw"): r"can't train the flattened parameters of FSDP1: use fully_shard\(model\)",
+    (nothing_averaged, "adamw"): r"nothing has averaged them: call optimizer.data_parallel\(\)",
+    (nothing_averaged, "lomo"): r"nothing has averaged them: call optimizer.data_parallel\(\)",
+    (unfrozen_after_wrapping, "adamw"): r"nothing has averaged them: call optimizer.data_parallel\(\)",
+    (functools.partial(adapted_after, make=shard), "lora"): "build it before fully_shard",
+    (functools.partial(adapted_after, make=DistributedDataParallel), "lora"): "build it first, then wrap the model",
+    (other_seeds, "badam"): "doesn't train the same parameters on all ranks",
+    (clipped_too_soon, "adamw"): r"call optimizer.average_gradients\(\) before clipping",
+}
+FINE = [(wrapped, "adamw"), (functools.partial(wrapped, on="before"), "galore")]
+
+
+def attempt(way, name, part):
+    try:
+        return way(name, part)
+    except (ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def half(rank, ways):
+    part = slice(8 * rank, 8 * rank + 8)
+    return [attempt(way, name, part) for way, name in ways]
+
+
+FAST = [(sharded, "galore"), RIGHT[0], *WRONG, *FINE, (alone, "adamw")]
+SLOW = [(sharded, name) for name in SUBJECTS if name != "galore"] + RIGHT[1:]
+
+
+def named(ways):
+    return [f"{getattr(way, 'func', way).__name__} {getattr(way, 'keywords', '')} {name}" for way, name in ways]
+
+
+@pytest.fixture(scope="module")
+def fast_halves():
+    importlib.import_module("peft")  # here, or each process would import it
+    return gloo.run(half, FAST)
+
+
+@pytest.fixture(scope="module")
+def slow_halves():
+    importlib.import_module("peft")
+    return gloo.run(half, SLOW)
+
+
+@pytest.mark.parametrize("number", range(len(FAST)), ids=named(FAST))
+def test_two_processes_are_right_or_say_what_to_do(fast_halves, number):
+    check(*FAST[number], *(found[number] for found in fast_halves))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(SLOW)), ids=named(SLOW))
+def test_a_sharded_model_is_trained_as_by_one_process(slow_halves, number):
+    check(*SLOW[number], *(found[number] for found in slow_halves))
+
+
+def check(way, name, one, other):
+    sentence = WRONG.get((way, name)) or (REFUSED.get(name) if way is sharded else None)
+    if sentence is not None:
+        for found in (one, other):
+            assert isinstance(found, str) and re.search(sentence, found) and "\n" not in found
+        return
+    assert not isinstance(one, str), one
+    assert all(torch.equal(p, other[key]) for key, p in one.items())
+    if way is not alone and (way, name) not in FINE:
+        joined = train_part(name, slice(None), replicate=False)
+        assert max(((one[key] - p).abs().max().item(), key) for key, p in joined.items()) < (1e-6, "")
