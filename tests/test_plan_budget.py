@@ -1,5 +1,7 @@
 """What fits into a budget: searches end at the last that fits, and curves pass through what a plan of its own takes."""
 
+import random
+
 import pytest
 from plan_models import blueprint
 
@@ -10,10 +12,8 @@ from membench.planning.blueprint import Blueprint
 from membench.planning.budget import (
     built_in_models,
     find_limits,
-    interpolated,
+    grown,
     largest,
-    peak_curve,
-    search_down,
     settle,
     total_bytes,
     walk,
@@ -42,35 +42,33 @@ def test_the_walk_finds_the_largest_from_any_start(fitting):
 def test_where_what_fits_has_gaps_the_search_still_ends_before_one_that_doesnt(start, fitting):
     found = settle(lambda x: x in fitting, start, 30)
     assert (found in fitting and (found == 30 or found + 1 not in fitting)) or (found == 0 and 1 not in fitting)
-    assert search_down(lambda x: x in fitting, 30) == max(fitting, default=0)
+
+
+QUICK = [("roberta", "sgd", {})]
+SLOW = [
+    ("llama", "badam", {"checkpointing": True}),
+    ("llama", "blockllm", {}),
+    ("llama", "lisa", {"attention": "eager"}),
+    ("gemma", "lora", {}),
+    ("gpt2", "lomo", {}),
+    ("llama", "mezo", {}),
+]
 
 
 @pytest.mark.parametrize(
-    ("name", "method"),
-    [("roberta", "sgd"), *(pytest.param("llama", method, marks=pytest.mark.slow) for method in ("badam", "blockllm"))],
+    ("name", "method", "given"), [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
 )
-def test_the_peak_lies_on_the_line_of_the_batch_to_the_byte(name, method, tmp_path):
-    b = blueprint(tmp_path, name, DEPTH, checkpointing=name == "llama")
+def test_what_grows_by_polynomials_is_what_a_plan_of_its_own_takes_to_the_byte(name, method, given, tmp_path):
+    b = blueprint(tmp_path, name, 12 if name == "gemma" else DEPTH, **given)
     values = method_values(b, method, {})
     plan = plan_method(b, method, values)
-    plans = {3: plan, 6: plan_method(b.with_workload(batch_size=6), method, values)}
-    seen = plan_method(b.with_workload(batch_size=11), method, values)
-    assert interpolated(plans, 11) == total_bytes(seen.profile)
-    assert peak_curve(plans)(11) - CUDA_CONTEXT_BYTES == seen.row["peak_allocated_bytes"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("attention", "method"), [("eager", "sgd"), ("sdpa", "lisa")])
-def test_the_peak_lies_on_the_parabola_of_the_sequence_to_the_byte(attention, method, tmp_path):
-    b = blueprint(tmp_path, "llama", DEPTH, attention=attention)
-    values = method_values(b, method, {})
-    plan = plan_method(b, method, values)
-    plans = {24: plan}
-    for tokens in (48, 72):
-        plans[tokens] = plan_method(b.with_workload(sequence_length=tokens), method, values)
-    seen = plan_method(b.with_workload(sequence_length=301), method, values)
-    assert interpolated(plans, 301) == total_bytes(seen.profile)
-    assert peak_curve(plans)(301) - CUDA_CONTEXT_BYTES == seen.row["peak_allocated_bytes"]
+    draw = random.Random(f"{name} {method}")
+    for option, points, most in (("batch_size", (3, 6), 40), ("sequence_length", (24, 48, 72), 128)):
+        growth = grown(plan, b, values, option, points)
+        for at in draw.sample(range(2, most), 2 if (name, method, given) in QUICK else 6):
+            seen = plan_method(b.with_workload(**{option: at}), method, values)
+            assert growth.peak_bytes(at) == seen.row["peak_allocated_bytes"]
+            assert growth.surplus_bytes(at) == seen.profile.surplus_bytes
 
 
 @pytest.mark.slow

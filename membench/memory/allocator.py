@@ -11,6 +11,7 @@ the reserved memory only grows.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterable, Sequence
 
 from membench.memory.trace import Trace
 from reports.table import MIB
@@ -118,13 +119,18 @@ def segment_bytes(size: int) -> int:
 
 def estimate_reserved_bytes(trace: Trace) -> int:
     """What PyTorch would have reserved on a GPU at the end of the trace, which is also its maximum."""
+    return reserved_bytes(trace.events, trace.sizes)
+
+
+def reserved_bytes(events: Iterable[int], sizes: Sequence[int]) -> int:
+    """The same for a trace's events with these sizes of the allocations."""
     allocator = CachingAllocator()
     blocks: dict[int, Block] = {}
-    for event in trace.events:
+    for event in events:
         if event < 0:
             allocator.free(blocks.pop(~event))
         else:
-            blocks[event] = allocator.allocate(trace.sizes[event])
+            blocks[event] = allocator.allocate(sizes[event])
     return allocator.reserved_bytes
 
 

@@ -90,6 +90,12 @@ class Blueprint:
             return (self.depth,)
         return depths if list(shallower.values()) == own[: depths[-1]] else (self.depth,)
 
+    @cached_property
+    def shallowest(self) -> int:
+        """The least depth with layers of all kinds."""
+        alike = len(set(kinds(self.skeleton, self._per_layer()).values())) == 1
+        return 1 if alike else self.depths[0]
+
     @property
     def is_causal(self) -> bool:
         """Does the loss predict the next token? Encoders, and models such as T5, classify the sequence instead."""

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from membench.memory.allocator import CUDA_CONTEXT_BYTES
 from membench.planning.blueprint import Blueprint
-from membench.planning.extrapolate import NotAlikeError, weights
-from membench.planning.method import Plan, plan_method, whole_profile
+from membench.planning.extrapolate import NotAlikeError
+from membench.planning.growth import Growth
+from membench.planning.method import Plan, plan_method
 from membench.planning.moments import Moments
-from membench.planning.simulate import Simulation
 from membench.planning.workload import Workload
 from reports.parts import LASTING
 from tasks.models.source import CONFIGURATIONS, DTYPES, PREFIX
 
 _MOST = 1 << 22  # sequences or tokens: beyond any use
-_STEPS = 64  # from the largest size whose tensors alone would fit, down to nothing
-
-Size = Callable[[int], int]  # batch or sequence -> bytes
+_GUESSES = 8
 
 
 @dataclass(frozen=True)
 class Limits:
     """The largest of each that fits with everything else as planned; 0 or None if nothing does.
 
-    Each is verified by plans: it fits, and one more doesn't. What the allocator adds follows no rule, so an even larger
-    one might fit again; the largest found is returned.
+    A plan says that it fits, and another that one more doesn't. What the allocator adds follows no rule, so an even
+    larger one might fit again; the largest found is returned.
 
     Attributes:
         batch: sequences.
@@ -44,16 +43,15 @@ class Limits:
 def find_limits(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget_bytes: int) -> Limits:
     """What fits into `budget_bytes`, the process's own context included.
 
-    Every allocation is linear in the batch and (because of the attention mask) quadratic in the sequence. So a few
-    sizes are simulated, the others follow, and the answer is planned, as is the next size. Models are planned, starting
-    from the size that the current plan suggests.
+    Every allocation is linear in the batch and (because of the attention mask) quadratic in the sequence: see `growth`.
+    Models are planned, starting from the size that the current plan suggests.
     """
     model = _largest_model(plan, blueprint, values, budget_bytes)
     if lasting_bytes(plan.profile) + CUDA_CONTEXT_BYTES > budget_bytes:
         return Limits(0, 0, model)
     return Limits(
         largest_batch(plan, blueprint, values, budget_bytes),
-        _longest_sequence(plan, blueprint, values, budget_bytes),
+        longest_sequence(plan, blueprint, values, budget_bytes),
         model,
     )
 
@@ -70,67 +68,69 @@ def total_bytes(profile: Moments) -> int:
 
 def largest_batch(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int) -> int:
     """The most sequences per step that fit into `budget` bytes."""
-    size = blueprint.workload.batch_size
-    start = max(2, size)  # a single sequence has strides that no other batch has
-
-    @cache
-    def planned(batch: int) -> Plan:
-        if batch == size:
-            return plan
-        return plan_method(blueprint.with_workload(batch_size=batch), plan.method, values)
-
-    return _last_that_fits(planned, (start, 2 * start), budget, _MOST)
+    start = max(2, blueprint.workload.batch_size)  # a single sequence has strides that no other batch has
+    return _last_that_fits(plan, blueprint, values, budget, "batch_size", (start, 2 * start), _MOST)
 
 
-def _longest_sequence(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int) -> int:
-    length = blueprint.workload.sequence_length
-
-    @cache
-    def planned(tokens: int) -> Plan:
-        if tokens == length:
-            return plan
-        return plan_method(blueprint.with_workload(sequence_length=tokens), plan.method, values)
-
-    most = blueprint.longest_sequence or _MOST
+def longest_sequence(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int) -> int:
+    """The most tokens per sequence that fit into `budget` bytes, no more than the model has positions for."""
+    length, most = blueprint.workload.sequence_length, blueprint.longest_sequence or _MOST
     points = sorted({min(tokens, most) for tokens in (length, 2 * length, 3 * length)})
-    return _last_that_fits(planned, points, budget, most)
+    return _last_that_fits(plan, blueprint, values, budget, "sequence_length", points, most)
 
 
-def _last_that_fits(planned: Callable[[int], Plan], points: Sequence[int], budget: int, most: int) -> int:
-    """The largest found, up to `most`, whose plan fits while the next one's doesn't."""
-    known = {point: planned(point) for point in points}
-    peak = peak_curve(known)
-    roof = largest(lambda at: peak(at) <= budget, most)
-    guess = search_down(lambda at: interpolated(known, at) <= budget, roof)
-    return settle(lambda at: total_bytes(planned(at).profile) <= budget, guess, most)
+def _last_that_fits(
+    plan: Plan,
+    blueprint: Blueprint,
+    values: Mapping[str, Any],
+    budget: int,
+    option: str,
+    points: Sequence[int],
+    most: int,
+) -> int:
+    """The largest size found, up to `most`, that fits while the next one doesn't."""
+
+    @cache
+    def fits_planned(at: int) -> bool:
+        if at == getattr(blueprint.workload, option):
+            return total_bytes(plan.profile) <= budget
+        return total_bytes(plan_method(blueprint.with_workload(**{option: at}), plan.method, values).profile) <= budget
+
+    with suppress(NotAlikeError):
+        growth = grown(plan, blueprint, values, option, points)
+        guess = _search(growth, budget, most)
+        if growth.holds(max(guess, 1)) and (guess == most or growth.holds(guess + 1)):
+            return guess
+        return settle(fits_planned, guess, most)
+    return largest(fits_planned, most)
 
 
-def peak_curve(plans: Mapping[int, Plan]) -> Size:
-    """What a process takes, minus the allocator's share, from plans at some points: one polynomial per moment."""
-    points, known = tuple(plans), [plan.profile for plan in plans.values()]
-    shared = [key for key in known[0].moments if all(key in one.moments for one in known)]
-    rows = {tuple([one.moments[key].sizes[0] for one in known]) for key in shared}
-    return lambda at: max(map(weights(points, at).apply, rows)) + CUDA_CONTEXT_BYTES
+def grown(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], option: str, points: Sequence[int]) -> Growth:
+    """The growth of a plan; of one at the first of the points, if steps there differ in more than sizes.
 
-
-def interpolated(plans: Mapping[int, Plan], at: int) -> int:
-    """What a process takes, from plans at some points: one polynomial per allocation.
-
-    If the plans' allocations differ or don't match each other, a polynomial for the peak alone.
+    Raises:
+        NotAlikeError: they do so between the points, too.
     """
-    runs = zip(*(plan.simulations for plan in plans.values()), strict=True)
-    try:
-        simulations = [_interpolate(tuple(plans), run, at) for run in runs]
-        return total_bytes(whole_profile(simulations, plans[max(plans)].depth)[1])
-    except (NotAlikeError, ValueError):
-        return peak_curve(plans)(at)
+    with suppress(NotAlikeError):
+        return Growth(plan, blueprint, values, option, points)
+    there = blueprint.with_workload(**{option: points[0]})
+    return Growth(plan_method(there, plan.method, values), there, values, option, points)
 
 
-def _interpolate(points: Sequence[int], run: Sequence[Simulation], at: int) -> Simulation:
-    """Raises ValueError if the traces have different lengths."""
-    apply = weights(points, at).apply
-    rows = zip(*(one.trace.sizes for one in run), strict=True)
-    return replace(run[-1], trace=replace(run[-1].trace, sizes=[apply(row) for row in rows]))
+def _search(growth: Growth, budget: int, most: int) -> int:
+    """A size that fits while the next one doesn't: what the allocator adds follows no rule, but is alike nearby."""
+    room, surplus = budget - CUDA_CONTEXT_BYTES, 0
+
+    def guess() -> int:
+        return largest(lambda at: growth.peak_bytes(at) + surplus <= room, most)
+
+    low, high, tries = 0, guess() + 1, 0
+    while high - low > 1:
+        tries += 1
+        at = min(max(guess(), low + 1), high - 1) if tries <= _GUESSES else (low + high) // 2
+        surplus = growth.surplus_bytes(at)
+        low, high = (at, high) if growth.peak_bytes(at) + surplus <= room else (low, at)
+    return low
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:
@@ -147,13 +147,6 @@ def _between(fits: Callable[[int], bool], low: int, high: int) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-def search_down(fits: Callable[[int], bool], roof: int) -> int:
-    """A number that fits while the next one doesn't, near the largest below `roof`: from there down, in steps."""
-    step = max(1, roof // _STEPS)
-    low = next((at for at in range(roof, 0, -step) if fits(at)), 0)
-    return low if low == roof else _between(fits, low, low + step if low else 1 + (roof - 1) % step)
 
 
 def settle(fits: Callable[[int], bool], start: int, most: int) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from membench.memory.meter import MemoryMeter
+from membench.memory.modules import AccumulateGrad
 from membench.planning.fake import UNKNOWN, QuickFakeTensorMode
 
 
@@ -21,6 +22,9 @@ class FakeMeter(MemoryMeter):
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, fake: QuickFakeTensorMode):
         super().__init__(model, optimizer)
         self._fake = fake
+        self.of_gradients: set[int] = (
+            set()
+        )  # allocations made while a parameter's gradient is accumulated, and its hooks run
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -29,3 +33,10 @@ class FakeMeter(MemoryMeter):
     def _carry_out(self, func: Any, args: Any, kwargs: Any) -> Any:
         result = self._fake.recall(func, args, kwargs)
         return func(*args, **kwargs) if result is UNKNOWN else result
+
+    def _allocation(self, storage: torch.UntypedStorage, node: Any) -> int:
+        seen = len(self.trace.sizes)
+        index = super()._allocation(storage, node)
+        if index >= seen and isinstance(node, AccumulateGrad):
+            self.of_gradients.add(index)
+        return index

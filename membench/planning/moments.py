@@ -68,22 +68,27 @@ def profile(simulation: Simulation, *, complete: bool) -> Moments:
         simulation: of one depth.
         complete: name the moments of all layers, numbered from the first, when no other depth is needed.
     """
+    moments: dict[Key, Moment] = {}
+    for key, position, sizes in named_moments(simulation, complete=complete):
+        if key not in moments or sizes[0] > moments[key].sizes[0]:
+            moments[key] = Moment(sizes, position)
+    ordered = dict(sorted(moments.items(), key=lambda item: item[1].position))
+    highest = max(moment.sizes[0] for moment in moments.values())
+    return Moments(ordered, estimate_reserved_bytes(simulation.trace) - highest)
+
+
+def named_moments(simulation: Simulation, *, complete: bool) -> Iterator[tuple[Key, int, tuple[int, ...]]]:
+    """The key, position and sizes (see `Moment`) of each moment; those near both ends of the model have two keys."""
     trace = simulation.trace
     name_places = _places(simulation, complete)
-    moments: dict[Key, Moment] = {}
     counts: Counter[tuple[Selected, int, str, str]] = Counter()
-    for event, selection, step, sizes in _walk(trace, _ranks(simulation)):
-        index = trace.events[event]
+    for position, selection, step, sizes in _walk(trace, _ranks(simulation)):
+        index = trace.events[position]
         module, phase = trace.modules[index], trace.phases[index]
         for place in name_places(module):
             at = (selection, step, phase, place)
             counts[at] += 1
-            key = Key(*at, trace.sizes[index] if module == OPTIMIZER else counts[at])
-            if key not in moments or sizes[0] > moments[key].sizes[0]:
-                moments[key] = Moment(sizes, event)
-    ordered = dict(sorted(moments.items(), key=lambda item: item[1].position))
-    highest = max(moment.sizes[0] for moment in moments.values())
-    return Moments(ordered, estimate_reserved_bytes(trace) - highest)
+            yield Key(*at, trace.sizes[index] if module == OPTIMIZER else counts[at]), position, sizes
 
 
 def _walk(trace: Trace, ranks: dict[str | None, int]) -> Iterator[tuple[int, Selected, int, tuple[int, ...]]]:

@@ -37,6 +37,7 @@ class Simulation:
         component: of each module, by name.
         trained: number of weights that were trained, by selection.
         leaves_state: does a switch leave state behind for what is no longer trained?
+        of_gradients: allocations made from gradients as they are accumulated (on fake tensors).
     """
 
     depth: int
@@ -45,6 +46,7 @@ class Simulation:
     component: dict[str, str]
     trained: dict[str | None, int] = field(default_factory=dict)
     leaves_state: bool = False
+    of_gradients: set[int] = field(default_factory=set)
 
 
 def simulate(
@@ -54,6 +56,7 @@ def simulate(
     depth: int,
     *,
     whole_cycle: bool = False,
+    steps: int = 2,
     device: str | None = None,
 ) -> Simulation:
     """Train on the worst selections, or on the ends of a cycle: in between, memory rises or falls layer by layer.
@@ -64,6 +67,7 @@ def simulate(
         values: its hyper-parameters.
         depth: layers of the model.
         whole_cycle: go through all blocks; otherwise skip those between the first and last layers of a kind.
+        steps: on each selection; state that the first one creates is there in the second.
         device: train a real model with random weights there, instead of fake tensors.
     """
     with QuickFakeTensorMode() if device is None else nullcontext() as fake:
@@ -81,9 +85,10 @@ def simulate(
                     simulation.leaves_state |= any(not p.requires_grad for p in optimizer.state)
                 if whole_cycle or _is_an_end(optimizer.selection, simulation.layers, ending):
                     simulation.trained[optimizer.selection] = sum(p.numel() for p in optimizer.trainable)
-                    train_selection(
-                        meter, loss_function(blueprint.workload), lambda step: [blueprint.batch(device)], turn
-                    )
+                    loss = loss_function(blueprint.workload)
+                    train_selection(meter, loss, lambda step: [blueprint.batch(device)], turn, steps=steps)
+        if isinstance(meter, FakeMeter):
+            simulation.of_gradients = meter.of_gradients
     return simulation
 
 
