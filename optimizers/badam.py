@@ -11,6 +11,7 @@ from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count
 from optimizers.registry import register
 from optimizers.shared.blocks import GRANULARITIES, matching, shuffled, split_into_blocks, train_only, without
 from optimizers.shared.checkpointing import keep_backward_short
+from optimizers.shared.coverage import Coverage
 from optimizers.shared.inner import InnerAdamW, InnerSGD
 from optimizers.shared.reach import Reach
 
@@ -121,6 +122,10 @@ class BAdam(MemoryEfficientOptimizer):
     @property
     def elementwise(self) -> bool:
         return self.inner.elementwise
+
+    def coverage_after(self, steps: int) -> Coverage:
+        count = len(self.blocks)
+        return Coverage(min(count, -(-steps // self.switch_every)), count, count)
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         self._reached = self._reached or any(p in self._active for p in params)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from optimizers.shared import ranks, saved_states, sharded
+from optimizers.shared.coverage import Coverage
 from optimizers.shared.loop_guards import watch
 from optimizers.shared.model_checks import check_model, check_parameters, restored_on_error, uncompiled
 from optimizers.shared.replicas import Replicas
@@ -240,6 +241,10 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
     @property
     def block_coverage(self) -> float | None:
         """Share of the blocks trained at least once; None for a method without blocks."""
+        return None
+
+    def coverage_after(self, steps: int) -> Coverage | None:
+        """What so many steps come to; None for a method without blocks, or where values decide."""
         return None
 
     def state_bytes(self) -> int:

@@ -255,6 +255,7 @@ def _summary_row(setup: Setup, label: str, peak: Row, speed: Row, score: Row) ->
         "score_metric": score.get("metric"),
         "score_tasks": score.get("tasks"),
         "trained_fraction": mean_known(setup, label, "trained_fraction"),
+        "block_coverage": mean_known(setup, label, "block_coverage"),
         **counts(setup, label),
     }
 

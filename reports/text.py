@@ -80,11 +80,17 @@ def summary(setup: Setup, *, compact: bool) -> Table:
         (f"/ {setup.reference}", _number("tokens_per_second_ratio")),
         (score, lambda row: _score(_scored(row), setup)),
         ("trained", _number("trained_fraction", "{:.1f}%", 100)),
+        *([("blocks", _number("block_coverage", "{:.0f}%", 100))] if _partly(rows) else []),
         ("runs", _runs),
     ]
     notes = [_PEAK, _SPEED] if setup.reference else []
     told = [note.format(setup.reference) for note in notes] + _score_notes([_scored(row) for row in rows], setup)
     return lay_out("Summary", rows, columns, {"method", score, "runs"}, told)
+
+
+def _partly(rows: list[Row]) -> bool:
+    """Whether a method didn't come to all of its blocks."""
+    return any((row["block_coverage"] or 1) < 1 for row in rows)
 
 
 def _scored(row: Row) -> Row:
@@ -336,6 +342,18 @@ def _cut(text: str) -> str:
     return text if len(text) <= LONGEST_ERROR else text[: LONGEST_ERROR - 3].rstrip() + "..."
 
 
+def _coverage_notes(setup: Setup) -> list[str]:
+    """Which methods of blocks didn't come to all of them, though a smaller `switch_every` would have."""
+    said = []
+    for row in raw.summary(setup):
+        runs = [run for run in setup.finished(row["method"]).values() if "switch_every" in run["hyperparameters"]]
+        if runs and (row["block_coverage"] or 1) < 1:
+            every = " or ".join(sorted({str(run["hyperparameters"]["switch_every"]) for run in runs}))
+            said.append(f"{row['method']} {row['block_coverage']:.0%} with switch_every {every}")
+    steps = setup.conditions["steps"]
+    return [f"Blocks that were visited in {steps} steps: {'; '.join(said)}. What wasn't is untrained."] if said else []
+
+
 def remarks(setup: Setup) -> list[str]:
     """What holds for all of a set-up's tables."""
     missing = [f"No run of {REFERENCE} to compare with: no ratios."] if setup.reference is None else []
@@ -346,4 +364,4 @@ def remarks(setup: Setup) -> list[str]:
     shared = (
         [_SHARED] if any(not had_device_alone(run) for runs in setup.rows.values() for run in runs.values()) else []
     )
-    return missing + old + ([several] if len(setup.machines) > 1 else []) + shared
+    return missing + old + _coverage_notes(setup) + ([several] if len(setup.machines) > 1 else []) + shared

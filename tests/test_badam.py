@@ -140,7 +140,11 @@ def test_coverage_is_the_share_of_blocks_visited():
     for step in range(7):
         train(model, optimizer, 1, start=step)
         coverage.append(round(optimizer.block_coverage * 3))
+        assert optimizer.coverage_after(step + 1)[:2] == (coverage[-1], 3)
     assert coverage == [1, 1, 2, 2, 3, 3, 3]
+    assert optimizer.coverage_after(4).words(4) == "visits 2 of 3 blocks in 4 steps; switch_every <= 1 visits all"
+    assert optimizer.coverage_after(2).words(2).endswith("; to visit all takes 3 steps or more")
+    assert optimizer.coverage_after(5).words(5) == ""
 
 
 def test_a_state_of_other_blocks_is_refused():

@@ -136,6 +136,7 @@ def test_a_dry_run_shows_every_run_with_its_values_and_makes_none(tmp_path):
     assert code == 0
     runs = re.findall(r"^(superglue/\w+)  (\w+)  seed (\d)", stdout, re.MULTILINE)
     assert runs == [(t, m, s) for t in ("superglue/rte", "superglue/cb") for s in "01" for m in ("adamw", "badam")]
+    assert len(re.findall(r"^badam visits", stdout, re.MULTILINE)) == 0  # 300 and 100 steps are enough
     assert stdout.count("switch_every=7,") == 4 and stdout.count("lr=0.0123,") == len(runs)
     assert not out.exists()
 

@@ -168,9 +168,11 @@ def test_coverage_counts_layers_that_were_trained_and_a_cycle_is_as_long_as_it_t
     train_stack(model, optimizer, 1)
     assert optimizer.block_coverage == 2 / 8
     train_stack(model, optimizer, optimizer.cycle_length - 2)
-    assert optimizer.block_coverage < 1.0
+    visited, blocks, selections = optimizer.coverage_after(optimizer.cycle_length - 1)
+    assert optimizer.block_coverage == visited / blocks < 1.0 and selections == optimizer.cycle_length
     train_stack(model, optimizer, 1)
     assert optimizer.block_coverage == 1.0
+    assert optimizer.coverage_after(selections)[:2] == (8, 8)
 
 
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 4, "vocab_size": 30}

@@ -60,4 +60,5 @@ class Run:
     device: str
     threads: int
     environment: dict[str, Any]  # what a record says about where it was made
+    coverage: str = ""  # what it says of blocks that it doesn't come to
     refused: str | None = None  # why it can't be made, if the method or task can't work with this model

@@ -125,10 +125,13 @@ def _with_models(records: dict[str, Record], models: Models | None) -> dict[str,
 
 
 def print_notes(runs: Sequence[Run]) -> None:
-    """The tasks' notes on their data and models (rows left out, answers cut, a new head), each once."""
+    """The tasks' notes on their data and models (rows left out, answers cut, a new head), each once; then the methods'."""
     for task, notes in dict.fromkeys((run.task, run.environment.get("notes")) for run in runs):
         if notes:
             print(f"{task}: {notes}", flush=True)
+    for method, coverage in dict.fromkeys((run.method, run.coverage) for run in runs if not run.refused):
+        if coverage:
+            print(f"{method} {coverage}", flush=True)
 
 
 @dataclass(frozen=True)

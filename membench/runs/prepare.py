@@ -76,8 +76,16 @@ def _prepare(settings: Settings) -> list[Run]:
         for method in methods
     ]
     first = next(work for work in works if work.task is not None)
-    refused = _refused(settings, first, [run for run in runs if run.task == first.name][: len(methods)])
-    return [replace(run, refused=run.refused or refused.get(run.method)) for run in runs]
+    bench = _Bench(save=settings.save is not None, steps={work.training.steps for work in works})
+    refused = _refused(settings, first, [run for run in runs if run.task == first.name][: len(methods)], bench)
+    return [
+        replace(
+            run,
+            refused=run.refused or refused.get(run.method),
+            coverage=bench.coverage.get((run.method, run.training.steps), ""),
+        )
+        for run in runs
+    ]
 
 
 def _fitted(settings: Settings, names: Sequence[str]) -> Settings:
@@ -251,14 +259,14 @@ def _identity(provenance: Mapping[str, Any], source: str) -> list[str | None]:
     return [source, provenance.get("data_revision")]
 
 
-def _refused(settings: Settings, work: _Work, runs: Iterable[Run]) -> dict[str, str]:
+def _refused(settings: Settings, work: _Work, runs: Iterable[Run], bench: "_Bench") -> dict[str, str]:
     """Methods that can't work with the model of a task, and why; each is built once.
 
     Raises:
         UserError: a given value is to blame, or none of the requested methods is left.
     """
     refused: dict[str, str] = {}
-    bench, plain = _Bench(save=settings.save is not None), replace(settings, hyperparameters={}, learning_rate=None)
+    plain = replace(settings, hyperparameters={}, learning_rate=None)
     for run in runs:
         why = bench.refusal(run)
         if why is not None:
@@ -280,10 +288,14 @@ def _here(run: Run) -> Run:
 
 
 class _Bench:
-    """A model to try methods on, rebuilt if one may have changed it."""
+    """A model to try methods on, rebuilt if one may have changed it.
 
-    def __init__(self, *, save: bool):
-        self._save = save
+    `coverage` is what each method that was tried says of the blocks that it doesn't come to in so many steps.
+    """
+
+    def __init__(self, *, save: bool, steps: Iterable[int]):
+        self._save, self._steps = save, steps
+        self.coverage: dict[tuple[str, int], str] = {}
         self._task: tasks.Task | None = None
         self._model: nn.Module | None = None
 
@@ -298,6 +310,8 @@ class _Bench:
         try:
             optimizer = build_optimizer(run, model)
             check_combination(optimizer, run.training.gradient_accumulation_steps, run.training.max_grad_norm)
+            covered = {steps: optimizer.coverage_after(steps) for steps in self._steps}
+            self.coverage |= {(run.method, steps): one.words(steps) for steps, one in covered.items() if one}
             self._model = optimizer.finish()
         except (ValueError, TypeError) as error:
             return str(error)

@@ -25,7 +25,7 @@ class _Cell:
     settings: Settings
     task: str
     methods: list[str]  # this shard's
-    example: Run
+    samples: list[Run] = field(default_factory=list)  # one of each method, before anything is tuned
     trials: list[Run] = field(default_factory=list)  # of tuning
     runs: list[Run] = field(default_factory=list)
 
@@ -76,9 +76,11 @@ def study(plan: Study, shard: tuple[int, int] = (1, 1)) -> int:
             cells = list(_cells(plan, shard))
             _prepare_trials(plan, cells)
         if first.dry_run:
+            for cell in cells:
+                print_notes(cell.samples)
             print(describe(plan, cells))
             if cells:
-                print_preview(first, cells[0].example, sum(len(cell.methods) for cell in cells) * len(first.seeds))
+                print_preview(first, cells[0].samples[0], sum(len(cell.methods) for cell in cells) * len(first.seeds))
             return 0
         if executor.remark:
             print(executor.remark, flush=True)
@@ -100,17 +102,17 @@ def _cells(plan: Study, shard: tuple[int, int]) -> Iterator[_Cell]:
     """Cells with the methods of a shard: all runs of a method on one task and model are in the same shard."""
     number = 0
     for settings in plan.settings:
-        by_task: dict[str, list[str]] = {}
+        by_task: dict[str, list[Run]] = {}
         runs = prepare_apart(replace(settings, seeds=(plan.tuning_seed,)))
         settings = replace(settings, sequence_length=runs[0].training.sequence_length, fit_length=False)
         for run in runs:
             by_task.setdefault(run.task, [])
             if number % shard[1] == shard[0] - 1:
-                by_task[run.task].append(run.method)
+                by_task[run.task].append(run)
             number += 1
             if plan.budget:
                 plan.trials(run.method)
-        yield from (_Cell(settings, task, methods, runs[0]) for task, methods in by_task.items() if methods)
+        yield from (_Cell(settings, task, [r.method for r in mine], mine) for task, mine in by_task.items() if mine)
 
 
 def _carry_out(plan: Study, cells: list[_Cell], workshop: _Workshop) -> None:

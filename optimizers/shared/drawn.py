@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer
 from optimizers.shared.checkpointing import keep_backward_short
+from optimizers.shared.coverage import Coverage
 from optimizers.shared.draws import Draws, drop_state
 from optimizers.shared.inner import InnerAdamW
 from optimizers.shared.reach import Reach, check_reached
@@ -46,6 +47,10 @@ class DrawnBlocks(MemoryEfficientOptimizer):
     @property
     def elementwise(self) -> bool:
         return self.adamw.elementwise
+
+    def coverage_after(self, steps: int) -> Coverage:
+        """By the draws of this seed."""
+        return self._draws.coverage_after(steps)
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         self.adamw.update([self.state[p] for p in params], params, grads, group, self.rounding_keys(params))

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from optimizers.shared.blocks import Blocks, train_only
+from optimizers.shared.coverage import Coverage
 from optimizers.shared.values import check_indices
 
 
@@ -43,6 +44,12 @@ class Draws:
     def coverage(self) -> float:
         """Share of the blocks trained for at least one step."""
         return len(self._visited) / len(self.names)
+
+    def coverage_after(self, steps: int) -> Coverage:
+        """What so many steps come to."""
+        draws = 1 if self.every is None else -(-steps // self.every)
+        visited = {i for number in range(min(draws, self._draws_until_all())) for i in self._draw(number)}
+        return Coverage(len(visited), len(self.names), self._draws_until_all())
 
     def count_step(self) -> bool:
         """Count a step: is it time for the next draw?"""
