@@ -64,15 +64,25 @@ def _html_section(section: Section) -> str:
 
 
 def latex(sections: list[Section]) -> str:
-    """Complete floats, for \\usepackage{booktabs}; a set-up's conditions are in each caption."""
-    return "\n\n".join(_latex_float(table, section) for section in sections for table in section[1])
+    """Complete floats, for \\usepackage{booktabs}; a set-up's conditions are in each caption. Words alone are text."""
+    return "\n\n".join(block for section in sections for block in _latex_blocks(section))
+
+
+def _latex_blocks(section: Section) -> list[str]:
+    heading, tables, remarks = section
+    return [_latex_float(table, section) for table in tables] or [_latex_text("\n\n".join([*heading, *remarks]))]
+
+
+def _latex_text(text: str) -> str:
+    escaped = "".join(LATEX_ESCAPE_RULES.get(sign, sign) for sign in text)
+    return escaped.replace("±", "$\\pm$").replace("≥", "$\\geq$")
 
 
 def _latex_float(table: Table, section: Section) -> str:
     sentences = [table.title + ".", ", ".join(section[0]) + ".", *table.notes, *section[2]]
-    caption = "".join(LATEX_ESCAPE_RULES.get(sign, sign) for sign in " ".join(sentences))
-    lines = ["\\begin{table}", "\\centering", f"\\caption{{{caption}}}", _grid(table, "latex_booktabs"), "\\end{table}"]
-    return "\n".join(lines).replace("±", "$\\pm$").replace("≥", "$\\geq$")
+    grid = _grid(table, "latex_booktabs").replace("±", "$\\pm$").replace("≥", "$\\geq$")
+    lines = ["\\begin{table}", "\\centering", f"\\caption{{{_latex_text(' '.join(sentences))}}}", grid, "\\end{table}"]
+    return "\n".join(lines)
 
 
 def _grid(table: Table, style: str, escape: Callable[[str], str] = str) -> str:
@@ -111,8 +121,8 @@ def _notes(tables: list[Table], remarks: list[str]) -> list[str]:
     return list(dict.fromkeys([note for table in tables for note in table.notes] + remarks))
 
 
-def as_json(sections: list[dict[str, Any]]) -> str:
-    return json.dumps({"setups": sections}, indent=1, allow_nan=False)
+def as_json(sections: list[dict[str, Any]], **more: Any) -> str:
+    return json.dumps({"setups": sections, **more}, indent=1, allow_nan=False)
 
 
 def as_csv(tables: dict[str, list[dict[str, Any]]]) -> str:
@@ -127,7 +137,9 @@ def as_csv(tables: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """A text is never a formula, which a spreadsheet would compute."""
-    if isinstance(value, list):
-        value = " ".join(map(str, value))
+    return guarded(" ".join(map(str, value)) if isinstance(value, list) else value)
+
+
+def guarded(value: Any) -> Any:
+    """A text that is never a formula, which a spreadsheet would compute; other values as they are."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

@@ -280,6 +280,13 @@ def read(place: Path | str) -> Found:
     return Found(sorted(records, key=_order), _told(faults))
 
 
+def read_trials(place: Path | str) -> Found:
+    """Read the trials of a study's tuning: in `tuning/` below its folder, or beside its file in `trials.json`."""
+    whole = Path(place)
+    beside = whole / "tuning" if whole.is_dir() else whole.with_name("trials.json")
+    return read(beside) if beside.exists() and beside != whole else Found([], [])
+
+
 def _add(path: Path, records: list[Record], faults: dict[str, list[str]], *, listed: bool) -> None:
     """Add a file's record, or what is wrong with it; a `listed` one may hold several."""
     where = str(path)

@@ -167,6 +167,8 @@ SCHEMA: tuple[Field, ...] = (
     Field(
         "environment.jobs", (int,), OPTIONAL, "runs at a time on the device: above 1, times tell nothing", 1, missing=1
     ),
+    Field("environment.memory_budgets", (list,), OPTIONAL, "bytes, that a study recommends a method for each of"),
+    Field("environment.memory_budgets[]", (int,), NEVER, "bytes"),
     Field("environment.created", (str,), OPTIONAL, "ISO 8601, UTC"),
 )
 

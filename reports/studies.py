@@ -25,13 +25,21 @@ def best(trials: Sequence[Record]) -> int:
     return max(able, key=lambda index: sign * score(trials[index]))
 
 
-def render(finals: list[Record], trials: list[Record], budgets: Sequence[int]) -> str:
-    """How sensitive each method was to what was tuned, and a recommendation for each budget of memory (bytes)."""
-    sections: list[formats.Section] = []
-    if trials:
-        sections.append(sensitivity_section(trials))
-    sections.append((["Recommendation"], [], recommend(finals, budgets)))
-    return formats.plain(sections)
+def sections(finals: list[Record], trials: list[Record]) -> list[formats.Section]:
+    """How sensitive each method was to what was tuned, and a recommendation for each of the study's budgets."""
+    tuned = [sensitivity_section(trials)] if trials else []
+    return [*tuned, (["Recommendation"], [], recommend(finals, budgets_of(finals)))]
+
+
+def document(finals: list[Record], trials: list[Record]) -> dict[str, Any]:
+    """The same as JSON."""
+    return {"tuning": sensitivity(trials), "recommendation": recommend(finals, budgets_of(finals))}
+
+
+def budgets_of(finals: list[Record]) -> list[int]:
+    """The budgets of memory (bytes) that the latest of these runs were made for; none: no limit."""
+    latest = max(finals, key=lambda run: str(run["environment"].get("created") or ""), default=None)
+    return (latest["environment"].get("memory_budgets") or []) if latest else []
 
 
 # Tuning

@@ -7,7 +7,7 @@ conditions above them. Rows are in the same order everywhere: the reference firs
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from reports import formats, rows, text
+from reports import formats, rows, studies, text, tidy
 from reports.names import suggestion
 from reports.record import Record
 from reports.setups import Setup, group, heading
@@ -25,12 +25,23 @@ _TEXTS = {"summary": text.summary, "memory": text.memory, "throughput": text.thr
 _WRITERS = {"plain": formats.plain, "markdown": formats.markdown, "latex": formats.latex, "html": formats.html}
 
 
-def render(records: list[Record], format: str = "plain", tables: Sequence[str] = TABLES) -> str:
+def render(
+    records: list[Record],
+    format: str = "plain",
+    tables: Sequence[str] = (),
+    trials: list[Record] | None = None,
+) -> str:
     """Render records (checked ones, of `record.load_folder`) as text, without a newline at the end.
 
     plain, markdown, latex and html (a fragment, for notebooks) round, csv and json hold raw figures with units in their
     names. Scores on benchmarks, and runs that are not ok, come in tables of their own after the others, whatever
     `tables` says.
+
+    Args:
+        records: of the runs that count.
+        format: one of `FORMATS`.
+        tables: some of `TABLES`; by default all, and of csv instead of them the runs, see `tidy`.
+        trials: of a study's tuning: with them, even if there are none, comes what a study concludes.
 
     Raises:
         ValueError: there are no records, or no such format or table.
@@ -40,12 +51,16 @@ def render(records: list[Record], format: str = "plain", tables: Sequence[str] =
         _choose("table", table, TABLES)
     if not records:
         raise ValueError("There are no records to make tables of.")
-    setups = group(records)
+    if format == "csv" and not tables:
+        return tidy.render(records)
+    setups, wanted = group(records), tables or TABLES
     if format == "json":
-        return formats.as_json([_document(setup, tables) for setup in setups])
+        concluded = {} if trials is None else studies.document(records, trials)
+        return formats.as_json([_document(setup, wanted) for setup in setups], **concluded)
     if format == "csv":
-        return formats.as_csv(_joined(setups, tables))
-    return _WRITERS[format]([_section(setup, tables, compact=format == "plain") for setup in setups])
+        return formats.as_csv(_joined(setups, wanted))
+    sections = [_section(setup, wanted, compact=format == "plain") for setup in setups]
+    return _WRITERS[format](sections + ([] if trials is None else studies.sections(records, trials)))
 
 
 def _choose(what: str, given: str, known: Sequence[str]) -> None:

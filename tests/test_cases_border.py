@@ -11,9 +11,10 @@ from operator import itemgetter
 import pytest
 from architectures import ARCHITECTURES
 from letters import folder, labelled, letters
-from reports_factory import make_record
+from reports_factory import make_failure, make_record
 from test_cli import ROOT, call
 
+import membench
 from membench.config import errors
 from membench.config.errors import UserError
 from membench.config.settings import resolve
@@ -420,6 +421,23 @@ def test_w9_one_fault_of_many_files_is_told_once(tmp_path):
 def test_w9_pandas_reads_csv(tmp_path):
     pandas = pytest.importorskip("pandas")
     runs = [make_record(), make_record(method="badam"), make_record(method="lora", seed=1)]
-    frame = pandas.read_csv(io.StringIO(tables.render(runs, "csv")))
+    frame = pandas.read_csv(io.StringIO(tables.render(runs, "csv", tables.TABLES)))
     assert set(frame["table"]) == set(tables.TABLES)
     assert frame[frame["table"] == "memory"]["peak_allocated_bytes"].tolist() == [100 * 2**20] * 3
+
+
+def test_pandas_reads_back_from_csv_what_the_records_hold(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    runs = [make_record(), make_record(method="badam", seed=3, metrics={"accuracy": 0.1 + 0.2, "f1": 1 / 3})]
+    runs += [make_failure(method="lora", error='two\nlines, "quoted"'), make_record(method="x", task="c4")]
+    text = tables.render(runs, "csv")
+    read = pandas.read_csv(io.StringIO(text), float_precision="round_trip").set_index("run_id")
+    held = membench.to_frame(runs).set_index("run_id")
+    assert set(read.columns) == set(held.columns) and len(read) == len(runs)
+    for run_id, row in held.iterrows():
+        for name, value in row.items():
+            seen = read.loc[run_id, name]
+            if isinstance(value, list):
+                assert json.loads(seen) == value
+            else:
+                assert seen == value or (pandas.isna(seen) and pandas.isna(value)), name

@@ -3,7 +3,7 @@
 from reports_factory import MIB, make_failure
 from suites import run
 
-from reports import studies
+from reports import page, studies, tables
 
 
 def trials(method, scores, key="lr"):
@@ -74,6 +74,10 @@ def test_what_ran_out_of_memory_is_out():
 
 
 def test_the_text_states_the_budget_of_tuning():
-    text = studies.render([run()], trials("adamw", {0.1: 0.5, 0.2: 0.8, 0.15: 0.1}), [])
-    assert text.startswith("Tuning: 3 trials of each method on each task, on validation data, on a seed of its own (9)")
+    tuned = trials("adamw", {0.1: 0.5, 0.2: 0.8, 0.15: 0.1})
+    text = tables.render([run(environment__memory_budgets=[200 * MIB])], trials=tuned)
+    assert "\n\n\nTuning: 3 trials of each method on each task, on validation data, on a seed of its own (9)" in text
+    assert "For 200 MiB (superglue/t0" in text
+    page_text = page.render([run()], trials=tuned)
+    assert "Which method to use" in page_text and "How much tuning mattered" in page_text and "lr=0.2" in page_text
     assert "lr=0.2" in text and "at the edge" in text and "Recommendation" in text

@@ -1,5 +1,6 @@
 """`membench study`, for real: tuned, resumed, split into shards; the same in the end as an undisturbed one."""
 
+import json
 import os
 import re
 import signal
@@ -94,6 +95,29 @@ def test_the_same_command_again_makes_nothing_and_prints_the_same(small):
     again = run(folder / "study.toml", folder / "out", "--jobs", "2")
     assert {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*.json")} == before
     assert again.stdout.partition("\nsuperglue/cb - ")[2] == text.partition("\nsuperglue/cb - ")[2] != ""
+
+
+def test_a_report_rebuilds_what_a_study_concludes_from_its_records_alone(small):
+    folder, text = small
+    assert text.rstrip("\n").endswith(command("report", str(folder / "out")).stdout.rstrip("\n"))
+    told = json.loads(command("report", str(folder / "out"), "--format", "json").stdout)
+    assert {row["method"] for row in told["tuning"]} == {"adamw", "badam"}
+    assert told["recommendation"][0].startswith("For 1,024 MiB")
+
+
+@pytest.mark.slow
+def test_a_best_trial_at_the_edge_is_followed_by_one_beyond_it_within_the_budget(tmp_path):
+    grid = SMALL.replace("lr = [1e-3, 5e-2]\nbudget = 2", "lr = [1e-9, 1e-8, 1e-7]\nbudget = 5")
+    (tmp_path / "study.toml").write_text(grid)
+    done = run(tmp_path / "study.toml", tmp_path / "out")
+    trials = record.load_folder(tmp_path / "out" / "tuning")
+    for method in ("adamw", "badam"):
+        mine = sorted((t for t in trials if t["method"] == method), key=lambda t: t["hyperparameters"]["lr"])
+        rates = [t["hyperparameters"]["lr"] for t in mine]
+        assert {1e-9, 1e-8, 1e-7} < set(rates) and len(rates) <= 5  # rates that change nothing: the first is the best
+        assert all(later == pytest.approx(10 * rate) for rate, later in zip(rates, rates[1:], strict=False))
+    again = run(tmp_path / "study.toml", tmp_path / "out")
+    assert again.stdout.partition("Summary")[2] == done.stdout.partition("Summary")[2] != ""
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import pytest
 
 from membench.config.errors import UserError
-from membench.config.study_file import load, parse_shard
+from membench.config.study_file import beyond, load, parse_shard
 
 GOOD = """
 optimizers = "badam,blockllm"
@@ -54,10 +54,38 @@ def test_values_may_be_chosen_on_other_data_than_is_scored(tmp_path):
         read(tmp_path, GOOD.replace("budget = 4", "budget = 4\ndata = 3"))
 
 
-def test_a_grid_smaller_than_the_budget_is_refused(tmp_path):
+def test_methods_that_share_a_grid_try_the_same_points_of_it(tmp_path):
+    study = read(tmp_path, GOOD.replace("budget = 4", "budget = 2"))
+    assert study.trials("blockllm") == study.trials("lora") == study.trials("lora:rank=4") != []
+    assert len({study.trials("galore")[0]["lr"], study.trials("galore")[1]["lr"]}) == 2
+
+
+def test_a_grid_smaller_than_the_budget_leaves_trials_for_beyond_its_edge_or_is_refused(tmp_path):
     study = read(tmp_path, GOOD.replace("budget = 4", "budget = 5"))
-    with pytest.raises(UserError, match="blockllm: its grid has 4 points, but each method is tuned with 5 trials"):
+    assert len(study.trials("blockllm")) == 4
+    study = read(tmp_path, GOOD.replace("lr = [1e-4, 1e-3, 1e-2, 1e-1]", "lr = [1e-4, 1e-3]"))
+    with pytest.raises(UserError, match="blockllm: its grid has 2 points, but each method is tuned with 4 trials"):
         study.trials("blockllm")
+
+
+@pytest.mark.parametrize(
+    ("values", "best", "further"),
+    [
+        ([1e-4, 1e-3, 1e-2], 1e-2, 0.1),
+        ([1e-4, 1e-3, 1e-2], 1e-4, 1e-5),
+        ([1e-4, 1e-3, 1e-2], 1e-3, None),
+        ([50, 100, 200], 200, 400),
+        ([50, 100, 200], 50, 25),
+        ([0.0, 0.1, 0.2], 0.2, 0.3),
+        ([1, 2, 3], 1, None),  # half of it, rounded
+        ([1e-4, 1e-3], 1e-3, None),
+        (["ascending", "random"], "random", None),
+    ],
+)
+def test_a_choice_at_the_edge_is_moved_one_step_beyond(values, best, further):
+    tried = [{"order": "random", "lr": value} for value in values]
+    chosen = beyond(tried, {"order": "random", "lr": best})
+    assert chosen == (None if further is None else {"order": "random", "lr": further})
 
 
 def test_a_method_with_nothing_to_tune_is_refused(tmp_path):

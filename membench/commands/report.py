@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,11 +36,17 @@ def report(
         str | None,
         typer.Option("--at-memory", metavar="SIZE", help="Rank methods by quality within this memory, such as 8GiB."),
     ] = None,
+    table: Annotated[
+        list[str] | None,
+        typer.Option("--table", help="Only summary, memory, throughput or quality; csv: instead of a row a run."),
+    ] = None,
     to_target: Annotated[
         str | None, typer.Option("--to-target", metavar="METRIC=VALUE", help="Rank methods by the time to reach this.")
     ] = None,
 ) -> None:
-    """Print the tables for a folder of records again, make a page or plots from them, or rank methods.
+    """Print the tables for a folder of records again, with what a study concludes; make a page or plots; rank methods.
+
+    csv is one tidy table, a row a run, for pandas; with --table it is the printed ones.
 
     If a file isn't a record, it is named on stderr and the exit code is 1; the others are reported.
     """
@@ -49,11 +55,19 @@ def report(
     if format is Format.plots and out is None:
         raise UserError("--format plots writes files: say where with --out FOLDER.")
     ranking = _ranking(format, at_memory, to_target)
+    if table and (ranking or format in (Format.html, Format.plots)):
+        raise UserError("--table chooses among the tables of plain, markdown, csv, json or latex: leave it out")
     try:
-        found = record.read(folder)
+        found, tuned = record.read(folder), record.read_trials(folder)
+        found.problems.extend(tuned.problems)
         for problem in found.problems:
             print(problem, file=sys.stderr)
-        _write(found, format, out, ranking)
+        if ranking:
+            _put(ranking(found.records), out)
+        elif format is Format.plots:
+            print(f"{len(_drawing('figures').write(found.records, out))} files in {out}")
+        else:
+            _put(_text(found, tuned.records, format, table or ()), out)
     except ValueError as error:
         raise UserError(str(error)) from error
     raise typer.Exit(1 if found.problems else 0)
@@ -98,13 +112,9 @@ def _target(text: str) -> tuple[str, float]:
     return metric.strip(), target
 
 
-def _write(found: Any, format: Format, out: Path | None, ranking: Callable[[Any], str] | None) -> None:
+def _put(text: str, out: Path | None) -> None:
     from reports import files
 
-    if format is Format.plots:
-        print(f"{len(_drawing('figures').write(found.records, out))} files in {out}")
-        return
-    text = ranking(found.records) if ranking else _text(found, format)
     if out is None:
         print(text)
     else:
@@ -112,12 +122,12 @@ def _write(found: Any, format: Format, out: Path | None, ranking: Callable[[Any]
         print(out)
 
 
-def _text(found: Any, format: Format) -> str:
+def _text(found: Any, trials: list[Any], format: Format, chosen: Sequence[str]) -> str:
     if format is Format.html:
-        return _drawing("page").render(found.records, found.problems)
+        return _drawing("page").render(found.records, found.problems, trials)
     from reports import tables
 
-    return tables.render(found.records, format.value)
+    return tables.render(found.records, format.value, chosen, trials)
 
 
 def _drawing(name: str) -> Any:

@@ -34,13 +34,19 @@ class Study:
 
     def grid(self, method: str) -> Grid:
         """What is tried of a method; nothing is an empty one."""
-        return next((self.grids[name] for name in (method, _base(method), "") if name in self.grids), {})
+        return self.grids.get(self._grid_name(method), {})
+
+    def _grid_name(self, method: str) -> str:
+        return next((name for name in (method, _base(method)) if name in self.grids), "")
 
     def trials(self, method: str) -> list[Values]:
         """The values for each of a method's trials: its whole grid, or a spread-out part if it exceeds the budget.
 
+        Methods that share a grid try the same part of it. If the budget exceeds the grid, what is left is for values
+        `beyond` it.
+
         Raises:
-            UserError: the grid has fewer points than the budget, which is the same for all methods.
+            UserError: the grid has fewer points than the budget, and nothing beyond them.
         """
         grid = self.grid(method)
         if not grid:
@@ -48,16 +54,41 @@ class Study:
                 f"{method} has nothing to tune: add tune = {{lr = [...]}} to [{method}], or a [tune] for all methods"
             )
         count = math.prod(map(len, grid.values()))
-        if count < self.budget:
+        if count < self.budget and not any(map(_are_numbers, grid.values())):
             raise UserError(
                 f"{method}: its grid has {count} points, but each method is tuned with {self.budget} trials: add "
-                "values, or lower tune's budget"
+                "values (of three numbers or more the grid is extended where the best is at its edge), or lower "
+                "tune's budget"
             )
         if count > _MOST_POINTS:
             raise UserError(
                 f"{method}: its grid has {shortened(count)} points, at most {_MOST_POINTS:,} can be drawn from"
             )
-        return [_point(grid, index) for index in _spread(grid, count, self.budget, random.Random(method))]
+        rng = random.Random(self._grid_name(method))
+        return [_point(grid, index) for index in _spread(grid, count, min(count, self.budget), rng)]
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    """Whether there are three numbers or more, of which the first and the last are an edge."""
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    return len(numbers) == len(values) and len(set(numbers)) >= 3
+
+
+def beyond(tried: Sequence[Values], chosen: Values) -> Values | None:
+    """The chosen values with the first that is at the edge of what was tried moved one step on; None where none is.
+
+    The step is that between the last two values: their ratio, or their difference if one isn't above 0.
+    """
+    for key, value in chosen.items():
+        values = [point[key] for point in tried]
+        if not _are_numbers(values) or value not in (min(values), max(values)):
+            continue
+        inner, edge = sorted(set(values))[-2:] if value == max(values) else sorted(set(values))[1::-1]
+        moved = edge * edge / inner if min(values) > 0 else 2 * edge - inner
+        moved = round(moved) if isinstance(edge, int) else float(f"{moved:.6g}")
+        if moved not in (edge, 0):
+            return {**chosen, key: moved}
+    return None
 
 
 def _base(method: str) -> str:

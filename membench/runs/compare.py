@@ -125,7 +125,7 @@ def _with_models(records: dict[str, Record], models: Models | None) -> dict[str,
 
 
 def print_notes(runs: Sequence[Run]) -> None:
-    """The tasks' notes on their data and models (rows left out, answers cut, a new head), each once; then the methods'."""
+    """The tasks' notes on their data and models (rows left out, a new head), each once; then the methods'."""
     for task, notes in dict.fromkeys((run.task, run.environment.get("notes")) for run in runs):
         if notes:
             print(f"{task}: {notes}", flush=True)

@@ -7,15 +7,24 @@ again. All tasks get their trials and first seed before any gets its second, so 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
+from membench.config.errors import UserError
 from membench.config.run import Run
 from membench.config.settings import Settings
-from membench.config.study_file import Study, Values
+from membench.config.study_file import Study, Values, beyond
 from membench.runs import executors, trackers
 from membench.runs.compare import INTERRUPTED, Record, Workplace, prepare_apart, print_notes, print_preview
 from membench.runs.executors import Executor
 from membench.runs.progress import create_display, waiting
 from membench.runs.run_folder import Folder
+
+
+class _Trial(NamedTuple):
+    """A run of tuning, and the values that it tries."""
+
+    run: Run
+    values: Values
 
 
 @dataclass
@@ -26,7 +35,7 @@ class _Cell:
     task: str
     methods: list[str]  # this shard's
     samples: list[Run] = field(default_factory=list)  # one of each method, before anything is tuned
-    trials: list[Run] = field(default_factory=list)  # of tuning
+    trials: list[_Trial] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
 
     def of(self, runs: Iterable[Run]) -> list[Run]:
@@ -86,6 +95,7 @@ def study(plan: Study, shard: tuple[int, int] = (1, 1)) -> int:
             print(executor.remark, flush=True)
         with folder.locked(part):
             _carry_out(plan, cells, workshop)
+            _note_budgets(plan, workshop)
     except KeyboardInterrupt:
         print(f"\nInterrupted: what is finished is kept in {folder.path}. The same command continues from there.")
         return INTERRUPTED
@@ -94,7 +104,7 @@ def study(plan: Study, shard: tuple[int, int] = (1, 1)) -> int:
             f"Shard {shard[0]} of {shard[1]} is done. When all are, the same command without --shard prints the tables."
         )
     else:
-        print("\n" + _report(plan, workshop))
+        print("\n" + _report(workshop))
     return 1 if any(record["status"] != "ok" for record in workshop.finals) else 0
 
 
@@ -128,18 +138,37 @@ def _carry_out(plan: Study, cells: list[_Cell], workshop: _Workshop) -> None:
 
 def _tune(plan: Study, cells: list[_Cell], workshop: _Workshop) -> list[dict[str, Values]]:
     """For each cell, the values with which each method scores best on the tuning seed."""
-    runs = [run for cell in cells for run in cell.trials if run.refused is None]
-    print(f"tuning on seed {plan.tuning_seed}: {len(runs)} runs", flush=True)
-    workshop.trials += workshop.carry_out(runs, workshop.tuning)
-    return [{method: _chosen(plan, cell, method, workshop.trials) for method in cell.methods} for cell in cells]
+    missing = [trial.run for cell in cells for trial in cell.trials]
+    print(f"tuning on seed {plan.tuning_seed}: {len(missing)} runs", flush=True)
+    while missing:
+        workshop.trials += workshop.carry_out([run for run in missing if run.refused is None], workshop.tuning)
+        missing = [run for cell in cells for method in cell.methods for run in _extend(plan, cell, method, workshop)]
+    return [{method: _chosen(cell, method, workshop.trials) for method in cell.methods} for cell in cells]
 
 
-def _chosen(plan: Study, cell: _Cell, method: str, trials: list[Record]) -> Values:
+def _chosen(cell: _Cell, method: str, trials: list[Record]) -> Values:
+    """The values of a method's best trial; the first where none was made: its runs will tell why."""
     from reports.studies import best
 
     made = {trial["run_id"]: trial for trial in trials}
-    mine = [made[run.run_id] for run in cell.trials if run.method == method and run.run_id in made]
-    return plan.trials(method)[best(mine)]
+    mine = [trial for trial in cell.trials if trial.run.method == method]
+    done = [trial for trial in mine if trial.run.run_id in made]
+    return done[best([made[trial.run.run_id] for trial in done])].values if done else mine[0].values
+
+
+def _extend(plan: Study, cell: _Cell, method: str, workshop: _Workshop) -> list[Run]:
+    """One more trial, where the budget has one left and the best is at the edge of what was tried."""
+    tried = [trial.values for trial in cell.trials if trial.run.method == method]
+    further = beyond(tried, _chosen(cell, method, workshop.trials)) if len(tried) < plan.budget else None
+    if further is None:
+        return []
+    try:
+        runs = [run for run in _tuned(plan, cell.settings, [cell.task], {method: further}) if run.method == method]
+    except UserError as error:  # a value that no method takes, such as a rate above 1
+        print(f"{cell.task}  {method}: no trial beyond the edge: {error}", flush=True)
+        return []
+    cell.trials += [_Trial(run, further) for run in runs]
+    return [run for run in runs if run.refused is None]
 
 
 def _prepare_trials(plan: Study, cells: list[_Cell]) -> None:
@@ -147,12 +176,16 @@ def _prepare_trials(plan: Study, cells: list[_Cell]) -> None:
     for settings in {id(cell.settings): cell.settings for cell in cells}.values():
         mine = [cell for cell in cells if cell.settings is settings]
         values = {method: plan.trials(method) for cell in mine for method in cell.methods} if plan.budget else {}
-        tuned = replace(settings, data=plan.tuning_data or settings.data)
-        for number in range(plan.budget):
-            chosen = {method: tried[number] for method, tried in values.items()}
-            runs = _prepared(tuned, [cell.task for cell in mine], (plan.tuning_seed,), chosen)
+        for number in range(max(map(len, values.values()), default=0)):
+            chosen = {method: tried[number] for method, tried in values.items() if number < len(tried)}
+            runs = _tuned(plan, settings, [cell.task for cell in mine], chosen)
             for cell in mine:
-                cell.trials += cell.of(runs)
+                cell.trials += [_Trial(run, chosen[run.method]) for run in cell.of(runs) if run.method in chosen]
+
+
+def _tuned(plan: Study, settings: Settings, tasks: Iterable[str], chosen: dict[str, Values]) -> list[Run]:
+    """The runs of a trial: on the tuning seed, and on data of its own where there are some."""
+    return _prepared(replace(settings, data=plan.tuning_data or settings.data), tasks, (plan.tuning_seed,), chosen)
 
 
 def _prepared(settings: Settings, tasks: Iterable[str], seeds: Iterable[int], chosen: dict[str, Values]) -> list[Run]:
@@ -162,11 +195,19 @@ def _prepared(settings: Settings, tasks: Iterable[str], seeds: Iterable[int], ch
     return prepare_apart(replace(settings, task=tuple(tasks), seeds=tuple(seeds), hyperparameters=values))
 
 
-def _report(plan: Study, workshop: _Workshop) -> str:
-    from reports import studies, tables
+def _note_budgets(plan: Study, workshop: _Workshop) -> None:
+    """In the records, from which the recommendation is made."""
+    budgets = list(plan.memory_bytes)
+    for record in workshop.finals:
+        if (record["environment"].get("memory_budgets") or []) != budgets:
+            record["environment"]["memory_budgets"] = budgets
+            workshop.folder.write(record)
 
-    told = studies.render(workshop.finals, workshop.trials, plan.memory_bytes)
-    return f"{tables.render(workshop.finals)}\n\n\n{told}"
+
+def _report(workshop: _Workshop) -> str:
+    from reports import tables
+
+    return tables.render(workshop.finals, trials=workshop.trials)
 
 
 def describe(plan: Study, cells: list[_Cell]) -> str:
@@ -177,8 +218,11 @@ def describe(plan: Study, cells: list[_Cell]) -> str:
         for method in cell.methods:
             lines.append(f"{cell.task}  {cell.settings.model}  {method}  seeds {', '.join(map(str, seeds))}")
             lines += [f"    try {_values(trial)}" for trial in (plan.trials(method) if plan.budget else [])]
-    count = sum(len(cell.methods) for cell in cells)
-    return "\n".join([f"{count * (plan.budget + len(seeds))} runs, {count * plan.budget} of them to tune:", *lines])
+    methods = [method for cell in cells for method in cell.methods]
+    trials = sum(len(plan.trials(method)) for method in methods) if plan.budget else 0
+    more = len(methods) * plan.budget - trials
+    beyond_them = f", and at most {more} more where the best is at a grid's edge" if more else ""
+    return "\n".join([f"{trials + len(methods) * len(seeds)} runs, {trials} of them to tune{beyond_them}:", *lines])
 
 
 def _values(values: Values) -> str:

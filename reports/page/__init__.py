@@ -17,8 +17,8 @@ from reports.setups import Setup, group, heading
 MOST_PLOTS = 56  # of all set-ups; beyond them there are tables only
 
 
-def render(records: list[Record], problems: Sequence[str] = ()) -> str:
-    """A page of records (checked ones, of `record.read`), and of what could not be read.
+def render(records: list[Record], problems: Sequence[str] = (), trials: Sequence[Record] = ()) -> str:
+    """A page of records (checked ones, of `record.read`), of what could not be read, and of a study's `trials`.
 
     Raises:
         ValueError: there are no records.
@@ -35,6 +35,8 @@ def render(records: list[Record], problems: Sequence[str] = ()) -> str:
         overview=content.overview(records, setups),
         different=differences.between_setups(setups),
         problems=problems,
+        advice=content.advice(records),
+        tuning=content.tuning(trials),
         sections=[_section(number, setup, number in drawn) for number, setup in enumerate(setups, 1)],
         most_rows=MOST_ROWS,
     )

@@ -2,10 +2,11 @@
 
 import re
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reports import differences, text
+from reports import differences, studies, text
 from reports import winners as best
 from reports.figures import CHARTS, Gallery
 from reports.figures.curves import STRETCHES, curves_of
@@ -59,6 +60,20 @@ def overview(records: list[Record], setups: list[Setup]) -> list[tuple[str, str]
         ("Set-ups", str(len(setups))),
         *([("Made", dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}")] if dates else []),
     ]
+
+
+def advice(records: list[Record]) -> list[str]:
+    """Which method to use, for each budget of memory."""
+    return studies.recommend(records, studies.budgets_of(records))
+
+
+def tuning(trials: Sequence[Record]) -> dict[str, Any] | None:
+    """What was tuned, and how much that mattered; None where nothing was."""
+    if not trials:
+        return None
+    heading, tables, notes = studies.sensitivity_section(list(trials))
+    view = _view(tables[0])
+    return {"heading": heading[0], "table": View(view.title, view.headers, view.rows, notes)}
 
 
 def of(setup: Setup) -> dict[str, Any]:
