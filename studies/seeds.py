@@ -43,6 +43,6 @@ def survival(runs: list[Record]) -> str | None:
     taus = [kendalltau([whole[m] for m in found], [found[m] for m in found]).statistic for found in without.values()]
     instead = f" (otherwise {', '.join(others)})" if others else ""
     return (
-        f"Leaving one seed out: {first} stays first in {stays} of {len(seeds)} cases{instead}; "
-        f"Kendall's tau between the ranking of {len(whole)} methods and the whole one is {min(taus):.2f} to {max(taus):.2f}."
+        f"Leaving one seed out: {first} stays first in {stays} of {len(seeds)} cases{instead}; Kendall's "
+        f"tau between the ranking of {len(whole)} methods and the whole one is {min(taus):.2f} to {max(taus):.2f}."
     )
