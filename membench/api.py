@@ -49,8 +49,11 @@ class PlanRow:
         peak_selection: what is being trained at the peak; None for a method without a choice.
         trained_weights: how many weights are being trained at the peak.
         components: bytes by component of the model, and within each by part.
+        smallest_card: the first of the listed cards, by memory, that it fits on; None if there is none.
         fits, left_bytes: does it fit into the budget, and what is left (missing, if negative); None without a budget.
         limits: the largest batch, sequence and model that fit; None without a budget.
+        advice: if it doesn't fit, the changes with which it does, as planned: "options" in words, "workload", "values",
+            "without" (what they rule out), "estimated_total_bytes", "left_bytes"; None if it fits, or none was found.
         formula, formula_bytes: the paper's formula, which leaves out activations, and its value; None if it has none.
     """
 
@@ -66,9 +69,11 @@ class PlanRow:
     peak_selection: str | None
     trained_weights: int
     components: dict[str, dict[str, int]]
+    smallest_card: str | None
     fits: bool | None
     left_bytes: int | None
     limits: dict[str, Any] | None
+    advice: dict[str, Any] | None
     formula: str | None
     formula_bytes: int | None
 
@@ -112,7 +117,7 @@ def plan(
     Args:
         model: a built-in configuration ("llama3-8b"), a folder or file with a config.json, or a hub id.
         optimizers: names of methods, or "all".
-        budget: memory of a GPU, "24GiB" or bytes: the rows then say what fits.
+        budget: memory of a GPU, "24GiB" or bytes, or its name ("rtx4090"): the rows then say what fits.
         hyperparameters: by method; those under "*" go to every method that has them.
         workload: any option of `membench plan` that describes the training step, by name: `batch_size` (1),
             `sequence_length` (512, or what the model takes), `dtype` ("bfloat16"), `gradient_checkpointing` (False),
@@ -124,8 +129,8 @@ def plan(
     import optimizers as registry
     from membench.config.declare import hold_to_bounds, typed
     from membench.config.options import WorkloadOptions
-    from membench.config.units import parse_bytes
     from membench.planning.blueprint import within_positions
+    from membench.planning.cards import budget_bytes
     from membench.planning.planner import plan as make
     from membench.planning.workload import Workload
 
@@ -134,8 +139,8 @@ def plan(
     if "sequence_length" not in workload:
         asked = within_positions(asked)
     methods = registry.available() if optimizers == "all" else _names(optimizers)
-    budget_bytes = parse_bytes(budget) if isinstance(budget, str) else budget
-    document = make(asked, methods, hyperparameters or {}, budget_bytes=budget_bytes)
+    size = budget_bytes(budget) if isinstance(budget, str) else budget
+    document = make(asked, methods, hyperparameters or {}, budget_bytes=size)
     names = [field.name for field in fields(PlanRow)]
     rows = {row["method"]: PlanRow(**{name: row[name] for name in names}) for row in document["rows"]}
     return Plan(rows, document["refused"], document)

@@ -1,7 +1,7 @@
 """A plan (`membench plan`) as text: what each method needs, what fits, and why."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from reports import formats
@@ -18,6 +18,7 @@ _RESERVED = (
 _RESERVED += "the process's own CUDA context."
 _FORMULA = "formula: the method's paper's, for M weights, D layers, width m and rank r; it leaves out activations and "
 _FORMULA += "temporaries."
+_CARDS = "smallest card: of those listed, by memory (`--budget` takes their names); prices aren't compared."
 _INSIDE = "What a kernel allocates and frees inside one operation (SVD, QR, cuBLAS) isn't counted."
 _DROPOUT = "attention has dropout: planned as a CPU computes it, which keeps the attention weights of every head; the "
 _DROPOUT += "fused kernels of a GPU keep none, and need less."
@@ -71,11 +72,12 @@ def _memory(document: dict[str, Any]) -> Table:
         ("reserved", lambda row: gib(row["peak_reserved_bytes"])),
         ("total", lambda row: gib(row["estimated_total_bytes"])),
     ]
+    columns.append(("smallest card", lambda row: row["smallest_card"] or "none"))
     if document["budget_bytes"]:
         columns.append(("fits", _fits))
     context = gib(document["context_bytes"])
-    notes = [_PARTS, _RESERVED.format(context=context)]
-    return lay_out("Memory at the peak, GiB", document["rows"], columns, {"method", "fits"}, notes)
+    notes = [_PARTS, _RESERVED.format(context=context), _CARDS]
+    return lay_out("Memory at the peak, GiB", document["rows"], columns, {"method", "smallest card", "fits"}, notes)
 
 
 def _part(part: Part, parts: list[Part]) -> Callable[[Row], str]:
@@ -126,7 +128,37 @@ def _or_none(count: int) -> str:
 def _remarks(document: dict[str, Any]) -> list[str]:
     refused = [f"{method} can't be planned: {why}" for method, why in document["refused"].items()]
     dropout = [_DROPOUT] if document["attention_dropout"] and document["setup"]["attention"] == "sdpa" else []
-    return [*verdict(document), *refused, *dropout, _INSIDE]
+    return [*verdict(document), *advice(document), *refused, *dropout, _INSIDE]
+
+
+def advice(document: dict[str, Any]) -> list[str]:
+    """What to use on the budget, what would fit with which options, and what nothing helps: all of it planned."""
+    budget, rows = document["budget_bytes"], document["rows"]
+    if not budget:
+        return []
+    by_room = sorted((row for row in rows if row["fits"]), key=lambda row: -row["left_bytes"])
+    helped = sorted((row for row in rows if row["advice"]), key=lambda row: len(row["advice"]["options"]))
+    lost = [row for row in rows if not row["fits"] and not row["advice"]]
+    sentences = [f"On {gib(budget)} GiB use {_listed(map(_room, by_room))}."] if by_room else []
+    sentences += [f"{row['method']} would fit with {_change(row['advice'])}." for row in helped]
+    if lost:
+        missing = _listed(f"{row['method']} ({gib(-row['left_bytes'])} GiB missing)" for row in lost)
+        sentences.append(f"No option tried makes these fit: {missing}.")
+    return sentences
+
+
+def _room(row: Row) -> str:
+    batch = row["limits"]["batch"]
+    return f"{row['method']} ({gib(row['left_bytes'])} GiB left, batch {batch:,})"
+
+
+def _change(advice: Mapping[str, Any]) -> str:
+    without = f"; {'; '.join(advice['without'])}" if advice["without"] else ""
+    return f"{' '.join(advice['options'])} ({gib(advice['left_bytes'])} GiB left{without})"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
 
 
 def verdict(document: dict[str, Any]) -> list[str]:

@@ -19,10 +19,15 @@ class PlanOptions(WorkloadOptions):
         RunOptions, "optimizers", default=("all",), help="all (the default), or badam,lora,package.module:Class."
     )
     hyperparameters: dict[str, dict[str, Any]] = like(RunOptions, "hyperparameters")
-    budget: str | None = option(None, "Memory of the GPU, such as 24GiB: show what fits.")
+    budget: str | None = option(
+        None, "Memory of the GPU, such as 24GiB, or its name (rtx4090, a100-80g, h100): show what fits, and advise."
+    )
     format: Literal["table", "json", "markdown"] = option("table", "table (the default), json or markdown.")
     why: str | None = option(None, "Break down this method's peak by component and module.", metavar="METHOD")
     against: str | None = option(None, "Show a published table beside its plan; 'list' names them all.", metavar="NAME")
+    export: Literal["trainer", "trl", "llamafactory", "axolotl"] | None = option(
+        None, "Print the configuration of the method that leaves most room: trainer, trl, llamafactory or axolotl."
+    )
     verify: bool = option(False, "Also run real steps on the GPU, and print what they used.")
 
 
@@ -59,6 +64,7 @@ def _answer(options: PlanOptions, fit_length: bool) -> str:
         return compare(options.against, options.format)
     if not options.model:
         raise UserError("give --model: a built-in configuration (llama3-8b), a config.json, a folder or a hub id")
+    from membench.commands.progress import counting
     from membench.planning.blueprint import within_positions
     from membench.planning.planner import plan as make
     from membench.planning.workload import Workload
@@ -71,7 +77,12 @@ def _answer(options: PlanOptions, fit_length: bool) -> str:
         from membench.planning.verify import check_gpu
 
         check_gpu()
-    document = make(workload, methods, given, budget_bytes=budget)
+    with counting(len(methods), "plans") as tell:
+        document = make(workload, methods, given, budget_bytes=budget, report=tell)
+    if options.export is not None:
+        from membench.planning.export import export
+
+        return export(document, options.export)
     text = plans.why(document, options.why) if options.why else plans.render(document, options.format)
     if not options.verify:
         return text
@@ -81,10 +92,10 @@ def _answer(options: PlanOptions, fit_length: bool) -> str:
 
 
 def _budget(text: str | None) -> int | None:
-    from membench.config.units import parse_bytes
+    from membench.planning.cards import budget_bytes
 
     try:
-        size = None if text is None else parse_bytes(text)
+        size = None if text is None else budget_bytes(text)
     except ValueError as error:
         raise UserError(f"--budget {error}") from error
     if size is not None and size < 1 << 20:

@@ -207,6 +207,11 @@ class WorkloadOptions:
     dtype: Literal["bfloat16", "float32", "float16"] = like(
         TrainingOptions, "dtype", default="bfloat16", help="Weights: bfloat16 (the default), float32, float16."
     )
+    gradient_accumulation_steps: int = like(
+        TrainingOptions,
+        "gradient_accumulation_steps",
+        help="Micro-batches per step, into which its sequences are split.",
+    )
     checkpointing: bool = like(TrainingOptions, "checkpointing")
     checkpointing_every: int = like(TrainingOptions, "checkpointing_every")
     loss_chunks: int = like(TrainingOptions, "loss_chunks")

@@ -36,6 +36,11 @@ class Blueprint:
 
     def __init__(self, workload: Workload):
         self.workload = workload
+        parts = workload.gradient_accumulation_steps
+        if workload.batch_size % parts:
+            raise ValueError(
+                f"--batch-size {workload.batch_size} can't be split into {parts} equal micro-batches: choose a multiple"
+            )
         self.source = Source(source_name(self.workload.model), self.workload.trust_remote_code)
         self.depth = self._layers()
         if workload.task and not self.is_causal:
@@ -48,8 +53,15 @@ class Blueprint:
         """The blueprint of a changed workload; if only the batches change, what is known about the model is kept."""
         if not set(changes) <= {"batch_size", "sequence_length"}:
             return Blueprint(replace(self.workload, **changes))
+        return self._with(replace(self.workload, **changes))
+
+    def with_size(self, option: str, at: int) -> Blueprint:
+        """The blueprint with batches of another size: see `Workload.with_size`."""
+        return self._with(self.workload.with_size(option, at))
+
+    def _with(self, workload: Workload) -> Blueprint:
         other = copy.copy(self)
-        other.workload = replace(self.workload, **changes)
+        other.workload = workload
         return other
 
     @property

@@ -68,8 +68,10 @@ def total_bytes(profile: Moments) -> int:
 
 def largest_batch(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int) -> int:
     """The most sequences per step that fit into `budget` bytes."""
-    start = max(2, blueprint.workload.batch_size)  # a single sequence has strides that no other batch has
-    return _last_that_fits(plan, blueprint, values, budget, "batch_size", (start, 2 * start), _MOST)
+    workload = blueprint.workload
+    start = max(2, workload.micro_batch_size)  # a single sequence has strides that no other batch has
+    found = _last_that_fits(plan, blueprint, values, budget, "micro_batch_size", (start, 2 * start), _MOST)
+    return found * workload.gradient_accumulation_steps
 
 
 def longest_sequence(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int) -> int:
@@ -94,7 +96,7 @@ def _last_that_fits(
     def fits_planned(at: int) -> bool:
         if at == getattr(blueprint.workload, option):
             return total_bytes(plan.profile) <= budget
-        return total_bytes(plan_method(blueprint.with_workload(**{option: at}), plan.method, values).profile) <= budget
+        return total_bytes(plan_method(blueprint.with_size(option, at), plan.method, values).profile) <= budget
 
     with suppress(NotAlikeError):
         growth = grown(plan, blueprint, values, option, points)
@@ -113,7 +115,7 @@ def grown(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], option: s
     """
     with suppress(NotAlikeError):
         return Growth(plan, blueprint, values, option, points)
-    there = blueprint.with_workload(**{option: points[0]})
+    there = blueprint.with_size(option, points[0])
     return Growth(plan_method(there, plan.method, values), there, values, option, points)
 
 

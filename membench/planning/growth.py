@@ -32,7 +32,7 @@ class Growth:
         plan: at the size where it was made.
         blueprint: its workload.
         values: the method's hyper-parameters.
-        option: "batch_size" or "sequence_length".
+        option: "micro_batch_size" or "sequence_length".
         points: sizes that determine the polynomial of an allocation, as many as it has coefficients.
 
     Raises:
@@ -97,7 +97,7 @@ class Growth:
         ]
 
     def _simulated_step(self, depth: int, at: int) -> Simulation:
-        blueprint = self._blueprint.with_workload(**{self._option: at})
+        blueprint = self._blueprint.with_size(self._option, at)
         return simulate(blueprint, self._plan.method, self._values, depth, steps=1)
 
 

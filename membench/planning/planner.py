@@ -6,9 +6,10 @@ import gc
 import logging
 import multiprocessing
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +18,10 @@ import optimizers
 from membench.config.defaults import hyperparameters
 from membench.config.errors import explain
 from membench.memory.allocator import CUDA_CONTEXT_BYTES
+from membench.planning.advice import Advice, advise
 from membench.planning.blueprint import Blueprint
-from membench.planning.budget import Limits, find_limits
+from membench.planning.budget import Limits, find_limits, total_bytes
+from membench.planning.cards import smallest
 from membench.planning.formulas import facts, formula
 from membench.planning.method import Plan, plan_method
 from membench.planning.workload import Workload
@@ -27,6 +30,7 @@ from tasks.models.source import check_positions
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns about kernels that no plan runs
 
 Given = Mapping[str, Mapping[str, Any]]  # hyper-parameters by method
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -41,16 +45,22 @@ class Job:
 
 @dataclass
 class Planned:
-    """A plan and what fits into the budget, or why the method can't be planned on this model."""
+    """A plan, what fits into the budget and with what the method would if it doesn't; or why it can't be planned."""
 
     job: Job
     plan: Plan | None
     limits: Limits | None = None
+    advice: Advice | None = None
     refused: str | None = None
 
 
 def plan(
-    workload: Workload, methods: Sequence[str], given: Given, *, budget_bytes: int | None = None
+    workload: Workload,
+    methods: Sequence[str],
+    given: Given,
+    *,
+    budget_bytes: int | None = None,
+    report: Report = lambda method: None,
 ) -> dict[str, Any]:
     """The plans of `methods` as one JSON document.
 
@@ -59,6 +69,7 @@ def plan(
         methods: names of `optimizers`.
         given: hyper-parameters that differ from fine-tuning's defaults, by method ("*": all methods that have them).
         budget_bytes: of the GPU, to say what fits.
+        report: called with the name of each method whose plan is made.
 
     Returns:
         setup, parameters, attention_dropout, budget_bytes, context_bytes, rows (one per method), refused {method: why}.
@@ -68,9 +79,15 @@ def plan(
     """
     blueprint = Blueprint(workload)
     check_positions(workload.model, blueprint.skeleton, workload.sequence_length)
+    longest = blueprint.longest_sequence
+    if longest is not None and workload.sequence_length > longest:
+        raise ValueError(
+            f"--sequence-length {workload.sequence_length} is more than the {longest} positions of {workload.model}: "
+            f"give at most {longest}"
+        )
     attention = blueprint.attention  # this also loads the model's code, before processes fork
     jobs = [Job(workload, name, method_values(blueprint, name, given), budget_bytes) for name in methods]
-    planned = list(carry_out(jobs))
+    planned = list(carry_out(jobs, report))
     if len(planned) == 1 and planned[0].refused:
         raise ValueError(planned[0].refused)
     return {
@@ -89,33 +106,46 @@ def method_values(blueprint: Blueprint, method: str, given: Given) -> dict[str, 
     return hyperparameters(method, given, learning_rate=None, seed=0, from_scratch=False, head=blueprint.head)
 
 
-def carry_out(jobs: Sequence[Job]) -> Iterator[Planned]:
-    """The jobs' plans in order, made on all cores that this process may use."""
+def carry_out(jobs: Sequence[Job], report: Report = lambda method: None) -> Iterator[Planned]:
+    """The jobs' plans in order, made on all cores that this process may use; `report(method)` after each."""
     gc.collect()
     gc.freeze()  # imported modules aren't garbage, and the meter collects before each step
     try:
         workers = min(len(jobs), _cores())
         if workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
-            yield from map(_carry_out, jobs)
+            for job in jobs:
+                yield _carry_out(job)
+                report(job.method)
             return
         # One thread each: a fork lacks the threads that its parent's tensors may have started, and would wait for them
         fork = multiprocessing.get_context("fork")
         with ProcessPoolExecutor(workers, fork, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield from pool.map(_carry_out, jobs)
+            made = [pool.submit(_carry_out, job) for job in jobs]
+            for one, job in zip(made, jobs, strict=True):
+                one.add_done_callback(partial(_tell, report, job.method))
+            yield from (one.result() for one in made)
     finally:
         gc.unfreeze()
+
+
+def _tell(report: Report, method: str, done: Future[Planned]) -> None:
+    report(method)
 
 
 def _carry_out(job: Job) -> Planned:
     blueprint = Blueprint(job.workload)
     try:
         made = plan_method(blueprint, job.method, job.values)
-        limits = find_limits(made, blueprint, job.values, job.budget_bytes) if job.budget_bytes else None
+        limits, advice = None, None
+        if job.budget_bytes:
+            limits = find_limits(made, blueprint, job.values, job.budget_bytes)
+            if total_bytes(made.profile) > job.budget_bytes:
+                advice = advise(made, blueprint, job.values, job.budget_bytes)
     except ValueError as error:
         return Planned(job, None, refused=str(error))
     except Exception as error:  # from whatever code comes with a model or method: the other rows continue
         return Planned(job, None, refused=explain(error))
-    return Planned(job, replace(made, simulations=()), limits)  # sent between processes
+    return Planned(job, replace(made, simulations=()), limits, advice)  # sent between processes
 
 
 def _cores() -> int:
@@ -131,9 +161,11 @@ def row(planned: Planned, blueprint: Blueprint) -> dict[str, Any]:
     return {
         **made.row,
         "hyperparameters": job.values,
+        "smallest_card": smallest(total),
         "fits": None if budget is None else total <= budget,
         "left_bytes": None if budget is None else budget - total,
         "limits": asdict(planned.limits) if planned.limits else None,
+        "advice": asdict(planned.advice) if planned.advice else None,
         "formula": paper[0] if paper else None,
         "formula_bytes": paper[1] if paper else None,
         "simulated_depths": list(made.depths),

@@ -20,7 +20,7 @@ from membench.planning.blueprint import Blueprint
 from membench.planning.fake import QuickFakeTensorMode
 from membench.planning.layers import ends, kinds
 from membench.planning.metered import FakeMeter
-from membench.planning.workload import loss_function
+from membench.planning.workload import Batch, loss_function
 from membench.training.metering import train_selection, turns_of
 from optimizers import MemoryEfficientOptimizer
 from optimizers.shared.blocks import find_layers
@@ -86,10 +86,14 @@ def simulate(
                 if whole_cycle or _is_an_end(optimizer.selection, simulation.layers, ending):
                     simulation.trained[optimizer.selection] = sum(p.numel() for p in optimizer.trainable)
                     loss = loss_function(blueprint.workload)
-                    train_selection(meter, loss, lambda step: [blueprint.batch(device)], turn, steps=steps)
+                    train_selection(meter, loss, lambda step: _micro_batches(blueprint, device), turn, steps=steps)
         if isinstance(meter, FakeMeter):
             simulation.of_gradients = meter.of_gradients
     return simulation
+
+
+def _micro_batches(blueprint: Blueprint, device: str | None) -> list[Batch]:
+    return [blueprint.batch(device) for _ in range(blueprint.workload.gradient_accumulation_steps)]
 
 
 def _lists_of_layers(model: nn.Module) -> list[str]:

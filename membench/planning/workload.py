@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ class Workload(WorkloadOptions):
         model: a built-in configuration (NAME or config:NAME), a folder or file with a config.json, or a hub id.
         batch_size: sequences per step; for "dpo" pairs of them.
         sequence_length: tokens per sequence.
+        gradient_accumulation_steps: micro-batches into which they are split.
         dtype: of the weights.
         checkpointing: recompute each layer in the backward pass (not re-entrant).
         checkpointing_every: only every Nth layer.
@@ -36,6 +37,17 @@ class Workload(WorkloadOptions):
     """
 
     loss: str = "model"
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Sequences (for "dpo" pairs of them) that are computed at a time."""
+        return self.batch_size // self.gradient_accumulation_steps
+
+    def with_size(self, option: str, at: int) -> Workload:
+        """With other micro-batches ("micro_batch_size"), as many as before, or another "sequence_length"."""
+        if option == "micro_batch_size":
+            return replace(self, batch_size=at * self.gradient_accumulation_steps)
+        return replace(self, sequence_length=at)
 
 
 def model_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -67,7 +79,7 @@ def make_batch(workload: Workload, classes: int | None, device: str | None = Non
 
     For "dpo" that of a preference: twice as many sequences, and the reference's log-probability of each.
     """
-    sequences = 2 * workload.batch_size if workload.task == "dpo" else workload.batch_size
+    sequences = 2 * workload.micro_batch_size if workload.task == "dpo" else workload.micro_batch_size
     tokens = torch.zeros(sequences, workload.sequence_length, dtype=torch.long, device=device)
     mask = torch.ones_like(tokens)
     if device is not None and workload.sequence_length > 1:
@@ -75,5 +87,5 @@ def make_batch(workload: Workload, classes: int | None, device: str | None = Non
     if workload.task == "dpo":
         reference = torch.zeros(sequences, device=device)
         return {"input_ids": tokens, "attention_mask": mask, "targets": tokens.clone(), "reference": reference}
-    labels = tokens.clone() if classes is None else torch.zeros(workload.batch_size, dtype=torch.long, device=device)
+    labels = tokens.clone() if classes is None else torch.zeros(sequences, dtype=torch.long, device=device)
     return {"input_ids": tokens, "attention_mask": mask, "labels": labels}

@@ -1,0 +1,164 @@
+"""Ways to make a method fit: options of it and of the training step, each really planned, the cheapest first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import optimizers
+from membench.planning.blueprint import Blueprint
+from membench.planning.budget import total_bytes
+from membench.planning.method import Plan, plan_method
+from reports.parts import ACTIVATIONS, FIELDS, GRADIENTS, OPTIMIZER_STATE, TEMPORARIES, WEIGHTS
+
+Values = Mapping[str, Any]
+CHUNKS = 8
+
+
+class Lever(NamedTuple):
+    """A change that may make a method fit.
+
+    Attributes:
+        reduces: the parts of memory that can become smaller by it.
+        workload: what changes in the training step; None if it doesn't apply.
+        values: what changes in the method's hyper-parameters; None if it doesn't apply.
+        without: what it rules out.
+    """
+
+    reduces: tuple[int, ...]
+    workload: Callable[[Blueprint], dict[str, Any] | None] = lambda blueprint: {}
+    values: Callable[[Values], dict[str, Any] | None] = lambda values: {}
+    without: str = ""
+
+
+def _step(**changes: Any) -> Callable[[Blueprint], dict[str, Any] | None]:
+    """Changes of the workload that aren't there yet."""
+    name, value = next(iter(changes.items()))
+    return lambda blueprint: changes if getattr(blueprint.workload, name) in (False, 1) and value else None
+
+
+def _option(name: str, value: Any) -> Callable[[Values], dict[str, Any] | None]:
+    """A hyper-parameter that the method has, and that isn't set so."""
+    return lambda values: {name: value} if name in values and values[name] != value else None
+
+
+def _chunks(blueprint: Blueprint) -> dict[str, Any] | None:
+    return {"loss_chunks": CHUNKS} if blueprint.is_causal and blueprint.workload.loss_chunks == 1 else None
+
+
+def _accumulation(blueprint: Blueprint) -> dict[str, Any] | None:
+    size = blueprint.workload.batch_size
+    return {"gradient_accumulation_steps": size} if blueprint.workload.micro_batch_size > 1 else None
+
+
+# The cheapest first: in time, then in what the training can no longer do, then in what it learns.
+COMPUTED = (ACTIVATIONS, TEMPORARIES)
+LEVERS = (
+    Lever(COMPUTED, workload=_chunks),
+    Lever(
+        (GRADIENTS, TEMPORARIES),
+        values=_option("in_backward", True),
+        without="no accumulation, no clipping by the loop",
+    ),
+    Lever(COMPUTED, workload=_accumulation),
+    Lever(COMPUTED, workload=_step(checkpointing=True)),
+    Lever((OPTIMIZER_STATE, TEMPORARIES), values=_option("states", "8bit")),
+    Lever(
+        (GRADIENTS, OPTIMIZER_STATE, *COMPUTED),
+        values=_option("train_embeddings", False),
+        without="embeddings and head stay as they are",
+    ),
+    Lever((WEIGHTS, *COMPUTED), values=_option("base", "nf4"), without="the frozen weights are rounded to 4 bits"),
+    Lever(COMPUTED, workload=_step(offload_activations=True), without="slow: activations go to host memory and back"),
+)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Changes with which a method fits, in all of its steps.
+
+    Attributes:
+        options: in words, as they are given to `membench plan`.
+        workload: by name of the option.
+        values: hyper-parameters.
+        without: what they rule out.
+        estimated_total_bytes: planned with them.
+        left_bytes: of the budget.
+    """
+
+    options: list[str]
+    workload: dict[str, Any]
+    values: dict[str, Any]
+    without: list[str] = field(default_factory=list)
+    estimated_total_bytes: int = 0
+    left_bytes: int = 0
+
+
+def advise(plan: Plan, blueprint: Blueprint, values: Values, budget_bytes: int) -> Advice | None:
+    """The cheapest change, or as few as possible, with which a method that doesn't fit does; None if none is found."""
+    levers = [lever for lever in LEVERS if _applies(lever, blueprint, values)]
+    missing = total_bytes(plan.profile) - budget_bytes
+    for lever in levers:
+        if _most_saved(plan, [lever]) > missing and (found := _try(plan, blueprint, values, budget_bytes, [lever])):
+            return found
+    if len(levers) < 2 or _most_saved(plan, levers) <= missing:
+        return None
+    return _together(plan, blueprint, values, budget_bytes, levers)
+
+
+def _together(
+    plan: Plan, blueprint: Blueprint, values: Values, budget_bytes: int, levers: Sequence[Lever]
+) -> Advice | None:
+    """With all levers, if that fits: without those that aren't needed, the dearest left out first."""
+    kept = list(_compatible(levers, blueprint))
+    best = _try(plan, blueprint, values, budget_bytes, kept)
+    if best is None:
+        return None
+    for lever in reversed(kept[:]):
+        fewer = [one for one in kept if one is not lever]
+        if len(fewer) > 1 and (found := _try(plan, blueprint, values, budget_bytes, fewer)):
+            kept, best = fewer, found
+    return best
+
+
+def _compatible(levers: Sequence[Lever], blueprint: Blueprint) -> Iterator[Lever]:
+    """Without accumulation, if gradients are gone before it."""
+    early = any("in_backward" in (lever.values({"in_backward": False}) or {}) for lever in levers)
+    for lever in levers:
+        if not (early and "gradient_accumulation_steps" in (lever.workload(blueprint) or {})):
+            yield lever
+
+
+def _applies(lever: Lever, blueprint: Blueprint, values: Values) -> bool:
+    changes, given = lever.workload(blueprint), lever.values(values)
+    if changes is None or given is None:
+        return False
+    accumulates = max(blueprint.workload.gradient_accumulation_steps, changes.get("gradient_accumulation_steps", 1)) > 1
+    return not (accumulates and (values.get("in_backward") or given.get("in_backward")))
+
+
+def _most_saved(plan: Plan, levers: Sequence[Lever]) -> int:
+    """A bound: all of the parts that the levers reduce, and all that the allocator adds."""
+    parts = {part for lever in levers for part in lever.reduces}
+    return sum(plan.row["at_peak"][FIELDS[part]] for part in parts) + plan.profile.surplus_bytes
+
+
+def _try(plan: Plan, blueprint: Blueprint, values: Values, budget_bytes: int, levers: Sequence[Lever]) -> Advice | None:
+    changes = {name: value for lever in levers for name, value in (lever.workload(blueprint) or {}).items()}
+    given = {name: value for lever in levers for name, value in (lever.values(values) or {}).items()}
+    other = blueprint.with_workload(**changes) if changes else blueprint
+    try:
+        total = total_bytes(plan_method(other, plan.method, {**values, **given}).profile)
+    except ValueError:  # the method refuses the combination
+        return None
+    if total > budget_bytes:
+        return None
+    without = [lever.without for lever in levers if lever.without]
+    return Advice(_words(plan.method, changes, given), changes, given, without, total, budget_bytes - total)
+
+
+def _words(method: str, changes: Mapping[str, Any], given: Values) -> list[str]:
+    flags = [f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in changes.items()]
+    name = optimizers.split(method)[0]
+    return [*(f"--set {name}.{key}={str(value).lower()}" for key, value in given.items()), *flags]

@@ -1,0 +1,94 @@
+"""The advice below a plan: every option that it names really makes the method fit."""
+
+import pytest
+from plan_models import blueprint
+
+from membench.planning import budget as budgets
+from membench.planning import cards
+from membench.planning.advice import advise
+from membench.planning.budget import total_bytes
+from membench.planning.method import plan_method
+from membench.planning.planner import method_values, plan
+from membench.planning.workload import Workload
+from reports import plans
+
+
+@pytest.fixture(autouse=True)
+def no_other_models(monkeypatch):
+    monkeypatch.setattr(budgets, "built_in_models", lambda causal: {})  # to plan them takes long
+
+
+MODELS = ["large-vocabulary", "gpt2", "llama"]
+METHODS = ["sgd", "lisa"]
+
+
+@pytest.mark.parametrize("model", [MODELS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS[1:])])
+def test_every_option_that_the_advice_names_makes_the_method_fit(model, tmp_path):
+    b = blueprint(tmp_path, model, 2, batch_size=4, sequence_length=64)
+    named = 0
+    for method in METHODS:
+        values = method_values(b, method, {})
+        made = plan_method(b, method, values)
+        total = total_bytes(made.profile)
+        for budget in (total - 2**20, total - made.row["peak_allocated_bytes"] // 4, total // 2):
+            found = advise(made, b, values, budget)
+            if found is None:
+                continue
+            named += 1
+            other = b.with_workload(**found.workload) if found.workload else b
+            again = total_bytes(plan_method(other, method, {**values, **found.values}).profile)
+            assert again == found.estimated_total_bytes <= budget and found.left_bytes == budget - again
+            assert found.options
+            if method == "sgd" and budget == total - 2**20 and model == "large-vocabulary":
+                assert found.options == ["--loss-chunks 8"]  # the cheapest is enough
+    assert named >= 3
+
+
+def test_the_advice_says_what_to_use_what_would_fit_with_which_option_and_what_nothing_helps():
+    def row(method, left, advice=None):
+        return {"method": method, "fits": left > 0, "left_bytes": left, "limits": {"batch": 3}, "advice": advice}
+
+    options = {"options": ["--set galore.in_backward=true"], "without": ["no accumulation"], "left_bytes": 2**30}
+    rows = [row("badam", 2**30), row("galore", -(2**30), options), row("lora", 2**31), row("adamw", -(2**33))]
+    assert plans.advice({"budget_bytes": 24 * 2**30, "rows": rows}) == [
+        "On 24.00 GiB use lora (2.00 GiB left, batch 3), badam (1.00 GiB left, batch 3).",
+        "galore would fit with --set galore.in_backward=true (1.00 GiB left; no accumulation).",
+        "No option tried makes these fit: adamw (8.00 GiB missing).",
+    ]
+    assert plans.advice({"budget_bytes": None, "rows": rows}) == []
+
+
+def test_micro_batches_are_planned_and_must_be_equal(tmp_path):
+    b = blueprint(tmp_path, "large-vocabulary", 2, batch_size=4)
+    whole, split = (
+        plan(Workload(b.workload.model, 4, 24, "float32", gradient_accumulation_steps=parts), ["sgd"], {})["rows"][0]
+        for parts in (1, 4)
+    )
+    assert split["at_peak"]["activations_bytes"] < whole["at_peak"]["activations_bytes"] / 2
+    with pytest.raises(ValueError, match="--batch-size 4 can't be split into 3 equal micro-batches"):
+        plan(Workload(b.workload.model, 4, 24, gradient_accumulation_steps=3), ["sgd"], {})
+
+
+def test_a_sequence_beyond_the_models_positions_is_refused(tmp_path):
+    b = blueprint(tmp_path, "llama", 2)
+    with pytest.raises(ValueError, match="--sequence-length 513 is more than the 512 positions"):
+        plan(Workload(b.workload.model, 1, 513), ["sgd"], {})
+
+
+@pytest.mark.parametrize("text", ["rtx4090", "RTX 4090", "NVIDIA GeForce RTX 4090"])
+def test_a_card_is_known_by_its_name_however_it_is_written(text):
+    assert cards.budget_bytes(text) == int(23.64 * 2**30)
+
+
+def test_cards_are_in_order_of_memory_have_a_source_and_hold_less_than_their_name_says():
+    sizes = [card.usable_bytes for card in cards.CARDS]
+    assert sizes == sorted(sizes) and all("github.com/" in card.source for card in cards.CARDS)
+    known = {card.name: card.usable_bytes for card in cards.CARDS}
+    for name, size in (("a100-40g", 40), ("a100-80g", 80), ("h100", 80), ("rtx3090", 24), ("t4", 16)):
+        assert size * 10**9 * 0.95 < known[name] < size * 2**30
+    assert cards.smallest(known["h100"] + 1) == "a100-80g" and cards.smallest(2**40) is None
+
+
+def test_an_unknown_card_is_refused_with_the_nearest_name():
+    with pytest.raises(ValueError, match="rtx4091: no card is called so. Did you mean 'rtx4090'"):
+        cards.budget_bytes("rtx4091")
