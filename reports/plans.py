@@ -7,7 +7,7 @@ from typing import Any
 from reports import formats
 from reports.parts import PARTS, Part, shown
 from reports.statistics import round_parts
-from reports.table import GIB, NOTHING, Column, Row, Table, gib, lay_out
+from reports.table import GIB, MIB, NOTHING, Column, Row, Table, gib, lay_out
 
 FORMATS = ("table", "json", "markdown", "html")
 
@@ -63,31 +63,38 @@ def levers(setup: Mapping[str, Any]) -> list[str]:
     return [*words, "activations offloaded"] if setup["offload_activations"] else words
 
 
+def _unit(document: dict[str, Any]) -> tuple[int, str]:
+    """In what to print sizes: MiB if all peaks are below a GiB."""
+    small = all(row["peak_allocated_bytes"] < GIB for row in document["rows"])
+    return (MIB, "MiB") if small and document["rows"] else (GIB, "GiB")
+
+
 def _memory(document: dict[str, Any]) -> Table:
+    unit, name = _unit(document)
     parts = shown(row["at_peak"] for row in document["rows"])
     columns: list[Column] = [
         ("method", lambda row: row["method"]),
-        ("peak", lambda row: _rounded(row, parts)[0]),
-        *((part.word, _part(part, parts)) for part in parts),
-        ("reserved", lambda row: gib(row["peak_reserved_bytes"])),
-        ("total", lambda row: gib(row["estimated_total_bytes"])),
+        ("peak", lambda row: _rounded(row, parts, unit)[0]),
+        *((part.word, _part(part, parts, unit)) for part in parts),
+        ("reserved", lambda row: f"{row['peak_reserved_bytes'] / unit:,.2f}"),
+        ("total", lambda row: f"{row['estimated_total_bytes'] / unit:,.2f}"),
     ]
     columns.append(("smallest card", lambda row: row["smallest_card"] or "none"))
     if document["budget_bytes"]:
         columns.append(("fits", _fits))
     context = gib(document["context_bytes"])
     notes = [_PARTS, _RESERVED.format(context=context), _CARDS]
-    return lay_out("Memory at the peak, GiB", document["rows"], columns, {"method", "smallest card", "fits"}, notes)
+    return lay_out(f"Memory at the peak, {name}", document["rows"], columns, {"method", "smallest card", "fits"}, notes)
 
 
-def _part(part: Part, parts: list[Part]) -> Callable[[Row], str]:
-    return lambda row: _rounded(row, parts)[1 + parts.index(part)]
+def _part(part: Part, parts: list[Part], unit: int) -> Callable[[Row], str]:
+    return lambda row: _rounded(row, parts, unit)[1 + parts.index(part)]
 
 
-def _rounded(row: Row, parts: list[Part]) -> list[str]:
+def _rounded(row: Row, parts: list[Part], unit: int) -> list[str]:
     """The peak and its parts, rounded so that they add up."""
     sizes = [part.of(row["at_peak"]) * 100 for part in parts]
-    hundredths = round_parts(sizes, GIB)
+    hundredths = round_parts(sizes, unit)
     return [f"{value / 100:,.2f}" for value in (sum(hundredths), *hundredths)]
 
 
@@ -96,6 +103,7 @@ def _fits(row: Row) -> str:
 
 
 def _where(document: dict[str, Any]) -> Table:
+    unit, name = _unit(document)
     columns: list[Column] = [
         ("method", lambda row: row["method"]),
         ("peak in", lambda row: row["peak_phase"]),
@@ -103,7 +111,7 @@ def _where(document: dict[str, Any]) -> Table:
         ("training", lambda row: row["peak_selection"] or "all that it trains"),
         ("million weights", lambda row: f"{row['trained_weights'] / 1e6:,.1f}"),
         ("formula", lambda row: row["formula"] or NOTHING),
-        ("GiB", lambda row: NOTHING if row["formula_bytes"] is None else gib(row["formula_bytes"])),
+        (name, lambda row: NOTHING if row["formula_bytes"] is None else f"{row['formula_bytes'] / unit:,.2f}"),
     ]
     left = {"method", "peak in", "most of it in", "training", "formula"}
     return lay_out("Where the peak is, and what is trained then", document["rows"], columns, left, [_FORMULA])
