@@ -450,7 +450,8 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         params = list(self._group_of)
         self._steps_done = extra.get("steps_done", 0)
         for index, entries in saved.items():
-            self.state[params[index]] = {key: _copy(value, params[index].device) for key, value in entries.items()}
+            p = params[index]
+            self.state[p] = {key: sharded.placed(_copy(value, p.device), p) for key, value in entries.items()}
 
 
 def _guarded(init: Callable[..., None]) -> Callable[..., None]:

@@ -90,6 +90,8 @@ SCHEMA: tuple[Field, ...] = (
     Field(
         "training.final_fraction", (float,), OPTIONAL, "of the learning rate, at the schedule's end", 0, 1, missing=0.0
     ),
+    Field("training.processes", (int,), OPTIONAL, "that made the run together", 1, missing=1),
+    Field("training.strategy", (str,), OPTIONAL, "of several processes: fsdp2 | replicate", missing="fsdp2"),
     Field("training.evaluate_before", (bool,), OPTIONAL, "also before the first step", missing=False, apart=False),
     Field("training.track", (str,), OPTIONAL, "what else the history has: gradient_norm", apart=False),
     Field("training.options", (dict,), OPTIONAL, "of the task: those that were given", missing={}),
@@ -145,6 +147,12 @@ SCHEMA: tuple[Field, ...] = (
     Field("memory.peak_selection", (str,), OPTIONAL, "what was trained at the peak, in words"),
     Field("memory.peak_module", (str,), OPTIONAL, "the module that holds most at the peak"),
     Field("memory.components", (dict,), OPTIONAL, "bytes by component of the model (embeddings, attention, ...)"),
+    Field("parallel", (dict,), OPTIONAL, "of a run on several processes; memory is that of the one with most"),
+    Field("parallel.processes", (int,), NEVER, "ranks", 1),
+    Field("parallel.strategy", (str,), NEVER, "fsdp2 | replicate"),
+    Field("parallel.sent_bytes", (float,), OPTIONAL, "bytes that a rank gives to collectives in a step, mean"),
+    Field("parallel.peaks_bytes", (list,), OPTIONAL, "peak_allocated_bytes of each rank"),
+    Field("parallel.peaks_bytes[]", (int,), NEVER, "bytes", 1),
     Field("time", (dict,), UNLESS_OK, "of training without metering"),
     Field("time.train_seconds", (float,), UNLESS_OK, "seconds"),
     Field("time.evaluation_seconds", (float,), UNLESS_OK, "seconds"),

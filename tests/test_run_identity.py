@@ -113,7 +113,11 @@ def another(name: str, value: Any, kind: Any) -> Any:
 
 def test_every_option_makes_another_run_but_those_that_only_say_where_and_how_it_is_made(provenance):
     kinds, usual = annotations(Settings), resolve(GIVEN)
-    needs = {"checkpointing_every": {"checkpointing": True}, "offload_activations": {"device": "meta"}}
+    needs = {
+        "checkpointing_every": {"checkpointing": True},
+        "strategy": {"processes": 2},
+        "offload_activations": {"device": "meta"},
+    }
     ids = {"": run_id()}
     for name in {field.name for field in dataclasses.fields(Settings)} - NO_OTHER_RUN - {"epochs", "hyperparameters"}:
         ids[name] = run_id(**{name: another(name, getattr(usual, name), kinds[name]), **needs.get(name, {})})

@@ -124,6 +124,12 @@ class TrainingOptions:
     evaluate_every: int | None = option(
         None, "Steps between evaluations; by default only at the end.", at_least=1, identifies="always"
     )
+    processes: int = option(
+        1, "Processes that make a run together, each with its share of the batch and a device.", at_least=1, below=1_000
+    )
+    strategy: Literal["fsdp2", "replicate"] = option(
+        "fsdp2", "With --processes: fsdp2 (the default) shards the model, replicate gives each process all of it."
+    )
     track: Literal["gradient_norm"] | None = option(
         None, "gradient_norm: of all weights, on fixed examples, put into the history."
     )

@@ -1,6 +1,7 @@
 """What the user asked for: command line over --config file over profile over defaults, checked before anything runs."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -101,9 +102,32 @@ def _name(key: str) -> str:
 
 def _check(settings: Settings) -> None:
     hold_to_bounds(settings)
+    _check_processes(settings)
     check_fan_out(settings)
     if settings.batch_size % settings.gradient_accumulation_steps:
         raise UserError(
             f"--batch-size {settings.batch_size} (examples per update) can't be split into "
             f"{settings.gradient_accumulation_steps} equal micro-batches: choose a multiple"
         )
+
+
+def _check_processes(settings: Settings) -> None:
+    """Refuse what several processes can't do together, and a launcher's: runs would be made once per process."""
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise UserError("membench starts its processes by itself: start it once, with --processes, not by a launcher")
+    if settings.processes == 1:
+        if settings.strategy != "fsdp2":
+            raise UserError(f"--strategy {settings.strategy} is for several processes: also give --processes")
+        return
+    pieces = settings.gradient_accumulation_steps * settings.processes
+    if settings.batch_size % pieces:
+        raise UserError(
+            f"--batch-size {settings.batch_size} (examples per update) can't be split into {pieces} equal shares, one "
+            "per process and micro-batch: choose a multiple"
+        )
+    one_at_a_time = settings.executor == "local" and settings.devices is None and settings.jobs in (None, 1)
+    if not one_at_a_time:
+        raise UserError("--processes gives all devices to one run: leave out --executor, --devices and --jobs")
+    for flag, given in (("--track", settings.track), ("--save", settings.save)):
+        if given is not None:
+            raise UserError(f"{flag} {given} works in a single process only: leave it out, or leave --processes out")

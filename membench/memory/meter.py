@@ -30,7 +30,7 @@ class MemoryMeter(TorchDispatchMode):
     A storage is counted once, however many views it has, and lives as long as the last of them. It is sorted, from its
     birth on, by what becomes of it:
 
-    - weights: parameters and buffers of the model;
+    - weights: parameters and buffers of the model; under FSDP2 this rank's shards, and what is gathered of the others;
     - gradients: what autograd accumulates into a parameter's `.grad`, whoever frees it and when;
     - optimizer state: tensors in `optimizer.state`, including fp32 masters;
     - activations: made in the forward phase, or when a checkpointed segment is recomputed, and still alive at its end:
@@ -80,6 +80,7 @@ class MemoryMeter(TorchDispatchMode):
             cleanup.enter_context(self._modules)
             if isinstance(self.optimizer, MemoryEfficientOptimizer):
                 self._meter_switching(self.optimizer, cleanup)
+            self._meter_resizing(cleanup)
             self._note_selection()
             self._scan(self.model.named_buffers())
             super().__enter__()
@@ -192,7 +193,31 @@ class MemoryMeter(TorchDispatchMode):
 
     def _freed(self, watch: Any) -> None:
         del self._alive[watch.key]
-        self.trace.free(watch.index)
+        if not self.trace.freed[watch.index]:
+            self.trace.free(watch.index)
+
+    def _meter_resizing(self, cleanup: ExitStack) -> None:
+        """FSDP2 frees gathered weights, and makes room for them again, by resizing storages: no operation says so."""
+        resize: Any = torch.UntypedStorage.resize_
+
+        def resize_(storage: torch.UntypedStorage, size: int) -> Any:
+            result = resize(storage, size)
+            self._resized(storage)
+            return result
+
+        torch.UntypedStorage.resize_ = resize_  # type: ignore[method-assign, assignment]
+        cleanup.callback(delattr, torch.UntypedStorage, "resize_")  # then it is inherited, as before
+
+    def _resized(self, storage: torch.UntypedStorage) -> None:
+        watch = self._alive.get(storage._cdata)
+        if watch is None:
+            return
+        index, module = watch.index, self.trace.modules[watch.index]
+        if not self.trace.freed[index]:
+            self.trace.assign(index, WEIGHTS, module)
+            self.trace.free(index)
+        if storage.nbytes():
+            self._allocate(storage, WEIGHTS, module)
 
     # ---- what exists between operations
 
@@ -266,8 +291,9 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 def _storages(tensor: Tensor) -> Iterator[torch.UntypedStorage]:
     """The storages of a tensor: one, or those of the tensors inside a wrapper or sparse tensor."""
     if is_traceable_wrapper_subclass(tensor):
-        for name in tensor.__tensor_flatten__()[0]:
-            yield from _storages(getattr(tensor, name))
+        for inner in (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]):
+            if isinstance(inner, Tensor):  # a DTensor also has a mesh
+                yield from _storages(inner)
     elif tensor.layout is torch.sparse_coo:
         yield tensor._indices().untyped_storage()
         yield tensor._values().untyped_storage()

@@ -66,6 +66,9 @@ def _prepare(settings: Settings) -> list[Run]:
         raise UserError("--offload-activations: on a CPU they are already in host memory: leave it out")
     beside = sharing(settings)
     surroundings = environment.describe(device, threads) | ({"jobs": beside} if beside > 1 else {})
+    if device.type == "cuda" and torch.cuda.device_count() < settings.processes:
+        count = torch.cuda.device_count()
+        raise UserError(f"--processes {settings.processes}: this machine has {count} GPUs, and each process needs one")
     names = dict.fromkeys(name for pattern in settings.task for name in tasks.expand(pattern, data=settings.data))
     settings = _fitted(settings, list(names))
     works = _works(settings, list(names), device, threads)

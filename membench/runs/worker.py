@@ -30,6 +30,10 @@ def prepare(settings: Settings, send: Send) -> list[Run]:
 
 def execute(run: Run, checkpoint_path: Path, checkpoint_every: int, save_to: Path | None, send: Send) -> dict[str, Any]:
     """See `execute.execute`; sends (step, loss) from time to time, entries of the history, names of later stages."""
+    if run.training.processes > 1:
+        from membench.runs import ranks
+
+        return ranks.execute(run, checkpoint_path, checkpoint_every, save_to, send)
     from membench.training import execute
 
     def tell(message: Any) -> None:
@@ -73,7 +77,7 @@ def serve(function: Callable[..., Any], arguments: tuple[Any, ...], sender: conn
     Its output, including what the system prints if it crashes, goes to the file `log`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it too, and ends its children
-    _die_with_parent()
+    die_with_parent()
     _prefer_in_oom_kill()
     _redirect_output(log)
     faulthandler.enable()
@@ -93,7 +97,7 @@ def serve(function: Callable[..., Any], arguments: tuple[Any, ...], sender: conn
         send("failed", explain(error))
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """A child must not continue after its parent is killed; the fork server, its direct parent, wouldn't notice."""
     parent = parent_process()
     assert parent is not None

@@ -4,6 +4,7 @@ import resource
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,9 +15,12 @@ from transformers import PreTrainedModel
 import tasks
 from membench.config.errors import explain
 from membench.config.run import Run
+from membench.memory.traffic import Traffic
+from membench.training import parallel
 from membench.training.build import build_model, build_optimizer, create_task, method_values
 from membench.training.loop import Diverged, Loop, largest_micro_batches, loss_function
 from membench.training.metering import meter_cycle
+from optimizers.shared.sharded import gathered
 from tasks.models.damage import is_out_of_memory
 from tasks.models.loading import quiet
 
@@ -63,7 +67,7 @@ def execute(
         except Diverged as error:
             measured["status"], measured["error"] = "diverged", str(error)
         stage("metering memory")
-        measured["memory"] |= _meter(run, task)
+        measured |= _meter(run, task, measured["memory"])
     except Exception as error:
         traceback.print_exc()
         measured["status"] = "out_of_memory" if is_out_of_memory(error) else "failed"
@@ -84,7 +88,7 @@ def _train(
     model = build_model(run, task)
     measured["parameters"] = sum(p.numel() for p in model.parameters())
     measured["hyperparameters"] = method_values(run, model)
-    optimizer = build_optimizer(run, model)
+    optimizer = parallel.place(run, model, partial(build_optimizer, run))
     measured["trainable_parameters"] = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     device = torch.device(run.device)
     loop = Loop(model, optimizer, task, run.training, seed=run.seed, device=device)
@@ -98,12 +102,13 @@ def _train(
 
 
 def _evaluate(run: Run, task: tasks.Task, loop: Loop, measured: dict[str, Any]) -> None:
-    model = loop.optimizer.finish()
+    adapted = parallel.is_sharded(loop.model) and loop.optimizer.adds_parameters  # shards of adapters can't be merged
+    model = loop.model if adapted else loop.optimizer.finish()
     measured["metrics"] = loop.progress.history[-1]["metrics"] = loop.evaluate(model)
     if isinstance(task, tasks.HasValidation):
         measured |= {"validation_examples": task.validation_size, "constant_score": task.constant_score}
     measured["time"] = times(loop)
-    measured["trained_fraction"] = trained_fraction(build_model(run, task), model)
+    measured["trained_fraction"] = None if adapted else trained_fraction(build_model(run, task), model)
 
 
 def save(model: nn.Module, task: tasks.Task, folder: Path) -> None:
@@ -140,22 +145,36 @@ def process_memory(device: torch.device) -> dict[str, Any]:
 def trained_fraction(before: nn.Module, after: nn.Module) -> float:
     """Share of individual weights that differ between a freshly built model and the finished one."""
     trained = dict(after.named_parameters())
-    changed = sum(int((p != trained[name]).sum()) for name, p in before.named_parameters())
+    changed = sum(int((p != gathered(trained[name])).sum()) for name, p in before.named_parameters())
     return changed / sum(p.numel() for p in before.parameters())
 
 
-def _meter(run: Run, task: tasks.Task) -> dict[str, Any]:
-    """Exact bytes of training steps over a full cycle of blocks, on a throw-away copy.
+def _meter(run: Run, task: tasks.Task, memory: dict[str, Any]) -> dict[str, Any]:
+    """`memory`, with exact bytes of training steps over a full cycle of blocks, on a throw-away copy.
 
     All steps use the batch that needs the most memory, so that methods with long and short cycles see the same one.
+    Of several ranks, it is that of the one with the largest peak; what each has is in the section `parallel`.
     """
     model, device = build_model(run, task), torch.device(run.device)
-    batches = largest_micro_batches(task, run.training, device)
-    report = meter_cycle(
-        model,
-        build_optimizer(run, model),
-        loss_function(task, run.training, device),
-        lambda step: batches,
-        max_grad_norm=run.training.max_grad_norm,
-    )
-    return {key: value for key, value in report.items() if key != "modules"}
+    batches = [parallel.share_of(batch) for batch in largest_micro_batches(task, run.training, device)]
+    optimizer = parallel.place(run, model, partial(build_optimizer, run))
+    with Traffic() as traffic:
+        report = meter_cycle(
+            model,
+            optimizer,
+            loss_function(task, run.training, device),
+            lambda step: batches,
+            max_grad_norm=run.training.max_grad_norm,
+        )
+    report = memory | {key: value for key, value in report.items() if key != "modules"}
+    if parallel.ranks() == 1:
+        return {"memory": report}
+    reports = parallel.of_all_ranks(report)
+    peaks = [one["peak_allocated_bytes"] for one in reports]
+    section = {
+        "processes": parallel.ranks(),
+        "strategy": run.training.strategy,
+        "sent_bytes": traffic.sent_bytes / max(1, optimizer._steps_done),
+        "peaks_bytes": peaks,
+    }
+    return {"memory": reports[peaks.index(max(peaks))], "parallel": section}

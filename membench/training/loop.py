@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from membench.config.run import Training
-from membench.training import checkpoint, tracking
+from membench.training import checkpoint, parallel, tracking
 from membench.training.activations import offloading
 from membench.training.clock import Clock
 from membench.training.schedule import scheduler
 from optimizers import MemoryEfficientOptimizer
+from optimizers.shared.sharded import gathered
 from tasks import HasLargestBatch, HasReader, HasReference
 
 Batch = dict[str, Tensor]
@@ -80,6 +81,7 @@ def training_step(
     losses = [_backpropagate(model, optimizer, loss_fn, batch, weight, phase) for batch, weight in pairs]
     with phase("update"):
         if max_grad_norm is not None:
+            optimizer.average_gradients()
             nn.utils.clip_grad_norm_(optimizer.trainable, max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
@@ -146,13 +148,21 @@ def _needs(batch: Batch) -> tuple[int, bool]:
     return sum(value.nbytes for value in batch.values()), mask is not None and not bool(mask.all())
 
 
-def shares(batches: Sequence[Batch]) -> list[float]:
+def shares(batches: Sequence[Batch], whole: Sequence[Batch] | None = None) -> list[float]:
     """The weights of micro-batches in an update: their shares of all labels (-100 doesn't count).
 
     A loss is a mean over labels, whose number varies between texts: with these weights the mean is the whole batch's.
+    If `batches` are this rank's parts of the `whole` ones, it is so for the mean over ranks.
     """
-    counts = [int((batch["labels"] != -100).sum()) if "labels" in batch else 1 for batch in batches]
-    return [count / sum(counts) for count in counts]
+    counts = [_labels(batch) for batch in batches]
+    if whole is None or parallel.ranks() == 1:
+        return [count / sum(counts) for count in counts]
+    total = sum(_labels(batch) for batch in whole) if "labels" in batches[0] else parallel.ranks() * len(batches)
+    return [parallel.ranks() * count / total for count in counts]
+
+
+def _labels(batch: Batch) -> int:
+    return int((batch["labels"] != -100).sum()) if "labels" in batch else 1
 
 
 def loss_function(task: Task, training: Training, device: torch.device) -> Loss:
@@ -236,8 +246,10 @@ class Loop:
                     remember(entry)
                 remembered = len(self.progress.history)
             if checkpoint_path is not None and checkpoint_every and self.progress.step % checkpoint_every == 0:
-                checkpoint.save(self.state_dict(), checkpoint_path)
-        if not all(torch.isfinite(p).all() for p in self.model.parameters()):
+                state = self.state_dict()
+                if parallel.rank() == 0:
+                    checkpoint.save(state, checkpoint_path)
+        if not all(torch.isfinite(gathered(p)).all() for p in self.model.parameters()):
             raise Diverged(f"a weight is not finite after the last step ({self.training.steps})")
 
     def _look_before(self) -> None:
@@ -255,21 +267,24 @@ class Loop:
 
     def _step(self) -> float:
         progress, training = self.progress, self.training
-        torch.manual_seed(zlib.crc32(f"{self.seed}/{progress.step}".encode()))  # CPU generators take 32 bits
-        batches = micro_batches(self.task, progress.step, training, self.device)
+        key = f"{self.seed}/{progress.step}" + (f"/{parallel.rank()}" if parallel.rank() else "")
+        torch.manual_seed(zlib.crc32(key.encode()))  # CPU generators take 32 bits
+        whole = micro_batches(self.task, progress.step, training, self.device)
+        batches = [parallel.share_of(batch) for batch in whole]
         rate = self.optimizer.param_groups[0]["lr"]
-        loss = training_step(
+        mean = training_step(
             self.model,
             self.optimizer,
             self._loss_fn,
             batches,
-            shares=shares(batches),
+            shares=shares(batches, whole),
             max_grad_norm=training.max_grad_norm,
             phase=self.clock.phase,
-        ).item()
+        )
+        loss = float(parallel.mean_of(mean).item())
         self.scheduler.step()
         progress.step += 1
-        progress.tokens += sum(int(batch["attention_mask"].sum()) for batch in batches)
+        progress.tokens += sum(int(batch["attention_mask"].sum()) for batch in whole)
         progress.train_seconds += self.clock.end_step()
         self._remember(loss, rate)
         return loss
@@ -308,6 +323,7 @@ class Loop:
         """
         with self._evaluating():
             metrics = self.task.evaluate(model)
+        parallel.reshard(model)
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise Diverged(f"{name} is {value} after step {self.progress.step}")
@@ -322,9 +338,10 @@ class Loop:
         self.progress.evaluation_seconds += clock.end_step()
 
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds; of several ranks' the first has all, whatever their number or strategy."""
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": parallel.whole(self.model.state_dict()),
+            "optimizer": parallel.whole(self.optimizer.state_dict()),
             "scheduler": self.scheduler.state_dict(),
             "progress": asdict(self.progress),
             "seconds": self.clock.steps,
@@ -335,7 +352,7 @@ class Loop:
         state = checkpoint.load(path)
         if state is None:
             return
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict(parallel.shards(state["model"], self.model.named_parameters()))
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.progress = Progress(**state["progress"])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-BUCKET = 2**22  # values, at most, unless a single tensor has more
+BUCKET = 2**20  # values, at most, unless a single tensor has more
 
 
 class Replicas:

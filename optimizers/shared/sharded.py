@@ -35,6 +35,15 @@ def sharded_like(t: Tensor, p: Tensor) -> Tensor:
     return distribute_tensor(t, p.device_mesh, p.placements, src_data_rank=None)
 
 
+def placed(value: Any, p: Tensor) -> Any:
+    """`value` as the state of `p` holds it: a tensor of its shape is sharded as `p` is; anything else is kept whole."""
+    if not torch.is_tensor(value) or is_sharded(value) == is_sharded(p):
+        return value
+    if not is_sharded(p):
+        return gathered(value)
+    return sharded_like(value, p) if value.shape == p.shape and value.dim() else value
+
+
 @contextmanager
 def whole(p: nn.Parameter, state: State) -> Iterator[None]:
     """Within this context torch computes with all of `p`, and with what `state` keeps for all of it.
@@ -46,9 +55,7 @@ def whole(p: nn.Parameter, state: State) -> Iterator[None]:
     with _InPlaceOf(p, weight):
         yield
     p.copy_(sharded_like(weight, p))
-    for key, value in state.items():
-        if torch.is_tensor(value) and value.shape == p.shape and value.dim():
-            state[key] = sharded_like(value, p)
+    state |= {key: placed(value, p) for key, value in state.items()}
 
 
 class _InPlaceOf(TorchFunctionMode):

@@ -1,0 +1,197 @@
+"""A run on several processes has a single process's losses, continues on any number, and ends if a rank does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import gloo
+import pytest
+import torch
+from commands import DATA, command
+from test_resume import members_of_session, wait_for
+from torch import nn
+
+import optimizers
+from membench.config.errors import UserError
+from membench.config.run import Training
+from membench.config.settings import resolve
+from membench.training import parallel
+from membench.training.loop import Loop
+
+TRAINING = Training(steps=6, batch_size=8, sequence_length=3, evaluate_every=4)
+CASES = {
+    "badam, sharded": ("badam", {"lr": 1e-2, "switch_every": 2, "always_train": ("head",)}, {}),
+    "galore, sharded, clipped": ("galore", {"lr": 1e-2, "rank": 2}, {"max_grad_norm": 0.1}),
+    "adamw, replicas, clipped, accumulated": (
+        "adamw",
+        {"lr": 1e-2},
+        {"strategy": "replicate", "max_grad_norm": 0.1, "gradient_accumulation_steps": 2},
+    ),
+}
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = x + layer(x).tanh()
+        return self.head(x)
+
+
+class Task:
+    """Examples with one to three labels each, so that the ranks' losses aren't of equal weight."""
+
+    def __init__(self, batch_size):
+        self.size = batch_size
+
+    def batch(self, step):
+        numbers = range(step * self.size, (step + 1) * self.size)
+        draws = [torch.Generator().manual_seed(number) for number in numbers]
+        x = torch.stack([torch.randn(3, 8, generator=draw, dtype=torch.float64) for draw in draws])
+        labels = x.sum(2).long().remainder(5)
+        for row, number in enumerate(numbers):
+            labels[row, 1 + number % 3 :] = -100
+        return {"x": x, "labels": labels, "attention_mask": torch.ones(self.size, 3, dtype=torch.long)}
+
+    def loss(self, model, batch):
+        return nn.functional.cross_entropy(model(batch["x"]).flatten(0, 1), batch["labels"].flatten())
+
+    def evaluate(self, model):
+        with torch.no_grad():
+            return {"error": float(self.loss(model, self.batch(10_000)))}
+
+
+def losses(case, path=None, stop_after=None):
+    """All losses of a run; with `stop_after`, those up to this step, the last with a checkpoint."""
+    method, given, more = CASES[case]
+    training = replace(TRAINING, **more)
+    torch.manual_seed(0)
+    model, run = Net().double(), SimpleNamespace(method=method, training=training)
+    optimizer = parallel.place(run, model, partial(optimizers.create, method, **given))
+    task = Task(training.micro_batch_size)
+    loop = Loop(model, optimizer, task, training, seed=0, device=torch.device("cpu"))
+
+    def stop(step, loss):
+        if stop_after is not None and step > stop_after:
+            raise InterruptedError
+
+    try:
+        loop.run(report=stop, checkpoint_path=path, checkpoint_every=3 if path else 0)
+    except InterruptedError:
+        return None
+    return [(entry["loss"], entry["metrics"]) for entry in loop.progress.history]
+
+
+def as_ranks(rank, folder, stop_after=None):
+    return {case: losses(case, Path(folder, f"{number}.pt"), stop_after) for number, case in enumerate(CASES)}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Of two processes, in the middle of each run."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    gloo.run(as_ranks, folder, 3)
+    return {path.name: path.read_bytes() for path in folder.glob("*.pt")}
+
+
+@pytest.mark.parametrize("count", [2, 1, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_run_begun_by_two_processes_and_continued_by_any_number_has_the_losses_of_one(count, checkpoints, tmp_path):
+    for name, content in checkpoints.items():
+        (tmp_path / name).write_bytes(content)
+    found = gloo.run(as_ranks, tmp_path, size=count)[0] if count > 1 else as_ranks(0, tmp_path)
+    assert len(checkpoints) == len(CASES)
+    for case in CASES:
+        for (loss, metrics), (wanted, scores) in zip(found[case], losses(case), strict=True):
+            assert loss == pytest.approx(wanted, rel=1e-6), case
+            assert (metrics or {}) == pytest.approx(scores or {}, rel=1e-6), case
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"strategy": "replicate"}, "--strategy replicate is for several processes: also give --processes"),
+        ({"processes": 3, "batch_size": 16}, "can't be split into 3 equal shares"),
+        ({"processes": 2, "save": "models"}, "--save models works in a single process only"),
+        ({"processes": 2, "jobs": 2}, "leave out --executor, --devices and --jobs"),
+    ],
+)
+def test_what_several_processes_cannot_do_is_refused(given, sentence):
+    with pytest.raises(UserError, match=sentence):
+        resolve(given)
+
+
+def test_a_launcher_that_would_make_each_run_in_every_process_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="start it once, with --processes"):
+        resolve({})
+
+
+COMPARE = ["compare", "--optimizers", "badam", "--no-reference", "--task", "superglue/cb", "--data", DATA, "--quiet"]
+COMPARE += ["--batch-size", "8", "--sequence-length", "32", "--threads", "1", "--checkpoint-every", "10"]
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def record_in(folder):
+    (path,) = folder.glob("*.json")
+    return json.loads(path.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fsdp2", "replicate"])
+def test_a_comparison_on_two_processes_has_one_record_with_both_peaks(strategy, tmp_path):
+    for name, more in (("one", []), ("two", ["--processes", "2", "--strategy", strategy])):
+        done = command(*COMPARE, "--steps", "6", *more, "--out", str(tmp_path / name))
+        assert done.returncode == 0, done.stdout + done.stderr
+    one, two = record_in(tmp_path / "one"), record_in(tmp_path / "two")
+    assert one["run_id"] != two["run_id"] and "parallel" not in one
+    found = [[entry["loss"] for entry in record["history"]] for record in (one, two)]
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    section = two["parallel"]
+    assert (section["processes"], section["strategy"]) == (2, strategy) and section["sent_bytes"] > 0
+    assert two["memory"]["peak_allocated_bytes"] == max(section["peaks_bytes"]) and len(section["peaks_bytes"]) == 2
+    weights = [record["memory"]["at_peak"]["optimizer_state_bytes"] for record in (one, two)]
+    share = weights[1] / weights[0]
+    assert share == pytest.approx(0.5 if strategy == "fsdp2" else 1.0, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("victim", [1, 0])
+def test_a_rank_that_is_killed_ends_the_run_with_its_record_and_the_next_command_continues(victim, tmp_path):
+    arguments = [*COMPARE, "--processes", "2", "--steps", "40"]
+    out = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "membench", *arguments, "--out", str(out)], cwd=ROOT, start_new_session=True
+    )
+    wait_for(lambda: list((out / "checkpoints").glob("*.pt")), 300, "a checkpoint")
+    os.kill(_ranks_of(process.pid)[victim], signal.SIGKILL)
+    assert process.wait(timeout=120) == 1
+    wait_for(lambda: not members_of_session(process.pid), 60, "the end of all processes")
+    record = record_in(out)
+    assert record["status"] == "failed"
+    assert record["error"] == f"the process of rank {victim} was killed by signal 9 (SIGKILL)"
+    assert command(*arguments, "--out", str(out)).returncode == 0
+    assert command(*arguments, "--out", str(tmp_path / "whole")).returncode == 0
+    again, whole = record_in(out), record_in(tmp_path / "whole")
+    assert again["metrics"] == whole["metrics"]
+    assert [e["loss"] for e in again["history"]] == [e["loss"] for e in whole["history"]]
+
+
+def _ranks_of(session: int) -> list[int]:
+    """The processes with a rank, in its order: they alone have a parent in common that isn't the command."""
+    children: dict[str, list[int]] = {}
+    for pid in members_of_session(session):
+        parent = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[1]
+        if parent != str(session):
+            children.setdefault(parent, []).append(int(pid))
+    return sorted(max(children.values(), key=len))
