@@ -1,5 +1,6 @@
 """`membench list`: the methods, tasks, models and published tables to choose from."""
 
+import textwrap
 from enum import StrEnum
 from typing import Annotated
 
@@ -17,11 +18,16 @@ class Listing(StrEnum):
     reproductions = "reproductions"
 
 
-def list_(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> None:
-    """List methods, tasks, models or the published tables that can be reproduced."""
+def list_(
+    what: Annotated[Listing, typer.Argument(help="What to list.")],
+    name: Annotated[str | None, typer.Argument(help="A method, to list its hyper-parameters.")] = None,
+) -> None:
+    """List methods, tasks, models or the published tables that can be reproduced; of one method, what can be set."""
     listings = {"methods": methods, "tasks": task_names, "models": models, "reproductions": reproductions}
+    if name is not None and what is not Listing.methods:
+        raise UserError(f"list {what.value} takes no name: leave out {name!r}, or list methods {name}")
     try:
-        print(listings[what.value]())
+        print(method(name) if name else listings[what.value]())
     except ValueError as error:  # an installed package's task that can't be loaded
         raise UserError(str(error)) from error
 
@@ -31,6 +37,20 @@ def methods() -> str:
     import optimizers
 
     return "\n\n".join(_method(name) for name in optimizers.available())
+
+
+def method(name: str) -> str:
+    """One method: what it is, and each hyper-parameter with its default, range and advice."""
+    import optimizers
+    from optimizers.described import hyperparameters
+
+    blocks = [_method(name)]
+    for one in hyperparameters(optimizers.get(name)):
+        head = f"{one.name} = {one.default!r}" + (f"   ({one.allowed})" if one.allowed else "")
+        blocks.append(
+            "\n".join([head, *textwrap.wrap(one.advice, 100, initial_indent="    ", subsequent_indent="    ")])
+        )
+    return "\n\n".join(blocks) + f"\n\nSet one with --set {name}.KEY=VALUE."
 
 
 def _method(name: str) -> str:
