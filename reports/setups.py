@@ -10,6 +10,8 @@ from reports.schema import TRAINING, Field, training
 
 REFERENCE = "adamw"  # the method that ratios compare with
 
+LONGEST_NAME = 44  # letters, of a model or data in a heading
+
 _SIZES = ("steps", "batch_size", "sequence_length")
 _SAID_FIRST = (*_SIZES, "weights", "data")  # in a heading
 _MACHINE = ("device", "threads")  # of the environment, where a run that crashed may not know them
@@ -160,7 +162,13 @@ def heading(setup: Setup) -> list[str]:
     known = setup.conditions
     weights = ", random weights" if known["weights"] == "random" else f", {known['weights']} weights"
     what = setup.tasks[0] if len(setup.tasks) == 1 else f"{known['family']}, {len(setup.tasks)} tasks"
-    return [f"{what} - {known['model']}{weights} - data: {known['data']}", ", ".join(_how(known, setup.machines))]
+    model, data = (_end(known[name]) for name in ("model", "data"))
+    return [f"{what} - {model}{weights} - data: {data}", ", ".join(_how(known, setup.machines))]
+
+
+def _end(path: str) -> str:
+    """Of a long path its end, which tells most."""
+    return path if len(path) <= LONGEST_NAME else f"…{path[1 - LONGEST_NAME :]}"
 
 
 def _how(known: dict[str, Any], machines: list[str]) -> list[str]:

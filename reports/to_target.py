@@ -32,6 +32,16 @@ def to_target(records: list[Record], metric: str, target: float, format: str = "
     return render(rankings, "to_target", format)
 
 
+def tokens_to(setup: Setup, label: str, task: str, target: float) -> float:
+    """Tokens until a row's headline was first seen to reach a target, a median over all of its runs on the task.
+
+    A run that never did counts as infinitely many.
+    """
+    metric, higher = headline([setup], task)
+    firsts = [_first(run, metric, target, higher) for run in _of(setup.rows[label], task)]
+    return statistics.median([point["tokens"] if point else float("inf") for point in firsts] or [float("inf")])
+
+
 def _of(runs: dict[tuple[str, int], Record], task: str) -> list[Record]:
     return [run for (name, _), run in runs.items() if name == task]
 

@@ -6,7 +6,8 @@ import browser
 import pytest
 from reports_factory import MIB, make_failure, make_record
 
-from reports import page
+from reports import page, rows
+from reports.setups import group
 
 pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="needs a Chromium on the path")
 
@@ -33,12 +34,16 @@ MEASURE = """(() => {
 })()"""
 
 
+def _score(step):
+    return {"accuracy": 0.5 + step / 200} if step % 20 == 0 else None
+
+
 def run(number, method, task, seed):
     """Methods that differ in everything."""
     sizes = [(20, 20, 40, 15, 5)[part] * MIB // (1 + number * (part == 2)) for part in range(5)]
     parts = dict(zip(("weights", "gradients", "optimizer_state", "activations", "temporaries"), sizes, strict=True))
     names = ("step", "tokens", "seconds", "loss", "learning_rate", "metrics")
-    points = [(i, 9 * i, i * (1 + number / 9), math.exp(-i / 40) + 0.1 * number, 1e-3, None) for i in range(1, 61)]
+    points = [(i, 9 * i, i * (1 + number / 9), math.exp(-i / 40) + 0.1 * number, 1e-3, _score(i)) for i in range(1, 61)]
     return make_record(
         method=method,
         task=f"superglue/{task}",
@@ -123,11 +128,58 @@ def test_it_prints_with_what_is_folded_on_a_screen(tab, report, tmp_path):
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
 
 
+CELLS = "[...document.querySelectorAll('#setup-1 table')[0].tBodies[0].rows].map(r => r.cells[%d].textContent.trim())"
+CHANGE = "(e => { %s; e.dispatchEvent(new Event('change')) })(document.querySelectorAll('#setup-1 .explore %s')[%d])"
+DOTS = (
+    "[...document.querySelectorAll('#setup-1 .explore svg')[%d].querySelectorAll('circle')].map(c => ({...c.dataset}))"
+)
+
+
+def test_tables_sort_by_a_click_on_a_header(tab, report):
+    tab.open(report, 1400, "light")
+    assert tab.ask(CELLS % 0)[0] == "adamw"
+    for wanted in (sorted, lambda peaks: sorted(peaks, reverse=True)):
+        tab.ask("document.querySelectorAll('#setup-1 table')[0].tHead.rows[0].cells[1].firstChild.click()")
+        peaks = [float(cell.split()[0]) for cell in tab.ask(CELLS % 1) if cell[0].isdigit()]
+        assert peaks == wanted(peaks) and len(set(peaks)) > 3
+    assert tab.trouble == []
+
+
+def test_a_reader_chooses_both_axes_logs_and_methods(tab, report):
+    tab.open(report, 1400, "light")
+    (setup, *_) = group(records())
+    held = {row["method"]: row for row in rows.summary(setup) if row["runs_ok"]}
+    assert {d["name"]: float(d["x"]) for d in tab.ask(DOTS % 0)} == {
+        name: pytest.approx(row["peak_allocated_bytes"] / MIB) for name, row in held.items()
+    }
+    tab.ask(CHANGE % ("e.value = 'weights trained, %'", "select", 0))
+    assert {d["name"]: float(d["x"]) for d in tab.ask(DOTS % 0)} == {
+        name: pytest.approx(100 * row["trained_fraction"]) for name, row in held.items()
+    }
+    place = "document.querySelectorAll('#setup-1 .explore circle')[5].getAttribute('cx')"
+    before = tab.ask(place)
+    tab.ask(CHANGE % ("e.checked = true", "[type=checkbox]", len(setup.rows)))  # after the methods: log across
+    assert tab.ask(place) != before
+    tab.ask(CHANGE % ("e.checked = false", "[type=checkbox]", 1))
+    gone = list(setup.rows)[1]
+    assert gone not in {d["name"] for number in (0, 1) for d in tab.ask(DOTS % number)}
+    assert tab.ask("[...document.querySelectorAll('#setup-1 svg .row-1')].every(e => e.style.visibility === 'hidden')")
+    hidden = (
+        "[...document.querySelectorAll('#setup-1 tbody tr')].filter(r => r.hidden).map(r => r.cells[0].textContent)"
+    )
+    assert set(map(str.strip, tab.ask(hidden))) == {gone}
+    tab.ask(CHANGE % ("e.value = 'score'", "select", 3))
+    tab.ask(CHANGE % ("e.value = 'tokens'", "select", 4))
+    assert {float(d["x"]) for d in tab.ask(DOTS % 1)} == {180, 360, 540} and tab.trouble == []
+
+
 def test_untrusted_names_run_nothing(tab, tmp_path):
     path = tmp_path / "report.html"
     name = '"><script>document.title="run"</script><svg onload=document.title="run">'
     path.write_text(page.render([make_record(task=name, model=name, method=name)]))
     tab.open(path, 1400, "light")
     assert tab.ask("document.title") != "run"
-    assert tab.ask("document.querySelectorAll('script, [onload]').length") == 0
+    assert tab.ask("document.querySelectorAll('script').length") == 1  # the page's own
+    assert tab.ask("document.querySelectorAll('[onload]').length") == 0
+    assert name in tab.ask("document.querySelector('.explore circle').dataset.name")
     assert tab.trouble == []

@@ -334,6 +334,12 @@ def test_a_heading_tells_the_conditions_and_random_weights():
     assert "pretrained weights" in tables.render([make_record(training__weights="pretrained")])
 
 
+def test_a_long_path_is_no_heading():
+    path = "/home/somebody/" + "deep/" * 20 + "my-model"
+    text = tables.render([make_record(model=path, training__data=path)], "markdown").split("\n")[0]
+    assert len(text) < 150 and text.count("…") == 2 and "deep/my-model, random weights" in text
+
+
 def test_tasks_may_differ_in_steps_as_epochs_make_them():
     runs = [
         make_record(task="superglue/cb", training__steps=20),

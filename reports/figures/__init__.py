@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from reports import files
-from reports.figures import bars, curves, pareto, svg
+from reports.figures import bars, curves, pareto, profiles, scores, svg
 from reports.figures.chart import Chart
 from reports.figures.svg import Plot
 from reports.record import Record
@@ -20,6 +20,18 @@ CHARTS = (
         by_task=pareto.by_task,
         title="Memory against quality, task by task",
         behind="pareto",
+    ),
+    Chart("profiles", "quality", profiles.caption, profiles.profile),
+    Chart(
+        "score_by_step", "training", scores.caption, by_task=scores.by_step, title="Score against steps", key=curves.key
+    ),
+    Chart(
+        "score_by_tokens",
+        "training",
+        scores.caption,
+        by_task=scores.by_tokens,
+        title="Score against tokens",
+        key=curves.key,
     ),
     Chart(
         "loss_by_step", "training", curves.caption, by_task=curves.by_step, title="Loss against steps", key=curves.key

@@ -155,7 +155,8 @@ def _segment(
     figure, room = bar.figures[part], (style.WIDE - 2 * _SIDE) * length / longest
     if room > _LETTER * len(figure) + 4:
         letters = style.ON_DARK if colour == style.BLUE else style.ON_LIGHT
-        axes.text(start + length / 2, place, figure, ha="center", va="center", fontsize=9.5, color=letters)
+        centred: dict[str, Any] = {"ha": "center", "va": "center", "gid": f"row-{place}-figure"}
+        axes.text(start + length / 2, place, figure, fontsize=9.5, color=letters, **centred)
 
 
 def _words(part: str) -> str:
@@ -179,9 +180,9 @@ def _frame(name: str, title: str, labels: list[tuple[str, str]], legend: int = 4
     for place, (label, remark) in enumerate(labels):
         room = style.WIDE - 2 * _SIDE - style.width(style.shortened(remark)) - _GAP
         left: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "weight": "bold"}
-        axes.text(0, place - 0.29, style.fitted(label, room, "bold"), **left)
+        axes.text(0, place - 0.29, style.fitted(label, room, "bold"), gid=f"row-{place}-label", **left)
         right: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "color": style.MUTED}
-        axes.text(1, place - 0.29, style.shortened(remark), **right)
+        axes.text(1, place - 0.29, style.shortened(remark), gid=f"row-{place}-remark", **right)
     return Plot(name, title, title + ".", figure), axes
 
 

@@ -29,6 +29,7 @@ class Curve(NamedTuple):
     """Means over stretches of the steps. `ended`: why and at which step it ended, for a run that isn't ok."""
 
     steps: list[float]
+    tokens: list[float]
     seconds: list[float]
     losses: list[float]
     ended: str | None = None
@@ -133,12 +134,13 @@ def _curve(runs: list[Record]) -> Curve | None:
     for point in points:
         stretches.setdefault((point["step"] - 1) // stretch, []).append(point)
     groups = [group for _, group in sorted(stretches.items())]
-    steps, seconds, losses = (
-        [sum(point[name] for point in group) / len(group) for group in groups] for name in ("step", "seconds", "loss")
+    steps, tokens, seconds, losses = (
+        [sum(point[name] for point in group) / len(group) for group in groups]
+        for name in ("step", "tokens", "seconds", "loss")
     )
     status = runs[0]["status"]
     ended = None if status == "ok" else f"{status.replace('_', ' ')} after step {last}"
-    return Curve(steps, seconds, losses, ended)
+    return Curve(steps, tokens, seconds, losses, ended)
 
 
 def _draw(plot: Plot, axes: Axes, label: str, curve: Curve, number: int, axis: Axis, look: RowStyle) -> None:

@@ -84,10 +84,10 @@ def _tree(plot: Plot, ground: str = "none") -> ElementTree.Element:
 
 
 def _say(group: ElementTree.Element, texts: list[str] | None) -> None:
+    if row := re.match(r"(?:row|bar|trained|blocks)-(\d+)", group.get("id", "")):
+        group.set("class", f"row-{row[1]}")  # by which the page dims and hides rows
     if texts is None:
         return
-    if row := re.match(r"row-\d+", group.get("id", "")):
-        group.set("class", row[0])
     marks = [group] if len(texts) == 1 else list(group.iter(f"{{{_SVG}}}use"))
     for mark, text in zip(marks, texts, strict=True):
         title = ElementTree.Element(f"{{{_SVG}}}title")

@@ -1,6 +1,9 @@
-"""The page: one HTML file with everything in it, to be read without a network and without scripts."""
+"""The page: one HTML file with everything in it, without a network; its script only rearranges what is there."""
 
+import json
+from base64 import b64encode
 from collections.abc import Sequence
+from hashlib import sha256
 from importlib import resources
 from typing import Any
 
@@ -10,7 +13,7 @@ from reports import differences
 from reports.figures import count, draw, svg
 from reports.figures.curves import MOST_ROWS
 from reports.figures.style import printable
-from reports.page import content
+from reports.page import content, explore
 from reports.record import Record
 from reports.setups import Setup, group, heading
 
@@ -30,8 +33,11 @@ def render(records: list[Record], problems: Sequence[str] = (), trials: Sequence
     environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_readable, trim_blocks=True)
     environment.filters["svg"] = svg.inline
     template = environment.from_string(_file("report.html"))
+    script = _file("report.js")
     return template.render(
         style=_file("report.css"),
+        script=script,
+        allowed=b64encode(sha256(f"\n{script}\n".encode()).digest()).decode(),  # no other script runs
         overview=content.overview(records, setups),
         different=differences.between_setups(setups),
         problems=problems,
@@ -66,6 +72,7 @@ def _section(number: int, setup: Setup, drawn: bool) -> dict[str, Any]:
     return {
         "id": f"setup-{number}",
         "heading": heading(setup),
+        "explore": json.dumps(explore.figures(setup)),
         "walls": content.walls(setup, draw(setup)) if drawn else None,
         **content.of(setup),
     }

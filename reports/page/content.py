@@ -113,7 +113,7 @@ def _cards(setup: Setup) -> list[dict[str, Any]]:
     return [
         {
             "title": titles[name],
-            "who": winner.best,
+            "who": shortened(winner.best),
             "figure": _figure(name, rows[winner.best], setup),
             "tied": _doubt(winner),
         }
