@@ -8,7 +8,7 @@ from membench.planning import against
 from reports import published
 
 HERE = Path(__file__).resolve().parent / "plans"
-MODELS = ("qwen2.5-7b", "llama3-8b")
+MODELS = ("qwen2.5-7b", "llama3-8b", "llama3.2-1b")
 WORKLOAD = {"batch_size": 1, "sequence_length": 2048, "checkpointing": True}
 VARIANTS = (
     "galore:in_backward=true",
