@@ -1,9 +1,14 @@
 """`membench report` in the formats that go to files: what is written, what is refused, and how it ends."""
 
+import base64
 import builtins
+import json
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from huggingface_hub import constants
 from reports_factory import make_record
 
 from membench.cli import main
@@ -67,6 +72,67 @@ def test_what_is_no_record_is_named_and_the_rest_is_on_the_page(folder, tmp_path
 def test_a_place_that_cannot_be_written_is_a_sentence(folder, tmp_path, capsys, monkeypatch):
     code, _, errors = report(capsys, monkeypatch, folder, "--format", "html", "--out", tmp_path)
     assert code == 2 and errors.startswith("error: ") and "can't be written" in errors and errors.count("\n") == 1
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as an upload asks for; what was sent is kept."""
+
+    refuse = False
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        self.server.asked.append((self.path, body))
+        answer = {"url": f"http://{self.headers['Host']}/datasets/me/runs", "errors": [], "warnings": []}
+        if "/preupload/" in self.path:
+            files = [{"path": one["path"], "uploadMode": "regular"} for one in json.loads(body)["files"]]
+            answer = {"files": [{**one, "shouldIgnore": False, "oid": None} for one in files]}
+        elif "/commit/" in self.path:
+            answer = {"commitUrl": f"http://{self.headers['Host']}/datasets/me/runs/commit/1", "commitOid": "1"}
+        text = json.dumps({"error": "No permission."} if self.server.refuse else answer).encode()
+        self.send_response(403 if self.server.refuse else 200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.asked, server.refuse = [], False
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HF_TOKEN", "hf_for_the_test")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_records_and_page_are_pushed_to_a_dataset_repository(hub, folder, capsys, monkeypatch):
+    record.write(make_record(seed=7), folder / "tuning")
+    code, out, errors = report(capsys, monkeypatch, folder, "--push", "hub:me/runs")
+    assert (code, errors) == (0, "") and "me/runs" in out
+    created = json.loads(next(body for path, body in hub.asked if path == "/api/repos/create"))
+    assert (created["type"], created["name"]) == ("dataset", "runs")
+    (commit,) = [body for path, body in hub.asked if path.startswith("/api/datasets/me/runs/commit/main")]
+    sent = [json.loads(line)["value"] for line in commit.splitlines() if json.loads(line)["key"] == "file"]
+    held = {one["path"]: base64.b64decode(one["content"]) for one in sent}
+    assert {path for path in held if "/" not in path} == {"report.html", "README.md"}
+    assert held["report.html"].startswith(b"<!doctype html>") and b"## superglue/rte" in held["README.md"]
+    for path in [*folder.glob("*.json"), *folder.glob("tuning/*.json")]:
+        assert json.loads(held[f"records/{path.relative_to(folder)}"]) == json.loads(path.read_text())
+
+
+def test_what_the_hub_refuses_is_a_sentence(hub, folder, capsys, monkeypatch):
+    hub.refuse = True
+    code, _, errors = report(capsys, monkeypatch, folder, "--push", "hub:me/runs")
+    assert code == 2 and errors.startswith("error: --push hub:me/runs: ") and errors.count("\n") == 1
+    code, _, errors = report(capsys, monkeypatch, folder, "--push", "me")
+    assert (code, errors) == (2, "error: --push me: write hub:USER/NAME, the dataset repository to upload to\n")
 
 
 def test_without_matplotlib_the_way_to_get_it_is_said_and_tables_still_work(folder, capsys, monkeypatch):

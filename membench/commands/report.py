@@ -40,6 +40,10 @@ def report(
         list[str] | None,
         typer.Option("--table", help="Only summary, memory, throughput or quality; csv: instead of a row a run."),
     ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option("--push", metavar="hub:USER/NAME", help="Upload records and page to this dataset repository."),
+    ] = None,
     to_target: Annotated[
         str | None, typer.Option("--to-target", metavar="METRIC=VALUE", help="Rank methods by the time to reach this.")
     ] = None,
@@ -55,6 +59,8 @@ def report(
     if format is Format.plots and out is None:
         raise UserError("--format plots writes files: say where with --out FOLDER.")
     ranking = _ranking(format, at_memory, to_target)
+    if push is not None and (ranking or table or out or format is not Format.plain):
+        raise UserError("--push uploads the records, the page and all tables: leave out the other options")
     if table and (ranking or format in (Format.html, Format.plots)):
         raise UserError("--table chooses among the tables of plain, markdown, csv, json or latex: leave it out")
     try:
@@ -62,7 +68,9 @@ def report(
         found.problems.extend(tuned.problems)
         for problem in found.problems:
             print(problem, file=sys.stderr)
-        if ranking:
+        if push is not None:
+            print(_drawing("push", "membench.runs").push(push, found, tuned.records))
+        elif ranking:
             _put(ranking(found.records), out)
         elif format is Format.plots:
             print(f"{len(_drawing('figures').write(found.records, out))} files in {out}")
@@ -130,12 +138,12 @@ def _text(found: Any, trials: list[Any], format: Format, chosen: Sequence[str]) 
     return tables.render(found.records, format.value, chosen, trials)
 
 
-def _drawing(name: str) -> Any:
-    """A module of `reports` that draws, and needs optional packages."""
+def _drawing(name: str, package: str = "reports") -> Any:
+    """A module that draws, and needs optional packages."""
     from importlib import import_module
 
     try:
-        return import_module(f"reports.{name}")
+        return import_module(f"{package}.{name}")
     except ModuleNotFoundError as error:
         if error.name not in ("matplotlib", "jinja2"):
             raise
