@@ -2,7 +2,8 @@
 
 The size is what PyTorch calls a card's total capacity. It is less than nvidia-smi's total, by what the driver keeps for
 itself and for error correction: where neither a run of ours nor a message of PyTorch's tells, 2.2% less, which is more
-than the cards below that are known both ways lose (an H100 .6%, an RTX 4090 1.5%). Prices change by the week and the country, so the cards are in order of memory.
+than the cards below that are known both ways lose (an H100 .6%, an RTX 4090 1.5%). Prices change by the week and the
+country, so the cards are in order of memory.
 """
 
 from __future__ import annotations
