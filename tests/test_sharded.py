@@ -163,7 +163,15 @@ SLOW = [(sharded, name) for name in SUBJECTS if name != "galore"] + RIGHT[1:]
 
 
 def named(ways):
-    return [f"{getattr(way, 'func', way).__name__} {getattr(way, 'keywords', '')} {name}" for way, name in ways]
+    return [f"{_told(way)} {name}" for way, name in ways]
+
+
+def _told(way):
+    """A way and what it is given, the same in every process."""
+    if not isinstance(way, functools.partial):
+        return way.__name__
+    given = [f"{key}={getattr(value, '__name__', value)}" for key, value in way.keywords.items()]
+    return f"{way.func.__name__} {', '.join(given)}"
 
 
 @pytest.fixture(scope="module")
