@@ -20,12 +20,15 @@ def pages() -> dict[Path, str]:
     """All pages with their paths."""
     names = optimizers.available()
     made = {PAGES / f"{name}.md": page(name) for name in names}
-    return made | {PAGES / "index.md": _index(names)}
+    return made | {PAGES / "index.md": index(names)}
 
 
-def _index(names: list[str]) -> str:
-    rows = [[f"[{name}]({name}.md)", optimizers.get(name).summary, optimizers.get(name).keeps] for name in names]
-    return "\n\n".join([_GENERATED, "# Methods", markdown(rows, ["method", "what it does", "what it keeps"])]) + "\n"
+def index(names: list[str]) -> str:
+    """The table of all methods."""
+    head = ["method", "what it does", "trains", "keeps", "can't be combined with", "paper"]
+    methods = {f"[{name}]({name}.md)": optimizers.get(name) for name in names}
+    rows = [[link, m.summary, m.trains, m.keeps, m.excludes or "-", m.paper] for link, m in methods.items()]
+    return "\n\n".join([_GENERATED, "# Methods", markdown(rows, head)]) + "\n"
 
 
 def page(name: str) -> str:

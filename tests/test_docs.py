@@ -7,28 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from membench.commands import list as listing
-
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
-START, END = "<!-- methods: generated -->\n", "\n<!-- end of methods -->"
-
-
-def test_the_readmes_table_of_methods_is_what_the_registry_says():
-    text = README.read_text()
-    assert START in text and END in text, f"README.md needs the lines {START.strip()!r} and {END.strip()!r}"
-    table = text.split(START)[1].split(END)[0]
-    assert table == listing.methods_table(), (
-        "the README's table of methods is stale; refresh it with: "
-        "python -c 'from tests.test_docs import refresh; refresh()'"
-    )
-
-
-def refresh() -> None:
-    """Write the table of methods into the README."""
-    text = README.read_text()
-    before, after = text.split(START)[0], text.split(END)[1]
-    README.write_text(before + START + listing.methods_table() + END + after)
 
 
 def examples():

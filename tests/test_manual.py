@@ -43,6 +43,11 @@ def test_a_page_is_what_its_method_says():
     assert (DOCS / "methods" / "badam.md").read_text() == method_page.page("badam"), f"docs/methods/badam.md {STALE}"
 
 
+def test_the_table_of_methods_is_what_the_registry_says():
+    made = method_page.index(optimizers.available())
+    assert (DOCS / "methods" / "index.md").read_text() == made, f"docs/methods/index.md {STALE}"
+
+
 def test_the_decision_page_is_made_from_the_committed_plans():
     assert choice.PAGE.read_text() == choice.page(), f"docs/which-method.md {STALE}"
 
@@ -66,7 +71,7 @@ def test_words_are_only_written_of_methods_that_exist():
 
 
 def test_no_link_of_the_documentation_leads_nowhere():
-    for page in DOCS.rglob("*.md"):
+    for page in [ROOT / "README.md", *DOCS.rglob("*.md")]:
         text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
         for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {target}"

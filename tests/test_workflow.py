@@ -1,4 +1,4 @@
-"""The README's CI workflow runs as it stands, and holds this repository's own demo to its committed memory."""
+"""The CI workflow of docs/ci.md runs as it stands, and holds this repository's own demo to its committed memory."""
 
 import json
 import os
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def commands():
     """What the workflow runs, the installation left out."""
-    block = re.search(r"<!-- workflow: .*?```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    block = re.search(r"<!-- workflow: .*?```yaml\n(.*?)```", (ROOT / "docs" / "ci.md").read_text(), re.DOTALL)[1]
     (job,) = yaml.safe_load(block)["jobs"].values()
     return [step["run"] for step in job["steps"] if "run" in step and "pip install" not in step["run"]]
 

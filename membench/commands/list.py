@@ -84,16 +84,3 @@ def reproductions() -> str:
     from reports import published
 
     return "\n".join(f"{name:16} {published.load(name)['title']}" for name in RECIPES)
-
-
-def methods_table() -> str:
-    """The methods as a markdown table: the README's is generated from it."""
-    import optimizers
-
-    head = "| method | what it does | trains | keeps | can't be combined with | paper |\n|---|---|---|---|---|---|"
-    methods = {name: optimizers.get(name) for name in optimizers.available()}
-    rows = [
-        f"| `{name}` | {m.summary} | {m.trains} | {m.keeps} | {m.excludes or '-'} | {m.paper} |"
-        for name, m in methods.items()
-    ]
-    return "\n".join([head, *rows])

@@ -10,7 +10,7 @@ from membench.config.options import FanOutOptions
 
 @takes(FanOutOptions)
 def study(
-    file: Annotated[str, typer.Argument(help="TOML file: options of compare, models, tune, memory; see the README.")],
+    file: Annotated[str, typer.Argument(help="TOML file: options of compare, models, tune, memory (docs/study.md).")],
     shard: Annotated[
         str, typer.Option("--shard", metavar="PART/PARTS", help="Run only one part of the study, such as 2/8.")
     ] = "1/1",
