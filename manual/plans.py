@@ -14,7 +14,12 @@ VARIANTS = (
     "galore:in_backward=true",
     "lisa:train_embeddings=false",
     "adamw8bit:in_backward=true",
-)  # that need much less
+    "badam:states=8bit",
+)  # that need less
+OPTIONS: dict[str, tuple[list[str], dict[str, int]]] = {
+    "--loss-chunks 8": (["badam", "lora"], {"loss_chunks": 8}),
+    "--loss-chunks 8 --batch-size 4": (["qlora"], {"loss_chunks": 8, "batch_size": 4}),
+}
 TABLES = ("badam-table-12", "badam-table-2", "unsloth-llama3.1-8b")
 _KEPT = ("method", "estimated_total_bytes", "peak_allocated_bytes")
 
@@ -24,17 +29,28 @@ def make() -> None:
     import membench
 
     for model in MODELS:
-        documents = [membench.plan(model, methods, **WORKLOAD).document for methods in ("all", VARIANTS)]
-        keep(model, documents)
+        rows = [row for methods in ("all", VARIANTS) for row in membench.plan(model, methods, **WORKLOAD).document["rows"]]
+        keep(model, rows + with_options(model))
     for name in TABLES:
         rows = against.figures(published.load(name))
         _write(HERE / f"against-{name}.json", {"name": name, "rows": rows})
 
 
-def keep(model: str, documents: list[dict[str, Any]]) -> None:
+def with_options(model: str) -> list[dict[str, Any]]:
+    """Rows of methods with an option of the command, which their names say."""
+    import membench
+
+    return [
+        {**row, "method": f"{row['method']} {option}"}
+        for option, (methods, changed) in OPTIONS.items()
+        for row in membench.plan(model, methods, **{**WORKLOAD, **changed}).document["rows"]
+    ]
+
+
+def keep(model: str, rows: list[dict[str, Any]]) -> None:
     """Write what the pages need of the plans of a model."""
-    rows = [{key: row[key] for key in _KEPT} for document in documents for row in document["rows"]]
-    _write(HERE / f"{model}.json", {"model": model, **WORKLOAD, "rows": rows})
+    kept = [{key: row[key] for key in _KEPT} for row in rows]
+    _write(HERE / f"{model}.json", {"model": model, **WORKLOAD, "rows": kept})
 
 
 def _write(path: Path, content: Any) -> None:
