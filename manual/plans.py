@@ -29,7 +29,8 @@ def make() -> None:
     import membench
 
     for model in MODELS:
-        rows = [row for methods in ("all", VARIANTS) for row in membench.plan(model, methods, **WORKLOAD).document["rows"]]
+        documents = [membench.plan(model, methods, **WORKLOAD).document for methods in ("all", VARIANTS)]
+        rows = [row for document in documents for row in document["rows"]]
         keep(model, rows + with_options(model))
     for name in TABLES:
         rows = against.figures(published.load(name))

@@ -295,7 +295,7 @@ def test_t_a_traceback_is_shown_of_any_error_that_it_is_asked_for():
 def test_t_nothing_is_made_where_several_processes_were_started(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
     arguments = [one for one in CB if one != "--dry-run"]
-    expect_a_sentence(call("compare", *arguments, "--out", str(tmp_path)), "without torchrun")
+    expect_a_sentence(call("compare", *arguments, "--out", str(tmp_path)), "with --processes, not by a launcher")
 
 
 def full(*_):

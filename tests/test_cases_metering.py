@@ -83,11 +83,11 @@ def fake_peaks(run, task):
 @pytest.mark.parametrize(("family", "method"), PAIRS)
 def test_s7_planned_equals_metered_on_the_batches_of_every_family(family, method):
     run, task = make(family, method)
-    metered, planned = execute._meter(run, task), fake_peaks(run, task)
+    metered, planned = execute._meter(run, task, {})["memory"], fake_peaks(run, task)
     if family == "c4":  # a mask of ones is left out, which a plan can't see: it is that of a batch with padding
         assert metered["peak_allocated_bytes"] <= planned["peak_allocated_bytes"]
         task.largest_batch = lambda: padded(task.batch(0))
-        metered = execute._meter(run, task)
+        metered = execute._meter(run, task, {})["memory"]
     assert metered["peak_allocated_bytes"] == planned["peak_allocated_bytes"] > 0
     assert metered["at_peak"] == planned["at_peak"] and metered["maximum"] == planned["maximum"]
 
@@ -100,7 +100,7 @@ def test_s7_the_command_plans_what_a_comparison_meters(family, tmp_path):
         rows = [{"text": f"museum {n} " * (n % 60 + 1), "label": n % 2} for n in range(60)]
         (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run, task = make(family, "lora", data=data)
-    metered = execute._meter(run, task)
+    metered = execute._meter(run, task, {})["memory"]
     blueprint = Blueprint(Workload(run.training.model.removeprefix("config:"), 2, 96, "float32"))
     values = method_values(run, execute.build_model(run, task))
     planned = profile(simulate(blueprint, "lora", values, blueprint.depth), complete=True)
@@ -121,7 +121,7 @@ def test_s7_the_peak_is_that_of_every_seed_and_of_every_order_of_the_data(family
     for seed in range(3):
         run, task = make(family, "lora", seed=seed, data=str(tmp_path / "a.jsonl"))
         masks += [bool(task.batch(step)["attention_mask"].all()) for step in range(2)]
-        peaks.add(execute._meter(run, task)["peak_allocated_bytes"])
+        peaks.add(execute._meter(run, task, {})["memory"]["peak_allocated_bytes"])
     assert len(peaks) == 1 and any(masks)  # though a run's own first batches are of both kinds
 
 
@@ -131,7 +131,7 @@ def test_s7_no_step_of_a_training_needs_more_than_is_metered():
     values = method_values(run, model)
     optimizer = optimizers.create("lora", model, **values)
     real = meter_cycle(model, optimizer, task.loss, lambda step: [task.batch(step)], steps_per_selection=8)
-    assert real["peak_allocated_bytes"] == execute._meter(run, task)["peak_allocated_bytes"]
+    assert real["peak_allocated_bytes"] == execute._meter(run, task, {})["memory"]["peak_allocated_bytes"]
 
 
 def test_s7_micro_batches_are_counted_one_by_one():

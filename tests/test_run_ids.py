@@ -68,7 +68,7 @@ def write_texts(folder):
 
 @pytest.mark.parametrize(("family", "changes"), IDS)
 def test_runs_keep_their_ids_whatever_was_asked_of_them(tmp_path, monkeypatch, family, changes):
-    monkeypatch.setattr(prepare, "_refused", lambda settings, work, runs: {})  # ids don't depend on it
+    monkeypatch.setattr(prepare, "_refused", lambda *_: {})  # ids don't depend on it
     write_texts(tmp_path)
     data = "demo" if family.startswith("superglue") else str(tmp_path / f"{family}.jsonl")
     given = {"task": family, "data": data, "optimizers": "badam", "steps": 3, "batch_size": 4, "sequence_length": 96}

@@ -68,7 +68,8 @@ def workload_of(settings: TrainingOptions, sequences: int = 1) -> Workload:
     """A training step on a micro-batch, for the planner; `sequences` of an example."""
     known = declared(WorkloadOptions).keys() & declared(TrainingOptions).keys()
     size = settings.batch_size // settings.gradient_accumulation_steps
-    return Workload(**{**{name: getattr(settings, name) for name in known}, "batch_size": size * sequences})
+    given = {name: getattr(settings, name) for name in known}
+    return Workload(**{**given, "batch_size": size * sequences, "gradient_accumulation_steps": 1})
 
 
 def on_random_tokens(settings: Settings) -> Settings:
