@@ -101,7 +101,9 @@ def expect(scalars, record):
     same("memory/peak_allocated_bytes", [(last, record["memory"]["peak_allocated_bytes"])])
 
 
-@pytest.mark.parametrize("name", LOCAL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "tensorboard" else pytest.mark.slow) for name in LOCAL]
+)
 def test_what_a_tracker_has_is_what_the_record_says(name, place):
     pytest.importorskip(name)
     made = make_record(history=HISTORY, metrics={"accuracy": 0.75})
