@@ -113,7 +113,7 @@ class QuickFakeTensorMode(FakeTensorMode):
             if kind is FakeTensor or isinstance(value, FakeTensor):
                 if value.fake_mode is not self or value.constant is not None or value.layout is not torch.strided:
                     raise _UnknownError
-                key += (value.shape, value.stride(), value.dtype, value._fake_device, value.storage_offset())
+                key += (value.shape, value.stride(), value.dtype, value.fake_device, value.storage_offset())
                 key += (value.requires_grad, value.is_conj(), value.is_neg())
                 tensors.append(value)
             elif kind in _PLAIN:
