@@ -123,9 +123,15 @@ def carry_out(jobs: Sequence[Job], report: Report = lambda method: None) -> Iter
             made = [pool.submit(_carry_out, job) for job in jobs]
             for one, job in zip(made, jobs, strict=True):
                 one.add_done_callback(partial(_tell, report, job.method))
-            yield from (one.result() for one in made)
+            for one, job in zip(made, jobs, strict=True):
+                planned = one.result()
+                # autograd's threads, which this process may have started, aren't in a fork: torch then refuses
+                yield _carry_out(job) if planned.refused and _NO_FORK in planned.refused else planned
     finally:
         gc.unfreeze()
+
+
+_NO_FORK = "fork-based multiprocessing"
 
 
 def _tell(report: Report, method: str, done: Future[Planned]) -> None:
