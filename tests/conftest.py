@@ -11,6 +11,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+gc.disable()  # until all tests are imported: what is imported isn't garbage
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,6 +31,10 @@ def pytest_xdist_make_scheduler(config, log):
     return LoadFileScheduling(config, log)
 
 
+def pytest_collection_finish():
+    gc.enable()
+
+
 def pytest_collection_modifyitems(items):
     place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
@@ -38,7 +43,6 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="module", autouse=True)
 def quick_collections():
     """What was imported needn't be looked through each time that the code under test collects garbage."""
-    gc.unfreeze()
     gc.collect()
     gc.freeze()
 

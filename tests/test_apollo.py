@@ -2,7 +2,6 @@
 
 import math
 
-import apollo_torch
 import pytest
 import torch
 from torch import nn
@@ -39,6 +38,8 @@ def test_with_the_same_projections_it_equals_the_authors_package(given, monkeypa
     projected = layer_matrices(theirs)
     rest = [p for p in theirs.parameters() if not any(p is q for q in projected)]
     settings = {"update_proj_gap": 4, "proj": "random", "proj_type": "std"}
+    import apollo_torch  # it takes seconds
+
     peer = apollo_torch.APOLLOAdamW([{"params": projected, **given, **settings}, {"params": rest}], lr=1e-3, eps=1e-12)
 
     def of_the_package(rank, length, like, key):
