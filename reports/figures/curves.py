@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from reports.figures import style
 from reports.figures.chart import rows_left_out, tasks_left_out
@@ -71,13 +70,7 @@ def panel(setup: Setup, task: str, axis: Axis, name: str, *, with_key: bool = Fa
     for label, found in curves.items():
         for number, curve in enumerate(found):
             _draw(plot, axes, label, curve, number, axis, styles[label])
-    axes.set_xlim(left=0)
-    axes.set_title(style.shortened(task), pad=8)
-    axes.set_xlabel("step" if axis == "step" else "seconds of training")
-    axes.tick_params(length=0)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    style.along_a_training(axes, task, "step" if axis == "step" else "seconds of training", marks=6)
     if with_key:
         _add_key(figure, list(curves), styles, "lower left")
     plot.alt = _alt(plot.title, curves)

@@ -4,7 +4,6 @@ import statistics
 from typing import Any, Literal, NamedTuple
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from reports.figures import style
 from reports.figures.chart import rows_left_out, tasks_left_out
@@ -76,13 +75,7 @@ def _panel(setup: Setup, task: str, axis: Axis, name: str) -> Plot | None:
         shape: dict[str, Any] = {"color": look.colour, "clip_on": False}
         axes.plot(xs, line.scores, ls=look.dashes, lw=1.5, gid=plot.hint(f"row-{look.number}-line", label), **shape)
         axes.plot(xs, line.scores, ls="", marker=look.marker, ms=5.5, mec=style.PAPER, mew=0.6, gid=gid, **shape)
-    axes.set_xlim(left=0)
-    axes.set_title(style.shortened(task), pad=8)
-    axes.set_xlabel("step" if axis == "step" else "tokens")
-    axes.tick_params(length=0)
-    axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    style.along_a_training(axes, task, "step" if axis == "step" else "tokens", marks=4)
     ends = [f"{label} {_score(line.scores[-1])}" for label, line in lines.items() if line.scores]
     plot.alt = f"{plot.title}. At the end: {'; '.join(ends)}."
     return plot

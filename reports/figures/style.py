@@ -5,8 +5,10 @@ from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 WIDE, SMALL = 384, 360  # pixels: of a figure that stands alone, and of one in a grid of its like
 LONGEST_LABEL = 38  # letters
@@ -116,3 +118,14 @@ def fitted(text: str, room: float, weight: str = "normal") -> str:
     while longest > 3 and width(shortened(text, longest), weight) > room:
         longest -= 1
     return shortened(text, longest)
+
+
+def along_a_training(axes: Axes, task: str, unit: str, marks: int) -> None:
+    """Title and axes of what happened to a task from the start of its runs, with at most so many marks in `unit`s."""
+    axes.set_xlim(left=0)
+    axes.set_title(shortened(task), pad=8)
+    axes.set_xlabel(unit)
+    axes.tick_params(length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(marks))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
