@@ -65,6 +65,7 @@ OF_METHODS = {
     *("refuses_what_is_no_model_and_a_model_in_training", "says_what_the_finished_model_will_be"),
     *("rounds_at_random_with_the_right_mean", "takes_its_own_state_back_at_the_start"),
     *("frees_the_model_when_nobody_needs_it", "refuses_accumulation_in_backward", "refuses_the_state_of_another"),
+    *("leaves_a_state_that_it_loads_as_it_is",),
 }
 PAIRS = [
     pytest.param(

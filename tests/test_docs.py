@@ -1,6 +1,7 @@
 """What the documents show is what the code does."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,18 +17,15 @@ def examples():
     return dict(re.findall(pattern, (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL))
 
 
-@pytest.fixture
-def workshop(tmp_path):
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
     """A copy of the packages with the worked examples written into it, as their reader would."""
+    folder = tmp_path_factory.mktemp("workshop")
     for package in ("optimizers", "tasks", "reports", "membench"):
-        (tmp_path / package).mkdir()
-        for path in (ROOT / package).rglob("*.py"):
-            there = tmp_path / path.relative_to(ROOT)
-            there.parent.mkdir(parents=True, exist_ok=True)
-            there.write_text(path.read_text())
+        shutil.copytree(ROOT / package, folder / package)
     for path, code in examples().items():
-        (tmp_path / path).write_text(code)
-    return tmp_path
+        (folder / path).write_text(code)
+    return folder
 
 
 def run(folder, *command):

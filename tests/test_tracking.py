@@ -1,6 +1,7 @@
 """`--track gradient_norm`: the norm is the full gradient's, and the training never notices that it is taken."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -115,11 +116,19 @@ def test_a_stream_is_put_back():
     assert task.place == 0
 
 
-def test_a_task_with_a_reference_is_tracked_once_it_has_seen_the_model():
-    given = {"model": "config:llama-tiny", "batch_size": 16, "sequence_length": 80, "data": "demo", "seed": 0}
+def test_a_task_with_a_reference_is_tracked_once_it_has_seen_the_model(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pairs = [{"prompt": f"Is {n} even?", "chosen": ("Yes", "No")[n % 2], "rejected": "It depends."} for n in range(90)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    given = {
+        "model": "config:llama-tiny",
+        "batch_size": 4,
+        "sequence_length": 64,
+        "data": str(tmp_path / "pairs.jsonl"),
+    }
     task = tasks.create("dpo", **given)
     model = task.build_model()
-    training = Training(steps=1, batch_size=16, sequence_length=80, track="gradient_norm")
+    training = Training(steps=1, batch_size=4, sequence_length=64, track="gradient_norm")
     loop = Loop(model, optimizers.create("sgd", model, lr=0.0), task, training, seed=0, device=CPU)
     loop.run()
     assert loop.progress.history[0]["gradient_norm"] > 0
