@@ -54,6 +54,8 @@ class PlanRow:
         limits: the largest batch, sequence and model that fit; None without a budget.
         advice: if it doesn't fit, the changes with which it does, as planned: "options" in words, "workload", "values",
             "without" (what they rule out), "estimated_total_bytes", "left_bytes"; None if it fits, or none was found.
+        gpus_needed: the fewest of 1, 2, 4, ... 64 on which it fits, with the budget on each; None if there is none,
+            without a budget, and where nothing is sharded.
         formula, formula_bytes: the paper's formula, which leaves out activations, and its value; None if it has none.
     """
 
@@ -74,6 +76,7 @@ class PlanRow:
     left_bytes: int | None
     limits: dict[str, Any] | None
     advice: dict[str, Any] | None
+    gpus_needed: int | None
     formula: str | None
     formula_bytes: int | None
 
@@ -121,7 +124,8 @@ def plan(
         hyperparameters: by method; those under "*" go to every method that has them.
         workload: any option of `membench plan` that describes the training step, by name: `batch_size` (1),
             `sequence_length` (512, or what the model takes), `dtype` ("bfloat16"), `gradient_checkpointing` (False),
-            `attention`, `trust_remote_code`; see `membench.config.options.WorkloadOptions`.
+            `gpus` (1; batch and budget are of each), `strategy` ("fsdp2"), `attention`, `trust_remote_code`; see
+            `membench.config.options.WorkloadOptions`.
 
     Raises:
         UserError: a value is wrong, or the only method can't be planned on this model.

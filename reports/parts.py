@@ -42,12 +42,20 @@ class Part(NamedTuple):
 # In the order of their numbers in a trace
 PARTS = (
     Part("weights", "weights", "blue", "parameters and buffers of the model", lasting=True),
+    Part(
+        "unsharded_weights",
+        "unsharded",
+        "sky",
+        "weights that FSDP2 gathers from all ranks, until it drops them",
+        later=True,
+    ),
     Part("gradients", "gradients", "vermilion", "what autograd accumulates into `.grad`", lasting=True),
     Part("optimizer_state", "states", "green", "tensors of the optimizer, fp32 masters among them", lasting=True),
     Part("activations", "activations", "orange", "kept for the backward pass, and the inputs"),
+    Part("communication", "communication", "yellow", "buffers that collectives read or write", later=True),
     Part("temporaries", "temporaries", "pink", "everything else"),
 )
-WEIGHTS, GRADIENTS, OPTIMIZER_STATE, ACTIVATIONS, TEMPORARIES = range(len(PARTS))
+WEIGHTS, UNSHARDED_WEIGHTS, GRADIENTS, OPTIMIZER_STATE, ACTIVATIONS, COMMUNICATION, TEMPORARIES = range(len(PARTS))
 
 FIELDS = tuple(part.field for part in PARTS)
 LASTING = tuple(number for number, part in enumerate(PARTS) if part.lasting)

@@ -18,6 +18,11 @@ _RESERVED = (
 _RESERVED += "the process's own CUDA context."
 _FORMULA = "formula: the method's paper's, for M weights, D layers, width m and rank r; it leaves out activations and "
 _FORMULA += "temporaries."
+_SHARDED_FORMULA = (
+    "formula: ZeRO-3's, for M weights, D layers and N GPUs (the paper's; BAdam's README); it leaves out buffers, "
+)
+_SHARDED_FORMULA += "activations and temporaries."
+_NEEDED = "GPUs needed: the fewest of 1, 2, 4, ... 64 with this budget, planned with this batch on each."
 _CARDS = "smallest card: of those listed, by memory (`--budget` takes their names); prices aren't compared."
 _INSIDE = "What a kernel allocates and frees inside one operation (SVD, QR, cuBLAS) isn't counted."
 _DROPOUT = "attention has dropout: planned as a CPU computes it, which keeps the attention weights of every head; the "
@@ -44,6 +49,7 @@ def heading(document: dict[str, Any]) -> list[str]:
         f"{setup['batch_size']} x {pairs}{setup['sequence_length']} tokens",
         *([setup["task"]] if setup["task"] else []),
         *levers(setup),
+        *([f"on each of {setup['gpus']} GPUs ({setup['strategy']})"] if setup["gpus"] > 1 else []),
         f"{setup['attention']} attention",
     ]
     words += [f"budget {gib(document['budget_bytes'])} GiB"] if document["budget_bytes"] else []
@@ -82,9 +88,20 @@ def _memory(document: dict[str, Any]) -> Table:
     columns.append(("smallest card", lambda row: row["smallest_card"] or "none"))
     if document["budget_bytes"]:
         columns.append(("fits", _fits))
+        if _is_sharded(document):
+            columns.append(("GPUs needed", _gpus))
     context = gib(document["context_bytes"])
     notes = [_PARTS, _RESERVED.format(context=context), _CARDS]
+    notes += [_NEEDED] if document["budget_bytes"] and _is_sharded(document) else []
     return lay_out(f"Memory at the peak, {name}", document["rows"], columns, {"method", "smallest card", "fits"}, notes)
+
+
+def _is_sharded(document: Mapping[str, Any]) -> bool:
+    return document["setup"]["gpus"] > 1 and document["setup"]["strategy"] == "fsdp2"
+
+
+def _gpus(row: Row) -> str:
+    return str(row["gpus_needed"] or "more than 64")
 
 
 def _part(part: Part, parts: list[Part], unit: int) -> Callable[[Row], str]:
@@ -114,7 +131,8 @@ def _where(document: dict[str, Any]) -> Table:
         (name, lambda row: NOTHING if row["formula_bytes"] is None else f"{row['formula_bytes'] / unit:,.2f}"),
     ]
     left = {"method", "peak in", "most of it in", "training", "formula"}
-    return lay_out("Where the peak is, and what is trained then", document["rows"], columns, left, [_FORMULA])
+    notes = [_SHARDED_FORMULA if _is_sharded(document) else _FORMULA]
+    return lay_out("Where the peak is, and what is trained then", document["rows"], columns, left, notes)
 
 
 def _limits(document: dict[str, Any]) -> Table:
@@ -152,6 +170,9 @@ def advice(document: dict[str, Any]) -> list[str]:
     if lost:
         missing = _listed(f"{row['method']} ({gib(-row['left_bytes'])} GiB missing)" for row in lost)
         sentences.append(f"No option tried makes these fit: {missing}.")
+    if _is_sharded(document):
+        needed = _listed(f"{row['method']} {_gpus(row)}" for row in rows)
+        sentences.append(f"GPUs of {gib(budget)} GiB that each needs: {needed}.")
     return sentences
 
 

@@ -14,7 +14,7 @@ from membench.memory.breakdown import alive_at, find_peaks
 from membench.memory.meter import MemoryMeter
 from membench.training.metering import meter_cycle
 from optimizers import MemoryEfficientOptimizer
-from reports.parts import FIELDS
+from reports.parts import FIELDS, PARTS
 
 SCALAR = 4  # the loss, and the gradient of the loss
 
@@ -29,7 +29,9 @@ W1, W2, HIDDEN, OUTPUT = 512, 256, 32 * 16 * 4, 32 * 4 * 4
 
 
 def parts(*sizes: int) -> dict[str, int]:
-    return dict(zip(FIELDS, sizes, strict=True))
+    """Of a single process: the parts of several came later."""
+    early = [part.field for part in PARTS if not part.later]
+    return dict.fromkeys(FIELDS, 0) | dict(zip(early, sizes, strict=True))
 
 
 def test_two_layers_with_adamw_agree_with_a_count_by_hand():

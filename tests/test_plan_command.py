@@ -18,8 +18,7 @@ from membench.planning.planner import method_values, plan
 from membench.planning.simulate import simulate
 from membench.planning.workload import Workload
 from reports import plans
-
-PARTS = {"weights_bytes", "gradients_bytes", "optimizer_state_bytes", "activations_bytes", "temporaries_bytes"}
+from reports.parts import FIELDS
 
 
 def tiny(tmp_path, name="llama", **given):
@@ -47,7 +46,7 @@ def test_json_has_a_row_a_method_with_the_promised_keys(tmp_path, monkeypatch):
     assert [row["method"] for row in document["rows"]] == ["sgd", "lomo"]
     for row in document["rows"]:
         assert row["peak_allocated_bytes"] == sum(row["at_peak"].values())
-        assert set(row["at_peak"]) == set(row["maximum"]) == PARTS
+        assert set(row["at_peak"]) == set(row["maximum"]) == set(FIELDS)
         assert row["estimated_total_bytes"] == row["peak_reserved_bytes"] + document["context_bytes"]
         assert row["peak_reserved_bytes"] >= row["peak_allocated_bytes"]
         assert row["fits"] is True and row["left_bytes"] == 600 * 2**20 - row["estimated_total_bytes"]
@@ -101,7 +100,7 @@ def test_why_is_a_tree_that_adds_up_to_the_peak(tmp_path):
     workload = tiny(tmp_path)
     document = plan(workload, ["lisa"], {})
     row = document["rows"][0]
-    for part in PARTS:
+    for part in FIELDS:
         assert sum(parts[part] for parts in row["components"].values()) == row["at_peak"][part]
         for component, modules in row["modules"].items():
             assert sum(parts[part] for parts in modules.values()) == row["components"][component][part]

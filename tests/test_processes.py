@@ -8,7 +8,6 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import gloo
 import pytest
@@ -76,8 +75,8 @@ def losses(case, path=None, stop_after=None):
     method, given, more = CASES[case]
     training = replace(TRAINING, **more)
     torch.manual_seed(0)
-    model, run = Net().double(), SimpleNamespace(method=method, training=training)
-    optimizer = parallel.place(run, model, partial(optimizers.create, method, **given))
+    model = Net().double()
+    optimizer = parallel.place(model, method, training.strategy, partial(optimizers.create, method, **given))
     task = Task(training.micro_batch_size)
     loop = Loop(model, optimizer, task, training, seed=0, device=torch.device("cpu"))
 

@@ -74,6 +74,8 @@ def _answer(options: PlanOptions, fit_length: bool) -> str:
         workload = within_positions(workload)
     methods, given = _methods(options), options.hyperparameters
     if options.verify:
+        if options.gpus > 1:
+            raise UserError("--verify runs real steps in a single process: leave it out, or leave --gpus out")
         from membench.planning.verify import check_gpu
 
         check_gpu()

@@ -224,6 +224,14 @@ class WorkloadOptions:
     offload_activations: bool = like(TrainingOptions, "offload_activations")
     attention: str | None = option(None, "sdpa or eager; by default the model's own choice.")
     trust_remote_code: bool = like(TrainingOptions, "trust_remote_code")
+    gpus: int = option(
+        1, "Train on this many, and plan one of them; batch size and budget are of each.", at_least=1, below=10_000
+    )
+    strategy: Literal["fsdp2", "replicate"] = like(
+        TrainingOptions,
+        "strategy",
+        help="With --gpus: fsdp2 (the default) shards the model, replicate gives each of them all of it.",
+    )
     task: Literal["dpo"] | None = option(
         None, "dpo: with its loss, on pairs of sequences; by default the model's own loss, on single ones."
     )

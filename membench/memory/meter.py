@@ -18,7 +18,15 @@ from membench.memory.modules import AccumulateGrad, ModuleTracker
 from membench.memory.stock import StockOptimizer
 from membench.memory.trace import INPUTS, Trace
 from optimizers import MemoryEfficientOptimizer
-from reports.parts import ACTIVATIONS, GRADIENTS, OPTIMIZER_STATE, TEMPORARIES, WEIGHTS
+from reports.parts import (
+    ACTIVATIONS,
+    COMMUNICATION,
+    GRADIENTS,
+    OPTIMIZER_STATE,
+    TEMPORARIES,
+    UNSHARDED_WEIGHTS,
+    WEIGHTS,
+)
 
 current_node = torch._C._current_autograd_node
 _DEVICE = torch.ops.prim.device.default  # autograd asks a fake tensor for it at every turn
@@ -30,11 +38,13 @@ class MemoryMeter(TorchDispatchMode):
     A storage is counted once, however many views it has, and lives as long as the last of them. It is sorted, from its
     birth on, by what becomes of it:
 
-    - weights: parameters and buffers of the model; under FSDP2 this rank's shards, and what is gathered of the others;
+    - weights: parameters and buffers of the model; under FSDP2 this rank's shards;
+    - unsharded weights: what FSDP2 gathers of all ranks' shards for a module that runs;
     - gradients: what autograd accumulates into a parameter's `.grad`, whoever frees it and when;
     - optimizer state: tensors in `optimizer.state`, including fp32 masters;
     - activations: made in the forward phase, or when a checkpointed segment is recomputed, and still alive at its end:
       autograd keeps it for the backward pass. The inputs of a step (`hold`) count too;
+    - communication: what collectives of torch.distributed read or write, and nothing of the above;
     - temporaries: everything else.
 
     What is allocated outside any phase (data, evaluation) isn't seen until it turns up in the model or optimizer. Only
@@ -129,12 +139,21 @@ class MemoryMeter(TorchDispatchMode):
         if not self._phase:
             return result
         node: Any = current_node()
+        if _communicates(func):
+            self._see_communication((args, result))
+            return result
         if self._is_gradient(result, node):
             self._assign(result, GRADIENTS, self._modules.owner(node.variable))
         elif not _only_aliases(func):
             for tensor in _tensors(result):
                 self._see(tensor, node)
         return result
+
+    def _see_communication(self, tensors: Any) -> None:
+        for tensor in _tensors(tensors):
+            for index in self._see(tensor):
+                if self.trace.parts[index] == TEMPORARIES:
+                    self.trace.assign(index, COMMUNICATION, self.trace.modules[index])
 
     def _carry_out(self, func: Any, args: Any, kwargs: Any) -> Any:
         return func(*args, **kwargs)
@@ -214,10 +233,10 @@ class MemoryMeter(TorchDispatchMode):
             return
         index, module = watch.index, self.trace.modules[watch.index]
         if not self.trace.freed[index]:
-            self.trace.assign(index, WEIGHTS, module)
+            self.trace.assign(index, UNSHARDED_WEIGHTS, module)
             self.trace.free(index)
         if storage.nbytes():
-            self._allocate(storage, WEIGHTS, module)
+            self._allocate(storage, UNSHARDED_WEIGHTS, module)
 
     # ---- what exists between operations
 
@@ -274,6 +293,12 @@ def _only_aliases(func: Any) -> bool:
     name, returns = func._schema.name, func._schema.returns
     may_resize = "out" in func._overloadname or name in ("aten::resize_", "aten::resize_as_", "aten::set_")
     return not may_resize and all(value.alias_info is not None for value in returns)
+
+
+@cache
+def _communicates(func: Any) -> bool:
+    """Is it a collective?"""
+    return func._schema.name.partition("::")[0] in ("c10d", "_c10d_functional")
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from membench.memory.trace import OPTIMIZER, ROOT
@@ -26,6 +27,7 @@ class ModuleTracker:
         self._owners: dict[int, str] = {}
         for name, p in model.named_parameters():
             self._owners[id(p)] = name.rpartition(".")[0]
+        self._sharded = isinstance(model, FSDPModule)
         self._stack: list[str] = []
         self._numbers: list[int] = [0]  # from this number on, autograd's nodes were made
         self._makers: list[str] = [ROOT]  # by this module
@@ -48,7 +50,15 @@ class ModuleTracker:
 
     def owns(self, leaf: Tensor) -> bool:
         """Is it a parameter of the model, rather than an input that was made to require gradients?"""
-        return id(leaf) in self._owners
+        return id(leaf) in self._owners or (self._sharded and self._find(leaf))
+
+    def _find(self, leaf: Tensor) -> bool:
+        """Is it in the place of a parameter now, as FSDP2's unsharded ones are while their module runs?"""
+        for module, name in self._names.items():
+            if any(p is leaf for p in module._parameters.values()):
+                self._owners[id(leaf)] = name
+                return True
+        return False
 
     def inside(self) -> bool:
         """Is a module's forward running?"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field
 
-from reports.parts import ACTIVATIONS, TEMPORARIES
+from reports.parts import ACTIVATIONS, COMMUNICATION, TEMPORARIES
 
 # Where allocations belong that weren't made by any module of the model.
 INPUTS, ROOT, OPTIMIZER = "(inputs)", "", "(optimizer)"
@@ -51,6 +51,6 @@ class Trace:
 
     def assign(self, index: int, part: int, module: str) -> None:
         """Set what allocation `index` was for from its birth on, unless it already has a lasting purpose."""
-        if self.parts[index] in (ACTIVATIONS, TEMPORARIES):
+        if self.parts[index] in (ACTIVATIONS, COMMUNICATION, TEMPORARIES):
             self.parts[index] = part
             self.modules[index] = module

@@ -41,6 +41,8 @@ class Blueprint:
             raise ValueError(
                 f"--batch-size {workload.batch_size} can't be split into {parts} equal micro-batches: choose a multiple"
             )
+        if workload.gpus == 1 and workload.strategy != "fsdp2":
+            raise ValueError(f"--strategy {workload.strategy} is for several GPUs: also give --gpus")
         self.source = Source(source_name(self.workload.model), self.workload.trust_remote_code)
         self.depth = self._layers()
         if workload.task and not self.is_causal:
@@ -50,8 +52,8 @@ class Blueprint:
             )
 
     def with_workload(self, **changes: Any) -> Blueprint:
-        """The blueprint of a changed workload; if only the batches change, what is known about the model is kept."""
-        if not set(changes) <= {"batch_size", "sequence_length"}:
+        """The blueprint of a changed workload; if the model doesn't change, what is known about the model is kept."""
+        if not set(changes) <= {"batch_size", "sequence_length", "gpus"}:
             return Blueprint(replace(self.workload, **changes))
         return self._with(replace(self.workload, **changes))
 

@@ -171,7 +171,8 @@ def _largest_model(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], 
     expected = blueprint.parameters * budget / total_bytes(plan.profile)
     start = sum(size <= expected for size in names.values())
     room = budget - CUDA_CONTEXT_BYTES
-    ordered = [name for name, size in names.items() if size * DTYPES[blueprint.workload.dtype].itemsize <= room]
+    itemsize = DTYPES[blueprint.workload.dtype].itemsize
+    ordered = [name for name, size in names.items() if size * itemsize <= room * blueprint.workload.shards]
 
     def fits(name: str) -> bool:
         if PREFIX + name == blueprint.source.name:

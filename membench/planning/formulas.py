@@ -19,12 +19,14 @@ class Facts:
         layers: D.
         width: m, of the hidden state.
         matrices: (rows, columns) of each matrix in the layers.
+        shards: N, over which ranks the model is sharded.
     """
 
     weights: int
     layers: int
     width: int
     matrices: tuple[tuple[int, int], ...]
+    shards: int = 1
 
 
 Formula = tuple[str, Callable[[Facts, Mapping[str, Any]], float]]
@@ -42,19 +44,28 @@ FORMULAS: dict[str, Formula] = {
     "galore": ("mn + mr + 2nr", lambda facts, values: 2 * (facts.weights + _galore_states(facts, values["rank"]))),
 }
 
+# Of a rank, without buffers: ZeRO-3, Figure 1 (Rajbhandari et al., SC 2020, arXiv 1910.02054), and BAdam's README.
+SHARDED: dict[str, Formula] = {
+    "adamw": ("16M/N", lambda facts, values: 16 * facts.weights / facts.shards),
+    "badam": ("(2M + 16M/D)/N", lambda facts, values: (2 + 16 / facts.layers) * facts.weights / facts.shards),
+}
+
 
 def facts(blueprint: Blueprint, weights: int) -> Facts:
     """The facts about a model with `weights` weights."""
     layers = find_layers(blueprint.skeleton)
     shapes = [(p.shape[0], p.shape[1]) for layer in layers.values() for p in layer.parameters() if p.dim() == 2]
-    return Facts(weights, len(layers), int(blueprint.source.config.hidden_size), tuple(shapes))
+    return Facts(
+        weights, len(layers), int(blueprint.source.config.hidden_size), tuple(shapes), blueprint.workload.shards
+    )
 
 
 def formula(method: str, known: Facts, values: Mapping[str, Any]) -> tuple[str, int] | None:
     """The formula of `method` and its value in bytes; None if its paper has none."""
-    if method not in FORMULAS:
+    formulas = FORMULAS if known.shards == 1 else SHARDED
+    if method not in formulas:
         return None
-    text, count = FORMULAS[method]
+    text, count = formulas[method]
     return text, round(count(known, values))
 
 

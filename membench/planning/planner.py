@@ -23,6 +23,7 @@ from membench.planning.blueprint import Blueprint
 from membench.planning.budget import Limits, find_limits, total_bytes
 from membench.planning.cards import smallest
 from membench.planning.formulas import facts, formula
+from membench.planning.gpus import needed
 from membench.planning.method import Plan, plan_method
 from membench.planning.workload import Workload
 from tasks.models.source import check_positions
@@ -52,6 +53,7 @@ class Planned:
     limits: Limits | None = None
     advice: Advice | None = None
     refused: str | None = None
+    gpus_needed: int | None = None
 
 
 def plan(
@@ -142,16 +144,18 @@ def _carry_out(job: Job) -> Planned:
     blueprint = Blueprint(job.workload)
     try:
         made = plan_method(blueprint, job.method, job.values)
-        limits, advice = None, None
+        limits, advice, gpus = None, None, None
         if job.budget_bytes:
             limits = find_limits(made, blueprint, job.values, job.budget_bytes)
             if total_bytes(made.profile) > job.budget_bytes:
                 advice = advise(made, blueprint, job.values, job.budget_bytes)
+            if job.workload.shards > 1:
+                gpus = needed(made, blueprint, job.values, job.budget_bytes)
     except ValueError as error:
         return Planned(job, None, refused=str(error))
     except Exception as error:  # from whatever code comes with a model or method: the other rows continue
         return Planned(job, None, refused=explain(error))
-    return Planned(job, replace(made, simulations=()), limits, advice)  # sent between processes
+    return Planned(job, replace(made, simulations=()), limits, advice, gpus_needed=gpus)  # sent between processes
 
 
 def _cores() -> int:
@@ -172,6 +176,7 @@ def row(planned: Planned, blueprint: Blueprint) -> dict[str, Any]:
         "left_bytes": None if budget is None else budget - total,
         "limits": asdict(planned.limits) if planned.limits else None,
         "advice": asdict(planned.advice) if planned.advice else None,
+        "gpus_needed": planned.gpus_needed,
         "formula": paper[0] if paper else None,
         "formula_bytes": paper[1] if paper else None,
         "simulated_depths": list(made.depths),

@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 import optimizers
 from membench.memory.components import classify
@@ -20,7 +21,9 @@ from membench.planning.blueprint import Blueprint
 from membench.planning.fake import QuickFakeTensorMode
 from membench.planning.layers import ends, kinds
 from membench.planning.metered import FakeMeter
+from membench.planning.pretended import pretended
 from membench.planning.workload import Batch, loss_function
+from membench.training import parallel
 from membench.training.metering import train_selection, turns_of
 from optimizers import MemoryEfficientOptimizer
 from optimizers.shared.blocks import find_layers
@@ -68,12 +71,16 @@ def simulate(
         depth: layers of the model.
         whole_cycle: go through all blocks; otherwise skip those between the first and last layers of a kind.
         steps: on each selection; state that the first one creates is there in the second.
-        device: train a real model with random weights there, instead of fake tensors.
+        device: train a real model with random weights there, instead of fake tensors; with the ranks of this
+            process's group, if it has one.
     """
-    with QuickFakeTensorMode() if device is None else nullcontext() as fake:
+    together = device is not None and distributed.is_initialized()
+    ranks = nullcontext() if together else pretended(blueprint.workload.gpus)
+    with ranks, QuickFakeTensorMode() if device is None else nullcontext() as fake:
         with nullcontext() if device is None else torch.device(device):
             model = blueprint.build(depth)
-        optimizer = optimizers.create(method, model, **values)
+        build = partial(optimizers.create, method, **values)
+        optimizer = parallel.place(model, method, blueprint.workload.strategy, build)
         selections = _selections(optimizer)
         next(selections)
         meter = MemoryMeter(model, optimizer) if fake is None else FakeMeter(model, optimizer, fake)

@@ -31,12 +31,19 @@ class Workload(WorkloadOptions):
         loss_chunks: number of pieces of the sequence in which the logits are computed.
         offload_activations: keep them in host memory until the backward pass.
         attention: transformers' name of the implementation: "sdpa", "eager"; None: its choice for the model.
+        gpus: ranks that train together; batches are those of each.
+        strategy: how they share the model: "fsdp2", "replicate".
         trust_remote_code: run code that comes with a model on the hub.
         task: "dpo" for its loss and its batches; None for the model's own loss.
         loss: a key of `LOSSES`, if there is no task.
     """
 
     loss: str = "model"
+
+    @property
+    def shards(self) -> int:
+        """Over how many GPUs the model is sharded."""
+        return self.gpus if self.strategy == "fsdp2" else 1
 
     @property
     def micro_batch_size(self) -> int:

@@ -88,7 +88,7 @@ def _train(
     model = build_model(run, task)
     measured["parameters"] = sum(p.numel() for p in model.parameters())
     measured["hyperparameters"] = method_values(run, model)
-    optimizer = parallel.place(run, model, partial(build_optimizer, run))
+    optimizer = parallel.place(model, run.method, run.training.strategy, partial(build_optimizer, run))
     measured["trainable_parameters"] = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     device = torch.device(run.device)
     loop = Loop(model, optimizer, task, run.training, seed=run.seed, device=device)
@@ -157,7 +157,7 @@ def _meter(run: Run, task: tasks.Task, memory: dict[str, Any]) -> dict[str, Any]
     """
     model, device = build_model(run, task), torch.device(run.device)
     batches = [parallel.share_of(batch) for batch in largest_micro_batches(task, run.training, device)]
-    optimizer = parallel.place(run, model, partial(build_optimizer, run))
+    optimizer = parallel.place(model, run.method, run.training.strategy, partial(build_optimizer, run))
     with Traffic() as traffic:
         report = meter_cycle(
             model,

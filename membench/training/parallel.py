@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 import optimizers
-from membench.config.run import Run
 from optimizers import MemoryEfficientOptimizer
 from optimizers.shared.blocks import find_layers
 from optimizers.shared.sharded import gathered, sharded_like
@@ -29,15 +30,22 @@ def rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
-def place(run: Run, model: nn.Module, build: Build) -> MemoryEfficientOptimizer:
-    """Build the run's method on `model`, sharded or replicated over the ranks as the run asks."""
+def place(model: nn.Module, method: str, strategy: str, build: Build) -> MemoryEfficientOptimizer:
+    """Build a method on `model`, sharded ("fsdp2") or replicated ("replicate") over the ranks.
+
+    Args:
+        model: whole.
+        method: its name.
+        strategy: one of those of `TrainingOptions`.
+        build: makes the method on a model.
+    """
     if ranks() == 1:
         return build(model)
-    if run.training.strategy == "replicate":
+    if strategy == "replicate":
         optimizer = build(model)
         optimizer.data_parallel()
         return optimizer
-    adapts = optimizers.get(run.method).adds_parameters
+    adapts = optimizers.get(method).adds_parameters
     optimizer = build(model if adapts else _sharded(model))
     if adapts:  # adapters are sharded with the rest
         _sharded(model)
@@ -45,9 +53,11 @@ def place(run: Run, model: nn.Module, build: Build) -> MemoryEfficientOptimizer:
 
 
 def _sharded(model: nn.Module) -> nn.Module:
+    with unset_fake_temporarily():  # a mesh holds numbers of ranks, which a plan's fake tensors wouldn't
+        mesh = init_device_mesh(next(model.parameters()).device.type, (ranks(),))
     for layer in find_layers(model).values():
-        fully_shard(layer)
-    fully_shard(model)
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
     return model
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch._subclasses.fake_tensor import FakeTensor
 
 BUCKET = 2**20  # values, at most, unless a single tensor has more
 
@@ -52,13 +53,18 @@ class Replicas:
         """Average the gradients of `params`; where only some replicas have one, the others' count as zeros."""
         if self.size == 1 or not params:
             return
-        used = torch.tensor([p.grad is not None for p in params], dtype=torch.int32, device=params[0].device)
-        distributed.all_reduce(used, group=self.group)
-        trained = [p for p, count in zip(params, used.tolist(), strict=True) if count]
+        trained = [p for p, used in zip(params, self._used(params), strict=True) if used]
         for p in trained:
             if p.grad is None:
                 p.grad = torch.zeros_like(p, dtype=p.grad_dtype)
         self.average([p.grad for p in trained if p.grad is not None])
+
+    def _used(self, params: Sequence[Tensor]) -> list[bool]:
+        """Which of `params` have a gradient on any replica; where no value exists, in a plan, on this one."""
+        here = [p.grad is not None for p in params]
+        counts = torch.tensor(here, dtype=torch.int32, device=params[0].device)
+        distributed.all_reduce(counts, group=self.group)
+        return here if isinstance(counts, FakeTensor) else [count > 0 for count in counts.tolist()]
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -17,6 +17,7 @@ FONT_SIZE = 11  # pixels
 # Figures are drawn in the colours of the light page, each of which the page knows as a CSS variable.
 INK, MUTED, LINE, PAPER = "#1f2328", "#59636e", "#d5dbe1", "#ffffff"
 BLUE, SKY, GREEN, ORANGE, VERMILION, PINK = "#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7"
+YELLOW = "#f0e442"  # for areas alone: white paper swallows a line of it
 ON_DARK, ON_LIGHT = "#fffffe", "#000001"  # letters on a patch of colour
 VARIABLES = {
     INK: "ink",
@@ -29,13 +30,14 @@ VARIABLES = {
     ORANGE: "orange",
     VERMILION: "vermilion",
     PINK: "pink",
+    YELLOW: "yellow",
     ON_DARK: "on-dark",
     ON_LIGHT: "on-light",
 }
 
 NAMED = {name: colour for colour, name in VARIABLES.items()}
 
-_HUES = (BLUE, VERMILION, GREEN, PINK, ORANGE, SKY)  # Okabe & Ito, without the yellow that white paper swallows
+_HUES = (BLUE, VERMILION, GREEN, PINK, ORANGE, SKY)  # Okabe & Ito, without the yellow
 _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 _MARKERS = "osD^vPX<>p*h"
 

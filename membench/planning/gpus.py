@@ -1,0 +1,55 @@
+"""How many GPUs a method needs: models sharded over more of them are planned until they fit, and over fewer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from membench.planning.blueprint import Blueprint
+from membench.planning.budget import lasting_bytes, total_bytes
+from membench.planning.method import Plan, plan_method
+from reports.parts import FIELDS, WEIGHTS
+
+COUNTS = (1, 2, 4, 8, 16, 32, 64)
+
+
+def needed(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget_bytes: int) -> int | None:
+    """The least of the `COUNTS` of GPUs, each with `budget_bytes`, on which a method fits; None if none does.
+
+    Args:
+        plan: of one of some GPUs, over which the model is sharded.
+        blueprint: of its workload.
+        values: the method's hyper-parameters.
+        budget_bytes: of a GPU, its process's context included.
+    """
+    planned, total = blueprint.workload.gpus, total_bytes(plan.profile)
+
+    def fits(count: int) -> bool:
+        if count >= planned and total <= budget_bytes:
+            return True
+        if count <= planned and total + _more_weights(plan, planned, count) > budget_bytes:
+            return False
+        return (
+            total_bytes(plan_method(blueprint.with_workload(gpus=count), plan.method, values).profile) <= budget_bytes
+        )
+
+    if fits(1):  # without buffers
+        return 1
+    start = max(1, _guess(plan, planned, budget_bytes))
+    if not fits(COUNTS[start]):
+        return next((count for count in COUNTS[start + 1 :] if fits(count)), None)
+    while start > 1 and fits(COUNTS[start - 1]):
+        start -= 1
+    return COUNTS[start]
+
+
+def _more_weights(plan: Plan, planned: int, count: int) -> int:
+    """A bound: by how much more a GPU has at least, if there are fewer than planned."""
+    return plan.row["at_peak"][FIELDS[WEIGHTS]] * (planned - count) // count
+
+
+def _guess(plan: Plan, planned: int, budget_bytes: int) -> int:
+    """Which of the counts would do if all that lasts were shared out evenly, and nothing else."""
+    total, lasting = total_bytes(plan.profile), lasting_bytes(plan.profile)
+    guesses = [number for number, count in enumerate(COUNTS) if total + lasting * (planned / count - 1) <= budget_bytes]
+    return guesses[0] if guesses else len(COUNTS) - 1
