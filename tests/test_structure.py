@@ -22,7 +22,7 @@ BELOW = {
     "membench.config": set(),
     "membench.training": {"memory", "config"},
     "membench.planning": {"training", "memory", "config"},
-    "membench.runs": {"training", "memory", "config"},
+    "membench.runs": {"planning", "training", "memory", "config"},
     "membench.reproduce": {"runs", "planning", "training", "memory", "config"},
     "membench.commands": {"reproduce", "runs", "planning", "training", "memory", "config"},
     "membench.cli": {"commands", "config", "paths"},

@@ -134,6 +134,7 @@ def test_shards_make_all_of_it_between_them(small, tmp_path):
 def test_the_jobs_are_listed_and_nothing_is_run(small, tmp_path):
     done = run(small[0] / "study.toml", tmp_path / "none", "--dry-run", "--shard", "2/2")
     assert done.stdout.startswith("3 runs, 2 of them to tune:\nsuperglue/cb  config:roberta-tiny  badam  seeds 0\n")
+    assert "In all 0.0" in done.stdout
     assert not (tmp_path / "none").exists()
 
 

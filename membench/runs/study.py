@@ -16,6 +16,7 @@ from membench.config.study_file import Study, Values, beyond
 from membench.runs import executors, trackers
 from membench.runs.compare import INTERRUPTED, Record, Workplace, prepare_apart, print_notes, print_preview
 from membench.runs.executors import Executor
+from membench.runs.forecast import Kind, forecast
 from membench.runs.progress import create_display, waiting
 from membench.runs.run_folder import Folder
 
@@ -90,6 +91,9 @@ def study(plan: Study, shard: tuple[int, int] = (1, 1)) -> int:
             print(describe(plan, cells))
             if cells:
                 print_preview(first, cells[0].samples[0], sum(len(cell.methods) for cell in cells) * len(first.seeds))
+                with waiting("planning, and making the first steps of each method", quiet=first.quiet):
+                    takes = forecast([kind for cell in cells for kind in _kinds(plan, cell)])
+                print(f"\n{takes}")
             return 0
         if executor.remark:
             print(executor.remark, flush=True)
@@ -223,6 +227,13 @@ def describe(plan: Study, cells: list[_Cell]) -> str:
     more = len(methods) * plan.budget - trials
     beyond_them = f", and at most {more} more where the best is at a grid's edge" if more else ""
     return "\n".join([f"{trials + len(methods) * len(seeds)} runs, {trials} of them to tune{beyond_them}:", *lines])
+
+
+def _kinds(plan: Study, cell: _Cell) -> list[Kind]:
+    """A cell's runs by method, trials among them."""
+    more = {run.method: len(plan.trials(run.method)) if plan.budget else 0 for run in cell.samples}
+    seeds = len(plan.settings[0].seeds)
+    return [Kind(run, seeds + more[run.method]) for run in cell.samples if run.refused is None]
 
 
 def _values(values: Values) -> str:

@@ -28,6 +28,13 @@ def prepare(settings: Settings, send: Send) -> list[Run]:
     return prepare.prepare(settings)
 
 
+def rehearse(run: Run, evaluates: bool, send: Send) -> dict[str, Any]:
+    """See `rehearsal.rehearse`."""
+    from membench.planning import rehearsal
+
+    return rehearsal.rehearse(run, evaluates=evaluates)
+
+
 def execute(run: Run, checkpoint_path: Path, checkpoint_every: int, save_to: Path | None, send: Send) -> dict[str, Any]:
     """See `execute.execute`; sends (step, loss) from time to time, entries of the history, names of later stages."""
     if run.training.processes > 1:

@@ -1,0 +1,111 @@
+"""What a run will take, before it is made: bytes from its plan, seconds from a few of its steps."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+
+from membench.config.options import WorkloadOptions
+from membench.config.run import Run
+from membench.planning.blueprint import Blueprint
+from membench.planning.method import plan_method
+from membench.planning.workload import Workload
+from membench.training.build import build_model, build_optimizer, create_task, from_scratch
+from membench.training.loop import Loop, largest_micro_batches
+from tasks import Task
+
+STEPS = 3  # the first prepares much; the others are timed
+LONGEST_EVALUATION = 60.0  # seconds, after which an evaluation is stopped
+
+
+def rehearse(run: Run, *, evaluates: bool) -> dict[str, Any]:
+    """Plan a run; if it fits the device, make its first steps, and an evaluation if asked to.
+
+    The process can't be used for much else afterwards.
+
+    Returns:
+        planned_bytes: at the peak, on a GPU with what allocator and context add; None of what can't be planned.
+        room_bytes: of the device.
+        step_seconds: median of the steps; None if it doesn't fit.
+        evaluation_seconds: of all validation examples, at most `LONGEST_EVALUATION`; None if there was none.
+    """
+    torch.set_num_threads(run.threads)
+    task = create_task(run.training, run.task, run.seed)
+    found = {"planned_bytes": planned_bytes(run, task), "room_bytes": room_bytes(torch.device(run.device))}
+    if found["planned_bytes"] is not None and found["planned_bytes"] > found["room_bytes"]:
+        return {**found, "step_seconds": None, "evaluation_seconds": None}
+    loop = _first_steps(run, task)
+    seconds = loop.clock.medians()
+    found["step_seconds"] = sum(spent for spent in seconds.values() if spent is not None)
+    return {**found, "evaluation_seconds": _evaluation_seconds(loop) if evaluates else None}
+
+
+def planned_bytes(run: Run, task: Task) -> int | None:
+    """What the run needs at its peak, on batches like the task's largest; None if it can't be planned."""
+    batch = largest_micro_batches(task, run.training, torch.device("cpu"))[0]["input_ids"]
+    of_pairs = run.task.partition("/")[0] == "dpo"
+    sequences = batch[..., 0].numel() // (2 if of_pairs else 1)  # each answer to a question is one
+    shape = {
+        "batch_size": sequences * run.training.gradient_accumulation_steps,
+        "sequence_length": batch.shape[-1],
+        "task": "dpo" if of_pairs else None,
+    }
+    known = {field.name: getattr(run.training, field.name, None) for field in fields(WorkloadOptions)}
+    try:
+        blueprint = Blueprint(Workload(**{**known, **shape}))
+        values = run.hyperparameters
+        if values.get("always_train"):
+            values = {**values, "always_train": blueprint.head}  # a task's may have another name
+        if run.training.weights == "random":
+            values = from_scratch(run.method, values, blueprint.skeleton)
+        row = plan_method(blueprint, run.method, values).row
+    except ValueError:  # a model or method of the user's own; the rehearsal will say what is wrong with it
+        return None
+    return row["peak_allocated_bytes" if run.device == "cpu" else "estimated_total_bytes"]
+
+
+def room_bytes(device: torch.device) -> int:
+    """The memory of a GPU, or of this machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _first_steps(run: Run, task: Task) -> Loop:
+    short = replace(run.training, steps=STEPS, evaluate_before=False, evaluate_every=None, track=None)
+    model = build_model(run, task)
+    loop = Loop(model, build_optimizer(run, model), task, short, seed=run.seed, device=torch.device(run.device))
+    loop.run()
+    return loop
+
+
+class _Enough(Exception):
+    """It has evaluated for long enough."""
+
+
+def _evaluation_seconds(loop: Loop) -> float:
+    model = loop.optimizer.finish()
+    try:
+        with _at_most(LONGEST_EVALUATION):
+            loop.evaluate(model)
+    except _Enough:
+        return LONGEST_EVALUATION
+    return loop.progress.evaluation_seconds
+
+
+@contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise _Enough
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

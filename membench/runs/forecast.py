@@ -1,0 +1,91 @@
+"""What a study will take, before any of its runs is made: bytes, hours, and what can't fit."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from membench.config.errors import UserError
+from membench.config.run import Run
+from membench.runs import processes, worker
+from membench.runs.processes import Call, Outcome
+from reports import formats
+from reports.table import NOTHING, Row, gib, lay_out
+
+_COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
+    ("task", lambda row: row["run"].task),
+    ("model", lambda row: row["run"].training.model),
+    ("method", lambda row: row["run"].method),
+    ("needs, GiB", lambda row: NOTHING if row["planned_bytes"] is None else gib(row["planned_bytes"])),
+    ("s / step", lambda row: f"{row['step_seconds']:.3f}"),
+    ("runs", lambda row: str(row["count"])),
+    ("hours", lambda row: f"{_hours(row):.2f}"),
+]
+_NOTES = [
+    "needs: planned, at the peak.",
+    "s / step: of the first steps of a run, made for this; hours: with evaluations, of which one a task and model "
+    "was made for this, as far as it came in a minute. One run after another, without what each needs to start.",
+]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Runs that differ in seeds and values, which take no longer or shorter: one of them, and how many there are."""
+
+    run: Run
+    count: int
+
+
+@dataclass(kw_only=True)
+class _Rehearsal(Call):
+    kind: Kind
+
+
+def forecast(kinds: Sequence[Kind]) -> str:
+    """The table to print, after each kind was planned and rehearsed in a process of its own.
+
+    Raises:
+        UserError: some runs can't fit, or fail at once.
+    """
+    rows, wrong = [], []
+    for rehearsal, outcome in _rehearsed(kinds):
+        run, found = rehearsal.kind.run, outcome.value
+        if outcome.status != "ok":
+            wrong.append(f"{run.task} {run.method}: {outcome.error}")
+        elif found["step_seconds"] is None:
+            needs, room = gib(found["planned_bytes"]), gib(found["room_bytes"])
+            wrong.append(f"{run.task} {run.method} needs {needs} GiB, and {run.device} has {room}")
+        else:
+            rows.append({**found, "run": run, "count": rehearsal.kind.count})
+    _share_evaluations(rows)
+    if wrong:
+        raise UserError(f"{'; '.join(wrong)}: choose other methods, a smaller batch or a shorter sequence")
+    table = lay_out("What it will take", rows, _COLUMNS, {"task", "model", "method"}, _NOTES)
+    return formats.plain([([], [table], [f"In all {sum(map(_hours, rows)):.2f} hours."])]).strip()
+
+
+def _rehearsed(kinds: Sequence[Kind]) -> Iterator[tuple[_Rehearsal, Outcome]]:
+    """One after another, since times are taken; of each task and model the first also evaluates."""
+    with tempfile.TemporaryDirectory() as folder:
+        seen: set[tuple[str, str]] = set()
+        for number, kind in enumerate(kinds):
+            key = (kind.run.task, kind.run.training.model)
+            log = Path(folder) / str(number)
+            yield from processes.call_all(
+                [_Rehearsal(worker.rehearse, (kind.run, key not in seen), log, kind=kind)], at_once=1
+            )
+            seen.add(key)
+
+
+def _share_evaluations(rows: list[Row]) -> None:
+    """Evaluations take all methods of a task and model as long."""
+    known = {(row["run"].task, row["run"].training.model): row["evaluation_seconds"] for row in reversed(rows)}
+    for row in rows:
+        row["evaluation_seconds"] = known[row["run"].task, row["run"].training.model] or 0.0
+
+
+def _hours(row: Row) -> float:
+    training = row["run"].training
+    between = (training.steps - 1) // training.evaluate_every if training.evaluate_every else 0
+    evaluations = 1 + training.evaluate_before + between
+    return row["count"] * (training.steps * row["step_seconds"] + evaluations * row["evaluation_seconds"]) / 3600

@@ -1,0 +1,78 @@
+"""`study --dry-run` says what its runs will take, in the bytes they are metered at and in hours; or what can't fit."""
+
+from dataclasses import replace
+
+import pytest
+from commands import DATA
+
+import optimizers
+from membench.config.errors import UserError
+from membench.config.run import Run, Training
+from membench.planning import rehearsal
+from membench.runs import forecast, processes
+from membench.runs.forecast import Kind
+from membench.runs.processes import Outcome
+from membench.training.build import create_task
+from membench.training.execute import _meter
+from optimizers.contract import build_model
+
+TRAINING = Training(model="config:roberta-tiny", steps=100, batch_size=2, sequence_length=32, evaluate_every=40)
+RUN = Run(
+    run_id="r",
+    task="superglue/copa",
+    method="badam",
+    seed=0,
+    hyperparameters=optimizers.resolve("badam"),
+    training=TRAINING,
+    device="cpu",
+    threads=1,
+    environment={},
+)
+
+
+def test_it_needs_what_will_be_metered():
+    task = create_task(RUN.training, RUN.task, seed=0)
+    metered = _meter(RUN, task, {})["memory"]["peak_allocated_bytes"]
+    assert rehearsal.planned_bytes(RUN, task) == pytest.approx(metered, rel=0.01)  # of two classes, not two answers
+
+
+def test_a_rehearsal_times_steps_and_an_evaluation_and_leaves_out_what_does_not_fit(monkeypatch):
+    run = replace(RUN, task="superglue/cb", training=replace(TRAINING, data=DATA))
+    found = rehearsal.rehearse(run, evaluates=True)
+    assert found["planned_bytes"] < found["room_bytes"]
+    assert found["step_seconds"] > 0 and 0 < found["evaluation_seconds"] < rehearsal.LONGEST_EVALUATION
+    monkeypatch.setattr(rehearsal, "room_bytes", lambda device: found["planned_bytes"] - 1)
+    assert rehearsal.rehearse(run, evaluates=True)["step_seconds"] is None
+
+
+def test_an_evaluation_without_end_is_stopped(monkeypatch):
+    monkeypatch.setattr(rehearsal, "LONGEST_EVALUATION", 0.05)
+
+    class Loop:
+        optimizer = optimizers.SGD(build_model())
+
+        def evaluate(self, model):
+            while True:
+                pass
+
+    assert rehearsal._evaluation_seconds(Loop()) == 0.05
+
+
+def rehearsed(monkeypatch, **found):
+    """What is said of two kinds of runs, of which each rehearsal found this."""
+    found = {"planned_bytes": 2 << 30, "room_bytes": 8 << 30, "step_seconds": 0.9, "evaluation_seconds": 6.0, **found}
+    monkeypatch.setattr(processes, "call_all", lambda calls, at_once: [(call, Outcome("ok", found)) for call in calls])
+    return forecast.forecast([Kind(RUN, 10), Kind(replace(RUN, method="adamw"), 30)])
+
+
+def test_hours_are_those_of_steps_and_evaluations_of_all_runs(monkeypatch):
+    text = rehearsed(monkeypatch)
+    assert "superglue/copa  config:roberta-tiny  badam         2.00     0.900    10   0.30" in text
+    assert "In all 1.20 hours." in text  # 40 runs of 100 steps of .9 s and three evaluations of 6 s
+
+
+def test_what_cannot_fit_is_refused_with_both_figures(monkeypatch):
+    with pytest.raises(
+        UserError, match=r"copa badam needs 2.00 GiB, and cpu has 1.00; .* adamw needs .*: choose other"
+    ):
+        rehearsed(monkeypatch, step_seconds=None, room_bytes=1 << 30)
