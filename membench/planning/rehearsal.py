@@ -35,8 +35,9 @@ def rehearse(run: Run, *, evaluates: bool) -> dict[str, Any]:
     """
     torch.set_num_threads(run.threads)
     task = create_task(run.training, run.task, run.seed)
-    found = {"planned_bytes": planned_bytes(run, task), "room_bytes": room_bytes(torch.device(run.device))}
-    if found["planned_bytes"] is not None and found["planned_bytes"] > found["room_bytes"]:
+    planned, room = planned_bytes(run, task), room_bytes(torch.device(run.device))
+    found: dict[str, Any] = {"planned_bytes": planned, "room_bytes": room}
+    if planned is not None and planned > room:
         return {**found, "step_seconds": None, "evaluation_seconds": None}
     loop = _first_steps(run, task)
     seconds = loop.clock.medians()
@@ -49,12 +50,12 @@ def planned_bytes(run: Run, task: Task) -> int | None:
     batch = largest_micro_batches(task, run.training, torch.device("cpu"))[0]["input_ids"]
     of_pairs = run.task.partition("/")[0] == "dpo"
     sequences = batch[..., 0].numel() // (2 if of_pairs else 1)  # each answer to a question is one
-    shape = {
+    shape: dict[str, Any] = {
         "batch_size": sequences * run.training.gradient_accumulation_steps,
         "sequence_length": batch.shape[-1],
         "task": "dpo" if of_pairs else None,
     }
-    known = {field.name: getattr(run.training, field.name, None) for field in fields(WorkloadOptions)}
+    known: dict[str, Any] = {field.name: getattr(run.training, field.name, None) for field in fields(WorkloadOptions)}
     try:
         blueprint = Blueprint(Workload(**{**known, **shape}))
         values = run.hyperparameters
