@@ -1,5 +1,6 @@
 """What a run will take, before it is made: bytes from its plan, seconds from a few of its steps."""
 
+import math
 import os
 import signal
 from collections.abc import Iterator
@@ -30,14 +31,14 @@ def rehearse(run: Run, *, evaluates: bool) -> dict[str, Any]:
     Returns:
         planned_bytes: at the peak, on a GPU with what allocator and context add; None of what can't be planned.
         room_bytes: of the device.
-        step_seconds: median of the steps; None if it doesn't fit.
+        step_seconds: median of the steps; None if it doesn't fit, or needs several processes.
         evaluation_seconds: of all validation examples, at most `LONGEST_EVALUATION`; None if there was none.
     """
     torch.set_num_threads(run.threads)
     task = create_task(run.training, run.task, run.seed)
     planned, room = planned_bytes(run, task), room_bytes(torch.device(run.device))
     found: dict[str, Any] = {"planned_bytes": planned, "room_bytes": room}
-    if planned is not None and planned > room:
+    if (planned is not None and planned > room) or run.training.processes > 1:
         return {**found, "step_seconds": None, "evaluation_seconds": None}
     loop = _first_steps(run, task)
     seconds = loop.clock.medians()
@@ -51,11 +52,12 @@ def planned_bytes(run: Run, task: Task) -> int | None:
     of_pairs = run.task.partition("/")[0] == "dpo"
     sequences = batch[..., 0].numel() // (2 if of_pairs else 1)  # each answer to a question is one
     shape: dict[str, Any] = {
-        "batch_size": sequences * run.training.gradient_accumulation_steps,
+        "batch_size": math.ceil(sequences / run.training.processes) * run.training.gradient_accumulation_steps,
         "sequence_length": batch.shape[-1],
         "task": "dpo" if of_pairs else None,
     }
-    known: dict[str, Any] = {field.name: getattr(run.training, field.name, None) for field in fields(WorkloadOptions)}
+    asked = {field.name for field in fields(WorkloadOptions)} & {field.name for field in fields(run.training)}
+    known = {name: getattr(run.training, name) for name in asked} | {"gpus": run.training.processes}
     try:
         blueprint = Blueprint(Workload(**{**known, **shape}))
         values = run.hyperparameters

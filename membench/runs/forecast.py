@@ -17,9 +17,9 @@ _COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
     ("model", lambda row: row["run"].training.model),
     ("method", lambda row: row["run"].method),
     ("needs, GiB", lambda row: NOTHING if row["planned_bytes"] is None else gib(row["planned_bytes"])),
-    ("s / step", lambda row: f"{row['step_seconds']:.3f}"),
+    ("s / step", lambda row: NOTHING if row["step_seconds"] is None else f"{row['step_seconds']:.3f}"),
     ("runs", lambda row: str(row["count"])),
-    ("hours", lambda row: f"{_hours(row):.2f}"),
+    ("hours", lambda row: NOTHING if row["step_seconds"] is None else f"{_hours(row):.2f}"),
 ]
 _NOTES = [
     "needs: planned, at the peak.",
@@ -52,7 +52,7 @@ def forecast(kinds: Sequence[Kind]) -> str:
         run, found = rehearsal.kind.run, outcome.value
         if outcome.status != "ok":
             wrong.append(f"{run.task} {run.method}: {outcome.error}")
-        elif found["step_seconds"] is None:
+        elif (found["planned_bytes"] or 0) > found["room_bytes"]:
             needs, room = gib(found["planned_bytes"]), gib(found["room_bytes"])
             wrong.append(f"{run.task} {run.method} needs {needs} GiB, and {run.device} has {room}")
         else:
@@ -61,7 +61,9 @@ def forecast(kinds: Sequence[Kind]) -> str:
     if wrong:
         raise UserError(f"{'; '.join(wrong)}: choose other methods, a smaller batch or a shorter sequence")
     table = lay_out("What it will take", rows, _COLUMNS, {"task", "model", "method"}, _NOTES)
-    return formats.plain([([], [table], [f"In all {sum(map(_hours, rows)):.2f} hours."])]).strip()
+    timed = [row for row in rows if row["step_seconds"] is not None]
+    remark = f"In all {sum(map(_hours, timed)):.2f} hours." if timed else "Runs on several processes aren't timed."
+    return formats.plain([([], [table], [remark])]).strip()
 
 
 def _rehearsed(kinds: Sequence[Kind]) -> Iterator[tuple[_Rehearsal, Outcome]]:
