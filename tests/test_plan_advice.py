@@ -50,7 +50,7 @@ def test_the_advice_says_what_to_use_what_would_fit_with_which_option_and_what_n
 
     options = {"options": ["--set galore.in_backward=true"], "without": ["no accumulation"], "left_bytes": 2**30}
     rows = [row("badam", 2**30), row("galore", -(2**30), options), row("lora", 2**31), row("adamw", -(2**33))]
-    assert plans.advice({"budget_bytes": 24 * 2**30, "rows": rows}) == [
+    assert plans.advice({"budget_bytes": 24 * 2**30, "setup": {"gpus": 1, "strategy": "fsdp2"}, "rows": rows}) == [
         "On 24.00 GiB use lora (2.00 GiB left, batch 3), badam (1.00 GiB left, batch 3).",
         "galore would fit with --set galore.in_backward=true (1.00 GiB left; no accumulation).",
         "No option tried makes these fit: adamw (8.00 GiB missing).",

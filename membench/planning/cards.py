@@ -55,6 +55,9 @@ CARDS = tuple(
             _listed("l40s", 46068),
             _listed("a100-80g", 81920),
             Card("h100", 85_017_493_504, "PyTorch's figure in benchmarks/results/h100.json"),
+            _listed("rtx5090", 32607, "github.com/noonghunna/club-3090/issues/1229"),
+            Card("h200", int(139.8 * GIB), "PyTorch's figure in public logs; nvidia-smi says 143771 MiB"),
+            Card("b200", int(178.35 * GIB), "CUDA's figure in github.com/pytorch/ao/pull/4002"),
         ],
         key=lambda card: card.usable_bytes,
     )

@@ -1,39 +1,20 @@
-"""The cards to say which a table needs, smallest first; figures are those of their data sheets."""
+"""How fast the cards are of which we say which a table needs; what they hold is in `planning.cards`."""
 
-from dataclasses import dataclass
-
-from reports.table import GIB
+from membench.planning import cards
+from membench.planning.cards import Card
 
 UTILISATION = 0.4  # of a card's peak: what training reaches that waits neither for data nor for the host
 
-
-@dataclass(frozen=True)
-class Card:
-    """A GPU.
-
-    Attributes:
-        name: as its maker calls it.
-        usable_bytes: of its memory, what the driver leaves.
-        tflops: dense peak by dtype of the weights; products of fp32 matrices are computed in fp32, torch's default.
-    """
-
-    name: str
-    usable_bytes: int
-    tflops: dict[str, float]
-
-
-def _card(name: str, gib: float, bfloat16: float, float32: float) -> Card:
-    return Card(name, int(gib * GIB), {"bfloat16": bfloat16, "float32": float32})
-
-
-CARDS = (
-    _card("RTX 3090 (24 GB)", 23.6, 71, 35.6),
-    _card("A100 (40 GB)", 39.4, 312, 19.5),
-    _card("L40S (48 GB)", 44.4, 362, 91.6),
-    _card("H100 (80 GB)", 79.1, 989, 67),
-    _card("H200 (141 GB)", 139.8, 989, 67),
-    _card("B200 (180 GB)", 178.3, 2250, 75),
-)
+# Dense peak of the data sheets, by dtype of the weights; fp32 matrices are multiplied in fp32, as torch does by default
+_TFLOPS = {
+    "rtx3090": {"bfloat16": 71, "float32": 35.6},
+    "a100-40g": {"bfloat16": 312, "float32": 19.5},
+    "l40s": {"bfloat16": 362, "float32": 91.6},
+    "h100": {"bfloat16": 989, "float32": 67},
+    "h200": {"bfloat16": 989, "float32": 67},
+    "b200": {"bfloat16": 2250, "float32": 75},
+}
+CARDS = [card for card in cards.CARDS if card.name in _TFLOPS]  # smallest first
 
 
 def smallest(size_bytes: int) -> Card | None:
@@ -43,4 +24,4 @@ def smallest(size_bytes: int) -> Card | None:
 
 def hours(flops: float, dtype: str, card: Card) -> float:
     """Of so many operations, at the assumed utilisation."""
-    return flops / (card.tflops[dtype] * 1e12 * UTILISATION) / 3600
+    return flops / (_TFLOPS[card.name][dtype] * 1e12 * UTILISATION) / 3600
