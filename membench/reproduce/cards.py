@@ -6,7 +6,7 @@ from membench.planning.cards import Card
 UTILISATION = 0.4  # of a card's peak: what training reaches that waits neither for data nor for the host
 
 # Dense peak of the data sheets, by dtype of the weights; fp32 matrices are multiplied in fp32, as torch does by default
-_TFLOPS = {
+_TFLOPS: dict[str, dict[str, float]] = {
     "rtx3090": {"bfloat16": 71, "float32": 35.6},
     "a100-40g": {"bfloat16": 312, "float32": 19.5},
     "l40s": {"bfloat16": 362, "float32": 91.6},
