@@ -87,8 +87,7 @@ IN_FONT = """(font => { const style = document.createElement('style'); document.
 
 @pytest.mark.parametrize(
     ("width", "scheme", "font"),
-    [(1400, "light", None), (1400, "dark", None), (390, "light", None), (390, "dark", None)]
-    + [(width, "light", font) for width in (1400, 390) for font in FONTS],
+    [(1400, "light", None), (390, "dark", None)] + [(width, "light", font) for width in (1400, 390) for font in FONTS],
 )
 def test_the_page_fits_its_window_and_its_labels_can_be_read(tab, report, width, scheme, font):
     tab.open(report, width, scheme)

@@ -133,7 +133,7 @@ def test_the_full_size_has_about_100_million_parameters_and_8_blocks():
 
 @pytest.mark.parametrize("name", RACES)
 def test_ours_ends_with_the_peers_weights_and_never_needs_more_memory(name):
-    outcome = measure.run(name, installed(name), TINY, steps=10, warm_up=2)
+    outcome = measure.run(name, installed(name), TINY, steps=6, warm_up=1)
     assert outcome.race.same_weights is None or outcome.difference <= outcome.race.same_weights
     assert outcome.race.update_limit is None or outcome.memory <= outcome.race.memory_limit
     for ratio in (outcome.update, outcome.step):
