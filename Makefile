@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 
-.PHONY: help demo docs studies test test-slow test-oldest check clean
+.PHONY: help demo docs explore studies test test-slow test-oldest check clean
 
 help:
 	@echo "make demo       set up and compare BAdam and BlockLLM with AdamW on a small, made-up SuperGLUE (minutes, offline)"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-oldest  the tests with the oldest torch and transformers (on Linux, downloads about 3 GB once)"
 	@echo "make studies    the pages in docs/studies, from the records in studies/"
+	@echo "make explore    the page docs/fit.html, of all built-in models (an hour of one core)"
 	@echo "make docs       the documentation, in site/: generated pages, strict, links checked"
 	@echo "make check      linter, types, tests"
 	@echo "make clean      remove the environment and all caches (not the results in runs/)"
@@ -32,6 +33,9 @@ test-oldest: $(OLDEST)/.installed
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m manual
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+explore: $(VENV)/.installed
+	$(BIN)/python -m membench explore --out docs/fit.html
 
 studies: $(VENV)/.installed
 	$(BIN)/python -m studies

@@ -156,6 +156,40 @@ def _names(given: str | Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name.strip() for name in names if name.strip()))
 
 
+@told_in_a_sentence
+def explore(
+    models: str | Sequence[str] = "all",
+    optimizers: str | Sequence[str] = "all",
+    *,
+    out: str | Path = "fit.html",
+    dtypes: str | Sequence[str] | None = None,
+    hyperparameters: Hyperparameters | None = None,
+) -> Path:
+    """Plan methods on models at every batch and sequence, and write a page to choose in: what fits on which card.
+
+    Args:
+        models: as for `plan`, or "all" built-in ones.
+        optimizers: names of methods, or "all".
+        out: the page.
+        dtypes: of the weights; by default "bfloat16", and "float32" for models below a billion weights.
+        hyperparameters: by method; those under "*" go to every method that has them.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        UserError: a value is wrong, or the page can't be written.
+    """
+    from membench.commands.explore import ExploreOptions, write
+    from membench.config.declare import hold_to_bounds, typed
+
+    given = {"models": _names(models), "optimizers": _names(optimizers), "out": str(out)}
+    given |= {"dtypes": _names(dtypes)} if dtypes else {}
+    options = ExploreOptions(**typed(ExploreOptions, {**given, "hyperparameters": hyperparameters or {}}))
+    hold_to_bounds(options)
+    return write(options)
+
+
 # ---- compare
 
 

@@ -9,6 +9,7 @@ from membench import __version__
 from membench.commands.check import check
 from membench.commands.compare import compare
 from membench.commands.evaluate import evaluate
+from membench.commands.explore import explore
 from membench.commands.list import list_
 from membench.commands.plan import plan
 from membench.commands.report import report
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command()(check)
 app.command()(compare)
 app.command()(evaluate)
+app.command()(explore)
 app.command("list")(list_)
 app.command()(plan)
 app.command()(report)

@@ -113,7 +113,7 @@ def carry_out(jobs: Sequence[Job], report: Report = lambda method: None) -> Iter
     gc.collect()
     gc.freeze()  # imported modules aren't garbage, and the meter collects before each step
     try:
-        workers = min(len(jobs), _cores())
+        workers = min(len(jobs), cores())
         if workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
             for job in jobs:
                 yield _carry_out(job)
@@ -128,12 +128,12 @@ def carry_out(jobs: Sequence[Job], report: Report = lambda method: None) -> Iter
             for one, job in zip(made, jobs, strict=True):
                 planned = one.result()
                 # autograd's threads, which this process may have started, aren't in a fork: torch then refuses
-                yield _carry_out(job) if planned.refused and _NO_FORK in planned.refused else planned
+                yield _carry_out(job) if planned.refused and NO_FORK in planned.refused else planned
     finally:
         gc.unfreeze()
 
 
-_NO_FORK = "fork-based multiprocessing"
+NO_FORK = "fork-based multiprocessing"  # in what torch says
 
 
 def _tell(report: Report, method: str, done: Future[Planned]) -> None:
@@ -158,7 +158,7 @@ def _carry_out(job: Job) -> Planned:
     return Planned(job, replace(made, simulations=()), limits, advice, gpus_needed=gpus)  # sent between processes
 
 
-def _cores() -> int:
+def cores() -> int:
     return len(os.sched_getaffinity(0)) if "sched_getaffinity" in vars(os) else os.cpu_count() or 1
 
 

@@ -1,19 +1,14 @@
 """The page: one HTML file with everything in it, without a network; its script only rearranges what is there."""
 
 import json
-from base64 import b64encode
 from collections.abc import Sequence
-from hashlib import sha256
-from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
 from reports import differences
-from reports.figures import count, draw, svg
+from reports.figures import count, draw
 from reports.figures.curves import MOST_ROWS
-from reports.figures.style import printable
 from reports.page import content, explore
+from reports.page.sheet import fill
 from reports.record import Record
 from reports.setups import Setup, group, heading
 
@@ -30,14 +25,10 @@ def render(records: list[Record], problems: Sequence[str] = (), trials: Sequence
         raise ValueError("There are no records to make a page of.")
     setups = group(records)
     drawn = _to_draw(setups)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_readable, trim_blocks=True)
-    environment.filters["svg"] = svg.inline
-    template = environment.from_string(_file("report.html"))
-    script = _file("report.js")
-    return template.render(
-        style=_file("report.css"),
-        script=script,
-        allowed=b64encode(sha256(f"\n{script}\n".encode()).digest()).decode(),  # no other script runs
+    return fill(
+        "report.html",
+        ["report.css"],
+        ["common.js", "report.js"],
         overview=content.overview(records, setups),
         different=differences.between_setups(setups),
         problems=problems,
@@ -46,15 +37,6 @@ def render(records: list[Record], problems: Sequence[str] = (), trials: Sequence
         sections=[_section(number, setup, number in drawn) for number, setup in enumerate(setups, 1)],
         most_rows=MOST_ROWS,
     )
-
-
-def _readable(value: Any) -> Any:
-    """Names and errors are anybody's text: control signs and halves of surrogates don't belong into HTML."""
-    return printable(value) if type(value) is str else value
-
-
-def _file(name: str) -> str:
-    return (resources.files(__package__) / name).read_text(encoding="utf-8")
 
 
 def _to_draw(setups: list[Setup]) -> set[int]:

@@ -1,40 +1,7 @@
-// What the page can do with a script; without one, everything is there as it was made. Nothing is loaded, and text is
-// only ever set as text.
-'use strict';
+// What the page of a report can do with a script; without one, everything is there as it was made. Nothing is loaded.
 const SVG = 'http://www.w3.org/2000/svg', COLOURS = ['ink', 'blue', 'vermilion', 'green', 'pink', 'orange', 'sky'];
 
-function make(name, attributes, text, space) {
-  const element = space ? document.createElementNS(space, name) : document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  if (text !== undefined) element.textContent = text;
-  return element;
-}
-
-// ---- tables: a click on a header sorts, a second one turns the order round
-
-const number = text => /^[^\d]*-?[\d,.]*\d/.test(text) ? parseFloat(text.replace(/,/g, '').match(/-?\.?\d[\d.]*(e-?\d+)?/)[0]) : NaN;
-
-function sort(table, column, down) {
-  const key = row => row.cells[column].textContent.trim();
-  const rows = [...table.tBodies[0].rows];
-  rows.sort((one, other) => {
-    const [a, b] = [number(key(one)), number(key(other))];
-    const order = isNaN(a) && isNaN(b) ? key(one).localeCompare(key(other)) : isNaN(a) ? 1 : isNaN(b) ? -1 : a - b;
-    return down && !(isNaN(a) !== isNaN(b)) ? -order : order;
-  });
-  table.tBodies[0].append(...rows);
-}
-
-for (const table of document.querySelectorAll('table')) for (const head of table.tHead.rows[0].cells) {
-  const button = make('button', {type: 'button', class: 'sort'}, head.textContent);
-  head.replaceChildren(button);
-  button.addEventListener('click', () => {
-    const down = head.getAttribute('aria-sort') === 'ascending';
-    for (const other of table.tHead.rows[0].cells) other.removeAttribute('aria-sort');
-    head.setAttribute('aria-sort', down ? 'descending' : 'ascending');
-    sort(table, head.cellIndex, down);
-  });
-}
+for (const table of document.querySelectorAll('table')) sortable(table);
 
 // ---- a plot of lines or points: [{name, style, points: [[x, y], ...]}]
 
@@ -99,22 +66,6 @@ function draw(svg, series, x, y) {
 
 const hidden = new Set(), redraw = [];
 
-function choice(box, label, names, chosen) {
-  const select = make('select', {}), wrap = make('label', {}, label + ' ');
-  for (const name of names) select.append(make('option', {}, name));
-  if (names.includes(chosen)) select.value = chosen;
-  wrap.append(select);
-  box.append(wrap);
-  return select;
-}
-
-function tick(box, label) {
-  const input = make('input', {type: 'checkbox'}), wrap = make('label', {});
-  wrap.append(input, ' ' + label);
-  box.append(wrap);
-  return input;
-}
-
 function panel(home, title, build) {
   const box = make('div', {class: 'choices'}), svg = make('svg', {viewBox: '0 0 640 380', role: 'img', 'aria-label': title}, undefined, SVG);
   home.append(make('h4', {}, title), box, svg);
@@ -126,7 +77,7 @@ function panel(home, title, build) {
 function scatter(home, data) {
   const names = Object.keys(data.figures);
   panel(home, 'Any two figures', box => {
-    const x = choice(box, 'across', names, names[0]), y = choice(box, 'up', names, names[1] || names[0]);
+    const x = chooser(box, 'across', names, names[0]), y = chooser(box, 'up', names, names[1] || names[0]);
     const logs = [tick(box, 'log across'), tick(box, 'log up')];
     return {all: [x, y, ...logs], read: () => [
       data.methods.map((name, i) => ({name, style: i, points: [[data.figures[x.value][i], data.figures[y.value][i]].map(v => v ?? NaN)]})),
@@ -138,7 +89,7 @@ function curves(home, data) {
   const tasks = Object.keys(data.curves), measures = [...new Set(tasks.flatMap(task => Object.keys(data.curves[task])))];
   if (!measures.length) return;
   panel(home, 'Training', box => {
-    const task = choice(box, 'task', tasks), what = choice(box, 'up', measures), along = choice(box, 'across', data.along);
+    const task = chooser(box, 'task', tasks), what = chooser(box, 'up', measures), along = chooser(box, 'across', data.along);
     const logs = [tick(box, 'log across'), tick(box, 'log up')];
     return {all: [task, what, along, ...logs], read: () => [
       Object.entries(data.curves[task.value][what.value] || {}).map(([i, rows]) => ({name: data.methods[i], style: +i, points: rows.map(r => [r[data.along.indexOf(along.value)], r.at(-1)])})),

@@ -1,0 +1,96 @@
+"""`membench explore`: one page with the plans of many methods on many models, to choose in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from membench.commands.options import takes
+from membench.config.declare import hold_to_bounds, like, option, typed
+from membench.config.errors import UserError
+from membench.config.options import RunOptions
+
+if TYPE_CHECKING:
+    from membench.planning.explore import Setting
+
+LARGEST_IN_FLOAT32 = 1_000_000_000  # weights: larger models are trained in bfloat16
+LARGEST_WITHOUT_CHECKPOINTING = 20_000_000_000
+
+
+@dataclass(frozen=True)
+class ExploreOptions:
+    """The options of `membench explore`."""
+
+    models: tuple[str, ...] = option(
+        ("all",), "Built-in configurations (all of them by default), config.json files, folders, hub ids."
+    )
+    optimizers: tuple[str, ...] = like(
+        RunOptions, "optimizers", default=("all",), help="all (the default), or badam,lora,package.module:Class."
+    )
+    dtypes: tuple[Literal["bfloat16", "float32", "float16"], ...] | None = option(
+        None, "Of the weights: by default bfloat16, and float32 for models below a billion weights."
+    )
+    hyperparameters: dict[str, dict[str, Any]] = like(RunOptions, "hyperparameters")
+    out: str = option("fit.html", "The page to write; ./{default} by default.")
+
+
+@takes(ExploreOptions)
+def explore(**given: Any) -> None:
+    """Plan methods on models at every batch and sequence, and write a page to choose in: what fits on which card.
+
+    One file, which needs no network. Planning all methods with one dtype and with or without checkpointing takes a core
+    about two minutes a model.
+    """
+    options = ExploreOptions(**typed(ExploreOptions, given))
+    hold_to_bounds(options)
+    print(write(options))
+
+
+def write(options: ExploreOptions) -> Path:
+    """Make the page, and say where it is.
+
+    Raises:
+        UserError: a value is wrong, or nothing can be planned.
+    """
+    import optimizers
+    from membench.commands.progress import counting
+    from membench.planning.explore import explore as make
+    from reports import files
+
+    try:
+        from reports.page import fit
+    except ModuleNotFoundError as error:
+        if error.name not in ("matplotlib", "jinja2"):
+            raise
+        raise UserError(f"The page needs {error.name}: pip install 'membench[page]'.") from error
+    out = Path(options.out)
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder: give the page's name, such as {out / 'fit.html'}")
+    methods = optimizers.available() if options.optimizers == ("all",) else list(dict.fromkeys(options.optimizers))
+    try:
+        wanted = _settings(options.models, options.dtypes)
+        with counting(len(wanted), "tables") as tell:
+            document = make(wanted, methods, options.hyperparameters, report=tell)
+        return files.write(out, fit.render(document).encode())
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}") from error
+
+
+def _settings(models: Sequence[str], dtypes: Sequence[str] | None) -> list[Setting]:
+    """The tables that people need: large models in float32, and the largest without checkpointing, are left out."""
+    from membench.planning.blueprint import Blueprint
+    from membench.planning.explore import Setting
+    from membench.planning.workload import Workload
+    from tasks.models.source import CONFIGURATIONS
+
+    found = []
+    for model in CONFIGURATIONS if tuple(models) == ("all",) else dict.fromkeys(models):
+        size = Blueprint(Workload(model, sequence_length=1)).parameters
+        for dtype in dtypes or ("bfloat16", *(["float32"] if size < LARGEST_IN_FLOAT32 else [])):
+            every = (True,) if size > LARGEST_WITHOUT_CHECKPOINTING else (True, False)
+            found += [Setting(model, dtype, checkpointing) for checkpointing in every]
+    return found

@@ -1,0 +1,225 @@
+// The page to explore plans. A method's peak is the highest of a few polynomials in batch and sequence, and so are its
+// parts; what the allocator reserves is known where it was planned.
+const data = JSON.parse(document.getElementById('data').textContent), GIB = 2 ** 30;
+const at = id => document.getElementById(id), gib = size => decimal(size / GIB), decimal = number => number.toLocaleString('en', {minimumFractionDigits: 2, maximumFractionDigits: 2});
+const count = number => number.toLocaleString('en'), modelOf = name => data.models.find(m => m.name === name);
+let choice = {...data.start, own: ''}, unit = null; // of the sizes shown: MiB if all peaks are below a GiB
+const shown = size => decimal(size / unit.bytes);
+
+// ---- what a method needs
+
+function value(coefficients, over, b, s) {
+  const terms = [1, s, s * s, b, b * s, b * s * s];
+  return coefficients.reduce((sum, c, i) => sum + c * terms[i], 0) / over;
+}
+
+function peak(row, b, s) {
+  let highest = null;
+  for (const one of b === 1 ? row.single : row.several) {
+    const parts = data.parts.map((_, i) => value(one.parts[i], one.over || 1, b, s)), size = parts.reduce((x, y) => x + y, 0);
+    if (!highest || size > highest.size) highest = {phase: one.phase, parts, size};
+  }
+  return highest;
+}
+
+function around(known, at) { // the planned sizes at or next to one
+  const below = known.filter(k => k <= at), above = known.filter(k => k >= at);
+  return [...new Set([below.at(-1) ?? known[0], above[0] ?? known.at(-1)])];
+}
+
+function need(setting, row, b, s) {
+  const found = peak(row, b, s), near = [];
+  for (const x of around(data.batches, b)) for (const y of around(setting.sequences, s)) {
+    const surplus = row.surplus[data.batches.indexOf(x)][setting.sequences.indexOf(y)];
+    if (surplus !== null) near.push({surplus, peak: peak(row, x, y).size});
+  }
+  const planned = data.batches.includes(b) && setting.sequences.includes(s);
+  const least = found.size + data.context_bytes;
+  if (!near.length) return {...found, least, total: least, sure: 'least'};
+  if (planned) return {...found, least, total: found.size + near[0].surplus + data.context_bytes, sure: 'planned'};
+  const share = Math.max(...near.map(n => n.surplus / n.peak));
+  return {...found, least, total: Math.round(found.size * (1 + share)) + data.context_bytes, sure: 'about'};
+}
+
+function verdict(one, bytes) {
+  const left = bytes - one.total;
+  if (one.sure === 'planned') return left >= 0 ? {fits: 'yes', text: `yes, ${shown(left)} left`} : {fits: 'no', text: `no, ${shown(-left)} missing`};
+  if (one.least > bytes) return {fits: 'no', text: `no, ${one.sure === 'least' ? 'more than' : 'about'} ${shown(one.total - bytes)} missing`};
+  if (one.sure === 'least') return {fits: 'perhaps', text: 'perhaps'};
+  return left >= 0 ? {fits: 'yes', text: `yes, about ${shown(left)} left`} : {fits: 'perhaps', text: `perhaps, about ${shown(-left)} missing`};
+}
+
+// ---- what would make a method fit: other tables and planned sizes, the nearest first
+
+const settingOf = (model, dtype, checkpointing) => data.settings.find(one =>
+  one.model === model.planned_as && one.dtype === dtype && one.checkpointing === checkpointing);
+
+function fitting(setting, method, b, s, bytes) {
+  const row = setting?.rows.find(one => one.method === method);
+  if (!row) return false;
+  const one = need(setting, row, b, s);
+  return one.sure === 'planned' ? one.total <= bytes : one.sure === 'about' && one.total <= bytes;
+}
+
+function* changes(model, setting, method) {
+  const {batch: b, sequence: s, dtype} = choice, checkpointed = settingOf(model, dtype, true), other = settingOf(model, 'bfloat16', setting.checkpointing);
+  const variants = setting.rows.map(row => row.method).filter(name => name.startsWith(method + ' '));
+  const fewer = data.batches.filter(x => x < b).reverse(), shorter = setting.sequences.filter(y => y < s).reverse();
+  if (!setting.checkpointing) yield ['gradient checkpointing', checkpointed, method, b, s];
+  for (const name of variants) yield [name.slice(method.length + 1), setting, name, b, s];
+  for (const x of fewer) yield [`batch ${x}`, setting, method, x, s];
+  for (const y of shorter) yield [`${count(y)} tokens`, setting, method, b, y];
+  if (dtype !== 'bfloat16') yield ['bfloat16', other, method, b, s];
+  const best = checkpointed || setting, also = setting.checkpointing ? '' : 'gradient checkpointing and ';
+  for (const name of variants) yield [also + name.slice(method.length + 1), best, name, b, s];
+  for (const x of fewer) for (const y of [s, ...shorter]) yield [`${also}batch ${x}${y === s ? '' : ` and ${count(y)} tokens`}`, best, method, x, y];
+  for (const y of shorter) yield [`${also}${count(y)} tokens`, best, method, b, y];
+  for (const name of variants) for (const y of shorter) yield [`${also}${name.slice(method.length + 1)}, batch 1 and ${count(y)} tokens`, best, name, 1, y];
+}
+
+function why(model, setting, row, one, bytes) {
+  const largest = one.parts.indexOf(Math.max(...one.parts)), too = `${data.parts[largest]} take most, ${shown(one.parts[largest])} ${unit.name}`;
+  if (one.parts[0] + data.context_bytes > bytes) return `the weights alone are too big, ${shown(one.parts[0])} ${unit.name}`;
+  for (const [words, ...how] of changes(model, setting, row.method)) if (fitting(...how, bytes)) return `${too}; it fits with ${words}`;
+  return `${too}; nothing on this page makes it fit`;
+}
+
+// ---- what is shown
+
+function cards() {
+  const own = parseFloat(choice.own), chosen = data.cards.filter(card => choice.cards.includes(card.name));
+  return [...chosen, ...(own > 0 ? [{name: `${own} GiB`, bytes: Math.round(own * GIB)}] : [])].sort((x, y) => x.bytes - y.bytes);
+}
+
+function show() {
+  const model = modelOf(choice.model), setting = settingOf(model, choice.dtype, choice.checkpointing), chosen = cards();
+  const needs = setting.rows.map(row => ({row, ...need(setting, row, choice.batch, choice.sequence)})).sort((x, y) => x.total - y.total);
+  at('said').textContent = [
+    `${model.name}, ${model.parameters < 1e8 ? count(model.parameters) : (model.parameters / 1e9).toPrecision(3) + ' billion'} weights in ${choice.dtype}`,
+    `${choice.batch} x ${count(choice.sequence)} tokens`, choice.checkpointing ? 'gradient checkpointing' : 'no checkpointing',
+    `${model.attention} attention`].join(', ') + '; ' + chosen.map(card => `${card.name}: ${gib(card.bytes)} GiB`).join(', ') + '.';
+  const planned = data.batches.includes(choice.batch) && setting.sequences.includes(choice.sequence);
+  at('sure').textContent = planned ? 'Planned here: all figures are those of “membench plan”, to the byte.'
+    : 'Between planned sizes: peak and parts are exact, to the byte; the total is about what it says. ' +
+      `Planned: batches ${data.batches.join(', ')}, sequences ${setting.sequences.filter(y => y <= model.longest).map(count).join(' ')}.`;
+  unit = needs.every(one => one.size < GIB) ? {bytes: GIB / 1024, name: 'MiB'} : {bytes: GIB, name: 'GiB'};
+  at('refused').replaceChildren(...Object.entries(setting.refused).map(([method, said]) => make('li', {}, `${method}: ${said}`)));
+  bars(needs, chosen);
+  table(model, setting, needs, chosen);
+  at('link').href = '#' + kept();
+}
+
+function bars(needs, chosen) {
+  const largest = chosen.at(-1)?.bytes, top = Math.max(...needs.map(one => one.total)), scale = largest ? Math.min(Math.max(top, largest) * 1.03, largest * 2.2) : top;
+  const place = size => `${(100 * size / scale).toFixed(3)}%`, home = at('bars');
+  const names = make('div', {class: `fit-cards${chosen.length > 1 ? ' two' : ''}`});
+  chosen.forEach((card, i) => names.append(make('span', {class: `${card.bytes > .75 * scale ? 'end' : ''} ${i % 2 ? 'low' : ''}`, style: `left:${place(card.bytes)}`}, card.name)));
+  const head = make('div', {class: 'fit-row', 'aria-hidden': 'true'});
+  head.append(make('span', {}), names, make('span', {}));
+  home.replaceChildren(head, ...needs.map(one => {
+    const fits = chosen.length ? verdict(one, largest).fits : 'yes', row = make('div', {class: `fit-row fit-${fits}`, 'data-method': one.row.method});
+    const track = make('div', {class: 'fit-track', role: 'img', 'aria-label': `${one.row.method}: ` + data.parts.map((word, i) => `${word} ${shown(one.parts[i])}`).join(', ')});
+    const bar = make('div', {class: 'fit-bar'});
+    [...one.parts, one.total - one.size].forEach((size, i) => bar.append(make('span', {class: `part-${i}`, style: `width:${place(size)}`, title: `${data.parts[i] || 'reserved, and context'}: ${shown(size)} ${unit.name}`})));
+    track.append(bar, ...chosen.map(card => make('span', {class: 'fit-line', style: `left:${place(card.bytes)}`})));
+    row.append(make('b', {}, one.row.method), track, make('span', {}, `${total(one)} ${unit.name}${one.total > scale ? ' »' : ''}`));
+    return row;
+  }));
+}
+
+const total = one => ({planned: '', about: 'about ', least: 'more than '})[one.sure] + shown(one.total);
+
+function table(model, setting, needs, chosen) {
+  const whole = at('table'), last = chosen.at(-1), words = ['method', ...chosen.map(card => card.name), 'total', 'peak', ...data.parts, 'peak in', 'smallest card', ...(last ? [`if not on ${last.name}`] : [])];
+  const text = new Set(['method', ...chosen.map(card => card.name), 'peak in', 'smallest card', words.at(-1)]);
+  const head = make('tr', {});
+  for (const word of words) head.append(make('th', {scope: 'col', ...(text.has(word) ? {class: 'words'} : {})}, word));
+  whole.caption.textContent = `What each method needs, ${unit.name}`;
+  whole.tHead.replaceChildren(head);
+  whole.tBodies[0].replaceChildren(...needs.map(one => {
+    const row = make('tr', {'data-method': one.row.method, 'data-sure': one.sure}), smallest = data.cards.find(card => verdict(one, card.bytes).fits === 'yes');
+    row.append(make('th', {scope: 'row', class: 'words'}, one.row.method));
+    for (const card of chosen) row.append(make('td', {class: `words fit-${verdict(one, card.bytes).fits}`}, verdict(one, card.bytes).text));
+    row.append(make('td', {'data-bytes': one.total}, total(one)));
+    for (const size of [one.size, ...one.parts]) row.append(make('td', {'data-bytes': size}, shown(size)));
+    row.append(make('td', {class: 'words'}, one.phase), make('td', {class: 'words'}, smallest ? smallest.name : 'none'));
+    if (last) row.append(make('td', {class: 'words why'}, verdict(one, last.bytes).fits === 'yes' ? '' : why(model, setting, one.row, one, last.bytes)));
+    return row;
+  }));
+  sortable(whole);
+}
+
+// ---- the choice: its controls, and the link that keeps it
+
+function kept() {
+  const {model, dtype, checkpointing, batch, sequence, cards, own} = choice;
+  return new URLSearchParams({model, dtype, checkpointing: +checkpointing, batch, sequence, cards: cards.join(' '), ...(own ? {own} : {})}).toString();
+}
+
+function given() {
+  const read = new URLSearchParams(location.hash.slice(1)), number = name => parseInt(read.get(name), 10) || data.start[name];
+  if (!modelOf(read.get('model'))) return {...data.start, own: ''};
+  return {model: read.get('model'), dtype: read.get('dtype'), checkpointing: read.get('checkpointing') === '1', batch: number('batch'), sequence: number('sequence'),
+    cards: (read.get('cards') ?? '').split(' ').filter(name => data.cards.some(card => card.name === name)), own: read.get('own') || ''};
+}
+
+function within() { // what the page has: no dtype that wasn't planned, no more tokens than positions
+  const model = modelOf(choice.model), some = data.settings.filter(one => one.model === model.planned_as);
+  if (!some.some(one => one.dtype === choice.dtype)) choice.dtype = some[0].dtype;
+  if (!settingOf(model, choice.dtype, choice.checkpointing)) choice.checkpointing = !choice.checkpointing;
+  choice.batch = Math.min(Math.max(choice.batch, 1), data.largest_batch);
+  choice.sequence = Math.min(Math.max(choice.sequence, data.least_sequence), model.longest);
+}
+
+function numberIn(box, label, name, planned) {
+  const input = make('input', {type: 'number', min: 1, step: 1, id: name, list: `${name}-planned`}), wrap = make('label', {}, label + ' '), list = make('datalist', {id: `${name}-planned`});
+  for (const one of planned) list.append(make('option', {value: one}));
+  wrap.append(input, list);
+  box.append(wrap);
+  return input;
+}
+
+const form = at('choice'), model = choice_(form, 'model', data.models.map(one => one.name)), dtype = choice_(form, 'dtype', [...new Set(data.settings.map(one => one.dtype))]);
+const batch = numberIn(form, 'batch', 'batch', data.batches), sequence = numberIn(form, 'sequence', 'sequence', [...new Set(data.settings.flatMap(one => one.sequences))].sort((x, y) => x - y));
+const checkpointing = tick(form, 'gradient checkpointing'), boxes = make('fieldset', {class: 'choices'}), own = make('input', {type: 'number', min: 1, step: 'any', id: 'own'});
+boxes.append(make('legend', {}, 'Cards'));
+const ticks = data.cards.map(card => [card.name, tick(boxes, `${card.name} (${gib(card.bytes)})`)]), wrap = make('label', {}, 'own, GiB ');
+wrap.append(own);
+boxes.append(wrap);
+form.append(boxes);
+
+function choice_(box, label, names) {
+  const select = chooser(box, label, names, names[0]);
+  select.id = label;
+  return select;
+}
+
+function put() { // the choice into the controls
+  const planned = modelOf(choice.model).planned_as, some = data.settings.filter(one => one.model === planned);
+  [model.value, dtype.value, batch.value, sequence.value, own.value] = [choice.model, choice.dtype, choice.batch, choice.sequence, choice.own];
+  for (const option of dtype.options) option.disabled = !some.some(one => one.dtype === option.value);
+  checkpointing.checked = choice.checkpointing;
+  checkpointing.disabled = some.filter(one => one.dtype === choice.dtype).length < 2;
+  for (const [name, box] of ticks) box.checked = choice.cards.includes(name);
+}
+
+function read() {
+  choice = {model: model.value, dtype: dtype.value, checkpointing: checkpointing.checked, batch: parseInt(batch.value, 10) || 1, sequence: parseInt(sequence.value, 10) || data.start.sequence,
+    cards: ticks.filter(([, box]) => box.checked).map(([name]) => name), own: parseFloat(own.value) > 0 ? own.value : ''};
+  update();
+  history.replaceState(null, '', '#' + kept());
+}
+
+function update() {
+  within();
+  put();
+  show();
+}
+
+form.addEventListener('change', read);
+form.addEventListener('submit', event => event.preventDefault());
+addEventListener('hashchange', () => { choice = given(); update(); });
+choice = given();
+form.hidden = false;
+checkpointing.id = 'checkpointing';
+update();
