@@ -96,7 +96,7 @@ def holds(tab, setting, name, batch, sequence):
 def test_what_the_page_shows_is_what_a_plan_says_to_the_byte(tab, page, document):
     (setting,) = document["settings"]
     tab.open(page, 1400, "light")
-    for batch, sequence, sure in ((1, 512, "planned"), (32, 512, "planned"), (7, 213, "about")):
+    for batch, sequence, sure in ((1, 512, "planned"), (16, 512, "planned"), (7, 213, "about")):
         choose(tab, batch=batch, sequence=sequence)
         holds(tab, setting, "badam", batch, sequence)
         assert shown(tab, "badam")[3] == sure
@@ -140,13 +140,13 @@ def test_a_link_keeps_the_choice_and_the_keyboard_makes_it(tab, page):
 @needs_chromium
 def test_what_does_not_fit_says_why_and_what_helps(tab, page, document):
     (setting,) = document["settings"]
-    totals = [planned(setting, "badam", batch, 512)["estimated_total_bytes"] for batch in (1, 32)]
+    totals = [planned(setting, "badam", batch, 512)["estimated_total_bytes"] for batch in (1, 16)]
     tab.open(page, 1400, "light")
     between = sum(totals) / 2 / 2**30
     tab.ask("document.querySelectorAll('#choice fieldset [type=checkbox]').forEach(box => box.checked = false)")
-    choose(tab, batch=32, sequence=512, own=between)
+    choose(tab, batch=16, sequence=512, own=between)
     row = tab.ask("document.querySelector('#table tr[data-method=badam]').textContent")
-    parts = planned(setting, "badam", 32, 512)["at_peak"]
+    parts = planned(setting, "badam", 16, 512)["at_peak"]
     largest = max(parts, key=parts.get).removesuffix("_bytes")
     assert "no, " in row and f"{largest} take most" in row
     batch = int(re.search(r"it fits with batch (\d+)", row)[1])
