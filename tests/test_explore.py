@@ -23,7 +23,7 @@ from membench.planning.method import plan_method
 from membench.planning.planner import method_values
 from membench.planning.workload import Workload
 from reports.page import fit
-from reports.parts import FIELDS
+from reports.parts import shown as shown_parts
 from tasks.models.source import CONFIGURATIONS
 
 SHIPPED = Path(__file__).resolve().parent.parent / "docs" / "fit.html"
@@ -86,7 +86,10 @@ def holds(tab, setting, name, batch, sequence):
     """Does the page show what a plan says? The share by which its total differs."""
     total, peak, parts, sure = shown(tab, name)
     row = planned(setting, name, batch, sequence)
-    assert (peak, parts) == (row["peak_allocated_bytes"], [row["at_peak"][field] for field in FIELDS])
+    assert (peak, parts) == (
+        row["peak_allocated_bytes"],
+        [part.of(row["at_peak"]) for part in shown_parts([row["at_peak"]])],
+    )
     difference = abs(total - row["estimated_total_bytes"]) / row["estimated_total_bytes"]
     assert sure != "planned" or difference == 0
     return difference
@@ -146,17 +149,21 @@ def test_what_does_not_fit_says_why_and_what_helps(tab, page, document):
     tab.ask("document.querySelectorAll('#choice fieldset [type=checkbox]').forEach(box => box.checked = false)")
     choose(tab, batch=16, sequence=512, own=between)
     row = tab.ask("document.querySelector('#table tr[data-method=badam]').textContent")
-    parts = planned(setting, "badam", 16, 512)["at_peak"]
-    largest = max(parts, key=parts.get).removesuffix("_bytes")
-    assert "no, " in row and f"{largest} take most" in row
-    batch = int(re.search(r"it fits with batch (\d+)", row)[1])
+    sizes = planned(setting, "badam", 16, 512)["at_peak"]
+    largest = max(shown_parts([sizes]), key=lambda part: part.of(sizes))
+    assert "no, " in row and f"{largest.word} take most" in row
+    batch = int(re.search(r"fits with batch (\d+)", row)[1])
     assert planned(setting, "badam", batch, 512)["estimated_total_bytes"] <= between * 2**30
 
 
 def test_without_a_script_the_page_shows_its_first_choice(page, document):
     (setting,) = document["settings"]
     row = planned(setting, "badam", 1, 512)
-    sizes = [row["estimated_total_bytes"], row["peak_allocated_bytes"], *(row["at_peak"][field] for field in FIELDS)]
+    sizes = [
+        row["estimated_total_bytes"],
+        row["peak_allocated_bytes"],
+        *(part.of(row["at_peak"]) for part in shown_parts([row["at_peak"]])),
+    ]
     cells = re.search(r"<bdi>badam</bdi></th>(.*)</tr>", page.read_text())[1]
     assert [f"{size / 2**20:,.2f}" for size in sizes] == re.findall(r"<td>([^<]*)</td>", cells)
 

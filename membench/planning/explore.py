@@ -6,6 +6,7 @@ import gc
 import json
 import math
 import multiprocessing
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -21,10 +22,11 @@ from membench.memory.allocator import CUDA_CONTEXT_BYTES
 from membench.planning.blueprint import Blueprint
 from membench.planning.cards import CARDS
 from membench.planning.extrapolate import NotAlikeError
-from membench.planning.method import plan_method
+from membench.planning.method import Plan, plan_method
 from membench.planning.planner import NO_FORK, cores, method_values
+from membench.planning.replay import Places, Replay, places_of
 from membench.planning.spread import BATCHES, LEAST, Learner, Point, Spread
-from membench.planning.summits import Mountains, Summit, places_of, surplus_bytes, value_at
+from membench.planning.summits import Mountains, Summit, surplus_bytes, value_at
 from membench.planning.workload import Workload
 from reports.parts import PARTS
 
@@ -35,6 +37,7 @@ LARGEST_BATCH, LONGEST = 64, 16_384  # of the page
 START = 176  # tokens where plans are made: a number that no width of a model is, so that sizes tell allocations apart
 PLANNED_BATCHES = (1, 2, 4, 8, 16)
 PLANNED_SEQUENCES = (128, 256, 512, 1024, 2048, 4096, 8192)
+CHECKED = 3  # of each method: sizes at which the plan's traces are replayed, to see that the peak is right
 MOST_PLANNED = 5  # sequences, the longest ones, of which the allocator is simulated
 _TURNING = {"max_position_embeddings", "rope_parameters", "rope_theta", "rms_norm_eps", "initializer_range"}
 BEYOND = 2  # times the largest card: there, too
@@ -76,27 +79,38 @@ def explore(
         ValueError: an unknown model, method or hyper-parameter.
     """
     models = list(dict.fromkeys(setting.model for setting in wanted))
-    described = _described(models)
+    described = describe(models)
     planned_as = {model["name"]: model["planned_as"] for model in described}
     needed = dict.fromkeys(Setting(planned_as[one.model], one.dtype, one.checkpointing) for one in wanted)
     for setting in needed:
         for method in methods:
             method_values(Blueprint(Workload(setting.model)), method, given)  # refused before any of it is made
+    return page_data(described, list(_carry_out(list(needed), methods, given, report)))
+
+
+def page_data(models: list[dict[str, Any]], settings: list[dict[str, Any]]) -> dict[str, Any]:
+    """The document of models and tables, without parts that nothing has any bytes of."""
+    summits = [one for table in settings for row in table["rows"] for one in row["single"] + row["several"]]
+    kept = [
+        number for number, part in enumerate(PARTS) if not part.later or any(one["parts"][number] for one in summits)
+    ]
+    for one in summits:
+        one["parts"] = [one["parts"][number] for number in kept]
     return {
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         "made": datetime.now(UTC).date().isoformat(),
         "context_bytes": CUDA_CONTEXT_BYTES,
-        "parts": [part.word for part in PARTS],
+        "parts": [{"word": PARTS[number].word, "colour": PARTS[number].colour} for number in kept],
         "cards": [{"name": card.name, "bytes": card.usable_bytes, "source": card.source} for card in CARDS],
         "batches": PLANNED_BATCHES,
         "least_sequence": LEAST,
         "largest_batch": LARGEST_BATCH,
-        "models": described,
-        "settings": list(_carry_out(list(needed), methods, given, report)),
+        "models": models,
+        "settings": settings,
     }
 
 
-def _described(models: Sequence[str]) -> list[dict[str, Any]]:
+def describe(models: Sequence[str]) -> list[dict[str, Any]]:
     """What the page says of models, the smallest first; those of one shape are planned as the one of most positions."""
     blueprints = {model: Blueprint(Workload(model, sequence_length=1)) for model in models}
     longest = {model: blueprint.longest_sequence or LONGEST for model, blueprint in blueprints.items()}
@@ -203,12 +217,16 @@ def _row(
 ) -> Row:
     """Raises NotAlikeError and ValueError."""
     plan = plan_method(blueprint, method, values)
-    learner = Learner(plan, blueprint, values, sequences)
-    single, several = learner.spread(single=True), learner.spread(single=False)
-    lengths = _lengths(sequences[-1])
-    places = [places_of(one, complete=len(plan.simulations) == 1) for one in plan.simulations]
-    one = Mountains(single, places, blueprint.depth).summits([Point(1, tokens) for tokens in lengths])
-    more = Mountains(several, places, blueprint.depth).summits([Point(*at) for at in product(_batches(), lengths)])
+    learner, places, lengths = Learner(plan, blueprint, values, sequences), places_of(plan), _lengths(sequences[-1])
+    several = learner.spread(BATCHES)
+    more = _summits(plan, places, several, [Point(*at) for at in product(_batches(), lengths)])
+    try:
+        single = learner.spread((1,))
+    except NotAlikeError:  # more than a few copies differ: a batch of one has a plan of its own
+        blueprint = blueprint.with_workload(batch_size=1)
+        plan = plan_method(blueprint, method, values)
+        single, places = Learner(plan, blueprint, values, sequences).spread((1,)), places_of(plan)
+    one = _summits(plan, places, single, [Point(1, tokens) for tokens in lengths])
     return {
         "single": [_packed(summit) for summit in one],
         "several": [_packed(summit) for summit in more],
@@ -217,6 +235,22 @@ def _row(
             for batch in PLANNED_BATCHES
         ],
     }
+
+
+def _summits(plan: Plan, places: Sequence[Places], spread: Spread, points: Sequence[Point]) -> list[Summit]:
+    """The moments that are the peak at some of `points`; at a few others the plan's traces are replayed.
+
+    Raises:
+        NotAlikeError: another moment is the peak there.
+    """
+    found = Mountains(spread, places, plan.depth).summits(points)
+    replay, draw = Replay(plan, places), random.Random(plan.method)
+    most = max(points)
+    for _ in range(CHECKED):
+        point = Point(draw.randint(spread.batches[0], most.batch), draw.randint(LEAST, most.sequence))
+        if replay.peak_bytes(spread.at(point)) != peak_bytes(found, point):
+            raise NotAlikeError(f"at {point.batch} x {point.sequence} tokens another moment is the peak")
+    return found
 
 
 def _lengths(longest: int) -> list[int]:

@@ -14,16 +14,16 @@ from membench.planning.moments import Key, named_moments
 from membench.planning.simulate import Simulation
 
 Bytes = NDArray[np.int64]
+Places = dict[Key, list[int]]  # of the moments with a key, their positions in the trace
 
 
 class Replay:
     """Says what `method.whole_profile` would say of the plan's simulations if their allocations had other sizes."""
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: Plan, places: Sequence[Places] | None = None):
         self._depth = plan.depth
         self._simulations = plan.simulations
-        complete = len(plan.simulations) == 1
-        named = [_by_key(one, complete=complete) for one in plan.simulations]
+        named = places or places_of(plan)
         shared = [key for key in named[-1] if all(key in keys for keys in named)]
         others = [[key for key in keys if not all(key in every for every in named)] for keys in named]
         self._traces = [
@@ -82,8 +82,13 @@ class _Trace:
         return np.maximum.reduceat(totals[self._positions], self._starts)
 
 
-def _by_key(simulation: Simulation, *, complete: bool) -> dict[Key, list[int]]:
-    found: dict[Key, list[int]] = {}
+def places_of(plan: Plan) -> list[Places]:
+    """For each of a plan's simulations, where its moments are."""
+    return [_by_key(one, complete=len(plan.simulations) == 1) for one in plan.simulations]
+
+
+def _by_key(simulation: Simulation, *, complete: bool) -> Places:
+    found: Places = {}
     for key, position, _ in named_moments(simulation, complete=complete):
         found.setdefault(key, []).append(position)
     return found

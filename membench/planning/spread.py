@@ -70,7 +70,7 @@ class Learner:
     """Steps on a shallow model, and what they tell of a plan.
 
     Args:
-        plan: made at the first of `BATCHES` and of `sequences`.
+        plan: made at the first of `sequences`.
         blueprint: its workload.
         values: the method's hyper-parameters.
         sequences: three, the last the longest.
@@ -82,7 +82,7 @@ class Learner:
     def __init__(self, plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], sequences: Sequence[int]):
         self._plan, self._blueprint, self._values, self._sequences = plan, blueprint, values, tuple(sequences)
         self._of_plan = [spots(one, ranked=True) for one in plan.simulations]
-        self._start = Point(BATCHES[0], self._sequences[0])
+        self._start = Point(blueprint.workload.batch_size, self._sequences[0])
         self._needed = {spot for made in self._of_plan for spot in made if spot is not None}
         for self._depth in dict.fromkeys((blueprint.shallowest, blueprint.depths[0])):
             try:
@@ -94,25 +94,24 @@ class Learner:
                 return
         raise NotAlikeError("a shallow model doesn't have all that is made at the model's own depth")
 
-    def spread(self, *, single: bool) -> Spread:
-        """What allocations take in batches of one (`single`), or in all others.
+    def spread(self, batches: tuple[int, ...]) -> Spread:
+        """What allocations take in batches of one, (1,), or in all others, `BATCHES`.
 
         Raises:
             NotAlikeError: steps at the points, or at others that are checked, differ in more than sizes, or these
                 aren't polynomials.
         """
-        batches = (1,) if single else BATCHES
         seen = [self._sizes(Point(batch, sequence)) for batch in batches for sequence in self._sequences]
         known = {spot: tuple([sizes[spot] for sizes in seen]) for spot in seen[0]}
-        other = Point(1 if single else _CHECKED_BATCH, self._sequences[-1] - _CHECKED_BEFORE)
+        other = Point(1 if batches == (1,) else _CHECKED_BATCH, self._sequences[-1] - _CHECKED_BEFORE)
         value, sizes = value_at(batches, self._sequences, other), self._sizes(other)
         if {spot: value(given) for spot, given in known.items()} != sizes:
             raise NotAlikeError(f"what is allocated isn't a polynomial at {other.batch} x {other.sequence} tokens")
-        rows, dropped = [], []
+        rows, dropped, none = [], [], (0,) * len(seen)
         for made, one in zip(self._of_plan, self._plan.simulations, strict=True):
             constant = [(size,) * len(seen) for size in one.trace.sizes]
             rows.append(
-                [same if spot is None else known.get(spot, same) for spot, same in zip(made, constant, strict=True)]
+                [same if spot is None else known.get(spot, none) for spot, same in zip(made, constant, strict=True)]
             )
             dropped.append({index for index, spot in enumerate(made) if spot is not None and spot not in known})
         return Spread(batches, self._sequences, self._plan.simulations, rows, dropped)

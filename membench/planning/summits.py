@@ -12,16 +12,14 @@ from numpy.typing import NDArray
 
 from membench.memory.allocator import reserved_bytes
 from membench.planning.extrapolate import NotAlikeError
-from membench.planning.moments import Key, named_moments
-from membench.planning.simulate import Simulation
+from membench.planning.moments import Key
+from membench.planning.replay import Places
 from membench.planning.spread import Point, Spread
 from reports.parts import FIELDS
 
 Bytes = NDArray[np.int64]
+Name = tuple[Key, int]  # of a moment, and which of those with one key
 _NEAR = 64  # bytes: rounding of floats while the highest moments are looked for
-
-
-Places = dict[Key, list[int]]  # of the moments with a key, their positions in the trace
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Mountains:
 
     Args:
         spread: what its allocations take.
-        places: of its simulations, see `places_of`.
+        places: of its simulations, see `replay.places_of`.
         depth: of the model.
 
     Raises:
@@ -64,9 +62,9 @@ class Mountains:
             bytes_ = a + (c - a) * (depth - first) // (third - first)
         if not regular.any():
             raise NotAlikeError("no two depths have moments in common")
-        self._keys = [key for key, kept in zip(shared, regular, strict=True) if kept]
+        self._names = [key for key, kept in zip(shared, regular, strict=True) if kept]
         self._bytes: Bytes = bytes_[regular]
-        known = set(self._keys)
+        known = set(self._names)
         self._others = [
             np.stack([table[key] for key in table if key not in known] or [np.zeros_like(bytes_[0])]).sum(1)
             for table in tables
@@ -86,7 +84,7 @@ class Mountains:
         for point, candidates in zip(points, near, strict=True):
             exact = {key: sum(value_at(part, point) for part in polynomials[key]) for key in np.flatnonzero(candidates)}
             found.add(max(exact, key=lambda key: exact[key]))  # the first of the highest
-        return [Summit(self._keys[key].phase, tuple(polynomials[key])) for key in sorted(found)]
+        return [Summit(self._names[key][0].phase, tuple(polynomials[key])) for key in sorted(found)]
 
     def _check_others(self, weigh: Any, peaks: Any) -> None:
         """See `extrapolate.extend_depth`."""
@@ -146,36 +144,30 @@ def _matrix(spread: Spread, points: Sequence[Point]) -> Any:
     )
 
 
-def places_of(simulation: Simulation, *, complete: bool) -> Places:
-    """Where the moments of a simulation are; `complete`: see `moments.profile`."""
-    found: Places = {}
-    for key, position, _ in named_moments(simulation, complete=complete):
-        found.setdefault(key, []).append(position)
-    return found
-
-
-def _moments(spread: Spread, number: int, places: Places) -> dict[Key, Bytes]:
-    """By key, the bytes of each part (parts, known points) at the highest of its moments.
-
-    Raises NotAlikeError if of several moments with one key now one and now another is the highest.
-    """
-    one = spread.simulations[number]
-    gone = spread.dropped[number]
+def _moments(spread: Spread, number: int, places: Places) -> dict[Name, Bytes]:
+    """By name, the bytes of each part (parts, known points) at a moment, in order of time."""
+    one, gone = spread.simulations[number], spread.dropped[number]
     events = np.asarray(one.trace.events, dtype=np.int64)
     index = np.where(events < 0, ~events, events)
     sizes = np.asarray(spread.sizes[number], dtype=np.int64)
-    sizes[list(gone)] = 0
     change = np.where((events < 0)[:, None], -sizes[index], sizes[index])  # (events, points)
     parts = np.asarray(one.trace.parts)[index]
     levels = np.stack([np.cumsum(np.where((parts == part)[:, None], change, 0), 0) for part in range(len(FIELDS))], 1)
     totals = levels.sum(1)
-    found = {}
+    found: dict[Name, int] = {}
     for key, everywhere in places.items():
         positions = [position for position in everywhere if int(events[position]) not in gone]
-        if not positions:
-            continue
-        highest = {int(at) for at in totals[positions].argmax(0)}
-        if len(highest) > 1:
-            raise NotAlikeError("the highest of several moments with one name depends on the batch")
-        found[key] = levels[positions[highest.pop()]]
-    return found
+        if positions:
+            found |= _highest(key, positions, totals[positions].argmax(0))
+    return {name: levels[found[name]] for name in sorted(found, key=lambda name: found[name])}
+
+
+def _highest(key: Key, positions: Sequence[int], highest: NDArray[np.intp]) -> dict[Name, int]:
+    """Of the moments with one key, those that are the highest of them at a known point: mostly one.
+
+    Several are numbered from the nearer end, since a deeper model has more of them.
+    """
+    numbers = sorted(set(highest.tolist()))
+    if len(numbers) == 1:
+        return {(key, 0): positions[numbers[0]]}
+    return {(key, n + 1 if n < len(positions) / 2 else n - len(positions)): positions[n] for n in numbers}

@@ -8,37 +8,40 @@ const shown = size => decimal(size / unit.bytes);
 
 // ---- what a method needs
 
+const sum = numbers => numbers.reduce((x, y) => x + y, 0);
+
 function value(coefficients, over, b, s) {
   const terms = [1, s, s * s, b, b * s, b * s * s];
-  return coefficients.reduce((sum, c, i) => sum + c * terms[i], 0) / over;
+  return sum(coefficients.map((c, i) => c * terms[i])) / over;
 }
 
 function peak(row, b, s) {
   let highest = null;
   for (const one of b === 1 ? row.single : row.several) {
-    const parts = data.parts.map((_, i) => value(one.parts[i], one.over || 1, b, s)), size = parts.reduce((x, y) => x + y, 0);
+    const parts = data.parts.map((_, i) => value(one.parts[i], one.over || 1, b, s)), size = sum(parts);
     if (!highest || size > highest.size) highest = {phase: one.phase, parts, size};
   }
   return highest;
 }
 
-function around(known, at) { // the planned sizes at or next to one
-  const below = known.filter(k => k <= at), above = known.filter(k => k >= at);
-  return [...new Set([below.at(-1) ?? known[0], above[0] ?? known.at(-1)])];
+function around(known, at) { // the planned sizes at or next to one, and how near they are
+  const low = known.filter(k => k <= at).at(-1) ?? known[0], high = known.find(k => k >= at) ?? known.at(-1);
+  const up = low === high ? 0 : Math.log(at / low) / Math.log(high / low);
+  return low === high ? [[low, 1]] : [[low, 1 - up], [high, up]];
 }
 
 function need(setting, row, b, s) {
   const found = peak(row, b, s), near = [];
-  for (const x of around(data.batches, b)) for (const y of around(setting.sequences, s)) {
+  for (const [x, nearX] of around(data.batches, b)) for (const [y, nearY] of around(setting.sequences, s)) {
     const surplus = row.surplus[data.batches.indexOf(x)][setting.sequences.indexOf(y)];
-    if (surplus !== null) near.push({surplus, peak: peak(row, x, y).size});
+    if (surplus !== null) near.push({surplus, share: surplus / peak(row, x, y).size, weight: nearX * nearY});
   }
   const planned = data.batches.includes(b) && setting.sequences.includes(s);
   const least = found.size + data.context_bytes;
-  if (!near.length) return {...found, least, total: least, sure: 'least'};
-  if (planned) return {...found, least, total: found.size + near[0].surplus + data.context_bytes, sure: 'planned'};
-  const share = Math.max(...near.map(n => n.surplus / n.peak));
-  return {...found, least, total: Math.round(found.size * (1 + share)) + data.context_bytes, sure: 'about'};
+  if (!near.length) return {...found, least, total: least, most: Infinity, sure: 'least'};
+  if (planned) return {...found, least, total: least + near[0].surplus, most: least + near[0].surplus, sure: 'planned'};
+  const share = sum(near.map(n => n.share * n.weight)) / sum(near.map(n => n.weight)), largest = Math.max(...near.map(n => n.share));
+  return {...found, least, total: Math.round(least + found.size * share), most: least + found.size * largest, sure: 'about'};
 }
 
 function verdict(one, bytes) {
@@ -46,7 +49,7 @@ function verdict(one, bytes) {
   if (one.sure === 'planned') return left >= 0 ? {fits: 'yes', text: `yes, ${shown(left)} left`} : {fits: 'no', text: `no, ${shown(-left)} missing`};
   if (one.least > bytes) return {fits: 'no', text: `no, ${one.sure === 'least' ? 'more than' : 'about'} ${shown(one.total - bytes)} missing`};
   if (one.sure === 'least') return {fits: 'perhaps', text: 'perhaps'};
-  return left >= 0 ? {fits: 'yes', text: `yes, about ${shown(left)} left`} : {fits: 'perhaps', text: `perhaps, about ${shown(-left)} missing`};
+  return {fits: one.most <= bytes ? 'yes' : 'perhaps', text: `${one.most <= bytes ? 'yes' : 'perhaps'}, about ${shown(Math.abs(left))} ${left < 0 ? 'missing' : 'left'}`};
 }
 
 // ---- what would make a method fit: other tables and planned sizes, the nearest first
@@ -58,7 +61,7 @@ function fitting(setting, method, b, s, bytes) {
   const row = setting?.rows.find(one => one.method === method);
   if (!row) return false;
   const one = need(setting, row, b, s);
-  return one.sure === 'planned' ? one.total <= bytes : one.sure === 'about' && one.total <= bytes;
+  return one.most <= bytes;
 }
 
 function* changes(model, setting, method) {
@@ -77,11 +80,11 @@ function* changes(model, setting, method) {
   for (const name of variants) for (const y of shorter) yield [`${also}${name.slice(method.length + 1)}, batch 1 and ${count(y)} tokens`, best, name, 1, y];
 }
 
-function why(model, setting, row, one, bytes) {
-  const largest = one.parts.indexOf(Math.max(...one.parts)), too = `${data.parts[largest]} take most, ${shown(one.parts[largest])} ${unit.name}`;
-  if (one.parts[0] + data.context_bytes > bytes) return `the weights alone are too big, ${shown(one.parts[0])} ${unit.name}`;
-  for (const [words, ...how] of changes(model, setting, row.method)) if (fitting(...how, bytes)) return `${too}; it fits with ${words}`;
-  return `${too}; nothing on this page makes it fit`;
+function reason(model, setting, row, one, bytes) {
+  const largest = one.parts.indexOf(Math.max(...one.parts)), too = `${data.parts[largest].word} take most`;
+  if (one.parts[0] + data.context_bytes > bytes) return 'the weights alone are too big';
+  for (const [words, ...how] of changes(model, setting, row.method)) if (fitting(...how, bytes)) return `${too}; fits with ${words}`;
+  return `${too}; nothing here makes it fit`;
 }
 
 // ---- what is shown
@@ -118,9 +121,9 @@ function bars(needs, chosen) {
   head.append(make('span', {}), names, make('span', {}));
   home.replaceChildren(head, ...needs.map(one => {
     const fits = chosen.length ? verdict(one, largest).fits : 'yes', row = make('div', {class: `fit-row fit-${fits}`, 'data-method': one.row.method});
-    const track = make('div', {class: 'fit-track', role: 'img', 'aria-label': `${one.row.method}: ` + data.parts.map((word, i) => `${word} ${shown(one.parts[i])}`).join(', ')});
+    const track = make('div', {class: 'fit-track', role: 'img', 'aria-label': `${one.row.method}: ` + data.parts.map(({word}, i) => `${word} ${shown(one.parts[i])}`).join(', ')});
     const bar = make('div', {class: 'fit-bar'});
-    [...one.parts, one.total - one.size].forEach((size, i) => bar.append(make('span', {class: `part-${i}`, style: `width:${place(size)}`, title: `${data.parts[i] || 'reserved, and context'}: ${shown(size)} ${unit.name}`})));
+    [...one.parts, one.total - one.size].forEach((size, i) => bar.append(make('span', {style: `width:${place(size)};background:var(--${data.parts[i]?.colour ?? 'line'})`, title: `${data.parts[i]?.word ?? 'reserved, and context'}: ${shown(size)} ${unit.name}`})));
     track.append(bar, ...chosen.map(card => make('span', {class: 'fit-line', style: `left:${place(card.bytes)}`})));
     row.append(make('b', {}, one.row.method), track, make('span', {}, `${total(one)} ${unit.name}${one.total > scale ? ' »' : ''}`));
     return row;
@@ -130,8 +133,9 @@ function bars(needs, chosen) {
 const total = one => ({planned: '', about: 'about ', least: 'more than '})[one.sure] + shown(one.total);
 
 function table(model, setting, needs, chosen) {
-  const whole = at('table'), last = chosen.at(-1), words = ['method', ...chosen.map(card => card.name), 'total', 'peak', ...data.parts, 'peak in', 'smallest card', ...(last ? [`if not on ${last.name}`] : [])];
-  const text = new Set(['method', ...chosen.map(card => card.name), 'peak in', 'smallest card', words.at(-1)]);
+  const whole = at('table'), last = chosen.at(-1), why = last ? [`why not, on ${last.name}`] : [];
+  const words = ['method', ...chosen.map(card => card.name), ...why, 'total', 'peak', ...data.parts.map(part => part.word), 'peak in', 'smallest card'];
+  const text = new Set(['method', ...chosen.map(card => card.name), ...why, 'peak in', 'smallest card']);
   const head = make('tr', {});
   for (const word of words) head.append(make('th', {scope: 'col', ...(text.has(word) ? {class: 'words'} : {})}, word));
   whole.caption.textContent = `What each method needs, ${unit.name}`;
@@ -140,10 +144,10 @@ function table(model, setting, needs, chosen) {
     const row = make('tr', {'data-method': one.row.method, 'data-sure': one.sure}), smallest = data.cards.find(card => verdict(one, card.bytes).fits === 'yes');
     row.append(make('th', {scope: 'row', class: 'words'}, one.row.method));
     for (const card of chosen) row.append(make('td', {class: `words fit-${verdict(one, card.bytes).fits}`}, verdict(one, card.bytes).text));
+    if (last) row.append(make('td', {class: 'words why'}, verdict(one, last.bytes).fits === 'yes' ? '' : reason(model, setting, one.row, one, last.bytes)));
     row.append(make('td', {'data-bytes': one.total}, total(one)));
     for (const size of [one.size, ...one.parts]) row.append(make('td', {'data-bytes': size}, shown(size)));
     row.append(make('td', {class: 'words'}, one.phase), make('td', {class: 'words'}, smallest ? smallest.name : 'none'));
-    if (last) row.append(make('td', {class: 'words why'}, verdict(one, last.bytes).fits === 'yes' ? '' : why(model, setting, one.row, one, last.bytes)));
     return row;
   }));
   sortable(whole);

@@ -116,7 +116,7 @@ def view(document: Document, choice: Choice) -> View:
     needs = [(row["method"], need(document, choice, row)) for row in setting["rows"]]
     needs.sort(key=lambda item: item[1].reserved or item[1].peak)
     unit, name = (MIB, "MiB") if all(one.peak < GIB for _, one in needs) else (GIB, "GiB")
-    words = ["method", card["name"], "total", "peak", *document["parts"], "peak in"]
+    words = ["method", card["name"], "total", "peak", *(part["word"] for part in document["parts"]), "peak in"]
     weights = model["parameters"]
     said = [
         f"{model['name']}, {f'{weights:,}' if weights < 10**8 else f'{weights / 1e9:.3g} billion'} weights in "
@@ -161,8 +161,8 @@ def conditions(document: Document) -> list[str]:
         "checked against others; equal to a plan's to the byte at every batch and sequence of the page.",
         f"Total: with what PyTorch's allocator reserves, from a model of it, and {document['context_bytes'] / GIB:.2g} "
         f"GiB for the CUDA context. It follows no rule between sizes: it was simulated at batches of {batches} and the "
-        "sequences offered (marked “planned”). Elsewhere the largest share of the planned sizes around stands for it, "
-        "marked “about”.",
+        "sequences called planned. Elsewhere it is interpolated and marked “about”: some per cent off at worst; “yes” "
+        "is said where the method fits with the largest share of the planned sizes around, “perhaps” where it may.",
         "Attention is what transformers chooses for the model and a plan runs today: sdpa keeps no attention weights, "
         "eager does.",
     ]
