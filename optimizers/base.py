@@ -111,6 +111,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         self._number_of = {p: number for number, p in enumerate(self._group_of)}
         self._updated: set[nn.Parameter] = set()
         self._steps_done = 0
+        self._stepped = False  # in this process: a state that is loaded has steps done elsewhere
         self._finished = False
         self._replicas: Replicas | None = None
         self._averaged = False  # are the gradients those of all replicas?
@@ -268,8 +269,9 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if not self._steps_done:
+        if not self._stepped:
             self._follow_sharding()
+            self._stepped = True
         if not self.in_backward:
             self.average_gradients()
             ranks.check(self, [(p, p.grad) for p in self._group_of if p.grad is not None])
@@ -434,7 +436,9 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: it was saved by another method, for a model with other parameters, or is incomplete. The
                 optimizer is left as it was.
+            RuntimeError: the model was sharded since the method was built, which can't follow.
         """
+        self._follow_sharding()
         extra, groups, saved = saved_states.parts(self, state_dict)
         before = self.extra_state()
         try:

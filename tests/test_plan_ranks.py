@@ -27,6 +27,7 @@ from membench.training.metering import train_selection
 from reports import plans
 from reports.parts import FIELDS
 
+AGREEMENT = 512  # bytes: numbers by which real ranks see that they train the same
 REFUSED = {("mezo", "fsdp2")}
 
 
@@ -49,14 +50,14 @@ def expect_plans_to_equal_what_the_first_of_two_ranks_meters(folder, methods, st
     blueprints = [blueprint(folder, "llama", 2, gpus=2, strategy=strategy) for strategy in strategies]
     metered, planned = gloo.run(seen, blueprints, methods)[0], seen(None, blueprints, methods)
     assert len(planned) == len(methods) * len(strategies) - len(
-        REFUSED.intersection((m, s) for m in methods for s in strategies)
+        REFUSED & {(method, strategy) for method in methods for strategy in strategies}
     )
     for key, plan_of in planned.items():
         peak, real = plan_of[0], metered[key][0]
         if key[0] in BOUNDED:
             assert peak >= real
             continue
-        slack = 0.005 * real if key[0] in BY_VALUES else 0
+        slack = 0.005 * real if key[0] in BY_VALUES else AGREEMENT
         assert plan_of == pytest.approx(metered[key], rel=0.005, abs=slack), key
 
 

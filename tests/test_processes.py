@@ -26,12 +26,20 @@ from membench.training.loop import Loop
 TRAINING = Training(steps=6, batch_size=8, sequence_length=3, evaluate_every=4)
 CASES = {
     "badam, sharded": ("badam", {"lr": 1e-2, "switch_every": 2, "always_train": ("head",)}, {}),
+    "lora, sharded": ("lora", {"lr": 1e-2, "rank": 2}, {}),  # built before
     "galore, sharded, clipped": ("galore", {"lr": 1e-2, "rank": 2}, {"max_grad_norm": 0.1}),
     "adamw, replicas, clipped, accumulated": (
         "adamw",
         {"lr": 1e-2},
         {"strategy": "replicate", "max_grad_norm": 0.1, "gradient_accumulation_steps": 2},
     ),
+}
+REFUSED = {("mezo", "fsdp2")}
+EVERY = {
+    f"{method}, {strategy}": (method, optimizers.get(method).example, {"strategy": strategy})
+    for method in optimizers.available()
+    for strategy in ("fsdp2", "replicate")
+    if (method, strategy) not in REFUSED
 }
 
 
@@ -72,7 +80,7 @@ class Task:
 
 def losses(case, path=None, stop_after=None):
     """All losses of a run; with `stop_after`, those up to this step, the last with a checkpoint."""
-    method, given, more = CASES[case]
+    method, given, more = (CASES | EVERY)[case]
     training = replace(TRAINING, **more)
     torch.manual_seed(0)
     model = Net().double()
@@ -91,28 +99,42 @@ def losses(case, path=None, stop_after=None):
     return [(entry["loss"], entry["metrics"]) for entry in loop.progress.history]
 
 
-def as_ranks(rank, folder, stop_after=None):
-    return {case: losses(case, Path(folder, f"{number}.pt"), stop_after) for number, case in enumerate(CASES)}
+def as_ranks(rank, folder, cases, stop_after=None):
+    return {case: losses(case, Path(folder, f"{number}.pt"), stop_after) for number, case in enumerate(cases)}
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     """Of two processes, in the middle of each run."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    gloo.run(as_ranks, folder, 3)
+    gloo.run(as_ranks, folder, CASES, 3)
     return {path.name: path.read_bytes() for path in folder.glob("*.pt")}
+
+
+def expect_losses_of_one(checkpoints, cases, count, folder):
+    """Continue from checkpoints of two processes with `count`."""
+    for name, content in checkpoints.items():
+        (folder / name).write_bytes(content)
+    found = gloo.run(as_ranks, folder, cases, size=count)[0] if count > 1 else as_ranks(0, folder, cases)
+    assert len(checkpoints) == len(cases)
+    for case in cases:
+        for (loss, metrics), (wanted, scores) in zip(found[case], losses(case), strict=True):
+            assert loss == pytest.approx(wanted, rel=1e-6), case
+            assert (metrics or {}) == pytest.approx(scores or {}, rel=1e-6), case
 
 
 @pytest.mark.parametrize("count", [2, 1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_run_begun_by_two_processes_and_continued_by_any_number_has_the_losses_of_one(count, checkpoints, tmp_path):
-    for name, content in checkpoints.items():
-        (tmp_path / name).write_bytes(content)
-    found = gloo.run(as_ranks, tmp_path, size=count)[0] if count > 1 else as_ranks(0, tmp_path)
-    assert len(checkpoints) == len(CASES)
-    for case in CASES:
-        for (loss, metrics), (wanted, scores) in zip(found[case], losses(case), strict=True):
-            assert loss == pytest.approx(wanted, rel=1e-6), case
-            assert (metrics or {}) == pytest.approx(scores or {}, rel=1e-6), case
+    expect_losses_of_one(checkpoints, CASES, count, tmp_path)
+
+
+@pytest.mark.slow
+def test_so_it_is_with_every_method_on_one_two_and_four_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("every")
+    gloo.run(as_ranks, folder, EVERY, 3)
+    begun = {path.name: path.read_bytes() for path in folder.glob("*.pt")}
+    for count in (1, 2, 4):
+        expect_losses_of_one(begun, EVERY, count, tmp_path_factory.mktemp(str(count)))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
 from membench.memory.breakdown import summarize
+from membench.memory.collectives import is_collective, on_copies
 from membench.memory.modules import AccumulateGrad, ModuleTracker
 from membench.memory.stock import StockOptimizer
 from membench.memory.trace import INPUTS, Trace
@@ -139,7 +140,7 @@ class MemoryMeter(TorchDispatchMode):
         if not self._phase:
             return result
         node: Any = current_node()
-        if _communicates(func):
+        if is_collective(func):
             self._see_communication((args, result))
             return result
         if self._is_gradient(result, node):
@@ -156,6 +157,8 @@ class MemoryMeter(TorchDispatchMode):
                     self.trace.assign(index, COMMUNICATION, self.trace.modules[index])
 
     def _carry_out(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if self._device == "cpu" and is_collective(func):
+            return on_copies(func, args, kwargs)
         return func(*args, **kwargs)
 
     def _is_gradient(self, result: Any, node: Any) -> bool:
@@ -293,12 +296,6 @@ def _only_aliases(func: Any) -> bool:
     name, returns = func._schema.name, func._schema.returns
     may_resize = "out" in func._overloadname or name in ("aten::resize_", "aten::resize_as_", "aten::set_")
     return not may_resize and all(value.alias_info is not None for value in returns)
-
-
-@cache
-def _communicates(func: Any) -> bool:
-    """Is it a collective?"""
-    return func._schema.name.partition("::")[0] in ("c10d", "_c10d_functional")
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from membench.memory.collectives import is_collective
+
 SENT = {"allreduce_", "broadcast_", "_allgather_base_", "allgather_", "_reduce_scatter_base_", "reduce_scatter_"}
 _INPUT = {"_allgather_base_": 1, "allgather_": 1, "_reduce_scatter_base_": 1, "reduce_scatter_": 1}  # its place
 
@@ -27,6 +29,6 @@ class Traffic(TorchDispatchMode):
         if space == "c10d" and name in SENT:
             given = args[_INPUT.get(name, 0)]
             self.sent_bytes += sum(t.nbytes for t in tree_leaves(given) if isinstance(t, Tensor))
-        elif space == "_c10d_functional" and name not in ("wait_tensor", "_wrap_tensor_autograd"):
+        elif space == "_c10d_functional" and is_collective(func):
             self.sent_bytes += sum(t.nbytes for t in tree_leaves(args[0]) if isinstance(t, Tensor))
         return func(*args, **(kwargs or {}))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from membench.memory.collectives import WAIT
 from membench.memory.meter import MemoryMeter
 from membench.memory.modules import AccumulateGrad
 from membench.planning.fake import UNKNOWN, QuickFakeTensorMode
@@ -31,6 +32,8 @@ class FakeMeter(MemoryMeter):
         return False
 
     def _carry_out(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if func is WAIT:
+            return args[0]  # as in reality; torch's fake one makes another tensor
         result = self._fake.recall(func, args, kwargs)
         return func(*args, **kwargs) if result is UNKNOWN else result
 
