@@ -1,5 +1,6 @@
 """A run on several processes has a single process's losses, continues on any number, and ends if a rank does."""
 
+import importlib
 import json
 import os
 import signal
@@ -106,6 +107,7 @@ def as_ranks(rank, folder, cases, stop_after=None):
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     """Of two processes, in the middle of each run."""
+    importlib.import_module("peft")  # here, or each process would import it
     folder = tmp_path_factory.mktemp("checkpoints")
     gloo.run(as_ranks, folder, CASES, 3)
     return {path.name: path.read_bytes() for path in folder.glob("*.pt")}
@@ -130,6 +132,7 @@ def test_a_run_begun_by_two_processes_and_continued_by_any_number_has_the_losses
 
 @pytest.mark.slow
 def test_so_it_is_with_every_method_on_one_two_and_four_processes(tmp_path_factory):
+    importlib.import_module("peft")
     folder = tmp_path_factory.mktemp("every")
     gloo.run(as_ranks, folder, EVERY, 3)
     begun = {path.name: path.read_bytes() for path in folder.glob("*.pt")}
