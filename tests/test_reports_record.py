@@ -272,6 +272,7 @@ def test_a_file_may_hold_one_record_or_a_list_of_them(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_two_thousand_records_are_read_in_seconds(tmp_path):
     line = {"step": 1, "tokens": 900, "seconds": 0.02, "loss": 0.7, "learning_rate": 1e-4, "metrics": None}
     text = json.dumps(make_record(history=[line] * 120))

@@ -16,7 +16,9 @@ PROMISES = [check for check in CHECKS if check.__name__ != "refuses_bad_values"]
 RATES = {"torch.optim:NAdam": 3e-3, "torch.optim:RMSprop": 3e-3, "torch.optim:Muon": 0.02}
 
 
-@pytest.mark.parametrize("path", RATES)
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=pytest.mark.slow if "NAdam" in path else ()) for path in RATES]
+)
 @pytest.mark.parametrize("check", PROMISES, ids=lambda check: check.__name__)
 def test_a_stock_optimizer_keeps_the_contract(path, check):
     check(Subject(optimizers.get(path), {"lr": RATES[path]}))

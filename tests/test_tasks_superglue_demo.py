@@ -17,6 +17,10 @@ from tasks.superglue import rows as superglue
 from tasks.superglue.task import Data, _second_texts
 
 SEQUENCE_LENGTH = 32  # of the demo
+QUICK = ("cb", "multirc", "record")  # pairs, groups and queries; the others take longer
+NAMES = [
+    pytest.param(name, marks=[] if name.split("/")[-1] in QUICK else pytest.mark.slow) for name in superglue.names()
+]
 
 
 def test_the_lines_are_the_same_in_every_process():
@@ -48,7 +52,7 @@ def test_the_pairs_of_winogender_differ_in_one_pronoun():
         assert his["premise"] != her["premise"] == his["premise"].replace(" his ", " her ")
 
 
-@pytest.mark.parametrize("name", superglue.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_texts_fit_into_the_demos_sequences(name):
     task = tasks.create(
         f"superglue/{name}", model="config:roberta-tiny", batch_size=2, sequence_length=SEQUENCE_LENGTH + 16
@@ -59,7 +63,7 @@ def test_texts_fit_into_the_demos_sequences(name):
 
 # Bags of words have a classifier of their own here, so that the evidence in the data is seen without our models:
 # (share of the most frequent answer, bag-of-words accuracy) must leave room below and above.
-@pytest.mark.parametrize("name", superglue.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_words_alone_beat_guessing_and_leave_something_to_learn(name):
     row = superglue.ROWS[name]
     data = Data(row, "demo")
