@@ -17,10 +17,11 @@ from membench.memory.allocator import CUDA_CONTEXT_BYTES
 from membench.memory.trace import Trace
 from membench.planning.align import aligned
 from membench.planning.blueprint import Blueprint
-from membench.planning.explore import Setting, explore
+from membench.planning.explore import explore
 from membench.planning.extrapolate import NotAlikeError
 from membench.planning.method import plan_method
 from membench.planning.planner import method_values
+from membench.planning.table import Setting
 from membench.planning.workload import Workload
 from reports.page import fit
 from reports.parts import shown as shown_parts

@@ -13,7 +13,7 @@ from membench.config.errors import UserError
 from membench.config.options import RunOptions
 
 if TYPE_CHECKING:
-    from membench.planning.explore import Setting
+    from membench.planning.table import Setting
 
 LARGEST_IN_FLOAT32 = 1_000_000_000  # weights: larger models are trained in bfloat16
 LARGEST_WITHOUT_CHECKPOINTING = 20_000_000_000
@@ -83,7 +83,7 @@ def write(options: ExploreOptions) -> Path:
 def _settings(models: Sequence[str], dtypes: Sequence[str] | None) -> list[Setting]:
     """The tables that people need: large models in float32, and the largest without checkpointing, are left out."""
     from membench.planning.blueprint import Blueprint
-    from membench.planning.explore import Setting
+    from membench.planning.table import Setting
     from membench.planning.workload import Workload
     from tasks.models.source import CONFIGURATIONS
 

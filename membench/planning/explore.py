@@ -4,60 +4,25 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 import multiprocessing
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import product
 from typing import Any
 
 import torch
 
-from membench.config.errors import explain
 from membench.memory.allocator import CUDA_CONTEXT_BYTES
 from membench.planning.blueprint import Blueprint
 from membench.planning.cards import CARDS
-from membench.planning.extrapolate import NotAlikeError
-from membench.planning.method import Plan, plan_method
-from membench.planning.planner import NO_FORK, cores, method_values
-from membench.planning.replay import Places, Replay, places_of
-from membench.planning.spread import BATCHES, LEAST, Learner, Point, Spread
-from membench.planning.summits import Mountains, Summit, surplus_bytes, value_at
+from membench.planning.planner import NO_FORK, Given, cores, method_values
+from membench.planning.spread import LEAST
+from membench.planning.table import LARGEST_BATCH, LONGEST, PLANNED_BATCHES, Setting, plan_setting
 from membench.planning.workload import Workload
 from reports.parts import PARTS
 
-Given = Mapping[str, Mapping[str, Any]]
-Row = dict[str, Any]
-
-LARGEST_BATCH, LONGEST = 64, 16_384  # of the page
-START = 176  # tokens where plans are made: a number that no width of a model is, so that sizes tell allocations apart
-PLANNED_BATCHES = (1, 2, 4, 8, 16)
-PLANNED_SEQUENCES = (128, 256, 512, 1024, 2048, 4096, 8192)
-CHECKED = 3  # of each method: sizes at which the plan's traces are replayed, to see that the peak is right
-MOST_PLANNED = 5  # sequences, the longest ones, of which the allocator is simulated
 _TURNING = {"max_position_embeddings", "rope_parameters", "rope_theta", "rms_norm_eps", "initializer_range"}
-BEYOND = 2  # times the largest card: there, too
-VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (  # options with which a method needs much less
-    ("galore", {"in_backward": True}),
-    ("lisa", {"train_embeddings": False}),
-)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all rows of a table share."""
-
-    model: str
-    dtype: str
-    checkpointing: bool
-
-    @property
-    def words(self) -> str:
-        return f"{self.model}, {self.dtype}{', checkpointing' if self.checkpointing else ''}"
 
 
 def explore(
@@ -160,127 +125,3 @@ def _carry_out(
                 report(setting.words)
     finally:
         gc.unfreeze()
-
-
-def plan_setting(setting: Setting, methods: Sequence[str], given: Given) -> dict[str, Any]:
-    """The table of a setting: what each method needs, at every batch and sequence.
-
-    Raises:
-        ValueError: an unknown model, method or hyper-parameter.
-    """
-    workload = Workload(
-        setting.model,
-        batch_size=BATCHES[0],
-        sequence_length=START,
-        dtype=setting.dtype,  # type: ignore[arg-type]
-        checkpointing=setting.checkpointing,
-    )
-    blueprint = Blueprint(workload)
-    longest = min(blueprint.longest_sequence or LONGEST, LONGEST)
-    start = min(START, longest // 2)
-    blueprint = blueprint.with_workload(sequence_length=start)
-    planned = [tokens for tokens in PLANNED_SEQUENCES if tokens <= longest][-MOST_PLANNED:]
-    rows, refused = [], {}
-    for method, options in _named(methods):
-        gc.collect()
-        gc.freeze()  # what is known by now isn't garbage, and the meter collects before each step
-        name = " ".join([method, *(f"{key}={str(value).lower()}" for key, value in options.items())])
-        values = {**method_values(blueprint, method, given), **options}
-        try:
-            rows.append(
-                {"method": name, **_row(blueprint, method, values, (start, longest // 2 + 1, longest), planned)}
-            )
-        except NotAlikeError as error:
-            refused[name] = f"what it needs follows no rule that a page can hold ({error})"
-        except ValueError as error:
-            refused[name] = str(error)
-        except Exception as error:  # from whatever code comes with a model or method: the other rows continue
-            refused[name] = explain(error)
-    return {
-        "model": setting.model,
-        "dtype": setting.dtype,
-        "checkpointing": setting.checkpointing,
-        "sequences": planned,
-        "rows": rows,
-        "refused": refused,
-    }
-
-
-def _named(methods: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for method in methods:
-        yield method, {}
-        yield from ((name, options) for name, options in VARIANTS if name == method)
-
-
-def _row(
-    blueprint: Blueprint, method: str, values: Mapping[str, Any], sequences: Sequence[int], planned: Sequence[int]
-) -> Row:
-    """Raises NotAlikeError and ValueError."""
-    plan = plan_method(blueprint, method, values)
-    learner, places, lengths = Learner(plan, blueprint, values, sequences), places_of(plan), _lengths(sequences[-1])
-    several = learner.spread(BATCHES)
-    more = _summits(plan, places, several, [Point(*at) for at in product(_batches(), lengths)])
-    try:
-        single = learner.spread((1,))
-    except NotAlikeError:  # more than a few copies differ: a batch of one has a plan of its own
-        blueprint = blueprint.with_workload(batch_size=1)
-        plan = plan_method(blueprint, method, values)
-        single, places = Learner(plan, blueprint, values, sequences).spread((1,)), places_of(plan)
-    one = _summits(plan, places, single, [Point(1, tokens) for tokens in lengths])
-    return {
-        "single": [_packed(summit) for summit in one],
-        "several": [_packed(summit) for summit in more],
-        "surplus": [
-            [_surplus(Point(batch, tokens), *((single, one) if batch == 1 else (several, more))) for tokens in planned]
-            for batch in PLANNED_BATCHES
-        ],
-    }
-
-
-def _summits(plan: Plan, places: Sequence[Places], spread: Spread, points: Sequence[Point]) -> list[Summit]:
-    """The moments that are the peak at some of `points`; at a few others the plan's traces are replayed.
-
-    Raises:
-        NotAlikeError: another moment is the peak there.
-    """
-    found = Mountains(spread, places, plan.depth).summits(points)
-    replay, draw = Replay(plan, places), random.Random(plan.method)
-    most = max(points)
-    for _ in range(CHECKED):
-        point = Point(draw.randint(spread.batches[0], most.batch), draw.randint(LEAST, most.sequence))
-        if replay.peak_bytes(spread.at(point)) != peak_bytes(found, point):
-            raise NotAlikeError(f"at {point.batch} x {point.sequence} tokens another moment is the peak")
-    return found
-
-
-def _lengths(longest: int) -> list[int]:
-    """Sequences at which the peak is looked for."""
-    steps = 64
-    return sorted({round(LEAST * (longest / LEAST) ** (step / steps)) for step in range(steps + 1)})
-
-
-def _batches() -> list[int]:
-    return [2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, LARGEST_BATCH]
-
-
-def _packed(summit: Summit) -> dict[str, Any]:
-    """Coefficients as whole numbers, over a common denominator if they aren't."""
-    over = math.lcm(*(c.denominator for part in summit.parts for c in part))
-    parts = [_trimmed([int(c * over) for c in part]) for part in summit.parts]
-    return {"phase": summit.phase, "parts": parts, **({"over": over} if over > 1 else {})}
-
-
-def _trimmed(coefficients: list[int]) -> list[int]:
-    while coefficients and not coefficients[-1]:
-        coefficients.pop()
-    return coefficients
-
-
-def peak_bytes(summits: Sequence[Summit], point: Point) -> int:
-    return max(int(sum(value_at(part, point) for part in summit.parts)) for summit in summits)
-
-
-def _surplus(point: Point, spread: Spread, summits: Sequence[Summit]) -> int | None:
-    """What the allocator reserves beyond the peak; None where the peak alone is beyond all cards."""
-    beyond = peak_bytes(summits, point) > BEYOND * CARDS[-1].usable_bytes
-    return None if beyond else surplus_bytes(spread, point)

@@ -105,11 +105,11 @@ class Mountains:
         return (*(one - batches[0] * slope for one, slope in zip(rows[0], slopes, strict=True)), *slopes)
 
 
-def value_at(coefficients: Sequence[Fraction], point: Point) -> Fraction:
+def value_at(coefficients: Sequence[Fraction | int], point: Point) -> Fraction:
     """A polynomial's value."""
     b, s = point
     terms = (1, s, s * s, b, b * s, b * s * s)
-    return sum((c * term for c, term in zip(coefficients, terms, strict=False)), Fraction())
+    return Fraction(sum(c * term for c, term in zip(coefficients, terms, strict=False)))
 
 
 def surplus_bytes(spread: Spread, point: Point) -> int:
