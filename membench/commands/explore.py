@@ -15,8 +15,8 @@ from membench.config.options import RunOptions
 if TYPE_CHECKING:
     from membench.planning.table import Setting
 
-LARGEST_IN_FLOAT32 = 1_000_000_000  # weights: larger models are trained in bfloat16
-LARGEST_WITHOUT_CHECKPOINTING = 20_000_000_000
+SMALL = 1_000_000_000  # weights: such models are trained in float32, too, and rarely need checkpointing
+LARGE = 10_000_000_000  # and such always do
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def write(options: ExploreOptions) -> Path:
 
 
 def _settings(models: Sequence[str], dtypes: Sequence[str] | None) -> list[Setting]:
-    """The tables that people need: large models in float32, and the largest without checkpointing, are left out."""
+    """The tables that people need."""
     from membench.planning.blueprint import Blueprint
     from membench.planning.table import Setting
     from membench.planning.workload import Workload
@@ -90,7 +90,7 @@ def _settings(models: Sequence[str], dtypes: Sequence[str] | None) -> list[Setti
     found = []
     for model in CONFIGURATIONS if tuple(models) == ("all",) else dict.fromkeys(models):
         size = Blueprint(Workload(model, sequence_length=1)).parameters
-        for dtype in dtypes or ("bfloat16", *(["float32"] if size < LARGEST_IN_FLOAT32 else [])):
-            every = (True,) if size > LARGEST_WITHOUT_CHECKPOINTING else (True, False)
-            found += [Setting(model, dtype, checkpointing) for checkpointing in every]
+        checkpointing = [*([True] if size >= SMALL else []), *([False] if size < LARGE else [])]
+        for dtype in dtypes or ("bfloat16", *(["float32"] if size < SMALL else [])):
+            found += [Setting(model, dtype, each) for each in checkpointing]
     return found
