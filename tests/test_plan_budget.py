@@ -12,12 +12,12 @@ from membench.planning.blueprint import Blueprint
 from membench.planning.budget import (
     built_in_models,
     find_limits,
-    grown,
     largest,
     settle,
     total_bytes,
     walk,
 )
+from membench.planning.growth import Growth
 from membench.planning.method import plan_method
 from membench.planning.planner import method_values
 from membench.planning.workload import Workload
@@ -64,7 +64,7 @@ def test_what_grows_by_polynomials_is_what_a_plan_of_its_own_takes_to_the_byte(n
     plan = plan_method(b, method, values)
     draw = random.Random(f"{name} {method}")
     for option, points, most in (("micro_batch_size", (3, 6), 40), ("sequence_length", (24, 48, 72), 128)):
-        growth = grown(plan, b, values, option, points)
+        growth = Growth(plan, b, values, option, points)
         for at in draw.sample(range(2, most), 2 if (name, method, given) in QUICK else 6):
             seen = plan_method(b.with_size(option, at), method, values)
             assert growth.peak_bytes(at) == seen.row["peak_allocated_bytes"]

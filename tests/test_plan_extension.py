@@ -7,18 +7,20 @@ import pytest
 from plan_models import MODELS, blueprint
 
 import optimizers
-from membench.memory.breakdown import summarize
+from membench.memory.breakdown import find_peaks, summarize
 from membench.memory.meter import MemoryMeter
 from membench.planning import method as planning
+from membench.planning import passes
 from membench.planning.blueprint import Blueprint
 from membench.planning.extrapolate import NotAlikeError, extend_number, extend_text, weights
 from membench.planning.layers import simulated_depths
-from membench.planning.method import plan_method
+from membench.planning.method import least_peak, plan_method
 from membench.planning.planner import method_values
 from membench.planning.simulate import simulate
 
 DEPTH = 6
 UNALIKE = {"hft", "blockllm"}  # a draw of parts, or a budget in weights: no two depths choose alike
+OTHERS = sorted(set(optimizers.available()) - {"adamw", "lisa"})
 WHOLE = [name for name in optimizers.available() if name not in UNALIKE]
 
 
@@ -131,5 +133,45 @@ def test_the_short_way_through_the_cache_changes_nothing(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(module, "QuickFakeTensorMode", FakeTensorMode)
             patch.setattr(module, "FakeMeter", PlainMeter)
+            patch.setattr(module, "RepeatedLoss", lambda loss, *_: loss)
             plain = simulate(b, method, values, 2).trace
         assert dataclasses.asdict(quick) == dataclasses.asdict(plain)
+
+
+TWO = [("adamw", {}), ("sgd", {"in_backward": True})]
+MORE = [*TWO, ("galore", {}), ("lora", {}), ("lisa", {})]
+REPEATED = [({"checkpointing": True}, TWO), ({}, MORE), ({"offload_activations": True}, MORE), ({"task": "dpo"}, MORE)]
+
+
+@pytest.mark.parametrize(
+    ("given", "methods"), [REPEATED[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in REPEATED[1:])]
+)
+def test_passes_repeated_from_notes_leave_the_trace_that_real_ones_do(given, methods, tmp_path, monkeypatch):
+    from membench.planning import simulate as module
+
+    b = blueprint(tmp_path, "llama", 2, dtype="bfloat16", **given)
+    for method, values in methods:
+        chosen = method_values(b, method, {method: values})
+        made = [simulate(b, method, chosen, 2) for _ in range(2)]  # the second one without any real pass
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "RepeatedLoss", lambda loss, *_: loss)
+            made.append(simulate(b, method, chosen, 2))
+        first, *others = map(dataclasses.asdict, made)
+        assert others == [first, first]
+
+
+def test_notes_are_made_once_for_all_methods_that_leave_the_passes_alone(tmp_path, monkeypatch):
+    b = blueprint(tmp_path, "llama", 2)
+    monkeypatch.setattr(passes, "_known", {})
+    for method in ("sgd", "adamw", "lomo", "mezo"):  # the last two act within the passes
+        simulate(b, method, method_values(b, method, {}), 2, steps=1)
+    assert len(passes._known) == 1 and None not in passes._known.values()
+
+
+@pytest.mark.parametrize("method", ["adamw", "lisa", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
+def test_a_shallow_model_never_says_that_the_full_depth_takes_more_than_it_does(method, tmp_path):
+    b = blueprint(tmp_path, "llama", DEPTH, checkpointing=True)
+    values = method_values(b, method, {})
+    shallow, full = (simulate(b, method, values, depth) for depth in (3, DEPTH))
+    peak = least_peak(full, DEPTH)
+    assert least_peak(shallow, 3) < least_peak(shallow, DEPTH) <= peak == max(find_peaks(full.trace)[0])[0]

@@ -194,10 +194,13 @@ class MemoryMeter(TorchDispatchMode):
         index = self.trace.allocate(storage.nbytes(), part, self._phase, module)
         if computing:
             self._segment.append(index)
+        self._watch(storage, index)
+        return index
+
+    def _watch(self, storage: torch.UntypedStorage, index: int) -> None:
         watch = _Watch(storage, self._freed)
         watch.index, watch.key = index, storage._cdata
         self._alive[watch.key] = watch
-        return index
 
     def _is_computing_activations(self) -> bool:
         """Is this the forward phase, or a checkpointed segment being recomputed in the backward pass?"""

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import optimizers
 from membench.planning.blueprint import Blueprint
-from membench.planning.budget import total_bytes
-from membench.planning.method import Plan, plan_method
+from membench.planning.budget import plan_within, total_bytes
+from membench.planning.method import Plan
 from reports.parts import ACTIVATIONS, FIELDS, GRADIENTS, OPTIMIZER_STATE, TEMPORARIES, WEIGHTS
 
 Values = Mapping[str, Any]
@@ -149,11 +149,12 @@ def _try(plan: Plan, blueprint: Blueprint, values: Values, budget_bytes: int, le
     given = {name: value for lever in levers for name, value in (lever.values(values) or {}).items()}
     other = blueprint.with_workload(**changes) if changes else blueprint
     try:
-        total = total_bytes(plan_method(other, plan.method, {**values, **given}).profile)
+        made = plan_within(other, plan.method, {**values, **given}, budget_bytes)
     except ValueError:  # the method refuses the combination
         return None
-    if total > budget_bytes:
+    if made is None:
         return None
+    total = total_bytes(made.profile)
     without = [lever.without for lever in levers if lever.without]
     return Advice(_words(plan.method, changes, given), changes, given, without, total, budget_bytes - total)
 

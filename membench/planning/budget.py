@@ -12,7 +12,7 @@ from membench.memory.allocator import CUDA_CONTEXT_BYTES
 from membench.planning.blueprint import Blueprint
 from membench.planning.extrapolate import NotAlikeError
 from membench.planning.growth import Growth
-from membench.planning.method import Plan, plan_method
+from membench.planning.method import Plan, TooLargeError, plan_method
 from membench.planning.moments import Moments
 from membench.planning.workload import Workload
 from reports.parts import LASTING
@@ -66,9 +66,20 @@ def total_bytes(profile: Moments) -> int:
     return profile.maximum(0) + profile.surplus_bytes + CUDA_CONTEXT_BYTES
 
 
+def plan_within(blueprint: Blueprint, method: str, values: Mapping[str, Any], budget: int) -> Plan | None:
+    """The plan if it fits into `budget` bytes, the process's own context included."""
+    try:
+        plan = plan_method(blueprint, method, values, most_bytes=budget - CUDA_CONTEXT_BYTES)
+    except TooLargeError:
+        return None
+    return plan if total_bytes(plan.profile) <= budget else None
+
+
 def largest_batch(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int) -> int:
     """The most sequences per step that fit into `budget` bytes."""
     workload = blueprint.workload
+    if workload.micro_batch_size == 1 and total_bytes(plan.profile) > budget:
+        return 0
     start = max(2, workload.micro_batch_size)  # a single sequence has strides that no other batch has
     found = _last_that_fits(plan, blueprint, values, budget, "micro_batch_size", (start, 2 * start), _MOST)
     return found * workload.gradient_accumulation_steps
@@ -93,30 +104,27 @@ def _last_that_fits(
     """The largest size found, up to `most`, that fits while the next one doesn't."""
 
     @cache
-    def fits_planned(at: int) -> bool:
+    def planned(at: int) -> Plan | None:
         if at == getattr(blueprint.workload, option):
-            return total_bytes(plan.profile) <= budget
-        return total_bytes(plan_method(blueprint.with_size(option, at), plan.method, values).profile) <= budget
+            return plan if total_bytes(plan.profile) <= budget else None
+        return plan_within(blueprint.with_size(option, at), plan.method, values, budget)
+
+    def fits(at: int) -> bool:
+        return planned(at) is not None
 
     with suppress(NotAlikeError):
-        growth = grown(plan, blueprint, values, option, points)
+        try:
+            growth = Growth(plan, blueprint, values, option, points)
+        except NotAlikeError:  # steps at the plan's own size may differ from all larger ones
+            there = planned(points[0])
+            if there is None:
+                return settle(fits, points[0], most)
+            growth = Growth(there, blueprint.with_size(option, points[0]), values, option, points)
         guess = _search(growth, budget, most)
         if growth.holds(max(guess, 1)) and (guess == most or growth.holds(guess + 1)):
             return guess
-        return settle(fits_planned, guess, most)
-    return largest(fits_planned, most)
-
-
-def grown(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], option: str, points: Sequence[int]) -> Growth:
-    """The growth of a plan; of one at the first of the points, if steps there differ in more than sizes.
-
-    Raises:
-        NotAlikeError: they do so between the points, too.
-    """
-    with suppress(NotAlikeError):
-        return Growth(plan, blueprint, values, option, points)
-    there = blueprint.with_size(option, points[0])
-    return Growth(plan_method(there, plan.method, values), there, values, option, points)
+        return settle(fits, guess, most)
+    return largest(fits, most)
 
 
 def _search(growth: Growth, budget: int, most: int) -> int:
@@ -178,9 +186,8 @@ def _largest_model(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], 
         if PREFIX + name == blueprint.source.name:
             return total_bytes(plan.profile) <= budget
         other = blueprint.with_workload(model=name)
-        return (other.longest_sequence or _MOST) >= blueprint.workload.sequence_length and (
-            total_bytes(plan_method(other, plan.method, values).profile) <= budget
-        )
+        takes = (other.longest_sequence or _MOST) >= blueprint.workload.sequence_length
+        return takes and plan_within(other, plan.method, values, budget) is not None
 
     return walk(ordered, min(start, len(ordered)), fits)
 

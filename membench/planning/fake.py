@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 
 _DEVICE = torch.ops.prim.device.default
 _GROUPED = torch.ops.aten._grouped_mm.default  # of experts
@@ -32,6 +33,10 @@ class QuickFakeTensorMode(FakeTensorMode):
     """
 
     _known: ClassVar[dict[tuple[Any, ...], _Recipe]] = {}  # shared by all modes, like torch's own cache
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache_enabled = False  # torch's own cache knows nothing that this one doesn't, and is slow to fill
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -57,7 +62,7 @@ class QuickFakeTensorMode(FakeTensorMode):
         recipe = self._known.get(key)
         if recipe is not None:
             return self._make(recipe, tensors)
-        output = super().dispatch(func, types, args, kwargs or {})
+        output = self._work_out(func, types, args, kwargs or {})
         if output is not NotImplemented and not _BY_VALUES.intersection(func.tags):
             try:
                 if self._key(func, args, kwargs)[0] == key:  # no argument was reshaped
@@ -65,6 +70,14 @@ class QuickFakeTensorMode(FakeTensorMode):
             except _UnknownError:
                 pass
         return output
+
+    def _work_out(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """What torch's own code says; of a view its kernel does, which takes any tensor's shape and strides."""
+        if not _is_view(func) or not isinstance(args[0], FakeTensor):
+            return super().dispatch(func, types, args, kwargs)
+        with in_kernel_invocation_manager(self):
+            view = func(*args, **kwargs)
+        return FakeTensor(self, view, args[0].fake_device)
 
     def recall(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The output of an operation that was seen before, or `UNKNOWN`."""
@@ -125,6 +138,14 @@ class QuickFakeTensorMode(FakeTensorMode):
                 self._describe(key, tensors, value)
             else:
                 raise _UnknownError
+
+
+@cache
+def _is_view(func: Any) -> bool:
+    """Has an operation a kernel of its own that returns just a view of its first argument?"""
+    returns = func._schema.returns
+    composed = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    return func.is_view and not composed and [str(one.type) for one in returns] == ["Tensor"]
 
 
 class _Output(NamedTuple):

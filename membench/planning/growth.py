@@ -25,6 +25,10 @@ Sizes = dict[Spot, int]
 COMPUTING = ("forward", "backward")  # an update or a switch sees weights, gradients and states, whatever the batch
 
 
+class StepsDifferError(NotAlikeError):
+    """Steps of two sizes don't allocate and free alike."""
+
+
 class Growth:
     """What a plan's process takes at other batches or sequences.
 
@@ -36,7 +40,8 @@ class Growth:
         points: sizes that determine the polynomial of an allocation, as many as it has coefficients.
 
     Raises:
-        NotAlikeError: the steps at the points differ in more than sizes.
+        StepsDifferError: the steps at the points differ in more than sizes.
+        NotAlikeError: the sizes at the points don't tell all that the plan allocates.
     """
 
     def __init__(self, plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], option: str, points: Sequence[int]):
@@ -46,10 +51,12 @@ class Growth:
         self.peak_bytes = cache(lambda at: self._replay.peak_bytes(self._sizes(at)))
         self.surplus_bytes = cache(lambda at: self._replay.surplus_bytes(self._sizes(at)))
         self._step = cache(self._simulated_step)
-        for depth, ranked in ((blueprint.shallowest, False), (blueprint.depths[0], True)):
+        for depth, ranked in ((blueprint.shallowest, False), (blueprint.shallowest, True), (blueprint.depths[0], True)):
             try:
                 self._learn(depth, ranked=ranked)
                 return
+            except StepsDifferError:  # whatever the depth
+                raise
             except (NotAlikeError, ValueError) as error:  # a model may be too shallow for a method
                 why = error
         raise NotAlikeError(str(why))
@@ -68,11 +75,12 @@ class Growth:
         """The sizes in real steps of the size `at`.
 
         Raises:
-            NotAlikeError: the steps differ in more than sizes.
+            StepsDifferError: the steps differ in more than sizes.
+            NotAlikeError: allocations that aren't told apart grow differently.
         """
         there = self._step(self._here.depth, at)
         if self._here.trace.events != there.trace.events or _places(self._here) != _places(there):
-            raise NotAlikeError(f"steps with {self._option} {at} differ in more than sizes")
+            raise StepsDifferError(f"steps with {self._option} {at} differ in more than sizes")
         sizes: Sizes = {}
         for spot, size in zip(spots(self._here, ranked=self._ranked), there.trace.sizes, strict=True):
             if spot is not None and sizes.setdefault(spot, size) != size:

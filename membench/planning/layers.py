@@ -25,11 +25,12 @@ def kinds(model: nn.Module, listed: Mapping[str, Sequence[Any]] | None = None) -
     rows = [str(row) for row in zip(*(listed or {}).values(), strict=True)]
     layers = find_layers(model)
     entries = rows if len(rows) == len(layers) else [""] * len(layers)
-    return {name: (entry, _kind(layer)) for (name, layer), entry in zip(layers.items(), entries, strict=True)}
+    return {name: (entry, kind(layer)) for (name, layer), entry in zip(layers.items(), entries, strict=True)}
 
 
-def _kind(layer: nn.Module) -> Hashable:
-    return tuple([(name, type(module), _flags(module), _shapes(module)) for name, module in layer.named_modules()])
+def kind(module: nn.Module) -> Hashable:
+    """A value that two modules share if both have the same modules, shapes and flags."""
+    return tuple([(name, type(inner), _flags(inner), _shapes(inner)) for name, inner in module.named_modules()])
 
 
 def _flags(module: nn.Module) -> tuple[str, ...]:

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from membench.memory.collectives import WAIT
 from membench.memory.meter import MemoryMeter
 from membench.memory.modules import AccumulateGrad
 from membench.planning.fake import UNKNOWN, QuickFakeTensorMode
+
+_EMPTY = torch.ops.aten.empty_strided.default
+
+
+class Place(NamedTuple):
+    """The allocation of a tensor that fills it, and what it takes to make another."""
+
+    index: int
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
 
 
 class FakeMeter(MemoryMeter):
@@ -43,3 +55,17 @@ class FakeMeter(MemoryMeter):
         if index >= seen and isinstance(node, AccumulateGrad):
             self.of_gradients.add(index)
         return index
+
+    def place(self, tensor: Tensor, first: int) -> Place | None:
+        """The place of a tensor, if it fills an allocation that was noted; they are counted from `first` on."""
+        watch = self._alive.get(tensor.untyped_storage()._cdata)
+        if watch is None or self.trace.sizes[watch.index] != tensor.nbytes:
+            return None
+        return Place(watch.index - first, tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+
+    def put(self, first: int, place: Place) -> Tensor:
+        """A new tensor for an allocation that is noted already."""
+        given = {"dtype": place.dtype, "device": place.device}
+        tensor: Tensor = self._fake.dispatch(_EMPTY, (), (place.shape, place.stride), given)
+        self._watch(tensor.untyped_storage(), first + place.index)
+        return tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 from membench.config.errors import explain
 from membench.memory.allocator import CUDA_CONTEXT_BYTES
-from membench.memory.breakdown import alive_at
+from membench.memory.breakdown import alive_at, find_peaks
 from membench.planning.blueprint import Blueprint
 from membench.planning.extrapolate import (
     NotAlikeError,
@@ -21,7 +22,7 @@ from membench.planning.extrapolate import (
 )
 from membench.planning.moments import Moments, profile
 from membench.planning.simulate import Simulation, layer_pattern, simulate
-from reports.parts import FIELDS
+from reports.parts import FIELDS, WEIGHTS
 from tasks.models.source import DTYPES
 
 LARGEST_REAL_BYTES = 2 << 30  # the largest weights of a model to try on a CPU if values are needed
@@ -41,38 +42,71 @@ class Plan:
     simulations: Sequence[Simulation]  # of `depths`
 
 
-def plan_method(blueprint: Blueprint, method: str, values: Mapping[str, Any]) -> Plan:
+class TooLargeError(Exception):
+    """More is needed than was asked about."""
+
+
+def plan_method(blueprint: Blueprint, method: str, values: Mapping[str, Any], *, most_bytes: int | None = None) -> Plan:
     """Plan `method` with the hyper-parameters `values`.
 
     If an operation depends on values (it counts a mask's ones, or looks for the ends of texts), steps on a real model
     with random weights are metered on the CPU instead.
 
+    Args:
+        blueprint: of the model and the training step.
+        method: a name in `optimizers`.
+        values: its hyper-parameters.
+        most_bytes: a peak that a shallow model may show to be too low: then there is no need for the plan.
+
     Raises:
         ValueError: the method refuses a value or the model, or the model needs values and is large.
+        TooLargeError: the peak is more than `most_bytes`.
     """
     try:
-        return _plan_on(None, blueprint, method, values)
+        return _plan_on(None, blueprint, method, values, most_bytes)
     except RuntimeError as error:  # from what fake tensors can't do; what no tensor can do fails again
         size = blueprint.parameters * DTYPES[blueprint.workload.dtype].itemsize
         if size > LARGEST_REAL_BYTES:
             raise ValueError(
                 f"it fails without values, and is too large to try with real ones: {explain(error)}"
             ) from error
-    return _plan_on("cpu", blueprint, method, values)
+    return _plan_on("cpu", blueprint, method, values, most_bytes)
 
 
-def _plan_on(device: str | None, blueprint: Blueprint, method: str, values: Mapping[str, Any]) -> Plan:
+def _plan_on(
+    device: str | None, blueprint: Blueprint, method: str, values: Mapping[str, Any], most_bytes: int | None
+) -> Plan:
     """Plan from simulations on `device`, or on fake tensors if that is None."""
     leaves_state = False
     with suppress(
         NotAlikeError, ValueError
     ):  # what is refused here is refused at full depth too, unless it was only too shallow
-        simulations = [simulate(blueprint, method, values, depth, device=device) for depth in blueprint.depths]
+        first, *others = blueprint.depths
+        simulations = [simulate(blueprint, method, values, first, device=device)]
+        if most_bytes is not None and least_peak(simulations[0], blueprint.depth) > most_bytes:
+            raise TooLargeError
+        simulations += [simulate(blueprint, method, values, depth, device=device) for depth in others]
         leaves_state = any(one.leaves_state for one in simulations)
         if not leaves_state:
             return _combine(method, simulations, blueprint.depth)
     whole = simulate(blueprint, method, values, blueprint.depth, whole_cycle=leaves_state, device=device)
     return _combine(method, [whole], blueprint.depth)
+
+
+def least_peak(simulation: Simulation, depth: int) -> int:
+    """A bound from below for the peak at a larger `depth`: each layer more holds what the least of these does.
+
+    Of a method that selects what it trains, that is the weights alone: a shallow model may have all layers selected.
+    """
+    trace, pattern = simulation.trace, layer_pattern(simulation.layers)
+    peaks, _ = find_peaks(trace)
+    peak, moment = max(peaks)
+    parts = range(len(FIELDS)) if set(simulation.trained) == {None} else (WEIGHTS,)
+    held: Counter[str] = Counter()
+    for index in alive_at(trace, moment):
+        if layer := pattern.match(trace.modules[index]):
+            held[layer[0]] += trace.sizes[index] * (trace.parts[index] in parts)
+    return peak + (depth - simulation.depth) * min(held.values(), default=0)
 
 
 def whole_profile(simulations: Sequence[Simulation], depth: int) -> tuple[list[Moments], Moments]:

@@ -21,6 +21,7 @@ from membench.planning.blueprint import Blueprint
 from membench.planning.fake import QuickFakeTensorMode
 from membench.planning.layers import ends, kinds
 from membench.planning.metered import FakeMeter
+from membench.planning.passes import RepeatedLoss, hooks_of
 from membench.planning.pretended import pretended
 from membench.planning.workload import Batch, loss_function
 from membench.training import parallel
@@ -79,6 +80,7 @@ def simulate(
     with ranks, QuickFakeTensorMode() if device is None else nullcontext() as fake:
         with nullcontext() if device is None else torch.device(device):
             model = blueprint.build(depth)
+        hooks = hooks_of(model)
         build = partial(optimizers.create, method, **values)
         optimizer = parallel.place(model, method, blueprint.workload.strategy, build)
         selections = _selections(optimizer)
@@ -86,13 +88,15 @@ def simulate(
         meter = MemoryMeter(model, optimizer) if fake is None else FakeMeter(model, optimizer, fake)
         simulation = Simulation(depth, meter.trace, _lists_of_layers(model), classify(model))
         ending = ends(kinds(model))
+        loss = loss_function(blueprint.workload)
+        if isinstance(meter, FakeMeter) and blueprint.workload.gradient_accumulation_steps == 1:
+            loss = RepeatedLoss(loss, meter, blueprint, hooks)
         with meter:
             for turn, _ in enumerate(chain([None], selections)):
                 if turn and not _knows_worst_case(optimizer):
                     simulation.leaves_state |= any(not p.requires_grad for p in optimizer.state)
                 if whole_cycle or _is_an_end(optimizer.selection, simulation.layers, ending):
                     simulation.trained[optimizer.selection] = sum(p.numel() for p in optimizer.trainable)
-                    loss = loss_function(blueprint.workload)
                     train_selection(meter, loss, lambda step: _micro_batches(blueprint, device), turn, steps=steps)
         if isinstance(meter, FakeMeter):
             simulation.of_gradients = meter.of_gradients

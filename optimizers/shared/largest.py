@@ -58,8 +58,9 @@ def _limit(tensors: list[Tensor], count: int) -> tuple[int, int]:
             for bits in _pieces(tensor):
                 digit = (bits >> shift) - (prefix << width)
                 digit = digit.where((digit >= 0) & (digit < digits), digits)
-                if has_values(digit):
-                    histogram += torch.bincount(digit, minlength=digits + 1).to(histogram.device)
+                if not has_values(digit):
+                    break  # the other pieces take the same bytes
+                histogram += torch.bincount(digit, minlength=digits + 1).to(histogram.device)
         if has_values(histogram):
             place = digits
             numbers = histogram.tolist()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optimizers.base import has_values
 from optimizers.shared.inner import InnerAdamW
 from optimizers.shared.rounding import Key
 from optimizers.shared.row_groups import Cuts, rows_of
@@ -29,6 +30,8 @@ def update_entries(adamw: InnerAdamW, state: State, p: Tensor, g: Tensor, group:
         adamw.update([part], [entries], [entries_of_g], group, [(*key, number)])
         del entries_of_g
         put_entries(p, positions.long(), entries)
+        if not has_values(p):
+            break  # the other pieces take the same bytes
     state["step"] += 1
 
 
