@@ -19,7 +19,7 @@ _EMPTY = torch.ops.aten.empty_strided.default
 class Place(NamedTuple):
     """The allocation of a tensor that fills it, and what it takes to make another."""
 
-    index: int
+    allocation: int
     shape: torch.Size
     stride: tuple[int, ...]
     dtype: torch.dtype
@@ -67,5 +67,5 @@ class FakeMeter(MemoryMeter):
         """A new tensor for an allocation that is noted already."""
         given = {"dtype": place.dtype, "device": place.device}
         tensor: Tensor = self._fake.dispatch(_EMPTY, (), (place.shape, place.stride), given)
-        self._watch(tensor.untyped_storage(), first + place.index)
+        self._watch(tensor.untyped_storage(), first + place.allocation)
         return tensor

@@ -107,7 +107,7 @@ class RepeatedLoss:
 def _notes(meter: FakeMeter, trace: Trace | None, first: int, middle: int, left: list[Tensor | None]) -> Notes | None:
     """The notes of passes, if no more is left of them than the loss and the gradients."""
     loss, *gradients = [None if tensor is None else meter.place(tensor, first) for tensor in left]
-    known = {place.index for place in (loss, *gradients) if place is not None}
+    known = {place.allocation for place in (loss, *gradients) if place is not None}
     if trace is None or loss is None or known != {index for index, freed in enumerate(trace.freed) if not freed}:
         return None
     of_gradients = {index - first for index in meter.of_gradients if index >= first}
