@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from membench.planning.blueprint import Blueprint
-from membench.planning.budget import lasting_bytes, total_bytes
-from membench.planning.method import Plan, plan_method
+from membench.planning.budget import lasting_bytes, plan_within, total_bytes
+from membench.planning.method import Plan
 from reports.parts import FIELDS, WEIGHTS
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
@@ -29,9 +29,7 @@ def needed(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget_b
             return True
         if count <= planned and total + _more_weights(plan, planned, count) > budget_bytes:
             return False
-        return (
-            total_bytes(plan_method(blueprint.with_workload(gpus=count), plan.method, values).profile) <= budget_bytes
-        )
+        return plan_within(blueprint.with_workload(gpus=count), plan.method, values, budget_bytes) is not None
 
     if fits(1):  # without buffers
         return 1

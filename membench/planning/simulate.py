@@ -88,8 +88,9 @@ def simulate(
         meter = MemoryMeter(model, optimizer) if fake is None else FakeMeter(model, optimizer, fake)
         simulation = Simulation(depth, meter.trace, _lists_of_layers(model), classify(model))
         ending = ends(kinds(model))
-        loss = loss_function(blueprint.workload)
-        if isinstance(meter, FakeMeter) and blueprint.workload.gradient_accumulation_steps == 1:
+        workload = blueprint.workload
+        loss = loss_function(workload)
+        if isinstance(meter, FakeMeter) and workload.gradient_accumulation_steps == 1 == workload.gpus:
             loss = RepeatedLoss(loss, meter, blueprint, hooks)
         with meter:
             for turn, _ in enumerate(chain([None], selections)):
