@@ -221,7 +221,9 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
 
     @property
     def trainable(self) -> list[nn.Parameter]:
-        """The parameters that are being trained."""
+        """The parameters that are being trained: of a model that was sharded since, the shards."""
+        if not self._stepped:
+            self._follow_sharding()
         return [p for p in self._group_of if p.requires_grad]
 
     @property
@@ -271,7 +273,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
                 loss = closure()
         if not self._stepped:
             self._follow_sharding()
-            self._stepped = True
+        self._stepped = True
         if not self.in_backward:
             self.average_gradients()
             ranks.check(self, [(p, p.grad) for p in self._group_of if p.grad is not None])

@@ -128,6 +128,7 @@ def _check_processes(settings: Settings) -> None:
     one_at_a_time = settings.executor == "local" and settings.devices is None and settings.jobs in (None, 1)
     if not one_at_a_time:
         raise UserError("--processes gives all devices to one run: leave out --executor, --devices and --jobs")
-    for flag, given in (("--track", settings.track), ("--save", settings.save)):
-        if given is not None:
-            raise UserError(f"{flag} {given} works in a single process only: leave it out, or leave --processes out")
+    if settings.track is not None and settings.strategy == "fsdp2":
+        raise UserError(
+            f"--track {settings.track} takes a gradient of whole weights: leave it out, or give --strategy replicate"
+        )

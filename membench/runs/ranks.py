@@ -41,7 +41,7 @@ def execute(run: Run, checkpoint_path: Path, checkpoint_every: int, save_to: Pat
             start_method="fork",
         )
         try:
-            elastic_launch(config, _rank)(Path(told), run, checkpoint_path, checkpoint_every, send)
+            elastic_launch(config, _rank)(Path(told), run, checkpoint_path, checkpoint_every, save_to, send)
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             return _told(Path(told), rank) or {"status": "failed", "error": _end_of(rank, failure.exitcode)}
@@ -62,7 +62,7 @@ def _end_of(rank: int, code: int) -> str:
     return f"the process of rank {rank} ended early, with exit code {code}"
 
 
-def _rank(told: Path, run: Run, checkpoint_path: Path, checkpoint_every: int, send: Send) -> None:
+def _rank(told: Path, run: Run, checkpoint_path: Path, checkpoint_every: int, save_to: Path | None, send: Send) -> None:
     """The work of a rank, in its process."""
     worker.die_with_parent()
     import torch
@@ -83,7 +83,7 @@ def _rank(told: Path, run: Run, checkpoint_path: Path, checkpoint_every: int, se
 
     report = worker.throttled(run, send) if rank == 0 else lambda step, loss: None
     measured = execute.execute(
-        replace(run, device=str(device)), checkpoint_path, checkpoint_every, report, tell, None, tell
+        replace(run, device=str(device)), checkpoint_path, checkpoint_every, report, tell, save_to, tell
     )
     try:
         (told / f".{rank}").write_text(json.dumps(measured))

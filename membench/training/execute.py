@@ -4,6 +4,7 @@ import resource
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,7 +21,6 @@ from membench.training import parallel
 from membench.training.build import build_model, build_optimizer, create_task, method_values
 from membench.training.loop import Diverged, Loop, largest_micro_batches, loss_function
 from membench.training.metering import meter_cycle
-from optimizers.shared.sharded import gathered
 from tasks.models.damage import is_out_of_memory
 from tasks.models.loading import quiet
 
@@ -59,11 +59,12 @@ def execute(
         try:
             loop = _train(run, task, measured, report, remember, path=checkpoint_path, every=checkpoint_every)
             stage("evaluating")
-            _evaluate(run, task, loop, measured)
-            if save_to is not None:
+            whole = _whole_model(run, task, loop) if parallel.is_sharded(loop.model) else None
+            _evaluate(run, task, loop, measured, whole)
+            if save_to is not None and parallel.rank() == 0:
                 stage("saving")
-                save(loop.model, task, save_to)
-            del loop
+                save(whole or loop.model, task, save_to)
+            del loop, whole
         except Diverged as error:
             measured["status"], measured["error"] = "diverged", str(error)
         stage("metering memory")
@@ -101,14 +102,28 @@ def _train(
     return loop
 
 
-def _evaluate(run: Run, task: tasks.Task, loop: Loop, measured: dict[str, Any]) -> None:
+def _whole_model(run: Run, task: tasks.Task, loop: Loop) -> nn.Module | None:
+    """The finished model that is sharded over the ranks, on the CPU of the first of them; None on the others."""
+    weights, state = parallel.whole(loop.model.state_dict()), parallel.whole(loop.optimizer.state_dict())
+    if parallel.rank():
+        return None
+    here = replace(run, device="cpu")
+    model = build_model(here, task)
+    optimizer = build_optimizer(here, model)
+    model.load_state_dict(weights)
+    optimizer.load_state_dict(state)
+    return optimizer.finish()
+
+
+def _evaluate(run: Run, task: tasks.Task, loop: Loop, measured: dict[str, Any], whole: nn.Module | None) -> None:
     adapted = parallel.is_sharded(loop.model) and loop.optimizer.adds_parameters  # shards of adapters can't be merged
     model = loop.model if adapted else loop.optimizer.finish()
     measured["metrics"] = loop.progress.history[-1]["metrics"] = loop.evaluate(model)
     if isinstance(task, tasks.HasValidation):
         measured |= {"validation_examples": task.validation_size, "constant_score": task.constant_score}
     measured["time"] = times(loop)
-    measured["trained_fraction"] = None if adapted else trained_fraction(build_model(run, task), model)
+    if whole is not None or not parallel.is_sharded(loop.model):
+        measured["trained_fraction"] = trained_fraction(build_model(run, task), whole or model)
 
 
 def save(model: nn.Module, task: tasks.Task, folder: Path) -> None:
@@ -145,7 +160,7 @@ def process_memory(device: torch.device) -> dict[str, Any]:
 def trained_fraction(before: nn.Module, after: nn.Module) -> float:
     """Share of individual weights that differ between a freshly built model and the finished one."""
     trained = dict(after.named_parameters())
-    changed = sum(int((p != gathered(trained[name])).sum()) for name, p in before.named_parameters())
+    changed = sum(int((p != trained[name].to(p.device)).sum()) for name, p in before.named_parameters())
     return changed / sum(p.numel() for p in before.parameters())
 
 
