@@ -28,7 +28,7 @@ from membench.training.loop import Loop
 TRAINING = Training(steps=6, batch_size=8, sequence_length=3, evaluate_every=4)
 CASES = {
     "badam, sharded": ("badam", {"lr": 1e-2, "switch_every": 2, "always_train": ("head",)}, {}),
-    "lora, sharded": ("lora", {"lr": 1e-2, "rank": 2}, {}),  # built before
+    "lora, sharded, clipped": ("lora", {"lr": 1e-2, "rank": 2}, {"max_grad_norm": 0.1}),  # built before
     "galore, sharded, clipped": ("galore", {"lr": 1e-2, "rank": 2}, {"max_grad_norm": 0.1}),
     "adamw, replicas, clipped, accumulated": (
         "adamw",
