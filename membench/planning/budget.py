@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -185,7 +185,7 @@ def _largest_model(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], 
     def fits(name: str) -> bool:
         if PREFIX + name == blueprint.source.name:
             return total_bytes(plan.profile) <= budget
-        other = blueprint.with_workload(model=name)
+        other = _of_built_in(replace(blueprint.workload, model=name))
         takes = (other.longest_sequence or _MOST) >= blueprint.workload.sequence_length
         return takes and plan_within(other, plan.method, values, budget) is not None
 
@@ -200,6 +200,9 @@ def walk(names: Sequence[str], start: int, fits: Callable[[str], bool]) -> str |
             break
         best = name
     return best or next((name for name in reversed(names[:start]) if fits(name)), None)
+
+
+_of_built_in = cache(Blueprint)  # all methods are planned on the same ones
 
 
 @cache

@@ -21,7 +21,7 @@ from membench.planning.extrapolate import (
     extend_text,
 )
 from membench.planning.moments import Moments, profile
-from membench.planning.simulate import Simulation, layer_pattern, simulate
+from membench.planning.simulate import Simulation, layer_pattern, simulate, trained_weights
 from reports.parts import FIELDS, WEIGHTS
 from tasks.models.source import DTYPES
 
@@ -85,12 +85,21 @@ def _plan_on(
         simulations = [simulate(blueprint, method, values, first, device=device)]
         if most_bytes is not None and least_peak(simulations[0], blueprint.depth) > most_bytes:
             raise TooLargeError
+        if simulations[0].knows_worst:
+            _check_selections(blueprint, method, values)
         simulations += [simulate(blueprint, method, values, depth, device=device) for depth in others]
         leaves_state = any(one.leaves_state for one in simulations)
         if not leaves_state:
             return _combine(method, simulations, blueprint.depth)
     whole = simulate(blueprint, method, values, blueprint.depth, whole_cycle=leaves_state, device=device)
     return _combine(method, [whole], blueprint.depth)
+
+
+def _check_selections(blueprint: Blueprint, method: str, values: Mapping[str, Any]) -> None:
+    """Raise NotAlikeError, before steps are simulated, if the weights that are trained aren't on a line."""
+    trained = [trained_weights(blueprint, method, values, depth) for depth in blueprint.depths]
+    for counts in zip(*trained, strict=True):
+        extend_number(blueprint.depths, counts, blueprint.depth)
 
 
 def least_peak(simulation: Simulation, depth: int) -> int:

@@ -40,6 +40,7 @@ class Simulation:
         layers: names of the lists of layers.
         component: of each module, by name.
         trained: number of weights that were trained, by selection.
+        knows_worst: does the method know its worst cases?
         leaves_state: does a switch leave state behind for what is no longer trained?
         of_gradients: allocations made from gradients as they are accumulated (on fake tensors).
     """
@@ -49,6 +50,7 @@ class Simulation:
     layers: list[str]
     component: dict[str, str]
     trained: dict[str | None, int] = field(default_factory=dict)
+    knows_worst: bool = False
     leaves_state: bool = False
     of_gradients: set[int] = field(default_factory=set)
 
@@ -87,6 +89,7 @@ def simulate(
         next(selections)
         meter = MemoryMeter(model, optimizer) if fake is None else FakeMeter(model, optimizer, fake)
         simulation = Simulation(depth, meter.trace, _lists_of_layers(model), classify(model))
+        simulation.knows_worst = _knows_worst_case(optimizer)
         ending = ends(kinds(model))
         workload = blueprint.workload
         loss = loss_function(workload)
@@ -94,7 +97,7 @@ def simulate(
             loss = RepeatedLoss(loss, meter, blueprint, hooks)
         with meter:
             for turn, _ in enumerate(chain([None], selections)):
-                if turn and not _knows_worst_case(optimizer):
+                if turn and not simulation.knows_worst:
                     simulation.leaves_state |= any(not p.requires_grad for p in optimizer.state)
                 if whole_cycle or _is_an_end(optimizer.selection, simulation.layers, ending):
                     simulation.trained[optimizer.selection] = sum(p.numel() for p in optimizer.trainable)
@@ -102,6 +105,13 @@ def simulate(
         if isinstance(meter, FakeMeter):
             simulation.of_gradients = meter.of_gradients
     return simulation
+
+
+def trained_weights(blueprint: Blueprint, method: str, values: Mapping[str, Any], depth: int) -> list[int]:
+    """How many weights are trained on each selection, without any step."""
+    with QuickFakeTensorMode():
+        optimizer = optimizers.create(method, blueprint.build(depth), **values)
+        return [sum(p.numel() for p in optimizer.trainable) for _ in _selections(optimizer)]
 
 
 def _micro_batches(blueprint: Blueprint, device: str | None) -> list[Batch]:
