@@ -4,6 +4,7 @@ import json
 import random
 import re
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import browser
@@ -216,6 +217,8 @@ def test_the_shipped_page_is_small_and_not_stale(shipped):
     setting = next(one for one in shipped["settings"] if one["model"] == shipped["models"][0]["planned_as"])
     named = {row["method"].split()[0] for row in setting["rows"]} | set(setting["refused"])
     assert named == set(optimizers.available())  # else: make explore
+    if any(version(name) != shipped["versions"][name] for name in ("torch", "transformers", "peft")):
+        pytest.skip("the page was made with other versions")
     row = next(row for row in setting["rows"] if row["method"] == "adamw")
     sequence = setting["sequences"][0]
     needed = planned(setting, "adamw", 1, sequence)
