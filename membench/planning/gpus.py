@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from membench.memory.allocator import CUDA_CONTEXT_BYTES
 from membench.planning.blueprint import Blueprint
 from membench.planning.budget import lasting_bytes, plan_within, total_bytes
 from membench.planning.method import Plan
-from reports.parts import FIELDS, WEIGHTS
+from reports.parts import COMMUNICATION, FIELDS, UNSHARDED_WEIGHTS, WEIGHTS
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -27,7 +28,7 @@ def needed(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget_b
     def fits(count: int) -> bool:
         if count >= planned and total <= budget_bytes:
             return True
-        if count <= planned and total + _more_weights(plan, planned, count) > budget_bytes:
+        if count <= planned and _least_bytes(plan, planned, count) > budget_bytes:
             return False
         return plan_within(blueprint.with_workload(gpus=count), plan.method, values, budget_bytes) is not None
 
@@ -41,9 +42,12 @@ def needed(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget_b
     return COUNTS[start]
 
 
-def _more_weights(plan: Plan, planned: int, count: int) -> int:
-    """A bound: by how much more a GPU has at least, if there are fewer than planned."""
-    return plan.row["at_peak"][FIELDS[WEIGHTS]] * (planned - count) // count
+def _least_bytes(plan: Plan, planned: int, count: int) -> int:
+    """A bound of what a GPU needs if there are fewer than planned: more for weights; a single one gathers nothing."""
+    parts = plan.row["at_peak"]
+    more = parts[FIELDS[WEIGHTS]] * (planned - count) // count
+    gathered = parts[FIELDS[UNSHARDED_WEIGHTS]] + parts[FIELDS[COMMUNICATION]] if count == 1 else 0
+    return plan.row["peak_allocated_bytes"] + CUDA_CONTEXT_BYTES + more - gathered
 
 
 def _guess(plan: Plan, planned: int, budget_bytes: int) -> int:
