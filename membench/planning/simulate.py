@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -77,6 +78,8 @@ def simulate(
         device: train a real model with random weights there, instead of fake tensors; with the ranks of this
             process's group, if it has one.
     """
+    gc.collect()
+    gc.freeze()  # what is there by now isn't garbage, and the meter collects before each step
     together = device is not None and distributed.is_initialized()
     ranks = nullcontext() if together else pretended(blueprint.workload.gpus)
     with ranks, QuickFakeTensorMode() if device is None else nullcontext() as fake:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,8 +70,6 @@ def plan_setting(setting: Setting, methods: Sequence[str], given: Given) -> dict
     rows: list[Row] = []
     given_of, refused = {}, {}
     for method, options in _named(methods):
-        gc.collect()
-        gc.freeze()  # what is known by now isn't garbage, and the meter collects before each step
         name = " ".join([method, *(f"{key}={str(value).lower()}" for key, value in options.items())])
         values = {**method_values(blueprint, method, given), **options}
         given_of[name] = method, values
