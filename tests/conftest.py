@@ -54,3 +54,13 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no folder of real data beside the checkout")
     return folder
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory):
+    """A tab of a headless Chromium."""
+    import browser
+
+    tab = browser.Browser(tmp_path_factory.mktemp("profile"))
+    yield tab
+    tab.close()

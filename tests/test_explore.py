@@ -46,13 +46,6 @@ def page(tmp_path_factory, document):
     return path
 
 
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory):
-    tab = browser.Browser(tmp_path_factory.mktemp("profile"))
-    yield tab
-    tab.close()
-
-
 def planned(setting, name, batch, sequence):
     """What a plan says of a row of the page."""
     return plan_once(setting["model"], setting["dtype"], setting["checkpointing"], name, batch, sequence)

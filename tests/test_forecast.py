@@ -36,6 +36,13 @@ def test_it_needs_what_will_be_metered():
     assert rehearsal.planned_bytes(RUN, task) == pytest.approx(metered, rel=0.01)  # of two classes, not two answers
 
 
+@pytest.mark.parametrize("changes", [{"task": "mine:Task"}, {"training": replace(TRAINING, model="config:llama-tiny")}])
+def test_what_plans_do_not_know_is_not_planned(changes):
+    run = replace(RUN, **{"task": "superglue/cb", **changes})
+    task = create_task(TRAINING, "superglue/cb", seed=0)
+    assert rehearsal.planned_bytes(run, task) is None
+
+
 def test_a_rehearsal_times_steps_and_an_evaluation_and_leaves_out_what_does_not_fit(monkeypatch):
     run = replace(RUN, task="superglue/cb", training=replace(TRAINING, data=DATA))
     found = rehearsal.rehearse(run, evaluates=True)

@@ -72,13 +72,6 @@ def report(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory):
-    tab = browser.Browser(tmp_path_factory.mktemp("profile"))
-    yield tab
-    tab.close()
-
-
 # what a page may be shown in, from narrow to wide; where one is missing, the system's stands for it
 FONTS = ("Liberation Sans", "Noto Sans", "DejaVu Sans", "DejaVu Sans Mono")
 IN_FONT = """(font => { const style = document.createElement('style'); document.head.append(style);

@@ -20,6 +20,7 @@ from membench.training.loop import Loop, largest_micro_batches
 from tasks import Task
 
 STEPS = 3  # the first prepares much; the others are timed
+PLANNED = {"superglue": False, "classify": False, "c4": True, "instruct": True, "dpo": True}  # is the model causal?
 LONGEST_EVALUATION = 60.0  # seconds, after which an evaluation is stopped
 
 
@@ -47,9 +48,12 @@ def rehearse(run: Run, *, evaluates: bool) -> dict[str, Any]:
 
 
 def planned_bytes(run: Run, task: Task) -> int | None:
-    """What the run needs at its peak, on batches like the task's largest; None if it can't be planned."""
+    """What the run needs at its peak, on batches like the task's largest; None of a step that plans don't know."""
+    family = run.task.partition("/")[0]
+    if family not in PLANNED:  # a task of the user's own
+        return None
     batch = largest_micro_batches(task, run.training, torch.device("cpu"))[0]["input_ids"]
-    of_pairs = run.task.partition("/")[0] == "dpo"
+    of_pairs = family == "dpo"
     sequences = batch[..., 0].numel() // (2 if of_pairs else 1)  # each answer to a question is one
     shape: dict[str, Any] = {
         "batch_size": math.ceil(sequences / run.training.processes) * run.training.gradient_accumulation_steps,
@@ -60,6 +64,8 @@ def planned_bytes(run: Run, task: Task) -> int | None:
     known = {name: getattr(run.training, name) for name in asked} | {"gpus": run.training.processes}
     try:
         blueprint = Blueprint(Workload(**{**known, **shape}))
+        if blueprint.is_causal != PLANNED[family]:  # such as a language model with a classifier
+            return None
         values = run.hyperparameters
         if values.get("always_train"):
             values = {**values, "always_train": blueprint.head}  # a task's may have another name
