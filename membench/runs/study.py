@@ -91,9 +91,7 @@ def study(plan: Study, shard: tuple[int, int] = (1, 1)) -> int:
             print(describe(plan, cells))
             if cells:
                 print_preview(first, cells[0].samples[0], sum(len(cell.methods) for cell in cells) * len(first.seeds))
-            if (
-                cells and first.executor == "local"
-            ):  # where a cluster is asked for, this machine isn't where runs are made
+            if cells and first.executor == "local":  # a cluster makes its runs elsewhere
                 with waiting("planning, and making the first steps of each method", quiet=first.quiet):
                     takes = forecast([kind for cell in cells for kind in _kinds(plan, cell)])
                 print(f"\n{takes}")

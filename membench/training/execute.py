@@ -21,6 +21,7 @@ from membench.training import parallel
 from membench.training.build import build_model, build_optimizer, create_task, method_values
 from membench.training.loop import Diverged, Loop, largest_micro_batches, loss_function
 from membench.training.metering import meter_cycle
+from optimizers.shared.sharded import gathered
 from tasks.models.damage import is_out_of_memory
 from tasks.models.loading import quiet
 
@@ -59,7 +60,9 @@ def execute(
         try:
             loop = _train(run, task, measured, report, remember, path=checkpoint_path, every=checkpoint_every)
             stage("evaluating")
-            whole = _whole_model(run, task, loop) if parallel.is_sharded(loop.model) else None
+            # shards can't be saved, and adapters in shards not even be merged
+            gathers = parallel.is_sharded(loop.model) and (loop.optimizer.adds_parameters or save_to is not None)
+            whole = _whole_model(run, task, loop) if gathers else None
             _evaluate(run, task, loop, measured, whole)
             if save_to is not None and parallel.rank() == 0:
                 stage("saving")
@@ -104,13 +107,17 @@ def _train(
 
 def _whole_model(run: Run, task: tasks.Task, loop: Loop) -> nn.Module | None:
     """The finished model that is sharded over the ranks, on the CPU of the first of them; None on the others."""
-    weights, state = parallel.whole(loop.model.state_dict()), parallel.whole(loop.optimizer.state_dict())
+    adapted = loop.optimizer.adds_parameters  # the states of other methods say nothing of the finished model
+    weights = parallel.whole(loop.model.state_dict())
+    state = parallel.whole(loop.optimizer.state_dict()) if adapted else None
     if parallel.rank():
         return None
     here = replace(run, device="cpu")
     model = build_model(here, task)
-    optimizer = build_optimizer(here, model)
+    optimizer = build_optimizer(here, model) if adapted else None
     model.load_state_dict(weights)
+    if optimizer is None or state is None:
+        return model
     optimizer.load_state_dict(state)
     return optimizer.finish()
 
@@ -122,8 +129,10 @@ def _evaluate(run: Run, task: tasks.Task, loop: Loop, measured: dict[str, Any], 
     if isinstance(task, tasks.HasValidation):
         measured |= {"validation_examples": task.validation_size, "constant_score": task.constant_score}
     measured["time"] = times(loop)
-    if whole is not None or not parallel.is_sharded(loop.model):
-        measured["trained_fraction"] = trained_fraction(build_model(run, task), whole or model)
+    if not adapted:
+        measured["trained_fraction"] = trained_fraction(build_model(run, task), model)
+    elif whole is not None:
+        measured["trained_fraction"] = trained_fraction(build_model(run, task), whole)
 
 
 def save(model: nn.Module, task: tasks.Task, folder: Path) -> None:
@@ -160,7 +169,7 @@ def process_memory(device: torch.device) -> dict[str, Any]:
 def trained_fraction(before: nn.Module, after: nn.Module) -> float:
     """Share of individual weights that differ between a freshly built model and the finished one."""
     trained = dict(after.named_parameters())
-    changed = sum(int((p != trained[name].to(p.device)).sum()) for name, p in before.named_parameters())
+    changed = sum(int((p != gathered(trained[name]).to(p.device)).sum()) for name, p in before.named_parameters())
     return changed / sum(p.numel() for p in before.parameters())
 
 
