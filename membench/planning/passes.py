@@ -31,14 +31,12 @@ class Notes:
     Attributes:
         trace: of these passes alone.
         middle: the number of events in the forward pass.
-        of_gradients: see `FakeMeter`.
         loss: its allocation and geometry.
         gradients: those of each parameter's gradient, if it has one.
     """
 
     trace: Trace
     middle: int
-    of_gradients: set[int]
     loss: Place
     gradients: list[Place | None]
 
@@ -95,7 +93,6 @@ class RepeatedLoss:
 
         def backward() -> None:
             meter.trace.repeat(notes.trace, slice(notes.middle, None), first)
-            meter.of_gradients |= {first + index for index in notes.of_gradients}
             for p, place in zip(model.parameters(), notes.gradients, strict=True):
                 p.grad = None if place is None else meter.put(first, place)
 
@@ -105,13 +102,14 @@ class RepeatedLoss:
 
 
 def _notes(meter: FakeMeter, trace: Trace | None, first: int, middle: int, left: list[Tensor | None]) -> Notes | None:
-    """The notes of passes, if no more is left of them than the loss and the gradients."""
+    """The notes of passes, if no more is left of them than the loss and the gradients, of which nothing was made."""
     loss, *gradients = [None if tensor is None else meter.place(tensor, first) for tensor in left]
     known = {place.allocation for place in (loss, *gradients) if place is not None}
+    if any(index >= first for index in meter.of_gradients):  # by what acts when a gradient is accumulated
+        return None
     if trace is None or loss is None or known != {index for index, freed in enumerate(trace.freed) if not freed}:
         return None
-    of_gradients = {index - first for index in meter.of_gradients if index >= first}
-    return Notes(trace, middle, of_gradients, loss, gradients)
+    return Notes(trace, middle, loss, gradients)
 
 
 def hooks_of(model: nn.Module) -> list[Any]:
