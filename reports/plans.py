@@ -25,8 +25,8 @@ _SHARDED_FORMULA += "activations and temporaries."
 _NEEDED = "GPUs needed: the fewest of 1, 2, 4, ... 64 with this budget, planned with this batch on each."
 _CARDS = "smallest card: of those listed, by memory (`--budget` takes their names); prices aren't compared."
 _INSIDE = "What a kernel allocates and frees inside one operation (SVD, QR, cuBLAS) isn't counted."
-_DROPOUT = "attention has dropout: planned as a CPU computes it, which keeps the attention weights of every head; the "
-_DROPOUT += "fused kernels of a GPU keep none, and need less."
+_KERNELS = "Activations are what a GPU's kernels keep: of sdpa, no attention weights, with or without dropout."
+_ON_CPU = "{methods}: the model's steps depend on values, so real ones were metered on a CPU, whose kernels keep more."
 _MODELS = "largest model: of the built-in ones, with this batch and sequence."
 
 
@@ -153,8 +153,10 @@ def _or_none(count: int) -> str:
 
 def _remarks(document: dict[str, Any]) -> list[str]:
     refused = [f"{method} can't be planned: {why}" for method, why in document["refused"].items()]
-    dropout = [_DROPOUT] if document["attention_dropout"] and document["setup"]["attention"] == "sdpa" else []
-    return [*verdict(document), *advice(document), *refused, *dropout, _INSIDE]
+    on_cpu = [row["method"] for row in document["rows"] if row["kernels"] == "cpu"]
+    kernels = [_KERNELS] if len(on_cpu) < len(document["rows"]) else []
+    kernels += [_ON_CPU.format(methods=_listed(on_cpu))] if on_cpu else []
+    return [*verdict(document), *advice(document), *refused, *kernels, _INSIDE]
 
 
 def advice(document: dict[str, Any]) -> list[str]:

@@ -17,10 +17,9 @@ MODELS = {"llama": LLAMA, "large-vocabulary": LARGE_VOCABULARY, "gemma": GEMMA, 
 
 
 def blueprint(path: Path, name: str, depth: int, **given: Any) -> Blueprint:
-    """Of a tiny model, with a batch of 3 x 24."""
-    return Blueprint(
-        Workload(folder(path, name, depth), **{"batch_size": 3, "sequence_length": 24, "dtype": "float32"} | given)
-    )
+    """Of a tiny model, with a batch of 3 x 24, planned for the CPU, where tests meter real steps."""
+    usual = {"batch_size": 3, "sequence_length": 24, "dtype": "float32", "device": "cpu"}
+    return Blueprint(Workload(folder(path, name, depth), **usual | given))
 
 
 def folder(path: Path, name: str, depth: int, **given: Any) -> str:

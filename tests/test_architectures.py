@@ -301,7 +301,7 @@ PLANNED_QUICKLY = {
 )
 def test_planned_on_fake_tensors_equals_metered_on_real_ones(name, method, tmp_path):
     ARCHITECTURES[name].config().save_pretrained(tmp_path)
-    b = Blueprint(Workload(str(tmp_path), batch_size=2, sequence_length=12, dtype="float32"))
+    b = Blueprint(Workload(str(tmp_path), batch_size=2, sequence_length=12, dtype="float32", device="cpu"))
     assert b.is_causal == ARCHITECTURES[name].is_causal and b.head == ARCHITECTURES[name].head
     values = method_values(b, method, {})
     planned, metered = (profile(simulate(b, method, values, b.depth, device=d), complete=True) for d in (None, "cpu"))

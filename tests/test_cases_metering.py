@@ -102,7 +102,7 @@ def test_s7_the_command_plans_what_a_comparison_meters(family, tmp_path):
         (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run, task = make(family, "lora", data=data)
     metered = execute._meter(run, task, {})["memory"]
-    blueprint = Blueprint(Workload(run.training.model.removeprefix("config:"), 2, 96, "float32"))
+    blueprint = Blueprint(Workload(run.training.model.removeprefix("config:"), 2, 96, "float32", device="cpu"))
     values = method_values(run, execute.build_model(run, task))
     planned = profile(simulate(blueprint, "lora", values, blueprint.depth), complete=True)
     assert planned.maximum(0) == metered["peak_allocated_bytes"]

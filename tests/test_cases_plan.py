@@ -141,6 +141,7 @@ def test_w1_where_values_are_needed_real_steps_are_metered(values, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(values))
     row = plan(Workload(str(tmp_path), 2, 8, "float32"), ["sgd"], {})["rows"][0]
     assert row["maximum"]["gradients_bytes"] == row["maximum"]["weights_bytes"] > 0 or row["trained_weights"]
+    assert row["kernels"] == "cpu"
 
 
 def test_w1_a_model_whose_layers_are_counted_elsewhere_is_planned_as_it_is(tmp_path):
@@ -155,7 +156,7 @@ OLMOE = {"model_type": "olmoe", "num_key_value_heads": 2, "num_experts": 4, "num
 
 def test_w1_experts_in_float32_are_planned_without_values(tmp_path, capfd):
     (tmp_path / "config.json").write_text(json.dumps(OLMOE))
-    b = Blueprint(Workload(str(tmp_path), 2, 8, "float32"))
+    b = Blueprint(Workload(str(tmp_path), 2, 8, "float32", device="cpu"))
     values = method_values(b, "adamw", {})
     planned, metered = (profile(simulate(b, "adamw", values, b.depth, device=d), complete=True) for d in (None, "cpu"))
     assert planned.moments[planned.peak].sizes == metered.moments[metered.peak].sizes

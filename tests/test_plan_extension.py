@@ -26,7 +26,7 @@ WHOLE = [name for name in optimizers.available() if name not in UNALIKE]
 
 def full_depth(b: Blueprint, method: str, values: dict[str, Any]) -> planning.Plan:
     """The plan of the whole cycle of blocks at the model's own depth."""
-    return planning._combine(method, [simulate(b, method, values, b.depth, whole_cycle=True)], b.depth)
+    return planning._combine(method, [simulate(b, method, values, b.depth, whole_cycle=True)], b.depth, "cpu")
 
 
 QUICK = [("gpt2", "badam", True)]

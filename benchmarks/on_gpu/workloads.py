@@ -47,7 +47,7 @@ class Program:
 # BAdam, Table 2: Llama 3-8B, batch 2, 728 tokens, each layer checkpointed. GaLore, Table 11: LLaMA 1B, 256 tokens.
 BADAMS = Workload("llama3-8b", 2, 728, checkpointing=True)
 GALORES = Workload("llama-1b", 1, 256)
-TINY = Workload("llama-tiny", 2, 16, dtype="float32")
+TINY = Workload("llama-tiny", 2, 16, dtype="float32", device="cpu")
 
 PROGRAMS = {
     "full": Program(

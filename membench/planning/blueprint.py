@@ -24,7 +24,6 @@ from tasks.models.loading import quiet
 from tasks.models.source import CONFIGURATIONS, DTYPES, PREFIX, Source, longest_stated, without_dropout
 
 CONFIG_FILE = "config.json"
-ATTENTION_DROPOUT = ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop")  # the names that models use
 
 
 class Blueprint:
@@ -65,12 +64,6 @@ class Blueprint:
         other = copy.copy(self)
         other.workload = workload
         return other
-
-    @property
-    def attention_dropout(self) -> float:
-        """Share of attention weights dropped in training."""
-        values = self.config(self.depth).to_dict()
-        return max((float(values.get(name) or 0.0) for name in ATTENTION_DROPOUT), default=0.0)
 
     @property
     def longest_sequence(self) -> int | None:

@@ -88,7 +88,6 @@ def describe(models: Sequence[str]) -> list[dict[str, Any]]:
             "planned_as": first[_shape(blueprint)],
             "parameters": blueprint.parameters,
             "attention": blueprint.attention,
-            "attention_dropout": blueprint.attention_dropout,
             "longest": min(longest[model], LONGEST),
             "positions": blueprint.longest_sequence,
         }

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_
 
 _DEVICE = torch.ops.prim.device.default
 _GROUPED = torch.ops.aten._grouped_mm.default  # of experts
+_LAYER_NORM = torch.ops.aten.native_layer_norm.default
 _VIEW, _UNSAFE_VIEW = torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default  # one below autograd
 _BY_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
@@ -30,12 +31,16 @@ class QuickFakeTensorMode(FakeTensorMode):
 
     The key has everything that an output can depend on if no size is symbolic: for tensors the shape, strides, dtype,
     device, offset and flags; for anything else type and value. All other operations go through torch's own code.
+
+    Args:
+        on_gpu: layer norm keeps its statistics in fp32, as on a GPU; see `kernels` for the rest.
     """
 
-    _known: ClassVar[dict[tuple[Any, ...], _Recipe]] = {}  # shared by all modes, like torch's own cache
+    _of: ClassVar[dict[bool, dict[tuple[Any, ...], _Recipe]]] = {False: {}, True: {}}  # by `on_gpu`, for all modes
 
-    def __init__(self) -> None:
+    def __init__(self, *, on_gpu: bool = False) -> None:
         super().__init__()
+        self._on_gpu, self._known = on_gpu, self._of[on_gpu]
         self.cache_enabled = False  # torch's own cache knows nothing that this one doesn't, and is slow to fill
 
     @classmethod
@@ -73,6 +78,10 @@ class QuickFakeTensorMode(FakeTensorMode):
 
     def _work_out(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         """What torch's own code says; of a view its kernel does, which takes any tensor's shape and strides."""
+        if func is _LAYER_NORM and self._on_gpu:
+            normalized: Any = super().dispatch(func, types, args, kwargs)
+            with self:
+                return (normalized[0], *(statistics.float() for statistics in normalized[1:]))
         if not _is_view(func) or not isinstance(args[0], FakeTensor):
             return super().dispatch(func, types, args, kwargs)
         with in_kernel_invocation_manager(self):

@@ -77,7 +77,7 @@ def _plan_on(
     device: str | None, blueprint: Blueprint, method: str, values: Mapping[str, Any], most_bytes: int | None
 ) -> Plan:
     """Plan from simulations on `device`, or on fake tensors if that is None."""
-    leaves_state = False
+    leaves_state, kernels = False, device or blueprint.workload.device
     with suppress(
         NotAlikeError, ValueError
     ):  # what is refused here is refused at full depth too, unless it was only too shallow
@@ -90,9 +90,9 @@ def _plan_on(
         simulations += [simulate(blueprint, method, values, depth, device=device) for depth in others]
         leaves_state = any(one.leaves_state for one in simulations)
         if not leaves_state:
-            return _combine(method, simulations, blueprint.depth)
+            return _combine(method, simulations, blueprint.depth, kernels)
     whole = simulate(blueprint, method, values, blueprint.depth, whole_cycle=leaves_state, device=device)
-    return _combine(method, [whole], blueprint.depth)
+    return _combine(method, [whole], blueprint.depth, kernels)
 
 
 def _check_selections(blueprint: Blueprint, method: str, values: Mapping[str, Any]) -> None:
@@ -129,7 +129,7 @@ def whole_profile(simulations: Sequence[Simulation], depth: int) -> tuple[list[M
     return profiles, extend_depth(depths, profiles, depth) if len(profiles) > 1 else profiles[0]
 
 
-def _combine(method: str, simulations: Sequence[Simulation], depth: int) -> Plan:
+def _combine(method: str, simulations: Sequence[Simulation], depth: int, kernels: str) -> Plan:
     """Raises NotAlikeError."""
     depths = tuple(one.depth for one in simulations)
     profiles, whole = whole_profile(simulations, depth)
@@ -152,6 +152,7 @@ def _combine(method: str, simulations: Sequence[Simulation], depth: int) -> Plan
         "peak_selection": _named(depths, selections, depth),
         "trained_weights": extend_number(depths, trained, depth),
         "components": components,
+        "kernels": kernels,
     }
     return Plan(method, depth, depths, row, components, _nested(modules), whole, simulations)
 

@@ -74,7 +74,7 @@ def plan(
         report: called with the name of each method whose plan is made.
 
     Returns:
-        setup, parameters, attention_dropout, budget_bytes, context_bytes, rows (one per method), refused {method: why}.
+        setup, parameters, budget_bytes, context_bytes, rows (one per method), refused {method: why}.
 
     Raises:
         ValueError: an unknown model, method or hyper-parameter; or a value that the only method refuses.
@@ -95,7 +95,6 @@ def plan(
     return {
         "setup": {**asdict(workload), "attention": attention},
         "parameters": blueprint.parameters,
-        "attention_dropout": blueprint.attention_dropout,
         "budget_bytes": budget_bytes,
         "context_bytes": CUDA_CONTEXT_BYTES,
         "rows": [row(one, blueprint) for one in planned if one.plan],

@@ -59,6 +59,7 @@ def planned_bytes(run: Run, task: Task) -> int | None:
         "batch_size": math.ceil(sequences / run.training.processes) * run.training.gradient_accumulation_steps,
         "sequence_length": batch.shape[-1],
         "task": "dpo" if of_pairs else None,
+        "device": run.device.partition(":")[0],
     }
     asked = {field.name for field in fields(WorkloadOptions)} & {field.name for field in fields(run.training)}
     known = {name: getattr(run.training, name) for name in asked} | {"gpus": run.training.processes}

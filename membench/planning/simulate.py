@@ -20,6 +20,7 @@ from membench.memory.meter import MemoryMeter
 from membench.memory.trace import Trace
 from membench.planning.blueprint import Blueprint
 from membench.planning.fake import QuickFakeTensorMode
+from membench.planning.kernels import fake_tensors
 from membench.planning.layers import ends, kinds
 from membench.planning.metered import FakeMeter
 from membench.planning.passes import RepeatedLoss, hooks_of
@@ -82,7 +83,7 @@ def simulate(
     gc.freeze()  # what is there by now isn't garbage, and the meter collects before each step
     together = device is not None and distributed.is_initialized()
     ranks = nullcontext() if together else pretended(blueprint.workload.gpus)
-    with ranks, QuickFakeTensorMode() if device is None else nullcontext() as fake:
+    with ranks, fake_tensors(blueprint.workload.device) if device is None else nullcontext() as fake:
         with nullcontext() if device is None else torch.device(device):
             model = blueprint.build(depth)
         hooks = hooks_of(model)

@@ -36,9 +36,11 @@ class Workload(WorkloadOptions):
         trust_remote_code: run code that comes with a model on the hub.
         task: "dpo" for its loss and its batches; None for the model's own loss.
         loss: a key of `LOSSES`, if there is no task.
+        device: "cuda" for what the kernels of a GPU keep, whatever makes the plan; "cpu" for what those of a CPU do.
     """
 
     loss: str = "model"
+    device: str = "cuda"
 
     @property
     def shards(self) -> int:

@@ -167,8 +167,6 @@ def _notes(recipe: Recipe, needs: Sequence[Need]) -> list[str]:
         "Times: 6 operations a weight and token (8 with checkpointing) as if everything were trained, at "
         f"{UTILISATION:.0%} of the card's peak; loading, scoring and metering come on top."
     )
-    if Blueprint(_workload(recipe, needs[0])).attention_dropout:
-        notes.append("The plan has the attention weights that dropout is applied to; a GPU's fused kernels keep none.")
     downloads = "; ".join(recipe.downloads) or "none, the weights are random"
     return [*notes, f"Downloads: {downloads}."]
 

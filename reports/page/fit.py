@@ -152,9 +152,8 @@ def _cells(document: Document, choice: Choice, method: str, one: Need, unit: int
 def conditions(document: Document) -> list[str]:
     """How the figures were made, and how exact they are."""
     versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
-    dropout = [model["name"] for model in document["models"] if model["attention_dropout"]]
     batches = ", ".join(map(str, document["batches"]))
-    said = [
+    return [
         f"Planned with {versions}: each method's own code, its training step and the meter on tensors without values, "
         "as “membench plan” does; the methods' own values for fine-tuning, no gradient accumulation, one device.",
         "Peak and parts: for each method polynomials in batch and sequence, learned from steps on shallow models and "
@@ -163,13 +162,8 @@ def conditions(document: Document) -> list[str]:
         f"GiB for the CUDA context. It follows no rule between sizes: it was simulated at batches of {batches} and the "
         "sequences called planned. Elsewhere it is interpolated and marked “about”: some per cent off at worst; “yes” "
         "is said where the method fits with the largest share of the planned sizes around, “perhaps” where it may.",
-        "Attention is what transformers chooses for the model and a plan runs today: sdpa keeps no attention weights, "
-        "eager does.",
+        "Attention is what transformers chooses for the model: sdpa, by a GPU's fused kernels, keeps no attention "
+        "weights, with or without dropout; eager does.",
+        "What a kernel allocates and frees inside one operation (SVD, QR, cuBLAS) isn't counted.",
+        "Cards: what PyTorch calls their total capacity; “membench plan --budget NAME” takes their names.",
     ]
-    if dropout:
-        said.append(
-            f"{', '.join(dropout)}: attention has dropout, planned as a CPU computes it, which keeps the attention "
-            "weights of every head; the fused kernels of a GPU keep none, and need less."
-        )
-    said.append("What a kernel allocates and frees inside one operation (SVD, QR, cuBLAS) isn't counted.")
-    return [*said, "Cards: what PyTorch calls their total capacity; “membench plan --budget NAME” takes their names."]
