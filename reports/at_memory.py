@@ -26,6 +26,7 @@ class _Contender:
     tasks: int
     ended: str
     counts: Row  # of runs, by how they ended
+    runs: list[Record]  # that are ok
 
     def mean(self) -> float:
         return statistics.fmean(self.scores)
@@ -72,7 +73,8 @@ def _ranking(setups: list[Setup], tasks: list[str], metric: str, higher: bool, b
     ranked = [c for c in chosen if _fits(c, budget) and c.tasks == len(tasks)]
     ranked.sort(key=lambda c: -c.mean() if higher else c.mean())
     floor = _floor(setups, tasks)
-    found = rows.compared({c.method: c.scores for c in ranked}, floor)
+    own = {c.method: floors.of_row(floor, c.runs) for c in ranked} if len(tasks) == 1 else {}
+    found = rows.compared({c.method: c.scores for c in ranked}, floor, own)
     others = sorted((c for c in chosen if c not in ranked), key=lambda c: c.needs_bytes or float("inf"))
     able = [c for c in ranked if found[c.method]["above_floor"] is not False]
     equal = {c.method for c in able if equivalent(c.scores, able[0].scores, higher_is_better=higher)}
@@ -116,6 +118,7 @@ def _contender(setup: Setup, label: str, tasks: list[str], setups: list[Setup]) 
         len(have) if scores else 0,
         " / ".join(sorted(statuses)).replace("_", " ") or "not run on every task",
         rows.counts(setup, label, tasks),
+        list(runs.values()),
     )
 
 

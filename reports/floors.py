@@ -66,7 +66,14 @@ def of(runs: Sequence[Record]) -> Floor:
     if not known:
         return Floor(examples=examples, higher=higher)
     value, what = (max if higher else min)(known, key=lambda one: one[0])
-    return Floor(value, _chance(value, runs), examples, higher, what)
+    return Floor(value, _chance(value, what, runs), examples, higher, what)
+
+
+def of_row(floor: Floor, runs: Sequence[Record]) -> Floor:
+    """The floor of a task for the runs of one row: what chance alone changes depends on how much training changes."""
+    if floor.score is None or floor.what != BEFORE or _error("loss_change", runs) is None:
+        return floor
+    return floor._replace(half_width=_chance(floor.score, BEFORE, runs))
 
 
 def before_training(runs: Sequence[Record]) -> float | None:
@@ -105,7 +112,7 @@ def half_width(value: float, runs: Sequence[Record]) -> float | None:
     is of other scores between 0 and 1: no mean of values between these scatters more, and an F1 about as much. Of a
     perplexity it follows from the standard error of the loss over sequences.
     """
-    if (error := _loss_error(runs)) is not None:
+    if (error := _error("loss", runs)) is not None:
         return value * math.sinh(Z * error)
     count = _examples_of_shares(runs)
     if count is None:
@@ -114,17 +121,22 @@ def half_width(value: float, runs: Sequence[Record]) -> float | None:
     return (high - low) / 2
 
 
-def _chance(value: float, runs: Sequence[Record]) -> float | None:
-    """How far above the floor a score must be for its 95 % interval to lie above: Wilson's is where this test ends."""
-    if (error := _loss_error(runs)) is not None:
+def _chance(value: float, what: str, runs: Sequence[Record]) -> float | None:
+    """How far above the floor a score must be for its 95 % interval to lie above: Wilson's is where this test ends.
+
+    A perplexity is paired by sequence with that before training, where the runs tell.
+    """
+    paired = _error("loss_change", runs) if what == BEFORE else None
+    error = _error("loss", runs) if paired is None else paired
+    if error is not None:
         return value * -math.expm1(-Z * error)
     count = _examples_of_shares(runs)
     return None if count is None else Z * math.sqrt(value * (1 - value) / count)
 
 
-def _loss_error(runs: Sequence[Record]) -> float | None:
-    """The mean standard error of the logarithm of a perplexity, which is the loss."""
-    errors = [run["metrics"].get("loss_standard_error") for run in runs if run["headline"] == "perplexity"]
+def _error(of: str, runs: Sequence[Record]) -> float | None:
+    """The mean standard error of the logarithm of a perplexity ("loss"), or of its change ("loss_change")."""
+    errors = [run["metrics"].get(f"{of}_standard_error") for run in runs if run["headline"] == "perplexity"]
     known = [error for error in errors if error is not None]
     return statistics.fmean(known) if known else None
 

@@ -1,6 +1,7 @@
 """The figures of each table, raw: one dict a row, with units in the names. This is what csv and json hold."""
 
 import statistics
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -122,7 +123,8 @@ def _task_rows(setup: Setup, task: str) -> list[Row]:
     runs, scores = on_task(setup, task), {label: _scores(setup, label, task) for label in setup.rows}
     metric, higher = _headline(setup, task)
     floor, before = floors.of(runs), floors.before_training(runs)
-    found = compared({label: values for label, values in scores.items() if values}, floor)
+    own = {label: floors.of_row(floor, _finished(setup, label, task)) for label in setup.rows}
+    found = compared({label: values for label, values in scores.items() if values}, floor, own)
     what = {"task": task, "tasks": 1, "metric": metric, "higher_is_better": higher, "before_training": before}
     return [
         {
@@ -142,10 +144,10 @@ def _task_rows(setup: Setup, task: str) -> list[Row]:
 ALONE: Row = {"above_floor": None, "tied_with_best": False, **dict.fromkeys(f"seen_{name}" for name in Sight._fields)}
 
 
-def compared(scores: dict[str, list[float]], floor: Floor) -> dict[str, Row]:
-    """What rows are against the floor and against the best that is above it; of ties, what seeds can see."""
+def compared(scores: dict[str, list[float]], floor: Floor, own: Mapping[str, Floor]) -> dict[str, Row]:
+    """What rows are against their `own` floor, or the task's, and against the best above it; what seeds see of ties."""
     means = {label: statistics.fmean(values) for label, values in scores.items()}
-    above = {label: floor.beaten_by(mean) for label, mean in means.items()}
+    above = {label: own.get(label, floor).beaten_by(mean) for label, mean in means.items()}
     able = {label: values for label, values in scores.items() if above[label] is not False}
     tied = tied_with_best(able, higher_is_better=floor.higher)
     best = (max if floor.higher else min)(able, key=lambda label: means[label], default=None)
@@ -180,8 +182,13 @@ def floor_fields(floor: Floor) -> Row:
 
 
 def _scores(setup: Setup, label: str, task: str) -> list[float]:
-    runs = [run for seed in setup.seeds if (run := setup.rows[label].get((task, seed))) and run["status"] == "ok"]
-    return [score(run) for run in runs]
+    return [score(run) for run in _finished(setup, label, task)]
+
+
+def _finished(setup: Setup, label: str, task: str) -> list[Record]:
+    """A row's runs on a task that are ok, in the order of the seeds."""
+    runs = setup.finished(label)
+    return [runs[task, seed] for seed in setup.seeds if (task, seed) in runs]
 
 
 def on_task(setup: Setup, task: str) -> list[Record]:
@@ -205,7 +212,7 @@ def _averages(setup: Setup, of_tasks: list[Row]) -> list[Row]:
     averages = {label: _average(setup, label) for label in setup.rows}
     floor = floors.average([floors.of(on_task(setup, task)) for task in setup.tasks])
     complete = {label: scores for label, (scores, tasks) in averages.items() if tasks == len(setup.tasks)}
-    found = compared(complete, floor)
+    found = compared(complete, floor, {})
     what = {"task": AVERAGE, "metric": AVERAGE, "higher_is_better": True, "before_training": None}
     return [
         {

@@ -102,6 +102,13 @@ SCHEMA: tuple[Field, ...] = (
     Field("metrics", (dict,), UNLESS_OK, "the task's, at the end"),
     Field("metrics.*", (float,), UNLESS_OK, "as the task's own scale has it", -ANY, ANY),
     Field("metrics.loss_standard_error", (float,), OPTIONAL, "of the loss, over sequences", most=ANY),
+    Field(
+        "metrics.loss_change_standard_error",
+        (float,),
+        OPTIONAL,
+        "of its difference from that before the first step, over the same sequences",
+        most=ANY,
+    ),
     Field("initial_metrics", (dict,), OPTIONAL, "the task's, before the first step; null where that wasn't wanted"),
     Field("initial_metrics.*", (float,), UNLESS_OK, "as the task's own scale has it", -ANY, ANY),
     Field("benchmarks", (dict,), OPTIONAL, "by lm-evaluation-harness after training, by its names of tasks"),

@@ -13,6 +13,7 @@ from typing import Any
 
 from tasks import base, plugins
 from tasks.base import (
+    ComparesScores,
     Family,
     HasKind,
     HasLargestBatch,
@@ -28,6 +29,7 @@ from tasks.models.arguments import TaskArguments
 
 __all__ = [
     "FAMILIES",
+    "ComparesScores",
     "Family",
     "HasKind",
     "HasLargestBatch",

@@ -117,8 +117,19 @@ class HasReference(Protocol):
 
 
 @runtime_checkable
+class ComparesScores(Protocol):
+    """A task that tells, example by example, how sure it is of what training changed.
+
+    `metrics.loss_change_standard_error` is the standard error of the loss's difference from that before training.
+    """
+
+    def remember_scores(self) -> None:
+        """The last evaluation was of the model before training."""
+
+
+@runtime_checkable
 class HasReader(Protocol):
-    """A task with something to keep for resuming: how far streamed data were read, or what a reference said.
+    """A task with something to keep for resuming: how far streamed data were read, or what was scored before training.
 
     Its `batch` remains a function of (seed, step), and for a task with a reference of that.
     """

@@ -89,6 +89,16 @@ def test_a_perplexity_is_held_against_guessing_and_against_the_model_before_trai
     assert "Not better than before training on t0 (470.00 ± 43.87, 32 examples): adamw, badam." in text
 
 
+def test_a_perplexity_is_paired_by_sequence_with_that_before_training_and_each_method_by_its_own_change():
+    shared = {"headline": "perplexity", "higher_is_better": False, "initial_metrics": {"perplexity": 470.0}}
+    made = {"perplexity": 460.0, "loss_standard_error": 0.05}
+    runs = [
+        run(method=method, metrics=made | {"loss_change_standard_error": error}, **shared)
+        for method, error in (("adamw", 0.005), ("badam", 0.02))
+    ]
+    assert "Not better than before training on t0 (470.00 ± 11.37): badam." in tables.render(runs)
+
+
 def test_the_average_has_the_mean_floor_and_as_little_noise_as_independent_tasks():
     runs = [run(task, m, s, 0.52, **SHARE) for task in range(4) for m in ("adamw", "badam") for s in (0, 1)]
     assert "on average (0.500 ± 0.029)" in tables.render(runs)  # .0589 / sqrt(4)
@@ -136,6 +146,26 @@ def covered_perplexity(sequences, draws, rng):
     return held / draws
 
 
+def changed(sequences, draws, rng, change=0.0):
+    """How often training that changes the loss by `change` is called better and worse than before, by chance alone."""
+    better = worse = 0
+    for _ in range(draws):
+        counts = [rng.randint(8, 64) for _ in range(sequences)]
+        before = [count * (3 + rng.gauss(0, 0.5)) for count in counts]
+        after = [one + count * rng.gauss(change, 0.1) for one, count in zip(before, counts, strict=True)]
+        errors = {
+            "loss_standard_error": standard_error(after, counts),
+            "loss_change_standard_error": standard_error([a - b for a, b in zip(after, before, strict=True)], counts),
+        }
+        first, last = (math.exp(sum(sums) / sum(counts)) for sums in (before, after))
+        made = {"metrics": {"perplexity": last, **errors}, "initial_metrics": {"perplexity": first}}
+        runs = [run(headline="perplexity", higher_is_better=False, constant_score=512.0, **made)]
+        floor = floors.of_row(floors.of(runs), runs)
+        better += floor.beaten_by(last)
+        worse += floor.beaten_by(first * first / last)  # as far on the other side
+    return better / draws, worse / draws
+
+
 def power(deviation, draws, rng):
     """How often six seeds of each see what two said that they would."""
     pairs = [[0.0, deviation * 2**0.5]] * 2  # two seeds with that deviation
@@ -153,6 +183,9 @@ def test_the_intervals_hold_about_what_they_say():
     assert 0.91 < covered([0.5, 0.7, 0.9], 36, 600, rng) < 0.99
     assert 0.91 < covered_perplexity(48, 300, rng) < 0.99
     assert 0.74 < power(0.02, 600, rng) < 0.86
+    better, worse = changed(48, 400, rng)
+    assert 0.02 < better + worse < 0.09
+    assert changed(48, 50, rng, change=-0.05)[0] > 0.8  # a fifth of that is what a perplexity alone leaves to chance
 
 
 @pytest.mark.slow
@@ -163,6 +196,14 @@ def test_95_percent_intervals_hold_the_truth_in_93_to_97_percent(examples):
     of_shares, of_losses = covered(shares, examples, 20_000, rng), covered_perplexity(examples, 4000, rng)
     print(f"\n{examples} examples: Wilson {of_shares:.1%}, perplexity {of_losses:.1%}")
     assert 0.93 <= of_shares <= 0.97 and 0.93 <= of_losses <= 0.97
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sequences", [36, 277])
+def test_what_training_did_not_change_is_called_changed_in_about_5_percent(sequences):
+    better, worse = changed(sequences, 8000, random.Random(3))
+    print(f"\n{sequences} sequences: better {better:.1%}, worse {worse:.1%}")
+    assert 0.015 <= better <= 0.035 and 0.015 <= worse <= 0.035
 
 
 @pytest.mark.slow

@@ -306,7 +306,7 @@ def test_a_loss_beyond_all_numbers_has_no_finite_perplexity():
 
     rows = torch.zeros(2, 4, dtype=torch.int64)
     batch = {"input_ids": rows, "attention_mask": torch.ones_like(rows), "labels": rows}
-    assert language.score(Certain(), [batch])["perplexity"] == math.inf
+    assert language.Scorer().score(Certain(), [batch])["perplexity"] == math.inf
 
 
 # ---- streams
@@ -457,6 +457,6 @@ def test_the_perplexity_of_a_pretrained_model_is_that_of_a_plain_loop_over_its_o
             window = ids[:, start : start + 1024]
             total += model(window, labels=window).loss.item() * (window.shape[1] - 1)
             count += window.shape[1] - 1
-    scores = language.score(model, language.full_batches(cut(np.array(whole.tokens([text])[0]), 1024)))
+    scores = language.Scorer().score(model, language.full_batches(cut(np.array(whole.tokens([text])[0]), 1024)))
     assert scores["perplexity"] == pytest.approx(math.exp(total / count), rel=0.005)
     assert 10 < scores["perplexity"] < 60

@@ -18,7 +18,7 @@ from membench.training.clock import Clock
 from membench.training.schedule import scheduler
 from optimizers import MemoryEfficientOptimizer
 from optimizers.shared.sharded import gathered
-from tasks import HasLargestBatch, HasReader, HasReference
+from tasks import ComparesScores, HasLargestBatch, HasReader, HasReference
 
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -264,6 +264,8 @@ class Loop:
                 self.task.remember_held_out(self.model)
         if self.training.evaluate_before:
             self.progress.initial_metrics = self.evaluate(self.model)
+            if isinstance(self.task, ComparesScores):
+                self.task.remember_scores()
 
     def _step(self) -> float:
         progress, training = self.progress, self.training

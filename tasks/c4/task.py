@@ -72,6 +72,7 @@ class Pretraining:
         self.data, self.validation = source.split(self.language, sequence_length, given.seed, validation_tokens)
         self._of_data = {"data": data, "data_revision": source.revision, "data_sha256": source.sha256}
         self._notes = source.notes
+        self._scorer = language.Scorer()
 
     @functools.cached_property
     def provenance(self) -> dict[str, str | None]:
@@ -115,7 +116,11 @@ class Pretraining:
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """`loss`, `perplexity` and `token_accuracy` on the held-out sequences, every token weighted equally."""
-        return language.score(model, language.full_batches(self.validation))
+        return self._scorer.score(model, language.full_batches(self.validation))
+
+    def remember_scores(self) -> None:
+        """See `tasks.ComparesScores`."""
+        self._scorer.remember()
 
     @property
     def validation_size(self) -> int:
@@ -128,11 +133,13 @@ class Pretraining:
         return self.language.guess
 
     def state_dict(self) -> dict[str, Any]:
-        """A stream's position; empty for data that are all local."""
-        return self.data.state_dict() if isinstance(self.data, Stream) else {}
+        """The losses before training, and a stream's position."""
+        position = self.data.state_dict() if isinstance(self.data, Stream) else {}
+        return {**position, "before": self._scorer.before}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from there."""
+        self._scorer.before = state.get("before")
         if isinstance(self.data, Stream):
             self.data.load_state_dict(state)
 

@@ -84,6 +84,7 @@ class Tuning:
         self._of_data = {"data": given.data, "data_revision": read.revision, "data_sha256": read.sha256}
         sides = (("training", self.train, len(read.training)), ("held-out", self.validation, len(scored)))
         self._notes = [*read.notes, *(note for side in sides for note in _notes(*side))]
+        self._scorer = language.Scorer()
 
     def _fit(self, data: str, read: conversations.Conversations, some: list[Conversation], side: str) -> Examples:
         what = ("examples, 3", data, read.sha256, side, str(len(some)), self.language.fingerprint, str(self.length))
@@ -133,10 +134,22 @@ class Tuning:
 
         For GSM8K also `exact_match`, the share of generated answers that end in the right number.
         """
-        scores = language.score(model, self._validation_batches())
+        scores = self._scorer.score(model, self._validation_batches())
         if self.has_numbers:
             scores["exact_match"] = self._exact_match(model)
         return scores
+
+    def remember_scores(self) -> None:
+        """See `tasks.ComparesScores`."""
+        self._scorer.remember()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The losses before training."""
+        return {"before": self._scorer.before}
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Continue with them; None: a checkpoint of a time when there were none."""
+        self._scorer.before = (state or {}).get("before")
 
     @property
     def constant_score(self) -> float:

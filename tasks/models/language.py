@@ -209,17 +209,45 @@ def full_batches(rows: np.ndarray) -> Iterator[Batch]:
     return (full_batch(rows[start : start + size]) for start in range(0, len(rows), size))
 
 
-@torch.no_grad()
-def score(model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-    """`loss` and `token_accuracy` over all tokens with a label, every token weighted equally, and `perplexity`.
+class Scorer:
+    """Scores models on held-out sequences: the same ones each time, in the same order."""
 
-    Of two sequences or more also `loss_standard_error`, what so few of them leave uncertain of the loss. Runs on the
-    model's device, in evaluation mode.
-    """
+    def __init__(self) -> None:
+        self._sums: list[float] = []  # of the losses of each sequence, by the last model
+        self.before: list[float] | None = None  # the same of the model before training
+
+    def remember(self) -> None:
+        """The last scores were those before training."""
+        self.before = self._sums
+
+    def score(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """`loss` and `token_accuracy` over all tokens with a label, every token weighted equally, and `perplexity`.
+
+        Of two sequences or more also `loss_standard_error`, what so few of them leave uncertain of the loss, and
+        `loss_change_standard_error`, of its difference from that before training, if this is known. Runs on the model's
+        device, in evaluation mode.
+        """
+        self._sums, counts, right = _losses(model, batches)
+        count, mean = sum(counts), math.fsum(self._sums) / sum(counts)
+        scores = {
+            "loss": mean,
+            "perplexity": math.exp(mean) if mean < 700 else math.inf,
+            "token_accuracy": right / count,
+        }
+        errors = {"loss_standard_error": standard_error(self._sums, counts)}
+        if self.before is not None:
+            changes = [after - before for after, before in zip(self._sums, self.before, strict=True)]
+            errors["loss_change_standard_error"] = standard_error(changes, counts)
+        return scores | {name: error for name, error in errors.items() if error is not None}
+
+
+@torch.no_grad()
+def _losses(model: nn.Module, batches: Iterable[Batch]) -> tuple[list[float], list[int], int]:
+    """The sum of the losses of each sequence, the number of its tokens, and how many of all tokens are predicted."""
     device = next(model.parameters()).device
     right = 0
-    sums: list[float] = []  # of the losses of each sequence
-    counts: list[int] = []  # of its tokens
+    sums: list[float] = []
+    counts: list[int] = []
     with evaluation(model):
         for batch in batches:
             moved = {key: value.to(device) for key, value in batch.items()}
@@ -232,10 +260,7 @@ def score(model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
             sums += [float(part.sum()) for part in losses.cpu().double().split(lengths)]
             counts += lengths
             right += int((logits.argmax(1) == labels).sum())
-    count, mean = sum(counts), math.fsum(sums) / sum(counts)
-    scores = {"loss": mean, "perplexity": math.exp(mean) if mean < 700 else math.inf, "token_accuracy": right / count}
-    error = standard_error(sums, counts)
-    return scores | ({} if error is None else {"loss_standard_error": error})
+    return sums, counts, right
 
 
 def standard_error(sums: Sequence[float], counts: Sequence[int]) -> float | None:
