@@ -103,7 +103,8 @@ def _key(need: Need) -> tuple[str, str, str]:
 
 def _workload(recipe: Recipe, need: Need) -> Workload:
     settings = need.settings
-    return workload_of(replace(settings, model=recipe.architecture or settings.model), need.part.choices)
+    workload = workload_of(replace(settings, model=recipe.architecture or settings.model), need.part.choices)
+    return replace(workload, device="cpu" if settings.device == "cpu" else "cuda")
 
 
 def _job(recipe: Recipe, need: Need, workload: Workload) -> Job:
