@@ -121,7 +121,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
             self._gradient_dtypes = {p: p.grad_dtype for p in self._group_of if p.dtype in LOW_PRECISION}
             _set_gradient_dtypes(dict.fromkeys(self._gradient_dtypes, torch.float32))
         if in_backward:
-            self._hooks += [p.register_post_accumulate_grad_hook(_updating(self)) for p in self._group_of]
+            self._hook_gradients(_updating(self))
         ranks.check_model_on_ranks(self)
 
     def group_parameters(self, model: nn.Module, defaults: dict[str, Any]) -> list[dict[str, Any]]:
@@ -163,7 +163,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         Raises:
             RuntimeError: `loss` doesn't depend on anything that is being trained.
         """
-        self.check_loss(loss)
+        self.before_backward(loss)
         loss.backward()
 
     def ask(self, closure: Callable[[], Tensor]) -> Tensor:
@@ -222,8 +222,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
     @property
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that are being trained: of a model that was sharded since, the shards."""
-        if not self._stepped:
-            self._follow_sharding()
+        self.follow_sharding()
         return [p for p in self._group_of if p.requires_grad]
 
     @property
@@ -271,8 +270,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if not self._stepped:
-            self._follow_sharding()
+        self.follow_sharding()
         self._stepped = True
         if not self.in_backward:
             self.average_gradients()
@@ -341,12 +339,13 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         model = self.model
         self._replicas.copy_from_first([t.detach() for t in (*model.parameters(), *model.buffers())])
         if not self.in_backward:
-            trained = {p: p.requires_grad for p in self._group_of}
-            for p in trained:  # a frozen one takes no hook
-                self._hooks.append(p.requires_grad_(True).register_post_accumulate_grad_hook(_changing(self)))
-            for p, requires_grad in trained.items():
-                p.requires_grad_(requires_grad)
+            self._hook_gradients(_changing(self))
         watch(self)
+
+    @property
+    def is_data_parallel(self) -> bool:
+        """Was `data_parallel()` called?"""
+        return self._replicas is not None
 
     def average_gradients(self) -> None:
         """Average the gradients over the replicas, unless that is done: before clipping. `step()` does it, too."""
@@ -354,24 +353,36 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
             self._replicas.average_gradients(self.trainable)
             self._averaged = True
 
-    def _follow_sharding(self) -> None:
-        """If the model was sharded after the method was built, go on with the shards.
+    def _hook_gradients(self, act: Callable[[nn.Parameter], None]) -> None:
+        """Call `act` with each parameter, trained now or later, whose gradient is complete."""
+        for p in self._group_of:
+            trained = p.requires_grad
+            self._hooks.append(p.requires_grad_(True).register_post_accumulate_grad_hook(act))  # none on a frozen one
+            p.requires_grad_(trained)
+
+    def follow_sharding(self) -> None:
+        """If the model was sharded after the method was built, go on with the shards; nothing after the first step.
+
+        `backward(loss)`, `step()` and `load_state_dict()` call it.
 
         Raises:
-            RuntimeError: it should have acted before, inside the backward pass.
+            RuntimeError: it should have acted before, on gradients.
         """
-        new = sharded.replaced_parameters(self.model, self._name_of)
+        new = {} if self._stepped else sharded.replaced_parameters(self.model, self._name_of)
         if not new:
             return
-        if self.in_backward or self._gradient_dtypes:
+        if self._gradient_dtypes or (self.in_backward and any(p.grad is not None for p in new.values())):
             raise RuntimeError(
                 f"{type(self).__name__} was built before the model was sharded, and acts on gradients of parameters "
                 "that are no longer the model's: build it after fully_shard(model)"
+                + ("" if self._gradient_dtypes else ", or call optimizer.backward(loss) instead of loss.backward()")
             )
         sharded.put_in_place(vars(self), new)
         params = iter(self._group_of)
         for group in self.param_groups:  # where a library may have put others
             group["params"] = [next(params) for _ in group["params"]]
+        if self.in_backward:
+            self._hook_gradients(_updating(self))
 
     def _check_not_updated(self, p: nn.Parameter) -> None:
         if p in self._updated:
@@ -386,12 +397,13 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
                 name = next((name for name, other in self.model.named_parameters() if other is p), "a parameter")
                 raise ValueError(f"{type(self).__name__} can't use the sparse gradient of {name}: make it dense")
 
-    def check_loss(self, loss: Tensor) -> None:
-        """Refuse a loss without a graph; torch's own message wouldn't give the reason.
+    def before_backward(self, loss: Tensor) -> None:
+        """What `backward(loss)` does first: follow sharding, refuse a loss without a graph.
 
         Raises:
-            RuntimeError: it depends on nothing that is being trained.
+            RuntimeError: it depends on nothing that is being trained; torch's own message wouldn't give the reason.
         """
+        self.follow_sharding()
         if not loss.requires_grad:
             raise RuntimeError(
                 f"the loss depends on nothing that {type(self).__name__} is training ({self.selection or 'all'}): "
@@ -440,7 +452,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
                 optimizer is left as it was.
             RuntimeError: the model was sharded since the method was built, which can't follow.
         """
-        self._follow_sharding()
+        self.follow_sharding()
         extra, groups, saved = saved_states.parts(self, state_dict)
         before = self.extra_state()
         try:

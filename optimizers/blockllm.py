@@ -154,7 +154,7 @@ class BlockLLM(MemoryEfficientOptimizer):
 
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients and note the loss; micro-batches' losses, each divided by their number, add up."""
-        self.check_loss(loss)
+        self.before_backward(loss)
         loss.backward()
         self._loss = mean_loss(self, loss.detach()) + (0.0 if self._loss is None else self._loss)
 

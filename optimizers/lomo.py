@@ -66,14 +66,13 @@ class LOMO(MemoryEfficientOptimizer):
 
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients of `loss` and update the weights; with `clip_norm`, in two passes."""
+        self.before_backward(loss)
         if self.clip_norm is None:
             loss.backward()
             return
         try:
             self._norms = {}
             loss.backward(retain_graph=True)
-            if not self._norms:
-                self._follow_sharding()
             self._coefficient, self._norms = self._clip_coefficient(self._norms), None
             loss.backward()
         finally:

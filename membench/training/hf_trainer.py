@@ -24,15 +24,16 @@ from typing import Any, NoReturn
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 import optimizers
+from membench.training.hf_processes import TrainerOnProcesses
 from optimizers import MemoryEfficientOptimizer
 
 UNMERGED = "unmerged.pt"  # beside a checkpoint's merged model: the weights with their adapters, to resume from
 
 
-class MethodTrainer(Trainer):
+class MethodTrainer(TrainerOnProcesses):
     """A `Trainer` that lets the method compute the gradients.
 
     Args:
@@ -52,8 +53,6 @@ class MethodTrainer(Trainer):
             accumulation or clipping by the trainer with a method that updates inside the backward pass, clipping with
             one without gradients, fp16 loss scaling with either of them.
     """
-
-    method: MemoryEfficientOptimizer | None = None
 
     def __init__(
         self,
@@ -135,14 +134,9 @@ class MethodTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model for `from_pretrained`, adapters merged; a checkpoint also unmerged, to resume from."""
         super().save_model(output_dir, _internal_call)
-        if _internal_call and self._has_adapters() and self.args.should_save:
+        if _internal_call and self._has_adapters() and self.args.should_save and not self.is_fsdp_enabled:
             folder: Any = output_dir or self.args.output_dir
             torch.save(self._model.state_dict(), Path(folder, UNMERGED))
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if state_dict is None and self.method is not None and self._has_adapters():
-            state_dict = self.method.finished_state_dict()
-        super()._save(output_dir, state_dict)
 
     @property
     def _model(self) -> nn.Module:
@@ -153,6 +147,8 @@ class MethodTrainer(Trainer):
         return self.method is not None and self.method.adds_parameters
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:  # whose checkpoints have the model as it is in training
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
         path = Path(resume_from_checkpoint, UNMERGED)
         if path.exists() and self.method is None:
             self.create_optimizer()  # inserts the adapters, to which the weights belong

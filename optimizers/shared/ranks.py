@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-5  # of the norm of the same gradients on two ranks, relative; different batches differ by far more
 
-REPLICATE = "build it on the plain model, without a wrapper, and call optimizer.data_parallel()"
+REPLICATE = (
+    "build it on the plain model, without a wrapper, and call optimizer.data_parallel(); membench.MethodTrainer does so"
+)
 ALONE = "optimizer.data_parallel(group), with a group of this process alone, if each trains a model of its own"
 
 

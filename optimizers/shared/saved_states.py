@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 HOW_TO_SAVE = (
     "with torch.distributed.checkpoint save optimizer.state_dict(), and read it back with "
-    "format_utils.dcp_to_torch_save and torch.load"
+    "format_utils.dcp_to_torch_save and torch.load (in the Trainer use membench.MethodTrainer)"
 )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
@@ -76,6 +77,11 @@ class _InPlaceOf(TorchFunctionMode):
 
 def replaced_parameters(model: nn.Module, known: Mapping[nn.Parameter, str]) -> dict[Tensor, nn.Parameter]:
     """For parameters that sharding has replaced since they were known by their names: the shards in their place."""
+    if all(map(is_sharded, known)):
+        return {}
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # between forward and backward pass some modules have their whole parameters
     now = {_plain(name): p for name, p in model.named_parameters()}
     new = {p: now.get(_plain(name), p) for p, name in known.items() if not is_sharded(p)}
     return {p: shard for p, shard in new.items() if shard is not p and is_sharded(shard)}

@@ -1,0 +1,161 @@
+"""The examples of docs/distributed.md on two processes: weights equal to the bit, those of one process on the joined
+batch, or one sentence. In fp64, where Adam doesn't make steps of rounding errors."""
+
+import contextlib
+import importlib
+import json
+import os
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import gloo
+import letters
+import pytest
+import sharding_cpu
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from optimizers.shared.sharded import gathered
+
+TESTS = Path(__file__).resolve().parent
+PAGE = TESTS.parent / "docs" / "distributed.md"
+STEPS, PAUSE = 6, 4
+REPLICAS, SHARDS = {}, {"fsdp": True}
+LAUNCHED = {  # what `accelerate launch` makes of the page's fsdp2.yaml
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """A folder with the page's examples, a tiny model, tokenized data."""
+    for name in (
+        "peft",
+        "datasets",
+        "torch._dynamo",
+        "transformers.models.llama.modeling_llama",
+        "transformers.trainer",
+    ):
+        importlib.import_module(name)  # here, or each process would import it
+    folder = tmp_path_factory.mktemp("desk")
+    for name, code in re.findall(r"<!-- example: (\S+) -->\n```\w+\n(.*?)```", PAGE.read_text(), re.DOTALL):
+        (folder / name).write_text(code)
+    config = LlamaConfig(
+        vocab_size=60, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=2,
+        intermediate_size=32, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).double().save_pretrained(folder / "model")
+    letters.letters().save_pretrained(folder / "model")
+    tokens = torch.randint(5, 50, (48, 12), generator=torch.Generator().manual_seed(1)).tolist()
+    for name, masked in (("even", 0), ("data", 5)):  # of `data`, other shares of a sequence count
+        labels = [[-100] * (i % 5 if masked else 0) + row[i % 5 if masked else 0 :] for i, row in enumerate(tokens)]
+        rows = [json.dumps({"input_ids": row, "labels": label}) for row, label in zip(tokens, labels, strict=True)]
+        (folder / f"{name}.json").write_text("\n".join(rows))
+    return folder
+
+
+def settings(desk, out, method, count=2, **more):
+    """The file that train.py reads; the batch is the same for any number of processes."""
+    size = 8 // count // more.get("gradient_accumulation_steps", 1)
+    given = {
+        "model": str(desk / "model"), "data": str(desk / "data.json"), "method": method, "output_dir": str(desk / out),
+        "use_cpu": True, "max_steps": STEPS, "save_steps": PAUSE, "learning_rate": 1e-3, "report_to": "none",
+        "disable_tqdm": True, "max_grad_norm": 0.0, "per_device_train_batch_size": size, **more,
+    }  # fmt: skip
+    path = desk / f"{out}.{os.environ.get('RANK')}.json"
+    path.write_text(json.dumps(given))
+    return str(path)
+
+
+def on_rank(rank, desk, jobs, size):
+    """The weights after each job, or what it was refused with; a job is (out, method, settings, environment)."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    os.environ["HF_DATASETS_CACHE"] = str(desk / "cache")
+    return [attempt(desk, size, *job) for job in jobs]
+
+
+def attempt(desk, size, out, method, more, environment):
+    sharding_cpu.forget()
+    before = dict(os.environ)
+    os.environ |= environment
+    sys.argv = ["train.py", settings(desk, out, method, size, **more)]
+    shards = more.get("fsdp") or environment
+    try:
+        with sharding_cpu.accelerate_shards_on_cpu() if shards else contextlib.nullcontext():
+            trainer = runpy.run_path(str(desk / "train.py"), run_name="__main__")["trainer"]
+        return {name: gathered(p.detach()) for name, p in trainer.model.named_parameters()}
+    except (ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        os.environ.clear()  # accelerate passes FSDP's settings on in it
+        os.environ |= before
+
+
+def check(desk, jobs):
+    """Both processes have the same weights, those of one process; so has the saved model, which isn't the first one."""
+    one, other = gloo.run(on_rank, desk, jobs, 2)
+    alone = [
+        (f"{out}-alone", method, {k: v for k, v in more.items() if k != "fsdp"}, {}) for out, method, more, _ in jobs
+    ]
+    (joined,) = gloo.run(on_rank, desk, alone, 1, size=1)
+    start = saved(desk / "model")
+    for job, here, there, wanted in zip(jobs, one, other, joined, strict=True):
+        assert not isinstance(here, str), (job, here)
+        assert all(torch.equal(p, there[name]) for name, p in here.items()), job
+        assert distance(here, wanted) < 1e-6, job
+        assert (
+            distance(saved(desk / job[0]), saved(desk / f"{job[0]}-alone"))
+            < 1e-6
+            < distance(saved(desk / job[0]), start)
+        )
+
+
+def saved(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def distance(one, other):
+    assert one.keys() == other.keys()
+    return max((p - other[name]).abs().max().item() for name, p in one.items())
+
+
+BADAM = {"method_kwargs": {"switch_every": 2}}
+
+
+def test_the_trainers_example_is_right_on_two_processes(desk):
+    check(
+        desk, [("shards", "badam", {**BADAM, **SHARDS, "max_grad_norm": 0.05}, {}), ("replicas", "lora", REPLICAS, {})]
+    )
+
+
+FORMS = {
+    "badam": ("badam", BADAM),
+    "badam in backward": ("badam", {"method_kwargs": {"switch_every": 2, "in_backward": True}}),
+    "lora": ("lora", {}),
+    "lora clipped": ("lora", {"max_grad_norm": 0.05}),
+    "adamw accumulated and clipped": ("adamw", {"gradient_accumulation_steps": 2, "max_grad_norm": 0.05}),
+    "adamw in backward": ("adamw", {"method_kwargs": {"in_backward": True}}),
+    "blockllm": ("blockllm", {"method_kwargs": {"sparsity": 0.7, "patience": 2}}),
+    "galore": ("galore", {"method_kwargs": {"rank": 4}}),
+    "hft": ("hft", BADAM),
+    "lomo clipped": ("lomo", {"method_kwargs": {"clip_norm": 0.1}}),
+    "muon": ("muon", {}),
+    "sgd": ("sgd", {}),
+    "welore": ("welore", {}),
+}
+WAYS = {"torchrun replicas": (REPLICAS, {}), "torchrun fsdp2": (SHARDS, {}), "accelerate launch fsdp2": ({}, LAUNCHED)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_every_form_is_right_in_the_trainer_on_two_processes(desk, way):
+    settings, environment = WAYS[way]
+    where = way.replace(" ", "-")
+    check(desk, [(f"{where}-{n}", m, {**more, **settings}, environment) for n, (m, more) in enumerate(FORMS.values())])
