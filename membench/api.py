@@ -227,11 +227,12 @@ def compare(
     """
     from membench.config.settings import Settings, resolve
     from membench.runs.compare import make_records
+    from membench.runs.launched import together
 
     given = {"optimizers": _names(optimizers), "task": _names(task), "out": str(out), "quiet": quiet}
     asked = resolve({**given, "hyperparameters": hyperparameters or {}, **_options(Settings, "compare", settings)})
     with redirect_stdout(StringIO()) if quiet else nullcontext():
-        return make_records(asked)
+        return together(lambda: make_records(asked))
 
 
 def _options(owner: type, function: str, given: Mapping[str, Any]) -> dict[str, Any]:

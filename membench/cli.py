@@ -1,6 +1,7 @@
 """The command line. Imports what a command needs when it runs, so that --help is immediate."""
 
 import sys
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -17,6 +18,7 @@ from membench.commands.reproduce import reproduce
 from membench.commands.study import study
 from membench.config import border
 from membench.paths import put_current_folder_last
+from membench.runs import launched
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -56,8 +58,8 @@ def _common(
 
 
 def main() -> None:
-    """The console script: a user's mistake is one line on stderr and exit code 2."""
+    """The console script: a user's mistake is one line on stderr and exit code 2, in all processes of a launcher."""
     put_current_folder_last()
     arguments = sys.argv[1:]
     sys.argv[1:] = [argument for argument in arguments if argument != border.TRACEBACK]
-    sys.exit(border.run(app, arguments))
+    sys.exit(border.run(launched.group, []) or launched.together(partial(border.run, app, arguments)))

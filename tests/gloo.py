@@ -12,7 +12,7 @@ from torch import distributed
 SECONDS = 300  # until a hanging process is ended
 
 
-def run(function, *arguments, size=2):
+def run(function, *arguments, size=2, seconds=SECONDS):
     """`[function(rank, *arguments) for rank in range(size)]`, each in a process of its own, as one group."""
     context = multiprocessing.get_context("fork")
     port = _free_port()
@@ -22,7 +22,7 @@ def run(function, *arguments, size=2):
     for worker in workers:
         worker.start()
     try:
-        answers = [receiver.recv() if receiver.poll(SECONDS) else "no answer" for receiver, _ in pipes]
+        answers = [receiver.recv() if receiver.poll(seconds) else "no answer" for receiver, _ in pipes]
     finally:
         for worker in workers:
             worker.kill()

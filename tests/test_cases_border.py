@@ -292,10 +292,11 @@ def test_t_a_traceback_is_shown_of_any_error_that_it_is_asked_for():
         assert code == 2 and "Traceback" in errors and errors.splitlines()[-1].startswith("error: --steps")
 
 
-def test_t_nothing_is_made_where_several_processes_were_started(monkeypatch, tmp_path):
+def test_t_a_launcher_that_says_half_of_it_is_told_once_and_nothing_is_made(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
     arguments = [one for one in CB if one != "--dry-run"]
-    expect_a_sentence(call("compare", *arguments, "--out", str(tmp_path)), "with --processes, not by a launcher")
+    expect_a_sentence(call("compare", *arguments, "--out", str(tmp_path)), "RANK isn't set: start membench by torchrun")
+    assert not list(tmp_path.iterdir())
 
 
 def full(*_):

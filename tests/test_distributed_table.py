@@ -103,7 +103,7 @@ def said(form, size, dtype):
     """What the table says of each row in one form."""
     importlib.import_module("peft")  # here, or each process would import it
     cells = [(*row, form, dtype) for row in ROWS]
-    found = zip(*gloo.run(attempts, cells, size=size), strict=True)
+    found = zip(*gloo.run(attempts, cells, size=size, seconds=3600), strict=True)
     return {cell[:2]: judged(cell, one) for cell, one in zip(cells, found, strict=True)}
 
 

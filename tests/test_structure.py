@@ -25,7 +25,7 @@ BELOW = {
     "membench.runs": {"planning", "training", "memory", "config"},
     "membench.reproduce": {"runs", "planning", "training", "memory", "config"},
     "membench.commands": {"reproduce", "runs", "planning", "training", "memory", "config"},
-    "membench.cli": {"commands", "config", "paths"},
+    "membench.cli": {"commands", "runs", "config", "paths"},
     "tasks.data": set(),
     "tasks.models": {"data", "names"},
     "tasks.superglue": {"models", "data", "metrics", "base"},

@@ -5,7 +5,9 @@ from typing import Annotated, Any
 import typer
 
 from membench.commands.options import takes
+from membench.config import launcher
 from membench.config.declare import hold_to_bounds, typed
+from membench.config.errors import UserError
 from membench.config.options import ReproduceOptions
 
 
@@ -23,6 +25,8 @@ def reproduce(
     """
     options = ReproduceOptions(**typed(ReproduceOptions, given))
     hold_to_bounds(options)
+    if launcher.place():
+        raise UserError("reproduce makes its runs in one process each, as published: start it without a launcher")
     from membench.reproduce.carry_out import reproduce as make
 
     raise typer.Exit(make(name, options))

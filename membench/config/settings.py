@@ -1,10 +1,10 @@
 """What the user asked for: command line over --config file over profile over defaults, checked before anything runs."""
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from typing import Any
 
+from membench.config import launcher
 from membench.config.assignments import ALL_METHODS
 from membench.config.declare import declared, hold_to_bounds, option, typed
 from membench.config.errors import UserError
@@ -44,7 +44,10 @@ def resolve(given: Mapping[str, Any], config: str | None = None, content: dict[s
     merged: dict[str, Any] = {}
     for layer in (*layers(task, profile, above.get("model"), above.get("data")), file, command_line):
         merged = _overlay(merged, layer)
-    settings = Settings(**merged, fit_length="sequence_length" not in merged)
+    place = launcher.place()
+    settings = Settings(
+        **{"processes": place.size if place else 1, **merged}, fit_length="sequence_length" not in merged
+    )
     _check(settings)
     return settings
 
@@ -112,9 +115,15 @@ def _check(settings: Settings) -> None:
 
 
 def _check_processes(settings: Settings) -> None:
-    """Refuse what several processes can't do together, and a launcher's: runs would be made once per process."""
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-        raise UserError("membench starts its processes by itself: start it once, with --processes, not by a launcher")
+    """Refuse what several processes can't do together, and options that those of a launcher wouldn't use."""
+    place = launcher.place()
+    if place and settings.processes != place.size:
+        raise UserError(
+            f"--processes {settings.processes}: a launcher has started {place.size} processes, which make each run "
+            "together: leave it out"
+        )
+    if place and not _is_here(settings):
+        raise UserError("a launcher's processes make the runs themselves: leave out --executor, --devices and --jobs")
     if settings.processes == 1:
         if settings.strategy != "fsdp2":
             raise UserError(f"--strategy {settings.strategy} is for several processes: also give --processes")
@@ -125,10 +134,14 @@ def _check_processes(settings: Settings) -> None:
             f"--batch-size {settings.batch_size} (examples per update) can't be split into {pieces} equal shares, one "
             "per process and micro-batch: choose a multiple"
         )
-    one_at_a_time = settings.executor == "local" and settings.devices is None and settings.jobs in (None, 1)
-    if not one_at_a_time:
+    if not _is_here(settings):
         raise UserError("--processes gives all devices to one run: leave out --executor, --devices and --jobs")
     if settings.track is not None and settings.strategy == "fsdp2":
         raise UserError(
             f"--track {settings.track} takes a gradient of whole weights: leave it out, or give --strategy replicate"
         )
+
+
+def _is_here(settings: Settings) -> bool:
+    """Are runs made one at a time, on devices that nobody names?"""
+    return settings.executor == "local" and settings.devices is None and settings.jobs in (None, 1)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 import optimizers
 import tasks
+from membench.config import launcher
 from membench.config.assignments import ALL_METHODS
 from membench.config.defaults import hyperparameters
 from membench.config.errors import UserError, about_file, explain, own_code
@@ -66,9 +67,7 @@ def _prepare(settings: Settings) -> list[Run]:
         raise UserError("--offload-activations: on a CPU they are already in host memory: leave it out")
     beside = sharing(settings)
     surroundings = environment.describe(device, threads) | ({"jobs": beside} if beside > 1 else {})
-    if device.type == "cuda" and torch.cuda.device_count() < settings.processes:
-        count = torch.cuda.device_count()
-        raise UserError(f"--processes {settings.processes}: this machine has {count} GPUs, and each process needs one")
+    _check_gpus(settings, device)
     names = dict.fromkeys(name for pattern in settings.task for name in tasks.expand(pattern, data=settings.data))
     settings = _fitted(settings, list(names))
     works = _works(settings, list(names), device, threads)
@@ -89,6 +88,14 @@ def _prepare(settings: Settings) -> list[Run]:
         )
         for run in runs
     ]
+
+
+def _check_gpus(settings: Settings, device: torch.device) -> None:
+    """Raises UserError unless there is one for each process, on this machine if they are started here."""
+    elsewhere = settings.executor != "local" or launcher.place() is not None
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and not elsewhere and count < settings.processes:
+        raise UserError(f"--processes {settings.processes}: this machine has {count} GPUs, and each process needs one")
 
 
 def _fitted(settings: Settings, names: Sequence[str]) -> Settings:

@@ -79,10 +79,10 @@ def call_all(calls: Iterable[AnyCall], at_once: int) -> Iterator[tuple[AnyCall, 
 
     A call is taken from `calls` when there is room for it. Ends all processes if interrupted, or if not asked further.
     """
-    waiting, running = iter(calls), list[_Child[AnyCall]]()
+    waiting, running = iter(calls), list[Child[AnyCall]]()
     try:
         while True:
-            running += map(_Child, itertools.islice(waiting, at_once - len(running)))
+            running += map(Child, itertools.islice(waiting, at_once - len(running)))
             if not running:
                 return
             connection.wait([source for child in running for source in child.sources])
@@ -94,13 +94,13 @@ def call_all(calls: Iterable[AnyCall], at_once: int) -> Iterator[tuple[AnyCall, 
             child.end()
 
 
-class _Child(Generic[AnyCall]):
+class Child(Generic[AnyCall]):
     """The process of a call, forked from the server (which never uses CUDA, so that a child can)."""
 
     def __init__(self, call: AnyCall):
         self.call = call
         call.on_start()
-        self._answer: Outcome | None = None
+        self.answer: Outcome | None = None  # once it has told it
         context = multiprocessing.get_context("forkserver")
         self._receiver, sender = context.Pipe(duplex=False)
         arguments = (call.function, call.arguments, sender, call.log)
@@ -134,12 +134,12 @@ class _Child(Generic[AnyCall]):
         if kind == "message":
             self.call.on_message(value)
         else:
-            self._answer = Outcome("ok", value=value) if kind == "ok" else Outcome(kind, error=value)
+            self.answer = Outcome("ok", value=value) if kind == "ok" else Outcome(kind, error=value)
 
     def outcome(self) -> Outcome:
         """Of a process that has ended: its answer, or why there is none."""
         self.end()
-        return self._answer or _cause_of_death(self._process.exitcode, _out_of_memory_kills() > self._kills_before)
+        return self.answer or cause_of_death(self._process.exitcode, _out_of_memory_kills() > self._kills_before)
 
     def end(self) -> None:
         """End the process if it hasn't ended."""
@@ -152,7 +152,8 @@ class _Child(Generic[AnyCall]):
         self._receiver.close()
 
 
-def _cause_of_death(exit_code: int | None, killed_for_memory: bool) -> Outcome:
+def cause_of_death(exit_code: int | None, killed_for_memory: bool) -> Outcome:
+    """Why a process has ended without an answer."""
     if exit_code is not None and exit_code < 0:
         name = signal.Signals(-exit_code).name
         if name == "SIGKILL" and killed_for_memory:

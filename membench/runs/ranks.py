@@ -2,21 +2,24 @@
 
 import json
 import os
-import signal
 import tempfile
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from membench.config import launcher
+from membench.config.launcher import Place
 from membench.config.run import Run
-from membench.runs import worker
+from membench.runs import processes, worker
+from membench.runs.processes import Outcome
 
 Send = Callable[[str, Any], None]
 
 HANGS = timedelta(minutes=10)  # of a rank that waits for another: then it gives up, and the run ends
+_FINISHED = ("ok", "diverged")  # the statuses that ranks come to together
 
 
 def execute(run: Run, checkpoint_path: Path, checkpoint_every: int, save_to: Path | None, send: Send) -> dict[str, Any]:
@@ -44,7 +47,8 @@ def execute(run: Run, checkpoint_path: Path, checkpoint_every: int, save_to: Pat
             elastic_launch(config, _rank)(Path(told), run, checkpoint_path, checkpoint_every, save_to, send)
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
-            return _told(Path(told), rank) or {"status": "failed", "error": _end_of(rank, failure.exitcode)}
+            ended = of_rank(processes.cause_of_death(failure.exitcode, killed_for_memory=False), rank)
+            return _told(Path(told), rank) or {"status": ended.status, "error": ended.error}
         measured = _told(Path(told), 0)
     assert measured is not None  # every rank ended well
     return measured
@@ -56,26 +60,63 @@ def _told(folder: Path, rank: int) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def _end_of(rank: int, code: int) -> str:
-    if code < 0:
-        return f"the process of rank {rank} was killed by signal {-code} ({signal.Signals(-code).name})"
-    return f"the process of rank {rank} ended early, with exit code {code}"
+def of_rank(outcome: Outcome, rank: int) -> Outcome:
+    """How a rank's process ended without a word."""
+    return replace(outcome, error=(outcome.error or "").replace("the process", f"the process of rank {rank}", 1))
+
+
+def failed(outcome: Outcome) -> bool:
+    """Has a rank failed, so that the others would wait for it?"""
+    return outcome.status != "ok" or outcome.value["status"] not in _FINISHED
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Of a rank in a run: its place among the processes of a launcher, and the number of the run among theirs."""
+
+    place: Place
+    number: int
+
+    def join(self, backend: str) -> None:
+        """Wait for the other ranks in the launcher's store, which is there already."""
+        from torch import distributed
+
+        store = distributed.TCPStore(self.place.host, self.place.port, is_master=False)
+        apart = distributed.PrefixStore(f"membench/{self.number}", store)
+        distributed.init_process_group(
+            backend, store=apart, rank=self.place.rank, world_size=self.place.size, timeout=HANGS
+        )
 
 
 def _rank(told: Path, run: Run, checkpoint_path: Path, checkpoint_every: int, save_to: Path | None, send: Send) -> None:
-    """The work of a rank, in its process."""
+    """The work of a rank of the elastic launcher, in its process."""
     worker.die_with_parent()
+    place = launcher.place()
+    assert place is not None
+    measured = part(run, checkpoint_path, checkpoint_every, save_to, send, Seat(place, 0))
+    try:
+        (told / f".{place.rank}").write_text(json.dumps(measured))
+        os.replace(told / f".{place.rank}", told / str(place.rank))
+    except (OSError, TypeError):
+        traceback.print_exc()
+    if measured["status"] not in _FINISHED:
+        os._exit(1)  # the others may wait for it: the launcher ends them
+
+
+def part(
+    run: Run, checkpoint_path: Path, checkpoint_every: int, save_to: Path | None, send: Send, seat: Seat
+) -> dict[str, Any]:
+    """A rank's part of a run, as the only one in its process; see `execute.execute`. Rank 0 tells of the progress."""
     import torch
     from torch import distributed
 
     from membench.training import execute
 
-    rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    device = torch.device(run.device)
-    if device.type == "cuda":
-        device = torch.device("cuda", local)
+    rank, device = seat.place.rank, torch.device(run.device)
+    if device.type == "cuda":  # srun may let each see a card of its own alone
+        device = torch.device("cuda", seat.place.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=HANGS)
+    seat.join("nccl" if device.type == "cuda" else "gloo")
 
     def tell(message: Any) -> None:
         if rank == 0:
@@ -85,11 +126,6 @@ def _rank(told: Path, run: Run, checkpoint_path: Path, checkpoint_every: int, sa
     measured = execute.execute(
         replace(run, device=str(device)), checkpoint_path, checkpoint_every, report, tell, save_to, tell
     )
-    try:
-        (told / f".{rank}").write_text(json.dumps(measured))
-        os.replace(told / f".{rank}", told / str(rank))
-    except (OSError, TypeError):
-        traceback.print_exc()
-    if measured["status"] not in ("ok", "diverged"):
-        os._exit(1)  # the others may wait for it: the launcher ends them
-    distributed.destroy_process_group()
+    if measured["status"] in _FINISHED:
+        distributed.destroy_process_group()
+    return measured

@@ -13,12 +13,6 @@ from reports import record
 _FINAL = ("ok", "diverged", "out_of_memory")  # results; a run that failed is tried again
 
 
-def _alone() -> None:
-    """Raises UserError in one of several processes that do the same, which would wait for each other's folder."""
-    if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
-        raise UserError("each run is made in one process: start membench itself, without torchrun or accelerate launch")
-
-
 class Folder:
     """`PATH/RUN_ID.json`, `PATH/checkpoints/RUN_ID.pt` and `PATH/logs/RUN_ID.log`."""
 
@@ -33,7 +27,6 @@ class Folder:
         Raises:
             UserError: another process is using the folder, or it can't be created.
         """
-        _alone()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / f".lock{part}").open("a+")

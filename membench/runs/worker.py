@@ -35,12 +35,18 @@ def rehearse(run: Run, evaluates: bool, send: Send) -> dict[str, Any]:
     return rehearsal.rehearse(run, evaluates=evaluates)
 
 
-def execute(run: Run, checkpoint_path: Path, checkpoint_every: int, save_to: Path | None, send: Send) -> dict[str, Any]:
-    """See `execute.execute`; sends (step, loss) from time to time, entries of the history, names of later stages."""
+def execute(
+    run: Run, checkpoint_path: Path, checkpoint_every: int, save_to: Path | None, send: Send, seat: Any = None
+) -> dict[str, Any]:
+    """See `execute.execute`; sends (step, loss) from time to time, entries of the history, names of later stages.
+
+    With a `ranks.Seat` it is this rank's part of the run.
+    """
     if run.training.processes > 1:
         from membench.runs import ranks
 
-        return ranks.execute(run, checkpoint_path, checkpoint_every, save_to, send)
+        given = run, checkpoint_path, checkpoint_every, save_to, send
+        return ranks.execute(*given) if seat is None else ranks.part(*given, seat)
     from membench.training import execute
 
     def tell(message: Any) -> None:

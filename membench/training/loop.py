@@ -352,6 +352,8 @@ class Loop:
 
     def _resume(self, path: Path) -> None:
         state = checkpoint.load(path)
+        if len(set(parallel.of_all_ranks(None if state is None else state["progress"]["step"]))) > 1:
+            raise ValueError(f"not all machines find the same checkpoint {path}: put --out on a disk that they share")
         if state is None:
             return
         self.model.load_state_dict(parallel.shards(state["model"], self.model.named_parameters()))

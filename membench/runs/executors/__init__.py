@@ -1,4 +1,4 @@
-"""Where runs are made: by processes on this machine, as tasks on a Ray cluster, or as jobs of Slurm."""
+"""Where runs are made: by processes on this machine or of a launcher, as tasks on a Ray cluster, as jobs of Slurm."""
 
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
@@ -8,6 +8,8 @@ from typing import Protocol
 from membench.config.errors import UserError
 from membench.config.options import FanOutOptions
 from membench.config.run import Run
+from membench.runs import launched
+from membench.runs.executors.by_launcher import ByLauncher
 from membench.runs.executors.local import Local
 from membench.runs.processes import AnyCall, Outcome
 
@@ -33,11 +35,14 @@ class Executor(Protocol):
 
 
 def create(options: FanOutOptions) -> Executor:
-    """The executor that is asked for.
+    """The executor that is asked for, or a launcher's processes.
 
     Raises:
         UserError: its package isn't installed, or an option is wrong.
     """
+    group = launched.group()
+    if group is not None:
+        return ByLauncher(group)
     needs = _NEEDS.get(options.executor)
     if needs and find_spec(needs) is None:
         raise UserError(f"--executor {options.executor} needs {needs}: pip install 'membench[{options.executor}]'")
