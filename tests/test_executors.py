@@ -8,13 +8,16 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from commands import command
 
 from membench.config.errors import UserError
 from membench.config.settings import resolve
-from membench.runs.executors import elsewhere
+from membench.runs import executors, worker
+from membench.runs.executors import Local, elsewhere
+from membench.runs.processes import Call
 from reports import record, tables
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,15 +80,42 @@ def slurm(tmp_path, at_once=None, **parameters):
     return Slurm(parameters, tmp_path, at_once)
 
 
-class Prepared:
-    threads, device = 3, "cuda"
+def prepared(count):
+    """As much of a run as matters here."""
+    return SimpleNamespace(threads=3, device="cuda", training=SimpleNamespace(processes=count))
 
 
 def test_the_script_of_an_array_asks_for_what_a_run_needs_and_for_what_the_user_wants(tmp_path):
-    script = slurm(tmp_path, 4, partition="gpu", time=90).preview(Prepared(), 24)
+    script = slurm(tmp_path, 4, partition="gpu", time=90).preview(prepared(1), 24)
     for line in ("array=0-23%4", "cpus-per-task=3", "gpus-per-node=1", "partition=gpu", "time=90", "requeue"):
         assert f"\n#SBATCH --{line}\n" in script
     assert "wckey" not in script
+    script = slurm(tmp_path).preview(prepared(4), 24)
+    for line in ("cpus-per-task=12", "gpus-per-node=4", "nodes=1"):
+        assert f"\n#SBATCH --{line}\n" in script
+
+
+def test_on_ray_a_run_takes_the_cards_of_all_its_processes_or_their_processors():
+    pytest.importorskip("ray")
+    from membench.runs.executors.on_ray import _parcel
+
+    def needs(run):
+        return _parcel(Call(print, (run,), Path())).resources
+
+    assert needs(prepared(1)) == {"num_cpus": 1, "num_gpus": 1}
+    assert needs(prepared(4)) == {"num_cpus": 4, "num_gpus": 4}
+    run = prepared(4)
+    run.device = "cpu"
+    assert needs(run) == {"num_cpus": 12}
+
+
+def test_devices_are_shared_out_to_runs_by_their_processes():
+    """Each sees its own alone, by the numbers that CUDA knows them by."""
+    made = executors.create(resolve({"devices": "cuda:0,cuda:1,cuda:2,cuda:3", "processes": 2}))
+    assert made == Local(2, (("cuda:0", "cuda:1"), ("cuda:2", "cuda:3")))
+    assert executors.create(resolve({"devices": "cuda:1,cuda:0"})) == Local(2, (("cuda:1",), ("cuda:0",)))
+    assert worker.visible(("cuda:2", "cuda:0"), None) == "2,0"
+    assert worker.visible(("cuda:2", "cuda:0"), "7,5,GPU-3") == "GPU-3,7"
 
 
 def test_an_option_that_sbatch_does_not_have_is_refused(tmp_path):
@@ -183,6 +213,20 @@ def test_a_study_by_submitit_gives_the_same_tables(local, tmp_path, stand_in):
     study(local / "study.toml", tmp_path, "--executor", "slurm", "--slurm", f"cluster={stand_in}", *jobs)
     expect_the_same(local, tmp_path)
     assert not (tmp_path / "slurm").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["jobs", "slurm", "ray"])
+def test_runs_of_two_processes_are_the_same_two_at_a_time_as_jobs_of_slurm_and_on_ray(where, tmp_path):
+    if where != "jobs":
+        pytest.importorskip({"slurm": "submitit", "ray": "ray"}[where])
+    options = {"jobs": ["--jobs", "2"], "slurm": ["--slurm", "cluster=local"], "ray": []}[where]
+    options += ["--executor", where] if where != "jobs" else []
+    (tmp_path / "study.toml").write_text(f"{FEW}\nprocesses = 2\n")
+    study(tmp_path / "study.toml", tmp_path / "out", *options)
+    study(tmp_path / "study.toml", tmp_path / "one-by-one")
+    assert made(tmp_path / "out") == made(tmp_path / "one-by-one")
+    assert {run["parallel"]["processes"] for run in record.load_folder(tmp_path / "out")} == {2}
 
 
 # ---- detached, ended, preempted

@@ -159,7 +159,9 @@ def test_so_it_is_with_every_method_on_one_two_and_four_processes(tmp_path_facto
         ({"strategy": "replicate"}, "--strategy replicate is for several processes: also give --processes"),
         ({"processes": 3, "batch_size": 16}, "can't be split into 3 equal shares"),
         ({"processes": 2, "track": "gradient_norm"}, "takes a gradient of whole weights: .* --strategy replicate"),
-        ({"processes": 2, "jobs": 2}, "leave out --executor, --devices and --jobs"),
+        ({"processes": 2, "device": "cuda:1"}, "--device cuda:1: each process has a card of its own: name them with"),
+        ({"processes": 2, "devices": "cuda:0,cuda:1,cuda:2"}, "name a multiple of 2, one for each process of a run"),
+        ({"processes": 2, "devices": "cuda:0,cuda:1", "jobs": 2}, "each run takes 2 devices, so at most 1"),
     ],
 )
 def test_what_several_processes_cannot_do_is_refused(given, sentence):

@@ -4,8 +4,13 @@ from membench.config.errors import UserError
 from membench.config.options import FanOutOptions
 
 
-def check(options: FanOutOptions) -> None:
-    """Raises UserError for options that contradict each other, or that the executor wouldn't use."""
+def check(options: FanOutOptions, processes: int) -> None:
+    """Raises UserError for options that contradict each other, or that the executor wouldn't use.
+
+    Args:
+        options: what was asked for.
+        processes: of each run; a device has one of them.
+    """
     executor, devices = options.executor, options.devices
     for flag, given, owner in (("--ray-address", options.ray_address, "ray"), ("--slurm", options.slurm, "slurm")):
         if given and executor != owner:
@@ -16,11 +21,13 @@ def check(options: FanOutOptions) -> None:
         raise UserError("--detach needs a cluster that outlives the command: give --ray-address")
     if executor != "local" and options.device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {options.device}: {executor} chooses the card: give --device cuda")
+    if processes > 1 and options.device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {options.device}: each process has a card of its own: name them with --devices")
     if devices is not None:
-        _check_devices(options, devices)
+        _check_devices(options, devices, processes)
 
 
-def _check_devices(options: FanOutOptions, devices: tuple[str, ...]) -> None:
+def _check_devices(options: FanOutOptions, devices: tuple[str, ...], processes: int) -> None:
     if options.executor != "local":
         raise UserError(f"--devices is for --executor local; {options.executor} chooses the card: give --device cuda")
     if options.device != "auto":
@@ -29,8 +36,12 @@ def _check_devices(options: FanOutOptions, devices: tuple[str, ...]) -> None:
         raise UserError(f"--devices {','.join(devices)}: name devices of one kind, whose figures can be compared")
     if len(set(devices)) < len(devices):
         raise UserError(f"--devices {','.join(devices)}: a device is there twice; --jobs makes runs share one")
-    if options.jobs and options.jobs > len(devices):
-        raise UserError(f"--jobs {options.jobs}: there is one run per device, so at most {len(devices)}; leave it out")
+    if len(devices) % processes:
+        raise UserError(f"--devices {','.join(devices)}: name a multiple of {processes}, one for each process of a run")
+    room = len(devices) // processes
+    if options.jobs and options.jobs > room:
+        one = "there is one run per device" if processes == 1 else f"each run takes {processes} devices"
+        raise UserError(f"--jobs {options.jobs}: {one}, so at most {room}; leave it out")
 
 
 def sharing(options: FanOutOptions) -> int:

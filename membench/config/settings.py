@@ -106,7 +106,7 @@ def _name(key: str) -> str:
 def _check(settings: Settings) -> None:
     hold_to_bounds(settings)
     _check_processes(settings)
-    check_fan_out(settings)
+    check_fan_out(settings, settings.processes)
     if settings.batch_size % settings.gradient_accumulation_steps:
         raise UserError(
             f"--batch-size {settings.batch_size} (examples per update) can't be split into "
@@ -122,7 +122,7 @@ def _check_processes(settings: Settings) -> None:
             f"--processes {settings.processes}: a launcher has started {place.size} processes, which make each run "
             "together: leave it out"
         )
-    if place and not _is_here(settings):
+    if place and (settings.executor != "local" or settings.devices or (settings.jobs or 1) > 1):
         raise UserError("a launcher's processes make the runs themselves: leave out --executor, --devices and --jobs")
     if settings.processes == 1:
         if settings.strategy != "fsdp2":
@@ -134,14 +134,7 @@ def _check_processes(settings: Settings) -> None:
             f"--batch-size {settings.batch_size} (examples per update) can't be split into {pieces} equal shares, one "
             "per process and micro-batch: choose a multiple"
         )
-    if not _is_here(settings):
-        raise UserError("--processes gives all devices to one run: leave out --executor, --devices and --jobs")
     if settings.track is not None and settings.strategy == "fsdp2":
         raise UserError(
             f"--track {settings.track} takes a gradient of whole weights: leave it out, or give --strategy replicate"
         )
-
-
-def _is_here(settings: Settings) -> bool:
-    """Are runs made one at a time, on devices that nobody names?"""
-    return settings.executor == "local" and settings.devices is None and settings.jobs in (None, 1)

@@ -30,12 +30,12 @@ def execute(run: Run, checkpoint_path: Path, checkpoint_every: int, save_to: Pat
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    count = run.training.processes
-    with tempfile.TemporaryDirectory() as told:
+    # it asks whether there is CUDA, which by default begins to use it: forked ranks couldn't any more
+    with processes.environment_of({"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}):
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
-            nproc_per_node=count,
+            nproc_per_node=run.training.processes,
             run_id=run.run_id,
             rdzv_backend="c10d",
             rdzv_endpoint="127.0.0.1:0",
@@ -43,6 +43,7 @@ def execute(run: Run, checkpoint_path: Path, checkpoint_every: int, save_to: Pat
             monitor_interval=0.1,
             start_method="fork",
         )
+    with tempfile.TemporaryDirectory() as told:
         try:
             elastic_launch(config, _rank)(Path(told), run, checkpoint_path, checkpoint_every, save_to, send)
         except ChildFailedError as error:

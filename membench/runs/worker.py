@@ -7,7 +7,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import Any
@@ -61,14 +62,29 @@ def placed(work: Callable[..., dict[str, Any]], run: Run, *arguments: Any) -> di
 
     On a CPU nobody says whether others use it, so that as many runs may be beside this one as there is room for.
     """
+    measured = work(run, *arguments)  # first: ranks are forked, which can't be once CUDA is in use
     import torch
 
     from membench.runs import environment
 
     device = torch.device(run.device)
-    beside = (os.cpu_count() or 1) // run.threads if device.type == "cpu" else 1
-    here = environment.describe(device, run.threads) | {"jobs": max(1, beside)}
-    return {**work(run, *arguments), "environment": here}
+    taken = run.threads * run.training.processes
+    beside = (os.cpu_count() or 1) // taken if device.type == "cpu" else 1
+    return {**measured, "environment": environment.describe(device, run.threads) | {"jobs": max(1, beside)}}
+
+
+def on(devices: Sequence[str], work: Callable[..., dict[str, Any]], run: Run, *arguments: Any) -> dict[str, Any]:
+    """As `placed`, on these devices: each process of the run has one of them."""
+    if len(devices) == 1:
+        return placed(work, replace(run, device=devices[0]), *arguments)
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible(devices, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return placed(work, replace(run, device="cuda"), *arguments)
+
+
+def visible(devices: Sequence[str], now: str | None) -> str:
+    """The cards "cuda:1", ... by the names that CUDA knows them by, given those that it shows `now`."""
+    numbers = [int(name.partition(":")[2] or 0) for name in devices]
+    return ",".join(now.split(",")[number] if now else str(number) for number in numbers)
 
 
 def throttled(run: Run, send: Send) -> Callable[[int, float], None]:

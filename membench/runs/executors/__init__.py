@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Protocol
 
 from membench.config.errors import UserError
-from membench.config.options import FanOutOptions
 from membench.config.run import Run
+from membench.config.settings import Settings
 from membench.runs import launched
 from membench.runs.executors.by_launcher import ByLauncher
 from membench.runs.executors.local import Local
@@ -34,7 +34,7 @@ class Executor(Protocol):
         """What would be handed over for `count` runs like this one, if it can be read."""
 
 
-def create(options: FanOutOptions) -> Executor:
+def create(options: Settings) -> Executor:
     """The executor that is asked for, or a launcher's processes.
 
     Raises:
@@ -55,4 +55,6 @@ def create(options: FanOutOptions) -> Executor:
         from membench.runs.executors.on_slurm import Slurm
 
         return Slurm(dict(options.slurm), folder / "slurm", options.jobs, options.detach)
-    return Local(options.jobs or len(options.devices or "1"), options.devices or ())
+    names, size = options.devices or (), options.processes
+    devices = tuple(names[start : start + size] for start in range(0, len(names), size))
+    return Local(options.jobs or max(1, len(devices)), devices)

@@ -226,7 +226,8 @@ def _environment() -> dict[str, Any]:
 
 def _parcel(call: AnyCall) -> _Parcel:
     run = call.arguments[0]
-    needs: dict[str, float] = {"num_cpus": 1, "num_gpus": 1} if run.device == "cuda" else {"num_cpus": run.threads}
+    each: dict[str, float] = {"num_cpus": 1, "num_gpus": 1} if run.device == "cuda" else {"num_cpus": run.threads}
+    needs = {need: count * run.training.processes for need, count in each.items()}
     files = {number: elsewhere.pack(path) for number, path in enumerate(call.arguments) if isinstance(path, Path)}
     return _Parcel(call.function, call.arguments, needs, files)
 

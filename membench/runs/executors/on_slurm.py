@@ -180,10 +180,11 @@ class Slurm:
         return executor
 
     def _parameters(self, run: Run) -> dict[str, Any]:
-        """All of sbatch's options: what a run needs, unless the user says otherwise."""
-        card = {"gpus_per_node": 1} if run.device == "cuda" else {}
+        """All of sbatch's options: what all processes of a run need, unless the user says otherwise."""
+        count = run.training.processes
+        cards = {"gpus_per_node": count} if run.device == "cuda" else {}
         limit = {"array_parallelism": self.at_once} if self.at_once else {}
-        return {**_DEFAULTS, "cpus_per_task": run.threads, **card, **limit, **self.parameters}
+        return {**_DEFAULTS, "cpus_per_task": run.threads * count, **cards, **limit, **self.parameters}
 
     def _ended(self, queued: Mapping[str, _Queued]) -> list[tuple[str, _Queued]]:
         """Those jobs that have ended, some time later."""
