@@ -165,6 +165,10 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         """
         self.before_backward(loss)
         loss.backward()
+        self.note_loss(loss.detach())
+
+    def note_loss(self, loss: Tensor) -> None:
+        """Called by `backward` with each loss whose gradients it has computed."""
 
     def ask(self, closure: Callable[[], Tensor]) -> Tensor:
         """Prepare a step from the loss that `closure` computes: `backward(closure())` for a method with gradients.

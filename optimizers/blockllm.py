@@ -152,11 +152,9 @@ class BlockLLM(MemoryEfficientOptimizer):
         """Share of the tensors chosen at least once."""
         return sum(count > 0 for count in self.rule.counts) / len(self._pool)
 
-    def backward(self, loss: Tensor) -> None:
-        """Compute the gradients and note the loss; micro-batches' losses, each divided by their number, add up."""
-        self.before_backward(loss)
-        loss.backward()
-        self._loss = mean_loss(self, loss.detach()) + (0.0 if self._loss is None else self._loss)
+    def note_loss(self, loss: Tensor) -> None:
+        """Micro-batches' losses, each divided by their number, add up."""
+        self._loss = mean_loss(self, loss) + (0.0 if self._loss is None else self._loss)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients and the loss that belongs to them: a step may be skipped."""

@@ -14,7 +14,7 @@ from membench.planning import passes
 from membench.planning.blueprint import Blueprint
 from membench.planning.extrapolate import NotAlikeError, extend_number, extend_text, weights
 from membench.planning.layers import simulated_depths
-from membench.planning.method import least_peak, plan_method
+from membench.planning.method import least_bytes, least_peak, plan_method
 from membench.planning.planner import method_values
 from membench.planning.simulate import simulate
 
@@ -138,8 +138,8 @@ def test_the_short_way_through_the_cache_changes_nothing(tmp_path, monkeypatch):
         assert dataclasses.asdict(quick) == dataclasses.asdict(plain)
 
 
-TWO = [("adamw", {}), ("sgd", {"in_backward": True})]
-MORE = [*TWO, ("galore", {}), ("lora", {}), ("lisa", {})]
+TWO = [("adamw", {}), ("badam", {"in_backward": True})]  # the second acts within the passes, on one block after another
+MORE = [*TWO, ("galore", {"in_backward": True}), ("lora", {}), ("lisa", {}), ("adalomo", {}), ("blockllm", {})]
 REPEATED = [({"checkpointing": True}, TWO), ({}, MORE), ({"offload_activations": True}, MORE), ({"task": "dpo"}, MORE)]
 
 
@@ -160,12 +160,13 @@ def test_passes_repeated_from_notes_leave_the_trace_that_real_ones_do(given, met
         assert others == [first, first]
 
 
-def test_notes_are_made_once_for_all_methods_that_leave_the_passes_alone(tmp_path, monkeypatch):
+def test_notes_are_made_once_for_all_methods_that_act_on_nothing_but_gradients(tmp_path, monkeypatch):
     b = blueprint(tmp_path, "llama", 2)
     monkeypatch.setattr(passes, "_known", {})
-    for method in ("sgd", "adamw", "lomo", "mezo"):  # the last two act within the passes
+    for method in ("lomo", "sgd", "adamw", "mezo"):  # the first acts as gradients are accumulated, the last on losses
         simulate(b, method, method_values(b, method, {}), 2, steps=1)
-    assert len(passes._known) == 1 and None not in passes._known.values()
+    (noting,) = passes._known.values()
+    assert noting.notes is not None
 
 
 @pytest.mark.parametrize("method", ["adamw", "lisa", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
@@ -175,3 +176,5 @@ def test_a_shallow_model_never_says_that_the_full_depth_takes_more_than_it_does(
     shallow, full = (simulate(b, method, values, depth) for depth in (3, DEPTH))
     peak = least_peak(full, DEPTH)
     assert least_peak(shallow, 3) < least_peak(shallow, DEPTH) <= peak == max(find_peaks(full.trace)[0])[0]
+    plan = plan_method(b, method, values)
+    assert len(plan.depths) == 1 or least_bytes(shallow, DEPTH) <= plan.row["peak_reserved_bytes"]

@@ -139,7 +139,7 @@ class MemoryMeter(TorchDispatchMode):
         result = self._carry_out(func, args, kwargs or {})
         if not self._phase:
             return result
-        node: Any = current_node()
+        node = self._node()
         if is_collective(func):
             self._see_communication((args, result))
             return result
@@ -149,6 +149,9 @@ class MemoryMeter(TorchDispatchMode):
             for tensor in _tensors(result):
                 self._see(tensor, node)
         return result
+
+    def _node(self) -> Any:
+        return current_node()
 
     def _see_communication(self, tensors: Any) -> None:
         for tensor in _tensors(tensors):

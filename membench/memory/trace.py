@@ -55,21 +55,11 @@ class Trace:
             self.parts[index] = part
             self.modules[index] = module
 
-    def since(self, first: int, start: int) -> Trace | None:
-        """The trace from allocation `first` and event `start` on; None if that frees what was there before."""
-        events = self.events[start:]
-        if any(event < 0 <= event + first for event in events):
-            return None
-        lists = (self.sizes[first:], self.parts[first:], self.phases[first:], self.modules[first:])
-        renumbered = [event - first if event >= 0 else event + first for event in events]
-        return Trace(*lists, array("q", renumbered), self.freed[first:])
-
-    def repeat(self, other: Trace, events: slice, first: int | None = None) -> None:
-        """Note some events of `other` again; its allocation 0 is allocation `first` here, by default the next one."""
-        first = len(self.sizes) if first is None else first
+    def repeat(self, other: Trace, events: slice, numbers: list[int]) -> None:
+        """Note some events of `other` again; `numbers` has the index here of each of its allocations so far."""
         for event in other.events[events]:
             if event < 0:
-                self.free(first + ~event)
-                continue
-            assert first + event == len(self.sizes)
-            self.allocate(other.sizes[event], other.parts[event], other.phases[event], other.modules[event])
+                self.free(numbers[~event])
+            else:
+                part, phase, module = other.parts[event], other.phases[event], other.modules[event]
+                numbers.append(self.allocate(other.sizes[event], part, phase, module))

@@ -149,7 +149,7 @@ def _try(plan: Plan, blueprint: Blueprint, values: Values, budget_bytes: int, le
     given = {name: value for lever in levers for name, value in (lever.values(values) or {}).items()}
     other = blueprint.with_workload(**changes) if changes else blueprint
     try:
-        made = plan_within(other, plan.method, {**values, **given}, budget_bytes)
+        made = plan_within(plan, other, {**values, **given}, budget_bytes)
     except ValueError:  # the method refuses the combination
         return None
     if made is None:

@@ -66,13 +66,17 @@ def total_bytes(profile: Moments) -> int:
     return profile.maximum(0) + profile.surplus_bytes + CUDA_CONTEXT_BYTES
 
 
-def plan_within(blueprint: Blueprint, method: str, values: Mapping[str, Any], budget: int) -> Plan | None:
-    """The plan if it fits into `budget` bytes, the process's own context included."""
+def plan_within(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int) -> Plan | None:
+    """The plan of the same method for another model, training step or `values`, if it fits into `budget` bytes.
+
+    The process's own context is included.
+    """
+    most, alike = budget - CUDA_CONTEXT_BYTES, len(plan.depths) > 1
     try:
-        plan = plan_method(blueprint, method, values, most_bytes=budget - CUDA_CONTEXT_BYTES)
+        made = plan_method(blueprint, plan.method, values, most_bytes=most, alike=alike)
     except TooLargeError:
         return None
-    return plan if total_bytes(plan.profile) <= budget else None
+    return made if total_bytes(made.profile) <= budget else None
 
 
 def largest_batch(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int) -> int:
@@ -107,7 +111,7 @@ def _last_that_fits(
     def planned(at: int) -> Plan | None:
         if at == getattr(blueprint.workload, option):
             return plan if total_bytes(plan.profile) <= budget else None
-        return plan_within(blueprint.with_size(option, at), plan.method, values, budget)
+        return plan_within(plan, blueprint.with_size(option, at), values, budget)
 
     def fits(at: int) -> bool:
         return planned(at) is not None
@@ -187,7 +191,7 @@ def _largest_model(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], 
             return total_bytes(plan.profile) <= budget
         other = _of_built_in(replace(blueprint.workload, model=name))
         takes = (other.longest_sequence or _MOST) >= blueprint.workload.sequence_length
-        return takes and plan_within(other, plan.method, values, budget) is not None
+        return takes and plan_within(plan, other, values, budget) is not None
 
     return walk(ordered, min(start, len(ordered)), fits)
 

@@ -30,7 +30,7 @@ def needed(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget_b
             return True
         if count <= planned and _least_bytes(plan, planned, count) > budget_bytes:
             return False
-        return plan_within(blueprint.with_workload(gpus=count), plan.method, values, budget_bytes) is not None
+        return plan_within(plan, blueprint.with_workload(gpus=count), values, budget_bytes) is not None
 
     if fits(1):  # without buffers
         return 1

@@ -35,6 +35,7 @@ class FakeMeter(MemoryMeter):
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, fake: QuickFakeTensorMode):
         super().__init__(model, optimizer)
         self._fake = fake
+        self._accumulating: Any = None  # autograd's node, while its hooks run without autograd
         self.of_gradients: set[int] = (
             set()
         )  # allocations made while a parameter's gradient is accumulated, and its hooks run
@@ -56,16 +57,39 @@ class FakeMeter(MemoryMeter):
             self.of_gradients.add(index)
         return index
 
-    def place(self, tensor: Tensor, first: int) -> Place | None:
-        """The place of a tensor, if it fills an allocation that was noted; they are counted from `first` on."""
+    def _node(self) -> Any:
+        return self._accumulating or super()._node()
+
+    def place(self, tensor: Tensor) -> Place | None:
+        """The place of a tensor, if it fills an allocation that was noted."""
         watch = self._alive.get(tensor.untyped_storage()._cdata)
         if watch is None or self.trace.sizes[watch.index] != tensor.nbytes:
             return None
-        return Place(watch.index - first, tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+        return Place(watch.index, tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
 
-    def put(self, first: int, place: Place) -> Tensor:
+    def put(self, place: Place) -> Tensor:
         """A new tensor for an allocation that is noted already."""
-        given = {"dtype": place.dtype, "device": place.device}
-        tensor: Tensor = self._fake.dispatch(_EMPTY, (), (place.shape, place.stride), given)
-        self._watch(tensor.untyped_storage(), first + place.allocation)
+        allocation, shape, stride, dtype, device = place
+        tensor: Tensor = self._fake.dispatch(_EMPTY, (), (shape, stride), {"dtype": dtype, "device": device})
+        self._watch(tensor.untyped_storage(), allocation)
         return tensor
+
+    def put_bytes(self, allocation: int) -> Tensor:
+        """A new tensor of bytes, which nobody will look at, for an allocation that is noted already."""
+        shape = torch.Size([self.trace.sizes[allocation]])
+        return self.put(Place(allocation, shape, (1,), torch.uint8, torch.device(self._device)))
+
+    def accumulate(self, gradient: Tensor, p: nn.Parameter) -> None:
+        """Give `p` its gradient, and let hooks act on it, as in a backward pass."""
+        p.grad = gradient
+        del gradient  # the parameter alone holds it
+        hooks: Any = p._post_accumulate_grad_hooks
+        if not hooks:
+            return
+        self._accumulating = self._leaf = torch.autograd.graph.get_gradient_edge(p).node
+        try:
+            with torch.no_grad():
+                for hook in list(hooks.values()):
+                    hook(p)
+        finally:
+            self._accumulating = self._leaf = None

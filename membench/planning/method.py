@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from membench.config.errors import explain
-from membench.memory.allocator import CUDA_CONTEXT_BYTES
+from membench.memory.allocator import CUDA_CONTEXT_BYTES, estimate_reserved_bytes
 from membench.memory.breakdown import alive_at, find_peaks
 from membench.planning.blueprint import Blueprint
 from membench.planning.extrapolate import (
@@ -46,7 +46,14 @@ class TooLargeError(Exception):
     """More is needed than was asked about."""
 
 
-def plan_method(blueprint: Blueprint, method: str, values: Mapping[str, Any], *, most_bytes: int | None = None) -> Plan:
+def plan_method(
+    blueprint: Blueprint,
+    method: str,
+    values: Mapping[str, Any],
+    *,
+    most_bytes: int | None = None,
+    alike: bool = False,
+) -> Plan:
     """Plan `method` with the hyper-parameters `values`.
 
     If an operation depends on values (it counts a mask's ones, or looks for the ends of texts), steps on a real model
@@ -56,25 +63,31 @@ def plan_method(blueprint: Blueprint, method: str, values: Mapping[str, Any], *,
         blueprint: of the model and the training step.
         method: a name in `optimizers`.
         values: its hyper-parameters.
-        most_bytes: a peak that a shallow model may show to be too low: then there is no need for the plan.
+        most_bytes: what a shallow model may show to be too little for the allocator: then no plan is needed.
+        alike: is it known that several depths tell the model's own?
 
     Raises:
         ValueError: the method refuses a value or the model, or the model needs values and is large.
-        TooLargeError: the peak is more than `most_bytes`.
+        TooLargeError: more than `most_bytes` are reserved.
     """
     try:
-        return _plan_on(None, blueprint, method, values, most_bytes)
+        return _plan_on(None, blueprint, method, values, most_bytes, alike)
     except RuntimeError as error:  # from what fake tensors can't do; what no tensor can do fails again
         size = blueprint.parameters * DTYPES[blueprint.workload.dtype].itemsize
         if size > LARGEST_REAL_BYTES:
             raise ValueError(
                 f"it fails without values, and is too large to try with real ones: {explain(error)}"
             ) from error
-    return _plan_on("cpu", blueprint, method, values, most_bytes)
+    return _plan_on("cpu", blueprint, method, values, most_bytes, alike)
 
 
 def _plan_on(
-    device: str | None, blueprint: Blueprint, method: str, values: Mapping[str, Any], most_bytes: int | None
+    device: str | None,
+    blueprint: Blueprint,
+    method: str,
+    values: Mapping[str, Any],
+    most_bytes: int | None,
+    alike: bool,
 ) -> Plan:
     """Plan from simulations on `device`, or on fake tensors if that is None."""
     leaves_state, kernels = False, device or blueprint.workload.device
@@ -87,6 +100,8 @@ def _plan_on(
             raise TooLargeError
         if simulations[0].knows_worst:
             _check_selections(blueprint, method, values)
+        if most_bytes is not None and alike and least_bytes(simulations[0], blueprint.depth) > most_bytes:
+            raise TooLargeError
         simulations += [simulate(blueprint, method, values, depth, device=device) for depth in others]
         leaves_state = any(one.leaves_state for one in simulations)
         if not leaves_state:
@@ -116,6 +131,15 @@ def least_peak(simulation: Simulation, depth: int) -> int:
         if layer := pattern.match(trace.modules[index]):
             held[layer[0]] += trace.sizes[index] * (trace.parts[index] in parts)
     return peak + (depth - simulation.depth) * min(held.values(), default=0)
+
+
+def least_bytes(simulation: Simulation, depth: int) -> int:
+    """A bound from below for what is reserved at a larger `depth`, if several depths tell it.
+
+    Of what the allocator adds at each of these, the most is taken.
+    """
+    surplus = estimate_reserved_bytes(simulation.trace) - max(find_peaks(simulation.trace)[0])[0]
+    return least_peak(simulation, depth) + surplus
 
 
 def whole_profile(simulations: Sequence[Simulation], depth: int) -> tuple[list[Moments], Moments]:
