@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
 State = dict[str, Any]
 
@@ -69,10 +68,12 @@ class _InPlaceOf(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.__hash__:
             return func(*args)
-        return func(*tree_map(self._swap, args), **tree_map(self._swap, kwargs or {}))
+        return func(*map(self._swap, args), **{name: self._swap(value) for name, value in (kwargs or {}).items()})
 
     def _swap(self, value: Any) -> Any:
-        return self._weight if value is self._p else value
+        if value is self._p:
+            return self._weight
+        return type(value)(map(self._swap, value)) if type(value) in (list, tuple) else value  # tensors, together
 
 
 def replaced_parameters(model: nn.Module, known: Mapping[nn.Parameter, str]) -> dict[Tensor, nn.Parameter]:
