@@ -66,10 +66,16 @@ def test_files_and_folders_arrive_as_they_left(tmp_path):
     (folder / "deep").mkdir(parents=True)
     (folder / "deep" / "weights").write_bytes(b"\0\1")
     (folder / "config.json").write_text("{}")
-    for name, packed in {"copy": elsewhere.pack(folder), "one": elsewhere.pack(folder / "config.json")}.items():
-        elsewhere.unpack(packed, tmp_path / name)
-    assert elsewhere.pack(tmp_path / "copy") == {"deep/weights": b"\0\1", "config.json": b"{}"}
-    assert (tmp_path / "one").read_text() == "{}"
+    checkpoint = tmp_path / "run.1.pt"
+    checkpoint.write_text("what names the shards")
+    (tmp_path / "run.1.shards" / "6").mkdir(parents=True)
+    (tmp_path / "run.1.shards" / "6" / "shard").write_bytes(b"\2")
+    (tmp_path / "run.2.pt").write_text("another's")
+    for path in (folder, checkpoint):
+        elsewhere.unpack(elsewhere.pack(path), tmp_path / "there" / path.name)
+    there = {str(file.relative_to(tmp_path / "there")) for file in (tmp_path / "there").rglob("*") if file.is_file()}
+    assert there == {"model/deep/weights", "model/config.json", "run.1.pt", "run.1.shards/6/shard"}
+    assert (tmp_path / "there" / "run.1.shards" / "6" / "shard").read_bytes() == b"\2"
     assert elsewhere.pack(tmp_path / "missing") == {}
 
 

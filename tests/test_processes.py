@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import optimizers
 from membench.config.errors import UserError
 from membench.config.run import Training
 from membench.config.settings import resolve
-from membench.training import parallel
+from membench.training import checkpoint, parallel
 from membench.training.loop import Loop
 
 TRAINING = Training(steps=6, batch_size=8, sequence_length=3, evaluate_every=4)
@@ -123,15 +124,14 @@ def checkpoints(tmp_path_factory):
     importlib.import_module("peft")  # here, or each process would import it
     folder = tmp_path_factory.mktemp("checkpoints")
     gloo.run(as_ranks, folder, CASES, 3)
-    return {path.name: path.read_bytes() for path in folder.glob("*.pt")}
+    assert len(list(folder.glob("*.pt"))) == len(CASES)
+    return folder
 
 
 def expect_losses_of_one(checkpoints, cases, count, folder):
     """Continue from checkpoints of two processes with `count`."""
-    for name, content in checkpoints.items():
-        (folder / name).write_bytes(content)
+    shutil.copytree(checkpoints, folder, dirs_exist_ok=True)
     found = gloo.run(as_ranks, folder, cases, size=count)[0] if count > 1 else as_ranks(0, folder, cases)
-    assert len(checkpoints) == len(cases)
     for case in cases:
         for (loss, metrics), (wanted, scores) in zip(found[case], losses(case), strict=True):
             assert loss == pytest.approx(wanted, rel=1e-6), case
@@ -143,14 +143,40 @@ def test_a_run_begun_by_two_processes_and_continued_by_any_number_has_the_losses
     expect_losses_of_one(checkpoints, CASES, count, tmp_path)
 
 
+def test_a_shard_that_has_changed_is_never_continued_from(checkpoints, tmp_path):
+    shutil.copytree(checkpoints, tmp_path, dirs_exist_ok=True)
+    number, case = next(iter(enumerate(CASES)))
+    first, *_ = sorted(tmp_path.glob(f"{number}.shards/*/*"))
+    content = bytearray(first.read_bytes())
+    content[-1] ^= 1
+    for damage in (lambda: first.write_bytes(content), first.unlink):
+        damage()
+        with pytest.raises(UserError, match=rf"{number}\.pt is damaged: remove it to start that run again"):
+            losses(case, tmp_path / f"{number}.pt")
+
+
+def without_room(rank, folder):
+    """Go on, on a disk that is full when the checkpoint is to be completed."""
+    checkpoint.save = lambda state, path: os.write(os.open("/dev/full", os.O_WRONLY), b"no room")
+    return as_ranks(rank, folder, CASES)
+
+
+@pytest.mark.slow
+def test_the_checkpoint_before_stands_until_the_next_is_complete(checkpoints, tmp_path):
+    shutil.copytree(checkpoints, tmp_path, dirs_exist_ok=True)
+    with pytest.raises(AssertionError, match="No space left on device"):
+        gloo.run(without_room, tmp_path)
+    assert len(list((tmp_path / "0.shards").iterdir())) == 2
+    expect_losses_of_one(tmp_path, CASES, 2, tmp_path / "again")
+
+
 @pytest.mark.slow
 def test_so_it_is_with_every_method_on_one_two_and_four_processes(tmp_path_factory):
     importlib.import_module("peft")
     folder = tmp_path_factory.mktemp("every")
     gloo.run(as_ranks, folder, EVERY, 3)
-    begun = {path.name: path.read_bytes() for path in folder.glob("*.pt")}
     for count in (1, 2, 4):
-        expect_losses_of_one(begun, EVERY, count, tmp_path_factory.mktemp(str(count)))
+        expect_losses_of_one(folder, EVERY, count, tmp_path_factory.mktemp(str(count)))
 
 
 @pytest.mark.parametrize(

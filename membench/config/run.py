@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from membench.config.declare import declared, shared
@@ -62,3 +63,8 @@ class Run:
     environment: dict[str, Any]  # what a record says about where it was made
     coverage: str = ""  # what it says of blocks that it doesn't come to
     refused: str | None = None  # why it can't be made, if the method or task can't work with this model
+
+
+def shards_of(checkpoint: Path) -> Path:
+    """The folder beside a checkpoint that has what each rank wrote, if the model was sharded."""
+    return checkpoint.with_suffix(".shards")

@@ -2,19 +2,21 @@
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from membench.config.errors import UserError, about_file
+from membench.config.run import shards_of
 from reports import record
 
 _FINAL = ("ok", "diverged", "out_of_memory")  # results; a run that failed is tried again
 
 
 class Folder:
-    """`PATH/RUN_ID.json`, `PATH/checkpoints/RUN_ID.pt` and `PATH/logs/RUN_ID.log`."""
+    """`PATH/RUN_ID.json`, `PATH/checkpoints/RUN_ID.pt` (with shards in `RUN_ID.shards/`) and `PATH/logs/RUN_ID.log`."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -68,7 +70,9 @@ class Folder:
         """Keep a record, and delete what only an unfinished run needs."""
         record.write(made, self.path)
         if made["status"] in ("ok", "diverged"):
-            self.checkpoint(made["run_id"]).unlink(missing_ok=True)
+            checkpoint = self.checkpoint(made["run_id"])
+            checkpoint.unlink(missing_ok=True)
+            shutil.rmtree(shards_of(checkpoint), ignore_errors=True)
         if made["status"] == "ok":
             self.log(made["run_id"]).unlink(missing_ok=True)
 

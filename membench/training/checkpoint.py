@@ -14,6 +14,9 @@ import torch
 
 from membench.config.errors import UserError, explain
 
+UNWRITTEN = "checkpoint {path} can't be written ({why}): make room there, or give --checkpoint-every 0"
+WAY_OUT = "remove it to start that run again"
+
 
 def save(state: dict[str, Any], path: Path) -> None:
     """Write `state` (tensors and JSON) so that at any moment the file is either complete or absent.
@@ -37,9 +40,7 @@ def save(state: dict[str, Any], path: Path) -> None:
     except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of a full disk
         temporary.unlink(missing_ok=True)
         why = (isinstance(error, OSError) and error.strerror) or explain(error)
-        raise UserError(
-            f"checkpoint {path} can't be written ({why}): make room there, or give --checkpoint-every 0"
-        ) from error
+        raise UserError(UNWRITTEN.format(path=path, why=why)) from error
 
 
 def load(path: Path) -> dict[str, Any] | None:
@@ -50,17 +51,16 @@ def load(path: Path) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
-    remove = "remove it to start that run again"
     try:
         saved = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # a zip, a pickle or a tensor can be broken, each in a different way
-        raise UserError(f"checkpoint {path} can't be read ({error}): {remove}") from error
+        raise UserError(f"checkpoint {path} can't be read ({error}): {WAY_OUT}") from error
     if not isinstance(saved, dict) or saved.keys() != {"run", "digest", "state"}:
-        raise UserError(f"checkpoint {path} wasn't written by this version of membench: {remove}")
+        raise UserError(f"checkpoint {path} wasn't written by this version of membench: {WAY_OUT}")
     if saved["run"] != path.stem:
-        raise UserError(f"checkpoint {path} belongs to another run, {saved['run']}: {remove}")
+        raise UserError(f"checkpoint {path} belongs to another run, {saved['run']}: {WAY_OUT}")
     if saved["digest"] != digest(saved["state"]):
-        raise UserError(f"checkpoint {path} is damaged: {remove}")
+        raise UserError(f"checkpoint {path} is damaged: {WAY_OUT}")
     return saved["state"]
 
 

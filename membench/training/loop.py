@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from membench.config.run import Training
-from membench.training import checkpoint, parallel, tracking
+from membench.training import parallel, shards, tracking
 from membench.training.activations import offloading
 from membench.training.clock import Clock
 from membench.training.schedule import scheduler
@@ -246,9 +246,7 @@ class Loop:
                     remember(entry)
                 remembered = len(self.progress.history)
             if checkpoint_path is not None and checkpoint_every and self.progress.step % checkpoint_every == 0:
-                state = self.state_dict()
-                if parallel.rank() == 0:
-                    checkpoint.save(state, checkpoint_path)
+                shards.save(self.state_dict(), checkpoint_path, self.progress.step)
         if not all(torch.isfinite(gathered(p)).all() for p in self.model.parameters()):
             raise Diverged(f"a weight is not finite after the last step ({self.training.steps})")
 
@@ -340,10 +338,10 @@ class Loop:
         self.progress.evaluation_seconds += clock.end_step()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds; of several ranks' the first has all, whatever their number or strategy."""
+        """What a checkpoint holds; of a sharded model, this rank's shards."""
         return {
-            "model": parallel.whole(self.model.state_dict()),
-            "optimizer": parallel.whole(self.optimizer.state_dict()),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "progress": asdict(self.progress),
             "seconds": self.clock.steps,
@@ -351,9 +349,7 @@ class Loop:
         }
 
     def _resume(self, path: Path) -> None:
-        state = checkpoint.load(path)
-        if len(set(parallel.of_all_ranks(None if state is None else state["progress"]["step"]))) > 1:
-            raise ValueError(f"not all machines find the same checkpoint {path}: put --out on a disk that they share")
+        state = shards.load(path, self.model, self.optimizer)
         if state is None:
             return
         self.model.load_state_dict(parallel.shards(state["model"], self.model.named_parameters()))

@@ -237,7 +237,7 @@ def _receive(call: AnyCall, news: _News) -> None:
     for number, files in news.files.items():
         elsewhere.unpack(files, call.arguments[number])
     if news.log:
-        elsewhere.unpack({".": news.log}, call.log)
+        elsewhere.unpack({call.log.name: news.log}, call.log)
     call.on_start()
     for message in news.messages:
         if message is not None:
