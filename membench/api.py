@@ -205,7 +205,8 @@ def compare(
 ) -> list[Record]:
     """Train the same model on the same data with each method, and measure it; returns the runs' records.
 
-    Makes only the runs missing in `out`: the same call again returns the same records at once.
+    Makes only the runs missing in `out`: the same call again returns the same records at once. In a script that
+    torchrun has started, all of its processes call it, make each run together, and get the records.
 
     Args:
         optimizers: names of methods, or "all"; adamw is added unless `reference=False`.
