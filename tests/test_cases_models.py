@@ -461,3 +461,17 @@ def test_n4_the_share_of_texts_that_are_cut_is_said(shared_data, name, least):
     share = float(notes.partition("% of the texts are cut to 32 tokens")[0]) / 100
     lengths = [len(task.tokenizer(*pair)["input_ids"]) for pair in task._texts()[:1000]]
     assert share == pytest.approx(sum(length > 32 for length in lengths) / len(lengths), abs=1e-3) and share >= least
+
+
+@pytest.mark.parametrize("kind", ["classify", "c4", "instruct"])
+def test_a_tokenizer_without_an_entry_for_strange_letters_is_refused_in_a_sentence(kind, tmp_path):
+    tokenizer = letters()
+    tokenizer.backend_tokenizer.model.unk_token = "<nowhere>"
+    name = "bert" if kind == "classify" else "llama"
+    model = folder(tmp_path / "model", ARCHITECTURES[name].build(), tokenizer)
+    texts = [{"text": f"{text} \N{SNOWMAN}", "label": number % 2} for number, text in enumerate(TEXTS)]
+    rows = [{"instruction": row["text"], "output": "b"} for row in texts] if kind == "instruct" else texts
+    data = tmp_path / "a.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=r"^the tokenizer of '.*model' can't encode all of the texts \(.*\[UNK\]"):
+        _ = tasks.create(kind, model=model, data=str(data), batch_size=2, sequence_length=LENGTH).provenance

@@ -13,6 +13,7 @@ from tasks.data.rows import RowError
 from tasks.data.tally import Errors, Tally
 from tasks.instruct.formats import ASSISTANT, SYSTEM, TOOL, USER, Conversation, Message
 from tasks.instruct.templates import Part, Template
+from tasks.models.tokenization import tokenize
 
 # Taori et al., 2023, stanford_alpaca/train.py
 PREAMBLE = "Below is an instruction that describes a task. "
@@ -90,11 +91,11 @@ def _plain(split: Sequence[Sequence[Part]], tokenizer: Any) -> list[Encoded | No
 def as_text(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     """Ids of texts in which nothing is markup."""
     given = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-    return tokenizer(list(texts), **given)["input_ids"] if texts else []
+    return tokenize(tokenizer, list(texts), **given)["input_ids"] if texts else []
 
 
 def _beginning(tokenizer: Any) -> list[int]:
-    first = tokenizer("")["input_ids"][:1]
+    first = tokenize(tokenizer, "")["input_ids"][:1]
     return first if first == [tokenizer.bos_token_id] else []
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from tasks.data.rows import REPLACEMENT, RowError, listed
 from tasks.data.tally import Tally
 from tasks.instruct.formats import ASSISTANT, SYSTEM, USER, Message
+from tasks.models.tokenization import tokenize
 
 Part = tuple[str, bool]  # a text; is it an answer?
 
@@ -68,7 +69,8 @@ class Template:
     def tokens(self, texts: Sequence[str]) -> Iterator[list[int]]:
         """The ids of each text that `parts` returns."""
         plain = [text for text in texts if OPEN not in text]
-        encoded = iter(self._tokenizer(plain, add_special_tokens=False, verbose=False)["input_ids"] if plain else [])
+        given = {"add_special_tokens": False, "verbose": False}
+        encoded = iter(tokenize(self._tokenizer, plain, **given)["input_ids"] if plain else [])
         return (self._mixed(text) if OPEN in text else next(encoded) for text in texts)
 
     # ---- the content of turns, and the template's markup
@@ -92,7 +94,8 @@ class Template:
 
     def _as_text(self, piece: str) -> list[int]:
         shown = re.sub(f"{OPEN}(\\d+){CLOSE}", lambda match: self._names[int(match[1])], piece)
-        return self._tokenizer(shown, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        given = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        return tokenize(self._tokenizer, shown, **given)["input_ids"]
 
     # ---- where the answers are
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tasks.models.tokenization import tokenize
+
 
 class Encoder:
     """Tokenises pairs of texts, each once, and pads them into batches.
@@ -54,9 +56,8 @@ class Encoder:
     def _encode(self, first: str, second: str, **given: Any) -> dict[str, list[int]]:
         others = [second] if second or self._always_pairs else None
         # names of control tokens are text; in a list, since transformers treats an empty second text as none
-        return {
-            key: rows[0] for key, rows in self.tokenizer([first], others, split_special_tokens=True, **given).items()
-        }
+        encoded = tokenize(self.tokenizer, [first], others, split_special_tokens=True, **given)
+        return {key: rows[0] for key, rows in encoded.items()}
 
     def batch(self, pairs: Sequence[tuple[str, str]], length: int | None = None) -> dict[str, Tensor]:
         """Pairs as model inputs, each (pairs, length) int64, padded on the right (for XLNet on the left).

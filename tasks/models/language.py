@@ -19,7 +19,7 @@ from tasks.models.arguments import TaskArguments
 from tasks.models.loading import quiet
 from tasks.models.modes import evaluation
 from tasks.models.source import DTYPES, Source, check_positions, own_generator, without_dropout
-from tasks.models.tokenization import byte_level_bpe, choose_tokenizer, with_ids_of
+from tasks.models.tokenization import byte_level_bpe, choose_tokenizer, tokenize, with_ids_of
 
 Batch = dict[str, Tensor]
 
@@ -135,7 +135,8 @@ class LanguageModel:
         """Each text's ids, without special tokens; a special token's name within a text is plain text."""
         if not texts:
             return []
-        encoded = self.tokenizer(
+        encoded = tokenize(
+            self.tokenizer,
             list(texts),
             add_special_tokens=False,
             split_special_tokens=True,

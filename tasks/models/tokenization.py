@@ -10,7 +10,7 @@ import transformers
 from tokenizers import decoders, pre_tokenizers, processors, trainers
 
 from tasks.models import packaged
-from tasks.models.damage import said_in_a_sentence
+from tasks.models.damage import is_out_of_memory, reason_of, said_in_a_sentence
 from tasks.models.loading import digest, is_folder, on_hub, quiet
 from tasks.models.source import Source
 
@@ -45,6 +45,23 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> tuple[Any, str
         tokenizer.pad_token = _stand_in(tokenizer)
     tokenizer.padding_side = "right"
     return tokenizer, said
+
+
+def tokenize(tokenizer: Any, texts: Any, others: Any = None, **given: Any) -> Any:
+    """What a tokenizer of transformers returns for texts, or pairs of them.
+
+    Raises:
+        ValueError: it can't encode one of them: its vocabulary lacks an entry.
+    """
+    try:
+        return tokenizer(texts, others, **given)
+    except Exception as error:  # Rust's are of no kind of their own
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"the tokenizer of {tokenizer.name_or_path[-100:]!r} can't encode all of the texts "
+            f"({reason_of(error).rstrip('.')}): give --tokenizer with a whole one"
+        ) from error
 
 
 def _stand_in(tokenizer: Any) -> str:
