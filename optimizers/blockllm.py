@@ -16,11 +16,17 @@ from optimizers.shared.checkpointing import keep_backward_short
 from optimizers.shared.inner import InnerAdamW
 from optimizers.shared.largest import largest_entries
 from optimizers.shared.norms import norm_of
-from optimizers.shared.partial import update_entries, update_rows
+from optimizers.shared.partial import (
+    marked_state,
+    marks_are_smaller,
+    update_entries,
+    update_marked,
+    update_rows,
+)
 from optimizers.shared.ranks import mean_loss
 from optimizers.shared.reach import Reach
 from optimizers.shared.row_groups import Cuts, count_groups, cuts_of, largest_groups, shape_of
-from optimizers.shared.sharded import gathered
+from optimizers.shared.sharded import gathered, placed
 from optimizers.shared.values import check_indices
 
 
@@ -41,8 +47,9 @@ class BlockLLM(MemoryEfficientOptimizer):
     Adam's bias correction.
 
     Trains the tensors of the layers, and `always_train` throughout. Keeps, for each trained entry, its position (int32)
-    and two moments: 12 bytes in fp32, 16 with an fp32 master; with `rows` 4 bytes less, plus 4 per group; for
-    `always_train` the same as AdamW.
+    and two moments: 12 bytes in fp32, 16 with an fp32 master; or, if that is less, two moments for each weight of the
+    chosen tensors, 8 bytes (12), those of untrained entries marked so that nothing moves them: then nothing is gathered
+    either. With `rows` 4 bytes per trained entry less, plus 4 per group; for `always_train` the same as AdamW.
 
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.
@@ -72,7 +79,10 @@ class BlockLLM(MemoryEfficientOptimizer):
     summary = "AdamW on the few weights with the largest gradients, chosen again when the loss stalls"
     paper = "Ramesh, Ganapathiraman, Laradji & Schmidt, 2024, arXiv 2406.17296"
     trains = "a share 1 - s of the weights at a time"
-    keeps = "12 B per trained weight, with `rows` 8 B and 4 B per group (4 B per weight more with an fp32 master)"
+    keeps = (
+        "12 B per trained weight, or 8 B per weight of the chosen tensors if that is less; with `rows` 8 B per trained "
+        "weight and 4 B per group (4 B per weight more with an fp32 master)"
+    )
     excludes = "re-entrant gradient checkpointing; loss.backward() instead of backward(loss)"
     example = {"lr": 1e-2, "sparsity": 0.7, "patience": 3, "update_every": 2}
     added_later = ("stochastic_rounding", "rows")
@@ -179,6 +189,14 @@ class BlockLLM(MemoryEfficientOptimizer):
         for p, g in zip(params, grads, strict=True):
             if p not in self._dense and "index" in self.state.get(p, ()):
                 update_entries(self.adamw, self.state[p], p, g, group, self.rounding_keys([p])[0])
+        marked = [i for i, p in enumerate(params) if p not in self._dense and self._is_marked(self.state.get(p, {}))]
+        if marked:
+            trained = [params[i] for i in marked]
+            states, gradients = [self.state[p] for p in trained], [grads[i] for i in marked]
+            if self._trains_all_chosen():
+                self.adamw.update(states, trained, gradients, group, [])
+            else:
+                update_marked(self.adamw, states, trained, gradients, group)
         in_rows = [i for i, p in enumerate(params) if p not in self._dense and "groups" in self.state.get(p, ())]
         if in_rows:
             trained = [params[i] for i in in_rows]
@@ -313,14 +331,26 @@ class BlockLLM(MemoryEfficientOptimizer):
         grads = [grad for _, grad in pairs]
         budget = min(self.rule.budget, sum(grad.numel() for grad in grads))
         if self.rows is None:
+            marks = marks_are_smaller(self.adamw, [p for p, _ in pairs], budget)
             for (p, _), positions in zip(pairs, largest_entries(grads, budget), strict=True):
-                if len(positions):
+                if marks:
+                    state = marked_state(self.adamw, gathered(p.detach()), positions)
+                    self.state[p] = {key: placed(value, p) for key, value in state.items()}
+                elif len(positions):
                     self.state[p]["index"] = positions
         else:
             for (p, _), groups in zip(pairs, largest_groups(grads, self.rows, budget), strict=True):
                 if groups:
                     self.state[p]["groups"] = torch.tensor(groups, dtype=torch.int32, device=p.device)
                     self._cuts[p] = cuts_of(groups, self.rows, p)
+
+    def _trains_all_chosen(self) -> bool:
+        chosen = [self._pool[i] for i in self.rule.chosen]
+        return sum(p.numel() for p in chosen if self.state.get(p)) <= self.rule.budget
+
+    @staticmethod
+    def _is_marked(state: dict[str, Any]) -> bool:
+        return "exp_avg_sq" in state and "index" not in state and "groups" not in state
 
     def _cuts_of(self, p: Tensor) -> Cuts:
         if p not in self._cuts:  # after a state was loaded

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from optimizers import AdamW, BlockLLM
+from optimizers import AdamW, BlockLLM, blockllm
 from optimizers.contract import build_model, loss_of, train, weights_of
 from optimizers.shared import partial
 from optimizers.shared.blockllm_rules import PaperRule, ReleaseRule
@@ -15,6 +15,14 @@ from optimizers.shared.blockllm_rules import PaperRule, ReleaseRule
 
 def chosen_of(optimizer):
     return [optimizer._pool[i] for i in optimizer.rule.chosen]
+
+
+def trained_of(optimizer, p):
+    """Which entries of the flattened `p` are trained; a mask."""
+    state = optimizer.state.get(p, {})
+    if "index" in state:
+        return torch.zeros(p.numel(), dtype=torch.bool).index_fill_(0, state["index"].long(), True)
+    return state["exp_avg_sq"].isfinite().flatten() if state else torch.zeros(p.numel(), dtype=torch.bool)
 
 
 def test_with_no_sparsity_blockllm_is_adamw_to_the_last_bit():
@@ -36,24 +44,37 @@ def test_exactly_the_budget_of_entries_is_kept_and_they_have_the_largest_gradien
     budget = round((1 - sparsity) * sum(p.numel() for layer in model.layers for p in layer.parameters()))
     kept, left = [], []
     for p in chosen_of(optimizer):
-        mask = torch.zeros(p.numel(), dtype=torch.bool)
-        if "index" in optimizer.state.get(p, {}):
-            mask[optimizer.state[p]["index"].long()] = True
+        mask = trained_of(optimizer, p)
         kept.append(gradients[p].abs().flatten()[mask])
         left.append(gradients[p].abs().flatten()[~mask])
     assert sum(k.numel() for k in kept) == budget
     assert torch.cat(kept).min() >= torch.cat(left).max()
 
 
-def test_only_the_kept_entries_move_until_the_next_choice():
-    model = build_model()
+@pytest.mark.parametrize(
+    ("dtype", "form"), [(torch.float32, "marks"), (torch.float32, "index"), (torch.bfloat16, "marks")]
+)
+def test_only_the_kept_entries_move_until_the_next_choice(dtype, form, monkeypatch):
+    if form == "index":
+        monkeypatch.setattr(blockllm, "marks_are_smaller", lambda *_: False)
+    model = build_model(dtype)
     optimizer = BlockLLM(model, lr=1e-2, patience=100)
     before = weights_of(model)
     train(model, optimizer, 12)
+    assert any(("index" in state) == (form == "index") for state in optimizer.state.values())
     for name, p in model.named_parameters():
-        moved = (p != before[name]).flatten().nonzero().flatten()
-        index = optimizer.state[p]["index"].long() if p in optimizer.state else torch.empty(0, dtype=torch.long)
-        assert torch.equal(moved, index), name
+        moved = (p != before[name]).flatten()
+        trained = trained_of(optimizer, p)
+        assert torch.equal(moved, trained) if dtype is torch.float32 else not (moved & ~trained).any(), name
+
+
+def test_marked_and_gathered_entries_are_trained_alike(monkeypatch):
+    marked, gathered = build_model(torch.float64), build_model(torch.float64)
+    train(marked, BlockLLM(marked, lr=1e-2, weight_decay=0.3), 12)
+    monkeypatch.setattr(blockllm, "marks_are_smaller", lambda *_: False)
+    train(gathered, BlockLLM(gathered, lr=1e-2, weight_decay=0.3), 12)
+    for p, q in zip(marked.parameters(), gathered.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("dtype", "bytes_an_entry"), [(torch.float32, 12), (torch.bfloat16, 16)])
@@ -65,8 +86,10 @@ def test_after_many_choices_the_state_is_what_the_formula_says(dtype, bytes_an_e
         optimizer.advance()
     train(model, optimizer, 1, start=30)
     dense = sum(p.numel() * (bytes_an_entry - 4) + 4 for p in model.classifier.parameters())
-    tensors = sum("index" in optimizer.state.get(p, ()) for p in chosen_of(optimizer))
-    assert optimizer.state_bytes() == optimizer.rule.budget * bytes_an_entry + 4 * tensors + dense
+    kept = [p for p in chosen_of(optimizer) if optimizer.state.get(p)]
+    entries = optimizer.rule.budget * bytes_an_entry
+    marks = sum(p.numel() for p in kept) * (bytes_an_entry - 4)
+    assert optimizer.state_bytes() == min(entries, marks) + 4 * len(kept) + dense
 
 
 def test_a_tensor_chosen_late_trains_and_all_tensors_get_their_turn():

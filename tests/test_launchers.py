@@ -7,6 +7,7 @@ import json
 import os
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -74,22 +75,23 @@ def settings(desk, out, method, count=2, **more):
     return str(path)
 
 
-def on_rank(rank, desk, jobs, size):
+def on_rank(rank, desk, jobs, size, pretend=True):
     """The weights after each job, or what it was refused with; a job is (out, method, settings, environment)."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
     os.environ["HF_DATASETS_CACHE"] = str(desk / "cache")
-    return [attempt(desk, size, *job) for job in jobs]
+    return [attempt(desk, size, pretend, *job) for job in jobs]
 
 
-def attempt(desk, size, out, method, more, environment):
+def attempt(desk, size, pretend, out, method, more, environment):
     sharding_cpu.forget()
     before = dict(os.environ)
     os.environ |= environment
-    sys.argv = ["train.py", settings(desk, out, method, size, **more)]
-    shards = more.get("fsdp") or environment
+    script = "stock.py" if out.startswith("stock") else "train.py"
+    sys.argv = [script, settings(desk, out, method, size, **more)]
+    shards = pretend and (more.get("fsdp") or environment)
     try:
         with sharding_cpu.accelerate_shards_on_cpu() if shards else contextlib.nullcontext():
-            trainer = runpy.run_path(str(desk / "train.py"), run_name="__main__")["trainer"]
+            trainer = runpy.run_path(str(desk / script), run_name="__main__")["trainer"]
         return {name: gathered(p.detach()) for name, p in trainer.model.named_parameters()}
     except (ValueError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"
@@ -159,3 +161,115 @@ def test_every_form_is_right_in_the_trainer_on_two_processes(desk, way):
     settings, environment = WAYS[way]
     where = way.replace(" ", "-")
     check(desk, [(f"{where}-{n}", m, {**more, **settings}, environment) for n, (m, more) in enumerate(FORMS.values())])
+
+
+RESUMED = {"badam": BADAM, "lora": {}, "lomo": {}, "sgd": {}}  # with a state of one block, adapters, nothing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [REPLICAS, SHARDS], ids=["replicas", "fsdp2"])
+def test_a_checkpoint_of_two_processes_resumes_to_the_last_bit(desk, way):
+    there = {name: f"{'shards' if way else 'copies'}-{name}" for name in RESUMED}
+    jobs = [(there[name], name, {**more, **way}, {}) for name, more in RESUMED.items()]
+    for name, more in RESUMED.items():
+        checkpoint = {"resume_from_checkpoint": str(desk / there[name] / f"checkpoint-{PAUSE}")}
+        jobs.append((f"{there[name]}-again", name, {**more, **way, **checkpoint}, {}))
+    for found in gloo.run(on_rank, desk, jobs, 2):
+        for straight, resumed, name in zip(found, found[len(RESUMED) :], RESUMED, strict=False):
+            assert distance(straight, resumed) == 0, name
+
+
+STOCK = """
+import optimizers
+from transformers import Trainer
+
+def MethodTrainer(model, args, train_dataset, method, method_kwargs):
+    made = optimizers.get(method)(model, lr=args.learning_rate, **method_kwargs)
+    return Trainer(model, args, train_dataset=train_dataset, optimizers=(made, None))
+"""
+REFUSED = {  # a job, and what it is refused with
+    ("stock-badam", "badam", ""): r"changes what it trains, .* membench\.MethodTrainer does so",
+    ("stock-lomo", "lomo", ""): r"updates inside the backward pass, .* membench\.MethodTrainer does so",
+    ("stock-blockllm", "blockllm", ""): r"must see the loss",
+    ("stock-shards", "badam", "fsdp"): r"Passing `optimizers` is not allowed if .*FSDP",
+    ("mezo-shards", "mezo", "fsdp"): r"leave fully_shard\(\) out",
+    ("vain", "badam", "ignored"): r"FSDP was asked for, but accelerate doesn't shard with MULTI_CPU: leave it out",
+}
+
+
+@pytest.mark.slow
+def test_what_cant_be_right_is_refused_and_a_stock_trainer_is_right_with_what_it_can_train(desk):
+    example = (desk / "train.py").read_text()
+    (desk / "stock.py").write_text(example.replace("from membench import MethodTrainer", STOCK))
+    jobs = [(out, method, SHARDS if how else REPLICAS, {}) for out, method, how in REFUSED]
+    for found in zip(
+        *(gloo.run(on_rank, desk, some, 2, shards) for some, shards in ((jobs[:-1], True), (jobs[-1:], False))),
+        strict=True,
+    ):
+        for said, sentence in zip(sum(found, []), REFUSED.values(), strict=True):
+            assert isinstance(said, str) and re.search(sentence, said), (said, sentence)
+    check(desk, [(f"stock-{name}", name, REPLICAS, {}) for name in ("adamw", "galore")])
+
+
+def launch(desk, launcher, *script, shards=False):
+    """A script under a launcher, as the page shows it; `shards` on CPUs, where accelerate must be told."""
+    way = {
+        "torchrun": ("torch.distributed.run", "--nproc-per-node", "2", "--standalone"),
+        "accelerate": ("accelerate.commands.launch", "--config_file", "fsdp2.yaml", "--main_process_port", "0"),
+    }
+    first = [str(TESTS / "sharding_cpu.py")] if shards else []
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")]),
+        "ACCELERATE_USE_CPU": "true",
+        "HF_DATASETS_CACHE": str(desk / "cache"),
+    }
+    command = [sys.executable, "-m", *way[launcher], *first, *script]
+    done = subprocess.run(command, cwd=desk, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "more"), [("torchrun", REPLICAS), ("torchrun", SHARDS), ("accelerate", {})], ids=str
+)
+def test_launched_as_the_page_shows_the_trainer_saves_what_one_process_does(desk, launcher, more):
+    out = f"launched-{launcher}-{len(more)}"
+    launch(
+        desk, launcher, "train.py", settings(desk, out, "badam", **BADAM, **more), shards=more or launcher != "torchrun"
+    )
+    alone = [(f"{out}-alone", "badam", BADAM, {})]
+    gloo.run(on_rank, desk, alone, 1, size=1)
+    assert (
+        distance(saved(desk / out), saved(desk / f"{out}-alone"))
+        < 1e-6
+        < distance(saved(desk / out), saved(desk / "model"))
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_the_loop_with_accelerate_trains_the_same_on_shards_and_replicas_and_in_one_process(desk, launcher):
+    data = str(desk / "even.json")
+    launch(desk, launcher, "loop.py", "model", data, f"loop-{launcher}", shards=launcher == "accelerate")
+    alone = (desk / "loop.py").read_text().replace("batch_size=4", "batch_size=8")
+    (desk / "alone.py").write_text(alone.replace("    optimizer.data_parallel()\n", ""))
+    given = [sys.executable, "alone.py", "model", data, "loop-alone"]
+    subprocess.run(given, cwd=desk, check=True, timeout=600, env=os.environ | {"ACCELERATE_USE_CPU": "true"})
+    assert distance(saved(desk / f"loop-{launcher}"), saved(desk / "loop-alone")) < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_trls_trainer_is_right_on_two_processes(desk, launcher):
+    pytest.importorskip("trl")
+    given = {
+        "use_cpu": True, "max_steps": STEPS, "learning_rate": 1e-3, "report_to": "none", "max_grad_norm": 0.0,
+        "bf16": False, "gradient_checkpointing": False, "save_strategy": "no",
+    }  # fmt: skip
+    for size, out in ((4, f"sft-{launcher}"), (8, "sft-alone")):
+        how = {**given, "per_device_train_batch_size": size, "output_dir": str(desk / out)}
+        (desk / f"{out}.json").write_text(json.dumps(how))
+    script = ("sft.py", "model", str(desk / "data.json"), "badam")
+    launch(desk, launcher, *script, f"sft-{launcher}.json", shards=launcher == "accelerate")
+    subprocess.run([sys.executable, *script, "sft-alone.json"], cwd=desk, check=True, timeout=600)
+    assert distance(saved(desk / f"sft-{launcher}"), saved(desk / "sft-alone")) < 1e-6

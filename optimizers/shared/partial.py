@@ -1,14 +1,15 @@
-"""AdamW on a part of a tensor: on single entries, or on groups of rows, which are updated in place."""
+"""AdamW on a part of a tensor: on single entries, gathered or marked, or on groups of rows updated in place."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from optimizers.base import has_values
+from optimizers.base import LOW_PRECISION, has_values
 from optimizers.shared.inner import InnerAdamW
 from optimizers.shared.rounding import Key
 from optimizers.shared.row_groups import Cuts, rows_of
@@ -33,6 +34,52 @@ def update_entries(adamw: InnerAdamW, state: State, p: Tensor, g: Tensor, group:
         if not has_values(p):
             break  # the other pieces take the same bytes
     state["step"] += 1
+
+
+def marks_are_smaller(adamw: InnerAdamW, tensors: list[Tensor], count: int) -> bool:
+    """To train `count` entries of `tensors`, does it take less memory to mark them than to keep their positions?
+
+    Never where each weight's last bits matter to the kernel that decays it: see `update_marked`.
+    """
+    if adamw.stochastic_rounding or not all(p.is_contiguous() for p in tensors):
+        return False
+    if not adamw.master_weights and any(p.dtype in LOW_PRECISION for p in tensors):
+        return False
+    per_weight = sum(value.element_size() for value in adamw.expected_state(tensors[0]).values() if value.dim())
+    return per_weight * sum(p.numel() for p in tensors) < (per_weight + 4) * count
+
+
+def marked_state(adamw: InnerAdamW, p: Tensor, positions: Tensor) -> State:
+    """AdamW's state of the whole of `p`, with marks for the entries (k,), int32, that are trained.
+
+    The second moment of any other entry is infinite, and remains so: then Adam moves it by m / inf, exactly nothing.
+    """
+    state: State = {}
+    adamw.init_state(state, p)
+    flat = state["exp_avg_sq"].fill_(math.inf).view(-1)
+    for piece in positions.split(PIECE):
+        flat.index_fill_(0, piece.long(), 0.0)
+        if not has_values(p):
+            break  # the other pieces take the same bytes
+    return state
+
+
+def update_marked(
+    adamw: InnerAdamW, states: list[State], params: list[Tensor], grads: list[Tensor], group: dict[str, Any]
+) -> None:
+    """One step of AdamW on the entries of each of `params` that are marked by a finite second moment."""
+    share = float(group["lr"]) * group["weight_decay"]
+    for state, p in zip(states, params, strict=True) if share else ():
+        _decay_marked(state.get("master", p), state["exp_avg_sq"], share)
+    adamw.update(states, params, grads, {**group, "weight_decay": 0.0}, [])
+
+
+def _decay_marked(weight: Tensor, moment: Tensor, share: float) -> None:
+    """Take `share` of them from the entries of `weight` with a finite `moment`; without booleans, which are slow."""
+    buffer = torch.empty(min(PIECE, weight.numel()), dtype=weight.dtype, device=weight.device)
+    for entries, moments in zip(weight.view(-1).split(PIECE), moment.view(-1).split(PIECE), strict=True):
+        marks = torch.lt(moments, math.inf, out=buffer[: len(entries)])
+        entries.addcmul_(entries, marks, value=-share)
 
 
 def update_rows(
