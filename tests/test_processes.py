@@ -155,6 +155,12 @@ def test_a_shard_that_has_changed_is_never_continued_from(checkpoints, tmp_path)
             losses(case, tmp_path / f"{number}.pt")
 
 
+def test_a_checkpoint_that_is_not_there_for_all_ranks_is_refused(checkpoints, monkeypatch):
+    monkeypatch.setattr(parallel, "of_all_ranks", lambda value: [value, None])  # as on a machine with another disk
+    with pytest.raises(UserError, match=r"0\.pt: put --out on a disk that they share"):
+        losses(next(iter(CASES)), checkpoints / "0.pt")
+
+
 def without_room(rank, folder):
     """Go on, on a disk that is full when the checkpoint is to be completed."""
     checkpoint.save = lambda state, path: os.write(os.open("/dev/full", os.O_WRONLY), b"no room")
