@@ -18,7 +18,8 @@ from membench.planning.blueprint import Blueprint
 from membench.planning.cards import CARDS
 from membench.planning.planner import NO_FORK, Given, cores, method_values
 from membench.planning.spread import LEAST
-from membench.planning.table import LARGEST_BATCH, LONGEST, PLANNED_BATCHES, Setting, plan_setting
+from membench.planning.surplus import PLANNED_BATCHES
+from membench.planning.table import LARGEST_BATCH, LONGEST, Setting, plan_setting
 from membench.planning.workload import Workload
 from reports.parts import PARTS
 

@@ -112,6 +112,11 @@ def value_at(coefficients: Sequence[Fraction | int], point: Point) -> Fraction:
     return Fraction(sum(c * term for c, term in zip(coefficients, terms, strict=False)))
 
 
+def peak_bytes(summits: Sequence[Summit], point: Point) -> int:
+    """The highest of them."""
+    return max(int(sum(value_at(part, point) for part in summit.parts)) for summit in summits)
+
+
 def surplus_bytes(spread: Spread, point: Point) -> int:
     """What the allocator would reserve beyond the peak."""
     found = []

@@ -11,13 +11,13 @@ from typing import Any
 
 from membench.config.errors import explain
 from membench.planning.blueprint import Blueprint
-from membench.planning.cards import CARDS
 from membench.planning.extrapolate import NotAlikeError
 from membench.planning.method import Plan, plan_method
 from membench.planning.planner import Given, method_values
 from membench.planning.replay import Places, Replay, places_of
 from membench.planning.spread import BATCHES, LEAST, Learner, Point, Spread
-from membench.planning.summits import Mountains, Summit, surplus_bytes, value_at
+from membench.planning.summits import Mountains, Summit, peak_bytes, value_at
+from membench.planning.surplus import PLANNED_SEQUENCES, Surplus
 from membench.planning.workload import Workload
 from reports.parts import FIELDS
 
@@ -25,10 +25,7 @@ Row = dict[str, Any]
 
 LARGEST_BATCH, LONGEST = 64, 16_384  # of the page
 START = 176  # tokens where plans are made: a number that no width of a model is, so that sizes tell allocations apart
-PLANNED_BATCHES = (1, 2, 4, 8, 16)
-PLANNED_SEQUENCES = (128, 256, 512, 1024, 2048, 4096, 8192)
 CHECKED = 3  # of each method: sizes at which the plan's traces are replayed, to see that the peak is right
-MOST_PLANNED = 5  # sequences, the longest ones, of which the allocator is simulated
 VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (  # options with which a method needs much less
     ("galore", {"in_backward": True}),
     ("lisa", {"train_embeddings": False}),
@@ -66,7 +63,7 @@ def plan_setting(setting: Setting, methods: Sequence[str], given: Given) -> dict
     longest = min(blueprint.longest_sequence or LONGEST, LONGEST)
     start = min(START, longest // 2)
     blueprint = blueprint.with_workload(sequence_length=start)
-    planned = [tokens for tokens in PLANNED_SEQUENCES if tokens <= longest][-MOST_PLANNED:]
+    planned = [tokens for tokens in PLANNED_SEQUENCES if tokens <= longest]
     rows: list[Row] = []
     given_of, refused = {}, {}
     for method, options in _named(methods):
@@ -116,13 +113,12 @@ def _row(
         plan = plan_method(blueprint, method, values)
         single, places = Learner(plan, blueprint, values, sequences).spread((1,)), places_of(plan)
     one = _summits(plan, places, single, [Point(1, tokens) for tokens in lengths])
+    surplus = Surplus((single, one), (several, more), planned, sequences[-1])
     return {
         "single": [_packed(summit) for summit in one],
         "several": [_packed(summit) for summit in more],
-        "surplus": [
-            [_surplus(Point(batch, tokens), *((single, one) if batch == 1 else (several, more))) for tokens in planned]
-            for batch in PLANNED_BATCHES
-        ],
+        "surplus": surplus.table,
+        "between": surplus.between(method),
     }
 
 
@@ -179,13 +175,3 @@ def _trimmed(coefficients: list[int]) -> list[int]:
     while coefficients and not coefficients[-1]:
         coefficients.pop()
     return coefficients
-
-
-def peak_bytes(summits: Sequence[Summit], point: Point) -> int:
-    return max(int(sum(value_at(part, point) for part in summit.parts)) for summit in summits)
-
-
-def _surplus(point: Point, spread: Spread, summits: Sequence[Summit]) -> int | None:
-    """What the allocator reserves beyond the peak; None where the peak alone is beyond all cards."""
-    beyond = peak_bytes(summits, point) > CARDS[-1].usable_bytes
-    return None if beyond else surplus_bytes(spread, point)

@@ -40,8 +40,8 @@ function need(setting, row, b, s) {
   const least = found.size + data.context_bytes;
   if (!near.length) return {...found, least, total: least, most: Infinity, sure: 'least'};
   if (planned) return {...found, least, total: least + near[0].surplus, most: least + near[0].surplus, sure: 'planned'};
-  const share = sum(near.map(n => n.share * n.weight)) / sum(near.map(n => n.weight)), largest = Math.max(...near.map(n => n.share));
-  return {...found, least, total: Math.round(least + found.size * share), most: least + found.size * largest, sure: 'about'};
+  const told = sum(near.map(n => n.share * n.weight)) / sum(near.map(n => n.weight)), [mostly, most] = row.between.map(more => least + found.size * (told + more));
+  return {...found, least, total: Math.round(mostly), most, sure: 'about'};
 }
 
 function verdict(one, bytes) {

@@ -160,8 +160,9 @@ def conditions(document: Document) -> list[str]:
         "checked against others; equal to a plan's to the byte at every batch and sequence of the page.",
         f"Total: with what PyTorch's allocator reserves, from a model of it, and {document['context_bytes'] / GIB:.2g} "
         f"GiB for the CUDA context. It follows no rule between sizes: it was simulated at batches of {batches} and the "
-        "sequences called planned. Elsewhere it is interpolated and marked “about”: some per cent off at worst; “yes” "
-        "is said where the method fits with the largest share of the planned sizes around, “perhaps” where it may.",
+        "sequences called planned. Elsewhere it is told from those around, as much higher as twelve other sizes, drawn "
+        "by chance, mostly are, and marked “about”; “yes” is said where the method would fit even if it were off by as "
+        "much as the worst of them, “perhaps” where it may.",
         "Attention is what transformers chooses for the model: sdpa, by a GPU's fused kernels, keeps no attention "
         "weights, with or without dropout; eager does.",
         "What a kernel allocates and frees inside one operation (SVD, QR, cuBLAS) isn't counted.",
