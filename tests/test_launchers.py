@@ -132,9 +132,7 @@ BADAM = {"method_kwargs": {"switch_every": 2}}
 
 
 def test_the_trainers_example_is_right_on_two_processes(desk):
-    check(
-        desk, [("shards", "badam", {**BADAM, **SHARDS, "max_grad_norm": 0.05}, {}), ("replicas", "lora", REPLICAS, {})]
-    )
+    check(desk, [("shards", "badam", {**BADAM, **SHARDS, "max_grad_norm": 0.05}, {})])
 
 
 FORMS = {
