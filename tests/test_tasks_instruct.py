@@ -401,6 +401,13 @@ def test_the_scores_count_each_token_of_an_answer_the_same_whatever_shares_a_bat
     assert scores["loss"] == pytest.approx(total / count, rel=1e-5)
     assert scores["token_accuracy"] == pytest.approx(right / count)
     assert (demo.headline, demo.higher_is_better) == ("perplexity", False)
+    monkeypatch.setattr(demo, "_scorer", language.Scorer())
+    ordered = np.argsort(-demo.validation.lengths, kind="stable")
+    before = [sums[number] + counts[number] / 2 for number in ordered]  # every token was harder by as much
+    demo.load_state_dict({"before": before})
+    assert demo.evaluate(model)["loss_change_standard_error"] == pytest.approx(0.0, abs=1e-5)
+    demo.remember_scores()
+    assert demo.state_dict()["before"] == pytest.approx([sums[number] for number in ordered], rel=1e-4)
 
 
 @pytest.mark.parametrize(
