@@ -11,6 +11,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import announce
 import pytest
@@ -98,6 +99,7 @@ class OnDevice:
 
     device: str = ""
     threads: int = 1
+    training = SimpleNamespace(processes=1)
 
 
 def use(run, send):
@@ -159,7 +161,7 @@ def test_calls_are_taken_as_there_is_room_and_a_death_ends_only_its_own(tmp_path
 def test_each_run_has_one_of_the_devices_to_itself(tmp_path):
     """Six runs on two devices (which torch takes for names of the CPU)."""
     calls = [processes.Call(use, (OnDevice(),), tmp_path / f"log-{number}") for number in range(6)]
-    made = [outcome.value for _, outcome in Local(2, ("cpu:0", "cpu:1")).call_all(calls)]
+    made = [outcome.value for _, outcome in Local(2, (("cpu:0",), ("cpu:1",))).call_all(calls)]
     assert {one["device"] for one in made} == {"cpu:0", "cpu:1"} and len(made) == 6
     assert all(one["environment"]["device"] == "cpu" for one in made)
     for device in ("cpu:0", "cpu:1"):
@@ -207,7 +209,7 @@ def test_what_the_server_imports_starts_no_thread_since_children_of_a_pool_of_th
 
 
 def test_a_process_killed_for_want_of_memory_is_told_from_one_that_somebody_killed():
-    cause = processes._cause_of_death
+    cause = processes.cause_of_death
     assert cause(-9, killed_for_memory=True).status == "out_of_memory"
     for code, told in ((-9, "9 (SIGKILL)"), (-11, "11 (SIGSEGV)")):
         error = f"the process was killed by signal {told}"

@@ -138,4 +138,5 @@ def test_a_language_model_is_saved_with_its_tokenizer_and_scores_what_its_record
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     # the saved folder is a model like any other: nothing but it and the data is needed to score it again
     task = tasks.create("c4", model=folder, data=str(data), batch_size=4, sequence_length=16)
-    assert task.evaluate(model) == pytest.approx(made["metrics"], rel=1e-6)
+    metrics = {name: value for name, value in made["metrics"].items() if name != "loss_change_standard_error"}
+    assert task.evaluate(model) == pytest.approx(metrics, rel=1e-6)  # the other is of this run's losses before training
