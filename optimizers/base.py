@@ -165,7 +165,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         """
         self.before_backward(loss)
         loss.backward()
-        self.note_loss(loss.detach())
+        self.note_loss(loss)
 
     def note_loss(self, loss: Tensor) -> None:
         """Called by `backward` with each loss whose gradients it has computed."""

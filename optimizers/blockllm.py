@@ -164,7 +164,7 @@ class BlockLLM(MemoryEfficientOptimizer):
 
     def note_loss(self, loss: Tensor) -> None:
         """Micro-batches' losses, each divided by their number, add up."""
-        self._loss = mean_loss(self, loss) + (0.0 if self._loss is None else self._loss)
+        self._loss = mean_loss(self, loss.detach()) + (0.0 if self._loss is None else self._loss)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients and the loss that belongs to them: a step may be skipped."""

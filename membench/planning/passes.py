@@ -23,6 +23,8 @@ from optimizers import MemoryEfficientOptimizer
 KEPT = 256  # notes; the oldest are forgotten first
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
+Hook = tuple[str, Any]  # where it is, and the hook
+
 _known: dict[Hashable, Noting] = {}
 
 
@@ -36,7 +38,7 @@ class RepeatedLoss:
         hooks: of the model before the method was built.
     """
 
-    def __init__(self, loss: Loss, meter: FakeMeter, blueprint: Blueprint, hooks: list[Any]):
+    def __init__(self, loss: Loss, meter: FakeMeter, blueprint: Blueprint, hooks: list[Hook]):
         self._loss, self._meter, self._hooks = loss, meter, _stateful(hooks)
         self._structure = blueprint.workload, repr(blueprint.source.config), kind(meter.model)
 
@@ -45,7 +47,7 @@ class RepeatedLoss:
         if _stateful(hooks) != self._hooks or not _differentiates(self._meter.optimizer):
             return self._loss(model, batch)
         asked = ((p.dtype, p.grad_dtype, p.requires_grad) for p in model.parameters())
-        key = (*self._structure, *(hook.__code__ for hook in hooks if _is_stateless(hook)), *asked)
+        key = (*self._structure, *((name, hook.__code__) for name, hook in hooks if _is_stateless(hook)), *asked)
         if key not in _known:
             return self._noted(key, model, batch)
         notes = _known[key].notes
@@ -87,25 +89,26 @@ class RepeatedLoss:
                 meter.accumulate(here(place), parameters[number])
                 done = position
             trace.repeat(notes.trace, slice(done, None), numbers)
-            kept.extend(
-                meter.put_bytes(numbers[index]) for index in reversed(notes.kept)
-            )  # a list frees its last first
+            left = reversed(notes.kept)  # a list frees its last first
+            kept.extend(meter.put_bytes(numbers[index]) for index in left)
 
         loss = here(notes.loss).requires_grad_()
         vars(loss).update(backward=backward, kept=kept)
         return loss
 
 
-def hooks_of(model: nn.Module) -> list[Any]:
+def hooks_of(model: nn.Module) -> list[Hook]:
     """All that acts on the passes of a model besides its modules and parameters, up to a gradient's accumulation."""
-    owned = [vars(module)[name] for module in model.modules() for name in _HOOKS]
-    owned += [p._backward_hooks for p in model.parameters() if p._backward_hooks]
-    patched = [vars(module)["forward"] for module in model.modules() if "forward" in vars(module)]
-    return [*(hook for hooks in owned for hook in hooks.values()), *patched]
+    modules, parameters = list(model.named_modules()), model.named_parameters()
+    owned = [(f"{name}.{kind}", vars(module)[kind]) for name, module in modules for kind in _HOOKS]
+    owned += [(name, p._backward_hooks) for name, p in parameters if p._backward_hooks]
+    patched = [(name, vars(module)["forward"]) for name, module in modules if "forward" in vars(module)]
+    return [*((name, hook) for name, hooks in owned for hook in hooks.values()), *patched]
 
 
-def _stateful(hooks: list[Any]) -> list[Any]:
-    return [hook for hook in hooks if not _is_stateless(hook)]
+def _stateful(hooks: list[Hook]) -> list[Any]:
+    """Without their places: adapters rename modules."""
+    return [hook for _, hook in hooks if not _is_stateless(hook)]
 
 
 def _is_stateless(hook: Any) -> bool:
