@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -78,8 +78,9 @@ class Noting:
     def end(self, loss: Tensor) -> None:
         """Both passes of `loss` are over."""
         self._loss, self._stop = self._meter.place(loss), len(self._trace.events)
+        self._of_gradients = self._meter.of_gradients
+        del self._meter, self._parameters  # the model need not live as long as its notes
 
-    @cached_property
     def notes(self) -> Notes | None:
         """The notes, once the step is over; None if they don't tell all that the passes of another step would do."""
         places = {number: place for _, number, place in self._found if place is not None}
@@ -94,7 +95,7 @@ class Noting:
         kept = [index for index in self._freed_next() if index in left]
         hooks = {self._trace.events[at] for at in self._hooked}
         strange = not freed <= {*made} or any(~index in hooks for index in made if index not in gradients)
-        if strange or len(kept) < len(left) or self._meter.of_gradients.intersection(made):
+        if strange or len(kept) < len(left) or self._of_gradients.intersection(made):
             return None
         numbers = {index: number for number, index in enumerate(made)}
         return Notes(

@@ -25,7 +25,7 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 
 Hook = tuple[str, Any]  # where it is, and the hook
 
-_known: dict[Hashable, Noting] = {}
+_known: dict[Hashable, Noting | Notes | None] = {}  # None: steps must be made
 
 
 class RepeatedLoss:
@@ -50,7 +50,9 @@ class RepeatedLoss:
         key = (*self._structure, *((name, hook.__code__) for name, hook in hooks if _is_stateless(hook)), *asked)
         if key not in _known:
             return self._noted(key, model, batch)
-        notes = _known[key].notes
+        notes = _known[key]
+        if isinstance(notes, Noting):
+            notes = _known[key] = notes.notes()
         return self._loss(model, batch) if notes is None else self._repeated(notes, model)
 
     def _noted(self, key: Hashable, model: nn.Module, batch: Batch) -> Tensor:
