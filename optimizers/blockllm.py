@@ -138,9 +138,9 @@ class BlockLLM(MemoryEfficientOptimizer):
         self._loss: Tensor | None = None  # of the current step
         self._probed: list[int] = []
         self._probes_done = 0
-        self._choose_first()
         self._reach = Reach(model, self._leave_out, self.worst_case)
         self._hooks.append(self._reach.hook)
+        self._choose_first()
 
     def _choose_first(self) -> None:
         self._choose(self.rule.first(shuffled(len(self._pool), self.seed)))
@@ -223,6 +223,7 @@ class BlockLLM(MemoryEfficientOptimizer):
 
     def advance(self) -> None:
         """Choose again by the known norms; all moments are dropped."""
+        self._reach.at_worst = False
         self._measure(self.rule.chosen)
         self._choose(self.rule.choose(shuffled(len(self._pool), self.seed, 2, self.rule.steps)))
 
@@ -231,7 +232,7 @@ class BlockLLM(MemoryEfficientOptimizer):
         return 2 if self.rule.masks_entries else 1
 
     def worst_case(self, number: int = 0) -> None:
-        """Choose the largest tensors; among equal ones, those of the first layers.
+        """Choose the largest tensors, among equal ones those of the first layers; the largest others are probed.
 
         `number` 1: as many weights as the rule can choose, since the tensor that reaches the budget may be the largest
         of all, and each chosen one has a dense gradient.
@@ -284,6 +285,9 @@ class BlockLLM(MemoryEfficientOptimizer):
 
     def _next_probes(self) -> list[int]:
         """The tensors that get a gradient at the next step just for its norm."""
+        if self._reach.at_worst:
+            unchosen = set(range(len(self._pool))).difference(self.rule.chosen)
+            return sorted(unchosen, key=lambda i: (-self._pool[i].numel(), i))[: self.probe]
         if self.rule.steps % self.probe_every:
             return self._probed if self.rule.keeps_probes else []
         return self._random_probes() if self.rule.keeps_probes else self._probes_in_turn()

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from membench.memory.collectives import WAIT
 from membench.memory.meter import MemoryMeter
@@ -49,6 +50,13 @@ class FakeMeter(MemoryMeter):
             return args[0]  # as in reality; torch's fake one makes another tensor
         result = self._fake.recall(func, args, kwargs)
         return func(*args, **kwargs) if result is UNKNOWN else result
+
+    def _see(self, tensor: Tensor, node: Any = None) -> list[int]:
+        if type(tensor) is not FakeTensor:
+            return super()._see(tensor, node)
+        storage = tensor.untyped_storage()
+        here = tensor.fake_device.type == self._device and storage.nbytes()
+        return [self._allocation(storage, node)] if here else []
 
     def _allocation(self, storage: torch.UntypedStorage, node: Any) -> int:
         seen = len(self.trace.sizes)

@@ -80,6 +80,8 @@ def _decay_marked(weight: Tensor, moment: Tensor, share: float) -> None:
     for entries, moments in zip(weight.view(-1).split(PIECE), moment.view(-1).split(PIECE), strict=True):
         marks = torch.lt(moments, math.inf, out=buffer[: len(entries)])
         entries.addcmul_(entries, marks, value=-share)
+        if not has_values(weight):
+            break  # the other pieces take nothing more
 
 
 def update_rows(
