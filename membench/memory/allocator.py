@@ -22,6 +22,7 @@ SMALL_SEGMENT_BYTES = 2 * MIB
 LARGE_SEGMENT_BYTES = 20 * MIB
 OWN_SEGMENT_BYTES = 10 * MIB
 ROUND_SEGMENT_BYTES = 2 * MIB
+_ADDRESS_BITS = 64
 
 # What a CUDA process holds besides its tensors: the context, loaded kernels, cuBLAS's workspace. It depends on the GPU
 # and the driver; this is a round figure for data-centre GPUs of 2020 to 2024.
@@ -43,28 +44,30 @@ class Pool:
     """The free blocks for small or for large requests, sorted by size and address."""
 
     def __init__(self) -> None:
-        self._keys: list[tuple[int, int]] = []
+        self._keys: list[int] = []  # size and address in one number, which is quick to compare
         self._blocks: dict[int, Block] = {}
 
     def add(self, block: Block) -> None:
         """Add a block, which is then free."""
         block.free = True
-        insort(self._keys, (block.size, block.address))
-        self._blocks[block.address] = block
+        key = block.size << _ADDRESS_BITS | block.address
+        insort(self._keys, key)
+        self._blocks[key] = block
 
     def remove(self, block: Block) -> None:
         """Remove a block, which is then no longer free."""
         block.free = False
-        del self._keys[bisect_left(self._keys, (block.size, block.address))]
-        del self._blocks[block.address]
+        key = block.size << _ADDRESS_BITS | block.address
+        del self._keys[bisect_left(self._keys, key)]
+        del self._blocks[key]
 
     def take(self, size: int) -> Block | None:
         """Take the smallest free block of at least `size` bytes; None if there is none."""
-        place = bisect_left(self._keys, (size, 0))
+        place = bisect_left(self._keys, size << _ADDRESS_BITS)
         if place == len(self._keys):
             return None
-        block = self._blocks[self._keys[place][1]]
-        self.remove(block)
+        block = self._blocks.pop(self._keys.pop(place))
+        block.free = False
         return block
 
 

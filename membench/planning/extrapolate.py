@@ -5,10 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from typing import NamedTuple
 
-from membench.planning.moments import Key, Moment, Moments
+import numpy as np
+from numpy.typing import NDArray
 
+from membench.planning.moments import Key, Moment, Moments
+from reports.parts import FIELDS
+
+Bytes = NDArray[np.int64]
 Table = dict[str, dict[str, int]]  # bytes of each part, by name
 
 
@@ -40,47 +46,40 @@ def round_ratio(numerator: int, denominator: int) -> int:
     return (2 * numerator + denominator) // (2 * denominator)
 
 
-def extend_profiles(xs: Sequence[int], profiles: Sequence[Moments], at: int) -> Moments:
-    """The profile at `at`, with the moments that all `profiles` have in common.
-
-    What the allocator reserves beyond the peak follows no rule in the depth; the largest value is used.
-    """
-    weight = weights(xs, at)
-    moments = {}
-    for key in profiles[-1].moments:
-        if all(key in one.moments for one in profiles):
-            rows = zip(*(one.moments[key].sizes for one in profiles), strict=True)
-            moments[key] = Moment(tuple([weight.apply(values) for values in rows]), profiles[-1].moments[key].position)
-    return Moments(moments, max(one.surplus_bytes for one in profiles))
-
-
 def extend_depth(depths: Sequence[int], profiles: Sequence[Moments], at: int) -> Moments:
     """The profile at depth `at` from three others, in which all moments that matter are linear in the depth.
+
+    What the allocator reserves beyond the peak follows no rule in the depth; the largest value is used.
 
     Raises:
         NotAlikeError: a nonlinear moment determines a maximum of a part or of the whole, or might at depth `at`.
     """
-    predicted, seen = extend_profiles(depths[:2], profiles[:2], depths[2]).moments, profiles[2].moments
-    regular = {key for key, moment in predicted.items() if key in seen and moment.sizes == seen[key].sizes}
-    if not regular:
+    shared = [key for key in profiles[-1].moments if all(key in one.moments for one in profiles[:-1])]
+    first, second, third = (_sizes(one, shared) for one in profiles)
+    linear = (_extended(depths[:2], (first, second), depths[2]) == third).all(1)
+    if not linear.any():
         raise NotAlikeError("no two depths have moments in common")
-    extended = extend_profiles(depths[::2], profiles[::2], at).moments
-    result = Moments({key: extended[key] for key in extended if key in regular}, max(p.surplus_bytes for p in profiles))
-    for part in range(len(next(iter(profiles[0].moments.values())).sizes)):
-        others = [_maximum(one, part, without=regular) for one in profiles]
-        if _onwards(depths, others, at) > result.maximum(part):
-            raise NotAlikeError("a maximum is at a moment whose sizes aren't on a line")
-    return result
+    extended = _extended(depths[::2], (first, third), at)[linear]
+    regular = dict(zip(compress(shared, linear), extended.tolist(), strict=True))
+    others = [_sizes(one, [key for key in one.moments if key not in regular]).max(0, initial=0) for one in profiles]
+    slope = np.maximum(0.0, (others[2] - others[1]) / (depths[2] - depths[1]))  # neither end of the model affects it
+    if (others[2] + slope * (at - depths[2]) > extended.max(0)).any():
+        raise NotAlikeError("a maximum is at a moment whose sizes aren't on a line")
+    positions = profiles[-1].moments
+    moments = {key: Moment(tuple(sizes), positions[key].position) for key, sizes in regular.items()}
+    return Moments(moments, max(one.surplus_bytes for one in profiles))
 
 
-def _maximum(profile: Moments, part: int, *, without: set[Key]) -> int:
-    return max((moment.sizes[part] for key, moment in profile.moments.items() if key not in without), default=0)
+def _sizes(profile: Moments, keys: Sequence[Key]) -> Bytes:
+    """The sizes (keys, parts) of some moments."""
+    return np.array([profile.moments[key].sizes for key in keys], dtype=np.int64).reshape(len(keys), 1 + len(FIELDS))
 
 
-def _onwards(xs: Sequence[int], values: Sequence[int], at: int) -> float:
-    """A bound for values that aren't on a line: extended from the last two, which neither end of the model affects."""
-    slope = max(0.0, (values[-1] - values[-2]) / (xs[-1] - xs[-2]))
-    return values[-1] + slope * (at - xs[-1])
+def _extended(xs: Sequence[int], sizes: Sequence[Bytes], at: int) -> Bytes:
+    """The lines through two points at another, as `Weights.apply`."""
+    weight = weights(xs, at)
+    numerator = sizes[0] * weight.numerators[0] + sizes[1] * weight.numerators[1]
+    return (2 * numerator + weight.denominator) // (2 * weight.denominator)
 
 
 def extend_tables(depths: Sequence[int], tables: Sequence[Mapping[str, Mapping[str, int]]], at: int) -> Table:

@@ -15,6 +15,7 @@ _DEVICE = torch.ops.prim.device.default
 _GROUPED = torch.ops.aten._grouped_mm.default  # of experts
 _LAYER_NORM = torch.ops.aten.native_layer_norm.default
 _VIEW, _UNSAFE_VIEW = torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default  # one below autograd
+_META = torch.device("meta")
 _BY_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 UNKNOWN = object()  # no output
@@ -91,7 +92,7 @@ class QuickFakeTensorMode(FakeTensorMode):
     def recall(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The output of an operation that was seen before, or `UNKNOWN`."""
         try:
-            key, tensors = self._key(func, args, kwargs)
+            key, tensors = self._key(_VIEW if func is _UNSAFE_VIEW else func, args, kwargs)
         except _UnknownError:
             return UNKNOWN
         recipe = self._known.get(key)
@@ -103,16 +104,16 @@ class QuickFakeTensorMode(FakeTensorMode):
         return recipe.kind([self._make_one(output, tensors) for output in recipe.outputs])
 
     def _make_one(self, output: _Output, tensors: list[FakeTensor]) -> Any:
-        shape, stride, dtype, device, offset, base, attributes = output
+        shape, stride, dtype, device, offset, base, attributes, plain = output
         if shape is None:
-            return None if base is None else tensors[base]
+            return plain if base is None else tensors[base]
         with torch._C._DisableTorchDispatch():
             if base is None:
-                plain = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+                inner = torch.empty_strided(shape, stride, dtype=dtype, device=_META)
             else:
-                plain = torch.empty(0, dtype=dtype, device="meta")
-                plain.set_(tensors[base].untyped_storage(), offset, shape, stride)
-            made = Tensor._make_subclass(FakeTensor, plain, False, dispatch_device=True, device_for_backend_keys=device)
+                inner = torch.empty(0, dtype=dtype, device=_META)
+                inner.set_(tensors[base].untyped_storage(), offset, shape, stride)
+            made = Tensor._make_subclass(FakeTensor, inner, False, dispatch_device=True, device_for_backend_keys=device)
         torch._C._set_throw_on_mutable_data_ptr(made)
         made.__dict__.update(attributes)
         made.fake_mode = self
@@ -158,7 +159,7 @@ def _is_view(func: Any) -> bool:
 
 
 class _Output(NamedTuple):
-    """A tensor to make: new, or a view of argument `base`; without a shape that argument itself, or None."""
+    """A tensor to make: new, or a view of argument `base`; without a shape that argument itself, or a `plain` value."""
 
     shape: torch.Size | None
     stride: tuple[int, ...]
@@ -167,6 +168,7 @@ class _Output(NamedTuple):
     offset: int
     base: int | None
     attributes: dict[str, Any]
+    plain: int | None = None
 
 
 class _Recipe(NamedTuple):
@@ -190,8 +192,8 @@ def _recipe(output: Any, tensors: list[FakeTensor]) -> _Recipe:
 
 def _describe_output(output: Any, tensors: list[FakeTensor], bases: Mapping[int, int]) -> _Output:
     same = next((index for index, tensor in enumerate(tensors) if tensor is output), None)
-    if output is None or same is not None:
-        return _Output(None, (), None, None, 0, same, {})
+    if output is None or type(output) is int or same is not None:
+        return _Output(None, (), None, None, 0, same, {}, None if same is not None else output)
     if type(output) is not FakeTensor or output.constant is not None or output.layout is not torch.strided:
         raise _UnknownError
     if output.requires_grad or output.is_conj() or output.is_neg():

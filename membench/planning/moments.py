@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
+
+import numpy as np
 
 from membench.memory.allocator import estimate_reserved_bytes
 from membench.memory.trace import OPTIMIZER, Trace
@@ -71,13 +74,13 @@ def profile(simulation: Simulation, *, complete: bool) -> Moments:
     moments: dict[Key, Moment] = {}
     for key, position, sizes in named_moments(simulation, complete=complete):
         if key not in moments or sizes[0] > moments[key].sizes[0]:
-            moments[key] = Moment(sizes, position)
+            moments[key] = Moment(tuple(sizes), position)
     ordered = dict(sorted(moments.items(), key=lambda item: item[1].position))
     highest = max(moment.sizes[0] for moment in moments.values())
     return Moments(ordered, estimate_reserved_bytes(simulation.trace) - highest)
 
 
-def named_moments(simulation: Simulation, *, complete: bool) -> Iterator[tuple[Key, int, tuple[int, ...]]]:
+def named_moments(simulation: Simulation, *, complete: bool) -> Iterator[tuple[Key, int, list[int]]]:
     """The key, position and sizes (see `Moment`) of each moment; those near both ends of the model have two keys."""
     trace = simulation.trace
     name_places = _places(simulation, complete)
@@ -91,26 +94,36 @@ def named_moments(simulation: Simulation, *, complete: bool) -> Iterator[tuple[K
             yield Key(*at, trace.sizes[index] if module == OPTIMIZER else counts[at]), position, sizes
 
 
-def _walk(trace: Trace, ranks: dict[str | None, int]) -> Iterator[tuple[int, Selected, int, tuple[int, ...]]]:
+def _walk(trace: Trace, ranks: dict[str | None, int]) -> Iterator[tuple[int, Selected, int, list[int]]]:
     """For each allocation: its event's position, its selection and step, and the bytes after it."""
-    sizes = [0] * (1 + len(FIELDS))
-    starts = dict(trace.selections)
+    positions, levels = _levels(trace)
+    starts, selections = iter(trace.selections), Counter[int]()
     selection, step, phase = (0, 0), 0, ""
-    visits: Counter[int] = Counter()
-    for position, event in enumerate(trace.events):
-        if position in starts:
-            rank = ranks[starts[position]]
-            selection, step = (rank, visits[rank]), 0
-            visits[rank] += 1
-        index = ~event if event < 0 else event
-        sign = -1 if event < 0 else 1
-        sizes[0] += sign * trace.sizes[index]
-        sizes[1 + trace.parts[index]] += sign * trace.sizes[index]
-        if event < 0:
-            continue
-        step += trace.phases[index] == "forward" != phase
-        phase = trace.phases[index] or phase
-        yield position, selection, step, tuple(sizes)
+    start, name = next(starts, _NEVER)
+    for position, sizes in zip(positions, levels, strict=True):
+        while start <= position:
+            selection, step = (ranks[name], selections[ranks[name]]), 0
+            selections[ranks[name]] += 1
+            start, name = next(starts, _NEVER)
+        made_in = trace.phases[trace.events[position]]
+        step += made_in == "forward" != phase
+        phase = made_in or phase
+        yield position, selection, step, sizes
+
+
+_NEVER = (sys.maxsize, None)
+
+
+def _levels(trace: Trace) -> tuple[list[int], list[list[int]]]:
+    """The positions of allocations, and the bytes of everything and of each part after each."""
+    events = np.asarray(trace.events, dtype=np.int64)
+    made = events >= 0
+    index = np.where(made, events, ~events)
+    sizes = np.asarray(trace.sizes, dtype=np.int64)[index]
+    changes = np.zeros((len(events), 1 + len(FIELDS)), dtype=np.int64)
+    changes[:, 0] = np.where(made, sizes, -sizes)
+    changes[np.arange(len(events)), 1 + np.asarray(trace.parts, dtype=np.int64)[index]] = changes[:, 0]
+    return np.flatnonzero(made).tolist(), changes.cumsum(0)[made].tolist()
 
 
 def _places(simulation: Simulation, complete: bool) -> Callable[[str], list[str]]:
