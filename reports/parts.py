@@ -1,6 +1,6 @@
 """The parts of memory, a row each: what the meter sorts by, what records and plans hold, what tables and plots show."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 Sizes = Mapping[str, Any]  # bytes by field; None where a run didn't get as far as to know
@@ -65,3 +65,13 @@ def shown(rows: Iterable[Sizes]) -> list[Part]:
     """The parts to show of some rows: one that came later only where there is something of it."""
     rows = list(rows)
     return [part for part in PARTS if not part.later or any(part.of(row) for row in rows)]
+
+
+def round_parts(parts: Sequence[int], unit: int) -> list[int]:
+    """Round non-negative parts to whole units so that they add up to their rounded sum (largest remainders go up)."""
+    whole = [part // unit for part in parts]
+    missing = (2 * sum(parts) + unit) // (2 * unit) - sum(whole)
+    by_remainder = sorted(range(len(parts)), key=lambda index: -(parts[index] % unit))
+    for index in by_remainder[:missing]:
+        whole[index] += 1
+    return whole

@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from reports import formats
-from reports.parts import PARTS, Part, shown
-from reports.statistics import round_parts
+from reports.parts import PARTS, Part, round_parts, shown
 from reports.table import GIB, MIB, NOTHING, Column, Row, Table, gib, lay_out
 
 FORMATS = ("table", "json", "markdown", "html")

@@ -135,16 +135,6 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     return (centre - spread) / (1 + Z**2 / n), (centre + spread) / (1 + Z**2 / n)
 
 
-def round_parts(parts: Sequence[int], unit: int) -> list[int]:
-    """Round non-negative parts to whole units so that they add up to their rounded sum (largest remainders go up)."""
-    whole = [part // unit for part in parts]
-    missing = (2 * sum(parts) + unit) // (2 * unit) - sum(whole)
-    by_remainder = sorted(range(len(parts)), key=lambda index: -(parts[index] % unit))
-    for index in by_remainder[:missing]:
-        whole[index] += 1
-    return whole
-
-
 def decimals(value: float) -> int:
     """How many to print of a score: accuracies are told apart by the third, perplexities by the second."""
     return 3 if math.fabs(value) < 10 else 2

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 from reports import rows as raw
-from reports.parts import Part, shown
+from reports.parts import Part, round_parts, shown
 from reports.record import had_device_alone
 from reports.rows import AVERAGE
 from reports.setups import REFERENCE, Setup
-from reports.statistics import SIGNIFICANCE, Sight, decimals, round_parts, sight_words
+from reports.statistics import SIGNIFICANCE, Sight, decimals, sight_words
 from reports.table import MIB, NOTHING, Row, Table, lay_out
 
 LONGEST_ERROR = 64  # letters

@@ -5,7 +5,8 @@ import warnings
 
 import pytest
 
-from reports.statistics import paired_ratio, round_parts, summarise, tied_with_best
+from reports.parts import round_parts
+from reports.statistics import paired_ratio, summarise, tied_with_best
 
 
 def test_a_single_value_has_no_deviation():

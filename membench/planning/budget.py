@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+import torch
+
 from membench.memory.allocator import CUDA_CONTEXT_BYTES
 from membench.planning.blueprint import Blueprint
 from membench.planning.extrapolate import NotAlikeError
@@ -216,5 +218,12 @@ def built_in_models(causal: bool) -> dict[str, int]:
     for name in CONFIGURATIONS:
         blueprint = Blueprint(Workload(name))
         if blueprint.is_causal == causal:
-            sizes.setdefault(blueprint.parameters, name)
+            sizes.setdefault(_weights(blueprint), name)
     return {sizes[size]: size for size in sorted(sizes)}
+
+
+def _weights(blueprint: Blueprint) -> int:
+    """How many weights there are, without building all layers: those of a built-in model have as many each."""
+    with torch.device("meta"):
+        one, two = (sum(p.numel() for p in blueprint.build(depth).parameters()) for depth in (1, 2))
+    return one + (blueprint.depth - 1) * (two - one)

@@ -11,9 +11,8 @@ from reports import rows as raw
 from reports.figures import style
 from reports.figures.chart import rows_left_out
 from reports.figures.svg import Plot
-from reports.parts import shown
+from reports.parts import round_parts, shown
 from reports.setups import Setup
-from reports.statistics import round_parts
 from reports.table import MIB, Row
 from reports.text import ended
 
