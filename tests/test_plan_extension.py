@@ -92,10 +92,10 @@ def test_a_cycle_that_leaves_state_behind_is_gone_through_in_full(tmp_path, monk
 
 
 def test_simulated_depths_grow_by_the_same_layers_and_end_on_those_of_the_model():
-    assert simulated_depths("a" * 32) == (3, 4, 5)
-    assert simulated_depths("ab" * 13) == (4, 6, 8)
+    assert simulated_depths("a" * 32) == (2, 3, 4)
+    assert simulated_depths("ab" * 13) == (2, 4, 6)
     assert simulated_depths("ab" * 13 + "a") == (3, 5, 7)
-    assert simulated_depths("aaaaab" * 4 + "aa") == (8, 14, 20)
+    assert simulated_depths("aaaaab" * 4 + "aa") == (2, 8, 14)
     assert simulated_depths("abbb" * 8) == (4, 8, 12)
     assert simulated_depths("a" * 3 + "b" * 58) == (5, 6, 7)  # DeepSeek V3: three dense layers, then experts
     assert simulated_depths("a" * 4) == (4,)

@@ -16,7 +16,7 @@ import transformers
 from torch import nn
 from transformers.models.auto import modeling_auto
 
-from membench.planning.layers import SHALLOWEST, SHALLOWEST_SHARDED, kinds, simulated_depths
+from membench.planning.layers import kinds, simulated_depths
 from membench.planning.workload import Batch, Workload, make_batch
 from membench.training.activations import set_up_activations
 from tasks.models.damage import said_in_a_sentence
@@ -63,8 +63,6 @@ class Blueprint:
     def _with(self, workload: Workload) -> Blueprint:
         other = copy.copy(self)
         other.workload = workload
-        if (workload.shards > 1) != (self.workload.shards > 1):
-            vars(other).pop("depths", None)
         return other
 
     @property
@@ -88,8 +86,7 @@ class Blueprint:
         """The depths to simulate: a few if layers repeat and shallower models have the same ones, else its own."""
         listed = self._per_layer()
         own = list(kinds(self.skeleton, listed).values())
-        shallowest = SHALLOWEST_SHARDED if self.workload.shards > 1 else SHALLOWEST
-        depths = simulated_depths(own, shallowest)
+        depths = simulated_depths(own)
         if len(own) != self.depth or len(depths) == 1:
             return (self.depth,)
         cut = {name: values[: depths[-1]] for name, values in listed.items()}

@@ -11,7 +11,6 @@ from torch import nn
 from optimizers.shared.blocks import find_layers
 
 SHALLOWEST = 2  # layers: a first and a last
-SHALLOWEST_SHARDED = 3  # and one in between, since FSDP2 gathers a layer ahead
 LAST = 2  # layers at the end of a simulated model that must be of the same kinds as the model's own last ones
 _NUMBER = re.compile(r"idx|index|layer_(id|num)")  # attributes that number layers: these always differ
 
@@ -50,18 +49,17 @@ def ends(of: dict[str, Hashable]) -> set[str]:
     return {*first.values(), *last.values()}
 
 
-def simulated_depths(of: Sequence[Hashable], shallowest: int = SHALLOWEST) -> tuple[int, ...]:
+def simulated_depths(of: Sequence[Hashable]) -> tuple[int, ...]:
     """Three small depths between which the model grows by the same layers each time; its own depth if there are none.
 
     Args:
         of: the kind of each layer.
-        shallowest: the least depth.
     """
     depth = len(of)
     found = [
         (first, first + period, first + 2 * period)
         for period in range(1, depth)
-        for first in range(shallowest, depth - 2 * period)
+        for first in range(SHALLOWEST, depth - 2 * period)
         if (depth - first) % period == 0 and _grows_alike(of, first, period)
     ]
     return min(found, key=lambda depths: (depths[-1], depths), default=(depth,))

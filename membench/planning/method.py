@@ -105,7 +105,12 @@ def _plan_on(
         simulations += [simulate(blueprint, method, values, depth, device=device) for depth in others]
         leaves_state = any(one.leaves_state for one in simulations)
         if not leaves_state:
-            return _combine(method, simulations, blueprint.depth, kernels)
+            with suppress(NotAlikeError):
+                return _combine(method, simulations, blueprint.depth, kernels)
+            deeper = 2 * simulations[-1].depth - simulations[-2].depth
+            if deeper < blueprint.depth:  # with so few layers some methods train all, or FSDP2 has none to gather ahead
+                simulations = [*simulations[1:], simulate(blueprint, method, values, deeper, device=device)]
+                return _combine(method, simulations, blueprint.depth, kernels)
     whole = simulate(blueprint, method, values, blueprint.depth, whole_cycle=leaves_state, device=device)
     return _combine(method, [whole], blueprint.depth, kernels)
 
