@@ -7,7 +7,7 @@ histograms over pieces of the tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ def _limit(tensors: list[Tensor], count: int) -> tuple[int, int]:
     for shift, width in DIGITS:
         digits = 2**width
         histogram = torch.zeros(digits + 1, dtype=torch.int64, device=tensors[0].device)  # the last bin: another prefix
-        for tensor in tensors:
+        for tensor in tensors if has_values(histogram) else _unlike(tensors):
             for bits in _pieces(tensor):
                 digit = (bits >> shift) - (prefix << width)
                 digit = digit.where((digit >= 0) & (digit < digits), digits)
@@ -69,6 +69,11 @@ def _limit(tensors: list[Tensor], count: int) -> tuple[int, int]:
                 count -= numbers[place]
             prefix = (prefix << width) + place - 1
     return prefix, count
+
+
+def _unlike(tensors: list[Tensor]) -> Iterable[Tensor]:
+    """One of each shape: the others take the same bytes."""
+    return {(tensor.shape, tensor.stride(), tensor.dtype): tensor for tensor in tensors}.values()
 
 
 def _pieces(tensor: Tensor) -> Iterator[Tensor]:
