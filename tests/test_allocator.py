@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from membench.memory.allocator import MIB, CachingAllocator, estimate_reserved_bytes
+from membench.memory.allocator import _ADDRESS_BITS, MIB, ROUND_BYTES, CachingAllocator, estimate_reserved_bytes
 from membench.memory.trace import Trace
 from reports.parts import TEMPORARIES
 
@@ -61,7 +61,7 @@ def test_a_remainder_of_exactly_1_mib_stays_with_its_block():
     allocator = CachingAllocator()
     allocator.allocate(half)
     second = allocator.allocate(half)
-    assert second.size == half + MIB
+    assert second[1] * ROUND_BYTES == half + MIB
     assert allocator.reserved_bytes == 20 * MIB
 
 
@@ -95,10 +95,11 @@ def test_blocks_never_overlap_and_all_free_leaves_whole_segments():
             allocator.free(live.pop(generator.randrange(len(live))))
         else:
             live.append(allocator.allocate(generator.choice([100, 5000, MIB, 3 * MIB, 11 * MIB])))
-        spans = sorted((block.address, block.address + block.size) for block in live)
+        spans = sorted((address, address + units) for address, units, _ in live)
         assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
     for block in live:
         allocator.free(block)
-    free = [*allocator._small._blocks.values(), *allocator._large._blocks.values()]
-    assert sum(block.size for block in free) == allocator.reserved_bytes
-    assert all(block.previous is block.next is None for block in free)
+    sizes, starts = zip(*(divmod(key, 1 << _ADDRESS_BITS) for key in allocator.small + allocator.large), strict=True)
+    assert sum(sizes) * ROUND_BYTES == allocator.reserved_bytes
+    assert {size * ROUND_BYTES for size in sizes} == {2 * MIB, 20 * MIB, 12 * MIB}  # whole segments
+    assert len(set(starts)) == len(starts)

@@ -22,93 +22,72 @@ SMALL_SEGMENT_BYTES = 2 * MIB
 LARGE_SEGMENT_BYTES = 20 * MIB
 OWN_SEGMENT_BYTES = 10 * MIB
 ROUND_SEGMENT_BYTES = 2 * MIB
-_ADDRESS_BITS = 64
+
+_SMALL_UNITS = SMALL_REQUEST_BYTES // ROUND_BYTES
+_ADDRESS_BITS = 40
+_ADDRESS = (1 << _ADDRESS_BITS) - 1
 
 # What a CUDA process holds besides its tensors: the context, loaded kernels, cuBLAS's workspace. It depends on the GPU
 # and the driver; this is a round figure for data-centre GPUs of 2020 to 2024.
 CUDA_CONTEXT_BYTES = 512 * MIB
 
 
-class Block:
-    """A piece of a segment: allocated, or free and in its pool."""
-
-    __slots__ = ("address", "free", "next", "pool", "previous", "size")
-
-    def __init__(self, address: int, size: int, pool: Pool, previous: Block | None = None, next: Block | None = None):
-        self.address, self.size, self.pool = address, size, pool
-        self.previous, self.next = previous, next
-        self.free = False
-
-
-class Pool:
-    """The free blocks for small or for large requests, sorted by size and address."""
-
-    def __init__(self) -> None:
-        self._keys: list[int] = []  # size and address in one number, which is quick to compare
-        self._blocks: dict[int, Block] = {}
-
-    def add(self, block: Block) -> None:
-        """Add a block, which is then free."""
-        block.free = True
-        key = block.size << _ADDRESS_BITS | block.address
-        insort(self._keys, key)
-        self._blocks[key] = block
-
-    def remove(self, block: Block) -> None:
-        """Remove a block, which is then no longer free."""
-        block.free = False
-        key = block.size << _ADDRESS_BITS | block.address
-        del self._keys[bisect_left(self._keys, key)]
-        del self._blocks[key]
-
-    def take(self, size: int) -> Block | None:
-        """Take the smallest free block of at least `size` bytes; None if there is none."""
-        place = bisect_left(self._keys, size << _ADDRESS_BITS)
-        if place == len(self._keys):
-            return None
-        block = self._blocks.pop(self._keys.pop(place))
-        block.free = False
-        return block
+Block = tuple[int, int, bool]  # address, units, is it small?
 
 
 class CachingAllocator:
-    """Serves requests as PyTorch would on an otherwise empty GPU; `reserved_bytes` is what its segments take."""
+    """Serves requests as PyTorch would on an otherwise empty GPU; `reserved_bytes` is what its segments take.
+
+    A search replays traces thousands of times, so blocks are plain tuples, and free ones are found by where they start
+    and end. Addresses and sizes are in units of `ROUND_BYTES`. Segments don't touch each other, so neighbours are of
+    one segment.
+    """
 
     def __init__(self) -> None:
         self.reserved_bytes = 0
-        self._small, self._large = Pool(), Pool()
+        self.small: list[int] = []  # free blocks, sorted: units and address in one number
+        self.large: list[int] = []
+        self._free: dict[int, int] = {}  # their units, by address
+        self._ending: dict[int, int] = {}  # their addresses, by where they end
+        self._end = 0
 
     def allocate(self, size: int) -> Block:
         """Allocate a block of at least `size` bytes."""
-        size = max(-(-size // ROUND_BYTES) * ROUND_BYTES, ROUND_BYTES)
-        pool = self._small if size <= SMALL_REQUEST_BYTES else self._large
-        block = pool.take(size) or self._new_segment(size, pool)
-        remaining = block.size - size
-        if remaining >= ROUND_BYTES if pool is self._small else remaining > SMALL_REQUEST_BYTES:
-            self._split(block, size)
-        return block
+        units = -(-size // ROUND_BYTES) or 1
+        is_small = units <= _SMALL_UNITS
+        pool = self.small if is_small else self.large
+        place = bisect_left(pool, units << _ADDRESS_BITS)
+        if place < len(pool):
+            key = pool.pop(place)
+            whole, address = key >> _ADDRESS_BITS, key & _ADDRESS
+            del self._free[address], self._ending[address + whole]
+        else:
+            whole, address = segment_bytes(units * ROUND_BYTES) // ROUND_BYTES, self._end
+            self.reserved_bytes += whole * ROUND_BYTES
+            self._end += whole + 1  # a gap
+        rest = whole - units
+        if not (rest if is_small else rest > _SMALL_UNITS):
+            return address, whole, is_small
+        insort(pool, rest << _ADDRESS_BITS | address + units)
+        self._free[address + units] = rest
+        self._ending[address + whole] = address + units
+        return address, units, is_small
 
     def free(self, block: Block) -> None:
         """Free a block, merging it with its free neighbours."""
-        pool = block.pool
-        for neighbour in (block.previous, block.next):
-            if neighbour is not None and neighbour.free:
-                pool.remove(neighbour)
-                first, second = sorted((block, neighbour), key=lambda piece: piece.address)
-                block = _merge(first, second)
-        pool.add(block)
-
-    def _new_segment(self, size: int, pool: Pool) -> Block:
-        segment = Block(self.reserved_bytes, segment_bytes(size), pool)
-        self.reserved_bytes += segment.size
-        return segment
-
-    def _split(self, block: Block, size: int) -> None:
-        rest = Block(block.address + size, block.size - size, block.pool, previous=block, next=block.next)
-        if block.next is not None:
-            block.next.previous = rest
-        block.size, block.next = size, rest
-        block.pool.add(rest)
+        address, units, is_small = block
+        pool, end = self.small if is_small else self.large, address + units
+        after = self._free.pop(end, None)
+        if after is not None:
+            del pool[bisect_left(pool, after << _ADDRESS_BITS | end)]
+            end += after
+        before = self._ending.pop(address, None)
+        if before is not None:
+            del pool[bisect_left(pool, address - before << _ADDRESS_BITS | before)]
+            address = before
+        insort(pool, end - address << _ADDRESS_BITS | address)
+        self._free[address] = end - address
+        self._ending[end] = address
 
 
 def segment_bytes(size: int) -> int:
@@ -128,18 +107,11 @@ def estimate_reserved_bytes(trace: Trace) -> int:
 def reserved_bytes(events: Iterable[int], sizes: Sequence[int]) -> int:
     """The same for a trace's events with these sizes of the allocations."""
     allocator = CachingAllocator()
+    allocate, free = allocator.allocate, allocator.free
     blocks: dict[int, Block] = {}
     for event in events:
         if event < 0:
-            allocator.free(blocks.pop(~event))
+            free(blocks.pop(~event))
         else:
-            blocks[event] = allocator.allocate(sizes[event])
+            blocks[event] = allocate(sizes[event])
     return allocator.reserved_bytes
-
-
-def _merge(first: Block, second: Block) -> Block:
-    first.size += second.size
-    first.next = second.next
-    if second.next is not None:
-        second.next.previous = first
-    return first

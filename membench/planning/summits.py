@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,11 @@ class Summit:
 
     phase: str
     parts: tuple[tuple[Fraction, ...], ...]
+
+    @cached_property
+    def whole(self) -> tuple[Fraction, ...]:
+        """The coefficients of the sum of all parts."""
+        return tuple([sum(of_one, Fraction()) for of_one in zip(*self.parts, strict=True)])
 
 
 class Mountains:
@@ -77,14 +83,15 @@ class Mountains:
         totals = weigh @ self._bytes.sum(1).T  # (points, keys)
         self._check_others(weigh, totals.max(1))
         near = totals >= totals.max(1, keepdims=True) - _NEAR
-        polynomials = {
-            key: [self._coefficients(row) for row in self._bytes[key]] for key in np.flatnonzero(near.any(0))
-        }
+        high = {key: self._summit(key) for key in np.flatnonzero(near.any(0)).tolist()}
         found = set()
         for point, candidates in zip(points, near, strict=True):
-            exact = {key: sum(value_at(part, point) for part in polynomials[key]) for key in np.flatnonzero(candidates)}
+            exact = {key: value_at(high[key].whole, point) for key in np.flatnonzero(candidates).tolist()}
             found.add(max(exact, key=lambda key: exact[key]))  # the first of the highest
-        return [Summit(self._names[key][0].phase, tuple(polynomials[key])) for key in sorted(found)]
+        return [high[key] for key in sorted(found)]
+
+    def _summit(self, key: int) -> Summit:
+        return Summit(self._names[key][0].phase, tuple([self._coefficients(row) for row in self._bytes[key]]))
 
     def _check_others(self, weigh: Any, peaks: Any) -> None:
         """See `extrapolate.extend_depth`."""
@@ -114,16 +121,21 @@ def value_at(coefficients: Sequence[Fraction | int], point: Point) -> Fraction:
 
 def peak_bytes(summits: Sequence[Summit], point: Point) -> int:
     """The highest of them."""
-    return max(int(sum(value_at(part, point) for part in summit.parts)) for summit in summits)
+    return max(int(value_at(summit.whole, point)) for summit in summits)
 
 
 def surplus_bytes(spread: Spread, point: Point) -> int:
     """What the allocator would reserve beyond the peak."""
     found = []
     for one, gone, sizes in zip(spread.simulations, spread.dropped, spread.at(point), strict=True):
-        events = [event for event in one.trace.events if (~event if event < 0 else event) not in gone]
-        change = np.asarray([-sizes[~event] if event < 0 else sizes[event] for event in events], dtype=np.int64)
-        found.append(reserved_bytes(events, sizes) - int(np.cumsum(change).max()))
+        events = np.asarray(one.trace.events, dtype=np.int64)
+        index = np.where(events < 0, ~events, events)
+        if gone:
+            kept = ~np.isin(index, list(gone))
+            events, index = events[kept], index[kept]
+        taken = np.asarray(sizes, dtype=np.int64)[index]
+        peak = int(np.where(events < 0, -taken, taken).cumsum().max())
+        found.append(reserved_bytes(events.tolist(), sizes) - peak)
     return max(found)
 
 
