@@ -117,9 +117,10 @@ def _carry_out(
             return
         fork = multiprocessing.get_context("fork")
         with ProcessPoolExecutor(workers, fork, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            made = [pool.submit(plan_setting, setting, methods, given) for setting in wanted]
-            for setting, one in zip(wanted, made, strict=True):
-                table = one.result()
+            deepest = sorted(wanted, key=lambda setting: -Blueprint(Workload(setting.model, sequence_length=1)).depth)
+            made = {setting: pool.submit(plan_setting, setting, methods, given) for setting in deepest}  # the slow first
+            for setting in wanted:
+                table = made[setting].result()
                 again = any(NO_FORK in why for why in table["refused"].values())
                 yield plan_setting(setting, methods, given) if again else table
                 report(setting.words)
