@@ -118,7 +118,7 @@ def _carry_out(
         fork = multiprocessing.get_context("fork")
         with ProcessPoolExecutor(workers, fork, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             deepest = sorted(wanted, key=lambda setting: -Blueprint(Workload(setting.model, sequence_length=1)).depth)
-            made = {setting: pool.submit(plan_setting, setting, methods, given) for setting in deepest}  # the slow first
+            made = {one: pool.submit(plan_setting, one, methods, given) for one in deepest}  # the slow ones first
             for setting in wanted:
                 table = made[setting].result()
                 again = any(NO_FORK in why for why in table["refused"].values())
