@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from membench.config.errors import explain
@@ -91,28 +92,39 @@ def _plan_on(
 ) -> Plan:
     """Plan from simulations on `device`, or on fake tensors if that is None."""
     leaves_state, kernels = False, device or blueprint.workload.device
+    simulated = partial(simulate, blueprint, method, values, device=device)
     with suppress(
         NotAlikeError, ValueError
     ):  # what is refused here is refused at full depth too, unless it was only too shallow
         first, *others = blueprint.depths
-        simulations = [simulate(blueprint, method, values, first, device=device)]
+        simulations = [simulated(first)]
         if most_bytes is not None and least_peak(simulations[0], blueprint.depth) > most_bytes:
             raise TooLargeError
         if simulations[0].knows_worst:
             _check_selections(blueprint, method, values)
         if most_bytes is not None and alike and least_bytes(simulations[0], blueprint.depth) > most_bytes:
             raise TooLargeError
-        simulations += [simulate(blueprint, method, values, depth, device=device) for depth in others]
+        simulations += [simulated(depth) for depth in others]
         leaves_state = any(one.leaves_state for one in simulations)
         if not leaves_state:
             with suppress(NotAlikeError):
                 return _combine(method, simulations, blueprint.depth, kernels)
-            deeper = 2 * simulations[-1].depth - simulations[-2].depth
-            if deeper < blueprint.depth:  # with so few layers some methods train all, or FSDP2 has none to gather ahead
-                simulations = [*simulations[1:], simulate(blueprint, method, values, deeper, device=device)]
-                return _combine(method, simulations, blueprint.depth, kernels)
-    whole = simulate(blueprint, method, values, blueprint.depth, whole_cycle=leaves_state, device=device)
-    return _combine(method, [whole], blueprint.depth, kernels)
+            simulations = [*simulations[1:], simulated(_next_depth(simulations, blueprint.depth))]
+            return _combine(method, simulations, blueprint.depth, kernels)
+    return _combine(method, [simulated(blueprint.depth, whole_cycle=leaves_state)], blueprint.depth, kernels)
+
+
+def _next_depth(simulations: Sequence[Simulation], most: int) -> int:
+    """One to try instead of the first: of two layers a method may train all, and FSDP2 has none to gather ahead.
+
+    Raises:
+        NotAlikeError: it isn't below `most`.
+    """
+    before, last = (one.depth for one in simulations[-2:])
+    deeper = 2 * last - before
+    if deeper >= most:
+        raise NotAlikeError(f"{deeper} layers are no fewer than {most}")
+    return deeper
 
 
 def _check_selections(blueprint: Blueprint, method: str, values: Mapping[str, Any]) -> None:
