@@ -51,7 +51,8 @@ class Growth:
         self.peak_bytes = cache(lambda at: self._replay.peak_bytes(self._sizes(at)))
         self.surplus_bytes = cache(lambda at: self._replay.surplus_bytes(self._sizes(at)))
         self._step = cache(self._simulated_step)
-        for depth, ranked in ((blueprint.shallowest, False), (blueprint.shallowest, True), (blueprint.depths[0], True)):
+        deeper = [(depth, True) for depth in blueprint.depths[:2]]
+        for depth, ranked in ((blueprint.shallowest, False), (blueprint.shallowest, True), *deeper):
             try:
                 self._learn(depth, ranked=ranked)
                 return

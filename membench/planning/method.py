@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import optimizers
 from membench.config.errors import explain
 from membench.memory.allocator import CUDA_CONTEXT_BYTES, estimate_reserved_bytes
 from membench.memory.breakdown import alive_at, find_peaks
@@ -22,7 +23,7 @@ from membench.planning.extrapolate import (
     extend_text,
 )
 from membench.planning.moments import Moments, profile
-from membench.planning.simulate import Simulation, layer_pattern, simulate, trained_weights
+from membench.planning.simulate import Simulation, chooses, layer_pattern, simulate, trained_weights
 from reports.parts import FIELDS, WEIGHTS
 from tasks.models.source import DTYPES
 
@@ -96,12 +97,15 @@ def _plan_on(
     with suppress(
         NotAlikeError, ValueError
     ):  # what is refused here is refused at full depth too, unless it was only too shallow
-        first, *others = blueprint.depths
+        depths = blueprint.depths
+        if chooses(optimizers.get(method)) and len(depths) > 1:  # of two layers it may train all
+            depths = (*depths[1:], _next_depth(depths, blueprint.depth))
+        first, *others = depths
         simulations = [simulated(first)]
         if most_bytes is not None and least_peak(simulations[0], blueprint.depth) > most_bytes:
             raise TooLargeError
         if simulations[0].knows_worst:
-            _check_selections(blueprint, method, values)
+            _check_selections(blueprint, method, values, depths)
         if most_bytes is not None and alike and least_bytes(simulations[0], blueprint.depth) > most_bytes:
             raise TooLargeError
         simulations += [simulated(depth) for depth in others]
@@ -109,29 +113,28 @@ def _plan_on(
         if not leaves_state:
             with suppress(NotAlikeError):
                 return _combine(method, simulations, blueprint.depth, kernels)
-            simulations = [*simulations[1:], simulated(_next_depth(simulations, blueprint.depth))]
+            simulations = [*simulations[1:], simulated(_next_depth(depths, blueprint.depth))]
             return _combine(method, simulations, blueprint.depth, kernels)
     return _combine(method, [simulated(blueprint.depth, whole_cycle=leaves_state)], blueprint.depth, kernels)
 
 
-def _next_depth(simulations: Sequence[Simulation], most: int) -> int:
-    """One to try instead of the first: of two layers a method may train all, and FSDP2 has none to gather ahead.
+def _next_depth(depths: Sequence[int], most: int) -> int:
+    """One to try instead of the first: FSDP2 has no layer to gather ahead while it runs the first of two.
 
     Raises:
         NotAlikeError: it isn't below `most`.
     """
-    before, last = (one.depth for one in simulations[-2:])
-    deeper = 2 * last - before
+    deeper = 2 * depths[-1] - depths[-2]
     if deeper >= most:
         raise NotAlikeError(f"{deeper} layers are no fewer than {most}")
     return deeper
 
 
-def _check_selections(blueprint: Blueprint, method: str, values: Mapping[str, Any]) -> None:
+def _check_selections(blueprint: Blueprint, method: str, values: Mapping[str, Any], depths: Sequence[int]) -> None:
     """Raise NotAlikeError, before steps are simulated, if the weights that are trained aren't on a line."""
-    trained = [trained_weights(blueprint, method, values, depth) for depth in blueprint.depths]
+    trained = [trained_weights(blueprint, method, values, depth) for depth in depths]
     for counts in zip(*trained, strict=True):
-        extend_number(blueprint.depths, counts, blueprint.depth)
+        extend_number(depths, counts, blueprint.depth)
 
 
 def least_peak(simulation: Simulation, depth: int) -> int:

@@ -93,7 +93,7 @@ def simulate(
         next(selections)
         meter = MemoryMeter(model, optimizer) if fake is None else FakeMeter(model, optimizer, fake)
         simulation = Simulation(depth, meter.trace, _lists_of_layers(model), classify(model))
-        simulation.knows_worst = _knows_worst_case(optimizer)
+        simulation.knows_worst = chooses(type(optimizer))
         ending = ends(kinds(model))
         workload = blueprint.workload
         loss = loss_function(workload)
@@ -128,7 +128,7 @@ def _lists_of_layers(model: nn.Module) -> list[str]:
 
 def _selections(optimizer: MemoryEfficientOptimizer) -> Iterator[None]:
     """Make the selections to go through, one after another: the worst cases if the method knows them, or all."""
-    if _knows_worst_case(optimizer):
+    if chooses(type(optimizer)):
         for number in range(optimizer.worst_cases):
             optimizer.worst_case(number)
             yield
@@ -139,8 +139,9 @@ def _selections(optimizer: MemoryEfficientOptimizer) -> Iterator[None]:
         yield
 
 
-def _knows_worst_case(optimizer: MemoryEfficientOptimizer) -> bool:
-    return type(optimizer).worst_case is not MemoryEfficientOptimizer.worst_case
+def chooses(method: type[MemoryEfficientOptimizer]) -> bool:
+    """Does a method choose what it trains, so that it knows its worst cases?"""
+    return method.worst_case is not MemoryEfficientOptimizer.worst_case
 
 
 def _is_an_end(selection: str | None, layers: list[str], ending: set[str]) -> bool:

@@ -84,7 +84,7 @@ class Learner:
         self._of_plan = [spots(one, ranked=True) for one in plan.simulations]
         self._start = Point(blueprint.workload.batch_size, self._sequences[0])
         self._needed = {spot for made in self._of_plan for spot in made if spot is not None}
-        for self._depth in dict.fromkeys((blueprint.shallowest, blueprint.depths[0])):
+        for self._depth in dict.fromkeys((blueprint.shallowest, *blueprint.depths)):
             try:
                 self._here = self._step(self._start)
             except ValueError:  # a model may be too shallow for a method
