@@ -174,6 +174,23 @@ def test_the_first_choice_is_random_and_a_function_of_the_seed():
     assert len({tuple(first(seed)) for seed in range(8)}) > 3
 
 
+def test_the_worst_case_probes_the_largest_of_the_others_until_tensors_are_chosen_again():
+    model = build_model()
+    optimizer = BlockLLM(model, sparsity=0.9, probe=2)
+    optimizer.worst_case()
+    sizes = [p.numel() for p in optimizer._pool]
+    for step in range(3):
+        others = sorted(set(range(len(sizes))) - set(optimizer.rule.chosen), key=lambda i: (-sizes[i], i))
+        assert optimizer._probed == others[:2]
+        train(model, optimizer, 1, start=step)
+    optimizer.advance()
+    turns = set()
+    for step in range(3):
+        turns |= set(optimizer._probed)
+        train(model, optimizer, 1, start=step)
+    assert len(turns) > 2
+
+
 def test_the_worst_case_holds_the_largest_tensors():
     optimizer = BlockLLM(build_model(), sparsity=0.9)
     optimizer.worst_case()

@@ -48,6 +48,13 @@ def test_a_plan_extended_from_a_few_depths_is_that_of_the_full_depth(name, metho
     assert plan.modules == full.modules
 
 
+def test_a_method_that_chooses_is_not_planned_on_so_few_layers_that_it_trains_all(tmp_path):
+    b = blueprint(tmp_path, "llama", DEPTH)
+    assert b.depths == (2, 3, 4)
+    plan = plan_method(b, "lisa", method_values(b, "lisa", {}) | {"layers": 2})
+    assert plan.depths == (3, 4, 5)
+
+
 @pytest.mark.parametrize("method", sorted(UNALIKE))
 def test_where_depths_are_not_alike_the_full_depth_is_simulated(method, tmp_path):
     b = blueprint(tmp_path, "llama", DEPTH)
@@ -125,14 +132,15 @@ class PlainMeter(MemoryMeter):
 def test_the_short_way_through_the_cache_changes_nothing(tmp_path, monkeypatch):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from membench.planning import kernels
     from membench.planning import simulate as module
 
-    b = blueprint(tmp_path, "llama", 2, checkpointing=True, dtype="bfloat16")
+    b = blueprint(tmp_path, "llama", 2, checkpointing=True, dtype="bfloat16", device="cuda")
     for method in ("galore", "lora"):
         values = method_values(b, method, {})
         quick = simulate(b, method, values, 2).trace
         with monkeypatch.context() as patch:
-            patch.setattr(module, "QuickFakeTensorMode", FakeTensorMode)
+            patch.setattr(kernels, "QuickFakeTensorMode", lambda on_gpu: FakeTensorMode())
             patch.setattr(module, "FakeMeter", PlainMeter)
             patch.setattr(module, "RepeatedLoss", lambda loss, *_: loss)
             plain = simulate(b, method, values, 2).trace
