@@ -145,11 +145,8 @@ class MemoryMeter(TorchDispatchMode):
             return result
         if self._is_gradient(result, node):
             self._assign(result, GRADIENTS, self._modules.owner(node.variable))
-        elif isinstance(result, Tensor):
-            if not _only_aliases(func):
-                self._see(result, node)
         elif not _only_aliases(func):
-            for tensor in _tensors(result):
+            for tensor in [result] if isinstance(result, Tensor) else _tensors(result):
                 self._see(tensor, node)
         return result
 
