@@ -100,7 +100,8 @@ function show() {
   at('said').textContent = [
     `${model.name}, ${model.parameters < 1e8 ? count(model.parameters) : (model.parameters / 1e9).toPrecision(3) + ' billion'} weights in ${choice.dtype}`,
     `${choice.batch} x ${count(choice.sequence)} tokens`, choice.checkpointing ? 'gradient checkpointing' : 'no checkpointing',
-    `${model.attention} attention`].join(', ') + '; ' + chosen.map(card => `${card.name}: ${gib(card.bytes)} GiB`).join(', ') + '.';
+    `${model.attention} attention`].join(', ') + '; ' +
+    (chosen.map(card => `${card.name}: ${gib(card.bytes)} GiB`).join(', ') || 'no card chosen') + '.';
   const planned = data.batches.includes(choice.batch) && setting.sequences.includes(choice.sequence);
   at('sure').textContent = planned ? 'Planned here: all figures are those of “membench plan”, to the byte.'
     : 'Between planned sizes: peak and parts are exact, to the byte; the total is about what it says. ' +
