@@ -4,17 +4,16 @@ import bitsandbytes
 import peft
 import pytest
 import torch
-from plan_models import blueprint
+from plan_models import blueprint, maxima
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from membench.planning.blueprint import Blueprint
 from membench.planning.fake import QuickFakeTensorMode
-from membench.planning.moments import profile
 from membench.planning.planner import method_values
 from membench.planning.simulate import simulate
 from membench.planning.workload import Workload
-from optimizers import LoRA, QLoRA
+from optimizers import LoRA, QLoRA, contract
 from optimizers.contract import LAYERS, build_model, loss_of, train, weights_of
 from optimizers.shared import nf4
 from optimizers.shared.blocks import find_layers
@@ -61,7 +60,9 @@ def test_the_module_is_the_linear_one_on_the_dequantised_weight_forward_and_back
         assert model(x).dtype == torch.bfloat16
 
 
-def test_it_is_peft_on_bitsandbytes_to_the_last_bit():
+def test_it_is_peft_on_bitsandbytes_to_the_last_bit(monkeypatch):
+    # On a CPU with AVX-512 bitsandbytes restores rows shorter than a block, 64 weights, wrongly
+    monkeypatch.setattr(contract, "WIDTH", 64)
     reference = build_model()
     for layer in reference.layers:
         for part in (layer.self_attn, layer.mlp):
@@ -156,13 +157,12 @@ def test_it_keeps_no_more_activations_than_lora(checkpointing, tmp_path):
     b = blueprint(tmp_path, "llama", 2, dtype="bfloat16", checkpointing=checkpointing)
     same = {"rank": 8, "alpha": 16.0, "dropout": 0.0}
     lora, qlora = (
-        profile(simulate(b, method, {**method_values(b, method, {}), **same}, b.depth), complete=True)
-        for method in ("lora", "qlora")
+        maxima(simulate(b, method, {**method_values(b, method, {}), **same}, b.depth)) for method in ("lora", "qlora")
     )
-    assert qlora.maximum(1 + ACTIVATIONS) == lora.maximum(1 + ACTIVATIONS)
+    assert qlora[1 + ACTIVATIONS] == lora[1 + ACTIVATIONS]
     with QuickFakeTensorMode():
         model = b.build(b.depth)
         in_layers = sum(p.nbytes for layer in find_layers(model).values() for p in layer.parameters() if p.dim() == 2)
         QLoRA(model, **same)
         held = sum(map(bytes_of, quantized(model).values()))
-    assert lora.maximum(1 + WEIGHTS) - qlora.maximum(1 + WEIGHTS) == in_layers - held > 0
+    assert lora[1 + WEIGHTS] - qlora[1 + WEIGHTS] == in_layers - held > 0

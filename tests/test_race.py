@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -133,7 +134,9 @@ def test_the_full_size_has_about_100_million_parameters_and_8_blocks():
 
 @pytest.mark.parametrize("name", RACES)
 def test_ours_ends_with_the_peers_weights_and_never_needs_more_memory(name):
-    outcome = measure.run(name, installed(name), TINY, steps=6, warm_up=1)
+    # On a CPU with AVX-512 bitsandbytes restores rows shorter than a block, 64 weights, wrongly
+    size = replace(TINY, width=64) if name == "qlora" else TINY
+    outcome = measure.run(name, installed(name), size, steps=6, warm_up=1)
     assert outcome.race.same_weights is None or outcome.difference <= outcome.race.same_weights
     assert outcome.race.update_limit is None or outcome.memory <= outcome.race.memory_limit
     for ratio in (outcome.update, outcome.step):
