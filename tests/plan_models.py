@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from membench.memory.breakdown import levels
 from membench.planning.blueprint import Blueprint
+from membench.planning.simulate import Simulation
 from membench.planning.workload import Workload
 
 TINY = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128, "vocab_size": 300}
@@ -29,3 +31,16 @@ def folder(path: Path, name: str, depth: int, **given: Any) -> str:
     where.mkdir(exist_ok=True)
     (where / "config.json").write_text(json.dumps(values))
     return str(where)
+
+
+def at_peak(simulation: Simulation) -> list[int]:
+    """Bytes of everything, and of each part, at the peak."""
+    by_part = levels(simulation.trace)
+    sizes = by_part[by_part.sum(1).argmax()]
+    return [int(sizes.sum()), *sizes.tolist()]
+
+
+def maxima(simulation: Simulation) -> list[int]:
+    """Bytes of everything, and of each part, at their own maximum."""
+    by_part = levels(simulation.trace)
+    return [int(by_part.sum(1).max()), *by_part.max(0).tolist()]

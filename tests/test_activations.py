@@ -4,28 +4,27 @@ import pytest
 import torch
 from commands import DATA
 from meter_models import build, gpt2, llama, text_batch, text_loss
-from plan_models import blueprint
+from plan_models import at_peak, blueprint, maxima
 
 import optimizers
 from membench.config.errors import UserError
 from membench.config.options import WorkloadOptions
 from membench.config.settings import resolve
 from membench.planning.method import plan_method
-from membench.planning.moments import profile
 from membench.planning.planner import method_values
 from membench.planning.simulate import simulate
 from membench.runs.compare import compare
 from membench.training import activations
 from membench.training.activations import OffloadedActivations, offloading, set_up_activations
 from reports import record
-from reports.parts import ACTIVATIONS, PARTS
+from reports.parts import ACTIVATIONS
 
 
 def planned_and_metered(b, method):
     """Bytes at the peak and the maxima of all parts, of fake tensors and of real ones."""
     values = method_values(b, method, {})
-    profiles = [profile(simulate(b, method, values, b.depth, device=d), complete=True) for d in (None, "cpu")]
-    return [(one.moments[one.peak].sizes, [one.maximum(part) for part in range(1 + len(PARTS))]) for one in profiles]
+    made = [simulate(b, method, values, b.depth, device=d) for d in (None, "cpu")]
+    return [(at_peak(one), maxima(one)) for one in made]
 
 
 @pytest.mark.parametrize(("method", "dtype"), [("lora", "float32"), ("adamw", "bfloat16"), ("lomo", "float32")])
@@ -53,18 +52,15 @@ def test_checkpointing_of_every_third_layer_is_planned_from_a_few_depths(tmp_pat
     values = method_values(b, "badam", {})
     extended = plan_method(b, "badam", values)
     assert len(extended.depths) == 3 and max(extended.depths) < 14
-    whole = profile(simulate(b, "badam", values, 14, device="cpu"), complete=True)
-    assert [extended.row["peak_allocated_bytes"], *extended.row["at_peak"].values()] == list(
-        whole.moments[whole.peak].sizes
-    )
+    whole = simulate(b, "badam", values, 14, device="cpu")
+    assert [extended.row["peak_allocated_bytes"], *extended.row["at_peak"].values()] == at_peak(whole)
 
 
 def test_the_fewer_layers_are_checkpointed_the_more_activations_are_kept(tmp_path):
     kept = []
     for given in ({}, {"checkpointing_every": 3}, {"checkpointing_every": 2}, {"checkpointing_every": 1}):
         b = blueprint(tmp_path, "llama", 6, checkpointing=bool(given), **given)
-        whole = profile(simulate(b, "adamw", method_values(b, "adamw", {}), 6), complete=True)
-        kept.append(whole.maximum(1 + ACTIVATIONS))
+        kept.append(maxima(simulate(b, "adamw", method_values(b, "adamw", {}), 6))[1 + ACTIVATIONS])
     assert kept == sorted(kept, reverse=True) and len(set(kept)) == 4
 
 
@@ -73,12 +69,11 @@ def test_offloaded_activations_are_not_on_the_device(tmp_path):
     part, given = 1 + ACTIVATIONS, {"checkpointing": True, "loss_chunks": 4}
     growth = {}
     for offload in (False, True):
-        maxima = []
+        kept = []
         for depth in (2, 3):
             b = blueprint(tmp_path, "llama", depth, **given, offload_activations=offload)
-            one = profile(simulate(b, "adamw", method_values(b, "adamw", {}), depth), complete=True)
-            maxima.append(one.maximum(part))
-        growth[offload] = maxima[1] - maxima[0]
+            kept.append(maxima(simulate(b, "adamw", method_values(b, "adamw", {}), depth))[part])
+        growth[offload] = kept[1] - kept[0]
     assert growth == {False: 3 * 24 * 64 * 4, True: 0}
 
 

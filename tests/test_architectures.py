@@ -9,12 +9,12 @@ import pytest
 import torch
 import transformers
 from architectures import ARCHITECTURES, LAYERS, Architecture
+from plan_models import at_peak, maxima
 from torch import Tensor, nn
 
 import optimizers
 from membench.memory.components import classify
 from membench.planning.blueprint import Blueprint
-from membench.planning.moments import profile
 from membench.planning.planner import method_values
 from membench.planning.simulate import simulate
 from membench.planning.workload import Workload
@@ -24,7 +24,7 @@ from optimizers.shared.blocks import split_into_blocks
 from optimizers.shared.layer_parts import parts_of_layers
 from optimizers.shared.matrices import layer_matrices
 from optimizers.shared.nf4_linear import NF4Linear
-from reports.parts import FIELDS, PARTS
+from reports.parts import PARTS
 from tasks.models.source import Source
 
 # One random direction a step: 30 of them lower the loss a little, and of a causal model with another rate.
@@ -304,11 +304,10 @@ def test_planned_on_fake_tensors_equals_metered_on_real_ones(name, method, tmp_p
     b = Blueprint(Workload(str(tmp_path), batch_size=2, sequence_length=12, dtype="float32", device="cpu"))
     assert b.is_causal == ARCHITECTURES[name].is_causal and b.head == ARCHITECTURES[name].head
     values = method_values(b, method, {})
-    planned, metered = (profile(simulate(b, method, values, b.depth, device=d), complete=True) for d in (None, "cpu"))
-    sizes = [[one.maximum(part) for part in range(1 + len(FIELDS))] for one in (planned, metered)]
-    assert sizes[0] == sizes[1]
-    assert [size > 0 for size in sizes[0]] == [True, *(not part.later for part in PARTS)]  # one process
-    assert planned.moments[planned.peak].sizes == metered.moments[metered.peak].sizes
+    planned, metered = (simulate(b, method, values, b.depth, device=d) for d in (None, "cpu"))
+    assert maxima(planned) == maxima(metered)
+    assert [size > 0 for size in maxima(planned)] == [True, *(not part.later for part in PARTS)]  # one process
+    assert at_peak(planned) == at_peak(metered)
 
 
 @PER_ARCHITECTURE

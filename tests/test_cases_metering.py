@@ -4,20 +4,19 @@ import json
 
 import pytest
 import torch
+from plan_models import maxima
 
 import optimizers
 import tasks
 from membench.config.run import Run, Training
 from membench.planning.blueprint import Blueprint
 from membench.planning.fake import QuickFakeTensorMode
-from membench.planning.moments import profile
 from membench.planning.simulate import simulate
 from membench.planning.workload import Workload
 from membench.training import execute
 from membench.training.build import method_values
 from membench.training.loop import largest_micro_batches
 from membench.training.metering import meter_cycle
-from reports.parts import FIELDS
 from tasks.c4.task import Pretraining
 from tasks.instruct.task import Tuning
 from tasks.models.batches import padded
@@ -104,9 +103,8 @@ def test_s7_the_command_plans_what_a_comparison_meters(family, tmp_path):
     metered = execute._meter(run, task, {})["memory"]
     blueprint = Blueprint(Workload(run.training.model.removeprefix("config:"), 2, 96, "float32", device="cpu"))
     values = method_values(run, execute.build_model(run, task))
-    planned = profile(simulate(blueprint, "lora", values, blueprint.depth), complete=True)
-    assert planned.maximum(0) == metered["peak_allocated_bytes"]
-    assert [planned.maximum(1 + number) for number in range(len(FIELDS))] == list(metered["maximum"].values())
+    planned = maxima(simulate(blueprint, "lora", values, blueprint.depth))
+    assert planned == [metered["peak_allocated_bytes"], *metered["maximum"].values()]
 
 
 @pytest.mark.parametrize("family", ["classify", "instruct"])

@@ -4,7 +4,7 @@ import itertools
 import json
 
 import pytest
-from plan_models import blueprint, folder
+from plan_models import at_peak, blueprint, folder
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import optimizers
@@ -12,10 +12,9 @@ from membench.commands.plan import PlanOptions, answer
 from membench.config.errors import UserError
 from membench.planning import planner
 from membench.planning.blueprint import Blueprint
-from membench.planning.budget import largest_batch, total_bytes
+from membench.planning.budget import largest_batch
 from membench.planning.layers import ends
 from membench.planning.method import plan_method
-from membench.planning.moments import profile
 from membench.planning.planner import method_values, plan
 from membench.planning.simulate import simulate
 from membench.planning.workload import LOSSES, Workload
@@ -57,7 +56,7 @@ def test_n1_the_largest_batch_fits_and_one_more_does_not(name, method, tmp_path)
     values = method_values(b, method, {})
     batch = largest_batch(plan_method(b, method, values), b, values, 2**30)
     here, beyond = (plan_method(b.with_workload(batch_size=n), method, values) for n in (batch, batch + 1))
-    assert total_bytes(here.profile) <= 2**30 < total_bytes(beyond.profile)
+    assert here.total_bytes <= 2**30 < beyond.total_bytes
 
 
 @pytest.mark.slow
@@ -67,7 +66,7 @@ def test_n1_the_limits_of_real_models_hold(model, method):
     values, budget = method_values(b, method, {}), 24 * 2**30
     batch = largest_batch(plan_method(b, method, values), b, values, budget)
     here, beyond = (plan_method(b.with_workload(batch_size=n), method, values) for n in (batch, batch + 1))
-    assert total_bytes(here.profile) <= budget < total_bytes(beyond.profile)
+    assert here.total_bytes <= budget < beyond.total_bytes
 
 
 # N3: the worst draw is the worst
@@ -158,8 +157,8 @@ def test_w1_experts_in_float32_are_planned_without_values(tmp_path, capfd):
     (tmp_path / "config.json").write_text(json.dumps(OLMOE))
     b = Blueprint(Workload(str(tmp_path), 2, 8, "float32", device="cpu"))
     values = method_values(b, "adamw", {})
-    planned, metered = (profile(simulate(b, "adamw", values, b.depth, device=d), complete=True) for d in (None, "cpu"))
-    assert planned.moments[planned.peak].sizes == metered.moments[metered.peak].sizes
+    planned, metered = (simulate(b, "adamw", values, b.depth, device=d) for d in (None, "cpu"))
+    assert at_peak(planned) == at_peak(metered)
     assert not capfd.readouterr().err
 
 

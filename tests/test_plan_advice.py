@@ -6,7 +6,6 @@ from plan_models import blueprint
 from membench.planning import budget as budgets
 from membench.planning import cards
 from membench.planning.advice import advise
-from membench.planning.budget import total_bytes
 from membench.planning.method import plan_method
 from membench.planning.planner import method_values, plan
 from membench.planning.workload import Workload
@@ -29,14 +28,14 @@ def test_every_option_that_the_advice_names_makes_the_method_fit(model, tmp_path
     for method in METHODS:
         values = method_values(b, method, {})
         made = plan_method(b, method, values)
-        total = total_bytes(made.profile)
+        total = made.total_bytes
         for budget in (total - 2**20, total - made.row["peak_allocated_bytes"] // 4, total // 2):
             found = advise(made, b, values, budget)
             if found is None:
                 continue
             named += 1
             other = b.with_workload(**found.workload) if found.workload else b
-            again = total_bytes(plan_method(other, method, {**values, **found.values}).profile)
+            again = plan_method(other, method, {**values, **found.values}).total_bytes
             assert again == found.estimated_total_bytes <= budget and found.left_bytes == budget - again
             assert found.options
             if method == "sgd" and budget == total - 2**20 and model == "large-vocabulary":

@@ -14,7 +14,6 @@ from membench.planning.budget import (
     find_limits,
     largest,
     settle,
-    total_bytes,
     walk,
 )
 from membench.planning.growth import Growth
@@ -68,7 +67,7 @@ def test_what_grows_by_polynomials_is_what_a_plan_of_its_own_takes_to_the_byte(n
         for at in draw.sample(range(2, most), 2 if (name, method, given) in QUICK else 6):
             seen = plan_method(b.with_size(option, at), method, values)
             assert growth.peak_bytes(at) == seen.row["peak_allocated_bytes"]
-            assert growth.surplus_bytes(at) == seen.profile.surplus_bytes
+            assert growth.surplus_bytes(at) == seen.surplus_bytes
 
 
 @pytest.mark.slow
@@ -77,7 +76,7 @@ def test_limits_are_the_last_that_fit_and_never_beyond_the_models_positions(tmp_
     b = blueprint(tmp_path, "llama", DEPTH)
     values = method_values(b, "sgd", {})
     plan = plan_method(b, "sgd", values)
-    size = total_bytes(plan.profile) + 60 * 2**20
+    size = plan.total_bytes + 60 * 2**20
     limits = find_limits(plan, b, values, size)
     assert limits.model is None  # its weights alone are more than is left
     assert limits.batch > 3 and 24 < limits.sequence <= b.longest_sequence

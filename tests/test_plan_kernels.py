@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from plan_models import folder
+from plan_models import folder, maxima
 from torch.nn import functional
 
 from membench.planning.blueprint import Blueprint
 from membench.planning.kernels import fake_tensors
 from membench.planning.method import plan_method
-from membench.planning.moments import profile
 from membench.planning.planner import method_values
 from membench.planning.simulate import simulate
 from membench.planning.workload import Workload
@@ -23,7 +22,7 @@ MEASURED = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "
 def activations(path, device, dropout):
     model = folder(path, "roberta", 2, attention_probs_dropout_prob=dropout)
     b = Blueprint(Workload(model, 3, 24, "float32", device=device))
-    return profile(simulate(b, "adamw", method_values(b, "adamw", {}), 2), complete=True).maximum(1 + ACTIVATIONS)
+    return maxima(simulate(b, "adamw", method_values(b, "adamw", {}), 2))[1 + ACTIVATIONS]
 
 
 def test_dropout_in_attention_keeps_nothing_on_a_gpu_and_all_attention_weights_on_a_cpu(tmp_path):

@@ -3,16 +3,14 @@
 from typing import Any
 
 import pytest
-from plan_models import blueprint
+from plan_models import at_peak, blueprint, maxima
 
 import optimizers
 from membench.planning.blueprint import Blueprint
-from membench.planning.moments import profile
 from membench.planning.planner import method_values
 from membench.planning.simulate import simulate
 from membench.planning.workload import Workload
 from optimizers.shared import in_pieces
-from reports.parts import FIELDS
 
 QUICK = [
     (("llama", "roberta")[n % 2], method, ("float32", "bfloat16")[n // 2 % 2], bool(n % 3))
@@ -50,14 +48,13 @@ def expect_equal(b: Blueprint, method: str, given: dict[str, Any] | None = None)
     Where bytes depend on values, the worst case is planned: never less than is metered, and more by 0.5 % of the peak.
     """
     values: dict[str, Any] = method_values(b, method, {method: given or {}})
-    planned, metered = (profile(simulate(b, method, values, b.depth, device=d), complete=True) for d in (None, "cpu"))
-    maxima = [tuple(one.maximum(part) for part in range(1 + len(FIELDS))) for one in (planned, metered)]
-    at_peak = [one.moments[one.peak].sizes for one in (planned, metered)]
-    slack = 0.005 * metered.maximum(0) if method in BY_VALUES else 0
+    planned, metered = (simulate(b, method, values, b.depth, device=d) for d in (None, "cpu"))
+    peak, most = maxima(metered)[0], maxima(planned)[0]
+    slack = 0.005 * peak if method in BY_VALUES else 0
     if method in BOUNDED:
-        assert planned.maximum(0) >= metered.maximum(0)
+        assert most >= peak
         return
-    for plan, real in (maxima, at_peak):
+    for plan, real in ((maxima(planned), maxima(metered)), (at_peak(planned), at_peak(metered))):
         assert plan == pytest.approx(real, rel=0.005, abs=slack)
         assert method not in BY_VALUES or all(ours >= theirs for ours, theirs in zip(plan, real, strict=True))
 
@@ -83,9 +80,7 @@ def test_planned_equals_metered_for_pairs_of_answers(method, chunks, tmp_path):
 def test_the_loss_on_pairs_needs_a_tensor_of_logits_less_than_torchs_on_as_many_sequences(tmp_path):
     shapes = ({"task": "dpo", "batch_size": 1}, {"batch_size": 2})
     blueprints = [blueprint(tmp_path, "large-vocabulary", 2, **shape) for shape in shapes]
-    pairs, single = (
-        profile(simulate(b, "lora", method_values(b, "lora", {}), 2), complete=True).maximum(0) for b in blueprints
-    )
+    pairs, single = (maxima(simulate(b, "lora", method_values(b, "lora", {}), 2))[0] for b in blueprints)
     assert single - pairs >= 0.85 * (2 * 24 * 20_000 * 4)
 
 

@@ -6,7 +6,7 @@ import gloo
 import plan_models
 import pytest
 import torch
-from plan_models import blueprint
+from plan_models import at_peak, blueprint, maxima
 from test_plan_metered import BOUNDED, BY_VALUES
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker, _FSDPRefType
 
@@ -17,7 +17,6 @@ from membench.planning import planner
 from membench.planning.budget import Limits
 from membench.planning.gpus import _least_bytes, needed
 from membench.planning.method import plan_method
-from membench.planning.moments import profile
 from membench.planning.planner import method_values, plan
 from membench.planning.pretended import pretended
 from membench.planning.simulate import simulate
@@ -25,7 +24,6 @@ from membench.planning.workload import Workload, loss_function
 from membench.training import parallel
 from membench.training.metering import train_selection
 from reports import plans
-from reports.parts import FIELDS
 
 AGREEMENT = 512  # bytes: numbers by which real ranks see that they train the same
 REFUSED = {("mezo", "fsdp2")}
@@ -38,11 +36,8 @@ def seen(rank, blueprints, methods):
         for method in methods:
             if (method, b.workload.strategy) not in REFUSED:
                 values = method_values(b, method, {})
-                one = profile(
-                    simulate(b, method, values, b.depth, device="cpu" if rank is not None else None), complete=True
-                )
-                maxima = [one.maximum(part) for part in range(1 + len(FIELDS))]
-                found[method, b.workload.strategy] = [*one.moments[one.peak].sizes, *maxima]
+                one = simulate(b, method, values, b.depth, device="cpu" if rank is not None else None)
+                found[method, b.workload.strategy] = [*at_peak(one), *maxima(one)]
     return found
 
 

@@ -6,6 +6,8 @@ from collections.abc import Hashable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from membench.memory.allocator import estimate_reserved_bytes
@@ -58,26 +60,26 @@ def summarize(trace: Trace, model: nn.Module) -> dict[str, Any]:
 
 def find_peaks(trace: Trace) -> tuple[list[tuple[int, int]], list[int]]:
     """The peak of each selection as (bytes, index of the event that made it), and the maximum of each part."""
-    now, maximum, peaks = [0] * len(FIELDS), [0] * len(FIELDS), []
-    total, sizes, parts = 0, trace.sizes, trace.parts
-    starts = [start for start, _ in trace.selections]
+    by_part = levels(trace)
+    total = by_part.sum(1)
+    starts, peaks = [start for start, _ in trace.selections], []
     for start, end in pairwise([*starts, len(trace.events)]):
-        highest, moment = total, max(start - 1, 0)
-        for position in range(start, end):
-            event = trace.events[position]
-            if event < 0:
-                total -= sizes[~event]
-                now[parts[~event]] -= sizes[~event]
-                continue
-            part = parts[event]
-            total += sizes[event]
-            now[part] += sizes[event]
-            if total > highest:
-                highest, moment = total, position
-            if now[part] > maximum[part]:
-                maximum[part] = now[part]
-        peaks.append((highest, moment))
-    return peaks, maximum
+        before = max(start - 1, 0)  # what is there when a selection begins may be its peak
+        moment = before + int(total[before:end].argmax()) if end > before else before
+        peaks.append((int(total[moment]) if len(total) else 0, moment))
+    return peaks, by_part.max(0, initial=0).tolist()
+
+
+def levels(trace: Trace) -> NDArray[np.int64]:
+    """Bytes of each part after each event (events, parts)."""
+    events = np.asarray(trace.events, dtype=np.int64)
+    index = np.where(events < 0, ~events, events)
+    sizes = np.asarray(trace.sizes, dtype=np.int64)[index]
+    changes = np.zeros((len(events), len(FIELDS)), dtype=np.int64)
+    changes[np.arange(len(events)), np.asarray(trace.parts, dtype=np.int64)[index]] = np.where(
+        events < 0, -sizes, sizes
+    )
+    return changes.cumsum(0)
 
 
 def alive_at(trace: Trace, moment: int) -> list[int]:

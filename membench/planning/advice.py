@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import optimizers
 from membench.planning.blueprint import Blueprint
-from membench.planning.budget import plan_within, total_bytes
+from membench.planning.budget import plan_within
 from membench.planning.method import Plan
 from reports.parts import ACTIVATIONS, FIELDS, GRADIENTS, OPTIMIZER_STATE, TEMPORARIES, WEIGHTS
 
@@ -98,7 +98,7 @@ class Advice:
 def advise(plan: Plan, blueprint: Blueprint, values: Values, budget_bytes: int) -> Advice | None:
     """The cheapest change, or as few as possible, with which a method that doesn't fit does; None if none is found."""
     levers = [lever for lever in LEVERS if _applies(lever, blueprint, values)]
-    missing = total_bytes(plan.profile) - budget_bytes
+    missing = plan.total_bytes - budget_bytes
     for lever in levers:
         if _most_saved(plan, [lever]) > missing and (found := _try(plan, blueprint, values, budget_bytes, [lever])):
             return found
@@ -141,7 +141,7 @@ def _applies(lever: Lever, blueprint: Blueprint, values: Values) -> bool:
 def _most_saved(plan: Plan, levers: Sequence[Lever]) -> int:
     """A bound: all of the parts that the levers reduce, and all that the allocator adds."""
     parts = {part for lever in levers for part in lever.reduces}
-    return sum(plan.row["at_peak"][FIELDS[part]] for part in parts) + plan.profile.surplus_bytes
+    return sum(plan.row["at_peak"][FIELDS[part]] for part in parts) + plan.surplus_bytes
 
 
 def _try(plan: Plan, blueprint: Blueprint, values: Values, budget_bytes: int, levers: Sequence[Lever]) -> Advice | None:
@@ -154,7 +154,7 @@ def _try(plan: Plan, blueprint: Blueprint, values: Values, budget_bytes: int, le
         return None
     if made is None:
         return None
-    total = total_bytes(made.profile)
+    total = made.total_bytes
     without = [lever.without for lever in levers if lever.without]
     return Advice(_words(plan.method, changes, given), changes, given, without, total, budget_bytes - total)
 

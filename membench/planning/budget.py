@@ -15,9 +15,7 @@ from membench.planning.blueprint import Blueprint
 from membench.planning.extrapolate import NotAlikeError
 from membench.planning.growth import Growth
 from membench.planning.method import Plan, TooLargeError, plan_method
-from membench.planning.moments import Moments
 from membench.planning.workload import Workload
-from reports.parts import LASTING
 from tasks.models.source import CONFIGURATIONS, DTYPES, PREFIX
 
 _MOST = 1 << 22  # sequences or tokens: beyond any use
@@ -49,7 +47,7 @@ def find_limits(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], bud
     Models are planned, starting from the size that the current plan suggests.
     """
     model = _largest_model(plan, blueprint, values, budget_bytes)
-    if lasting_bytes(plan.profile) + CUDA_CONTEXT_BYTES > budget_bytes:
+    if plan.lasting_bytes + CUDA_CONTEXT_BYTES > budget_bytes:
         return Limits(0, 0, model)
     return Limits(
         largest_batch(plan, blueprint, values, budget_bytes),
@@ -58,33 +56,22 @@ def find_limits(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], bud
     )
 
 
-def lasting_bytes(profile: Moments) -> int:
-    """What is always there, whatever the batch."""
-    return max(sum(moment.sizes[1 + part] for part in LASTING) for moment in profile.moments.values())
-
-
-def total_bytes(profile: Moments) -> int:
-    """What a process takes on a GPU."""
-    return profile.maximum(0) + profile.surplus_bytes + CUDA_CONTEXT_BYTES
-
-
 def plan_within(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int) -> Plan | None:
     """The plan of the same method for another model, training step or `values`, if it fits into `budget` bytes.
 
     The process's own context is included.
     """
-    most, alike = budget - CUDA_CONTEXT_BYTES, len(plan.depths) > 1
     try:
-        made = plan_method(blueprint, plan.method, values, most_bytes=most, alike=alike)
+        made = plan_method(blueprint, plan.method, values, most_bytes=budget - CUDA_CONTEXT_BYTES)
     except TooLargeError:
         return None
-    return made if total_bytes(made.profile) <= budget else None
+    return made if made.total_bytes <= budget else None
 
 
 def largest_batch(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int) -> int:
     """The most sequences per step that fit into `budget` bytes."""
     workload = blueprint.workload
-    if workload.micro_batch_size == 1 and total_bytes(plan.profile) > budget:
+    if workload.micro_batch_size == 1 and plan.total_bytes > budget:
         return 0
     start = max(2, workload.micro_batch_size)  # a single sequence has strides that no other batch has
     found = _last_that_fits(plan, blueprint, values, budget, "micro_batch_size", (start, 2 * start), _MOST)
@@ -112,7 +99,7 @@ def _last_that_fits(
     @cache
     def planned(at: int) -> Plan | None:
         if at == getattr(blueprint.workload, option):
-            return plan if total_bytes(plan.profile) <= budget else None
+            return plan if plan.total_bytes <= budget else None
         return plan_within(plan, blueprint.with_size(option, at), values, budget)
 
     def fits(at: int) -> bool:
@@ -182,7 +169,7 @@ def settle(fits: Callable[[int], bool], start: int, most: int) -> int:
 def _largest_model(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int) -> str | None:
     """Walk up or down from the size that would need the budget if bytes depended on weights alone."""
     names = built_in_models(blueprint.is_causal)
-    expected = blueprint.parameters * budget / total_bytes(plan.profile)
+    expected = blueprint.parameters * budget / plan.total_bytes
     start = sum(size <= expected for size in names.values())
     room = budget - CUDA_CONTEXT_BYTES
     itemsize = DTYPES[blueprint.workload.dtype].itemsize
@@ -190,7 +177,7 @@ def _largest_model(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], 
 
     def fits(name: str) -> bool:
         if PREFIX + name == blueprint.source.name:
-            return total_bytes(plan.profile) <= budget
+            return plan.total_bytes <= budget
         other = _of_built_in(replace(blueprint.workload, model=name))
         takes = (other.longest_sequence or _MOST) >= blueprint.workload.sequence_length
         return takes and plan_within(plan, other, values, budget) is not None

@@ -7,7 +7,7 @@ from typing import Any
 
 from membench.memory.allocator import CUDA_CONTEXT_BYTES
 from membench.planning.blueprint import Blueprint
-from membench.planning.budget import lasting_bytes, plan_within, total_bytes
+from membench.planning.budget import plan_within
 from membench.planning.method import Plan
 from reports.parts import COMMUNICATION, FIELDS, UNSHARDED_WEIGHTS, WEIGHTS
 
@@ -23,7 +23,7 @@ def needed(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget_b
         values: the method's hyper-parameters.
         budget_bytes: of a GPU, its process's context included.
     """
-    planned, total = blueprint.workload.gpus, total_bytes(plan.profile)
+    planned, total = blueprint.workload.gpus, plan.total_bytes
 
     def fits(count: int) -> bool:
         if count >= planned and total <= budget_bytes:
@@ -52,6 +52,6 @@ def _least_bytes(plan: Plan, planned: int, count: int) -> int:
 
 def _guess(plan: Plan, planned: int, budget_bytes: int) -> int:
     """Which of the counts would do if all that lasts were shared out evenly, and nothing else."""
-    total, lasting = total_bytes(plan.profile), lasting_bytes(plan.profile)
+    total, lasting = plan.total_bytes, plan.lasting_bytes
     guesses = [number for number, count in enumerate(COUNTS) if total + lasting * (planned / count - 1) <= budget_bytes]
     return guesses[0] if guesses else len(COUNTS) - 1

@@ -1,8 +1,8 @@
 """How a plan's allocations grow with the batch or the sequence: each is a polynomial, found on a shallow model.
 
-A plan needs several depths, steps and selections, but what an allocation takes for other batches depends only on where
-it is made. So one step on the shallowest model with all kinds of layers tells, for each place, phase and size at the
-plan's own batch, the size at another one. The plan's traces are then replayed with those sizes.
+A plan needs all layers, several steps and selections, but what an allocation takes for other batches depends only on
+where it is made. So one step on the shallowest model with all kinds of layers tells, for each place, phase and size at
+the plan's own batch, the size at another one. The plan's trace is then replayed with those sizes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Growth:
     def __init__(self, plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], option: str, points: Sequence[int]):
         self._plan, self._blueprint, self._values, self._option = plan, blueprint, values, option
         self._points = tuple(points)
-        self._replay = Replay(plan)
+        self._replay = Replay(plan.simulation.trace)
         self.peak_bytes = cache(lambda at: self._replay.peak_bytes(self._sizes(at)))
         self.surplus_bytes = cache(lambda at: self._replay.surplus_bytes(self._sizes(at)))
         self._step = cache(self._simulated_step)
@@ -65,8 +65,8 @@ class Growth:
     def _learn(self, depth: int, *, ranked: bool) -> None:
         """Find the sizes at the points, from models of some depth."""
         self._ranked = ranked
-        self._spots = [spots(one, ranked=ranked) for one in self._plan.simulations]
-        self._needed = {spot for made in self._spots for spot in made if spot is not None}
+        self._spots = spots(self._plan.simulation, ranked=ranked)
+        self._needed = {spot for spot in self._spots if spot is not None}
         self._here = self._step(depth, getattr(self._blueprint.workload, self._option))
         if not self._needed <= set(spots(self._here, ranked=ranked)):
             raise NotAlikeError("a shallow model doesn't have all that is made at the model's own depth")
@@ -97,13 +97,10 @@ class Growth:
         apply = weights(self._points, at).apply
         return {spot: apply([sizes[spot] for sizes in self._known]) for spot in self._needed}
 
-    def _sizes(self, at: int) -> list[list[int]]:
-        """The size of each allocation in each of the plan's simulations."""
-        expected = self._expected(at)
-        return [
-            [size if spot is None else expected[spot] for spot, size in zip(made, one.trace.sizes, strict=True)]
-            for made, one in zip(self._spots, self._plan.simulations, strict=True)
-        ]
+    def _sizes(self, at: int) -> list[int]:
+        """The size of each allocation of the plan."""
+        expected, sizes = self._expected(at), self._plan.simulation.trace.sizes
+        return [size if spot is None else expected[spot] for spot, size in zip(self._spots, sizes, strict=True)]
 
     def _simulated_step(self, depth: int, at: int) -> Simulation:
         blueprint = self._blueprint.with_size(self._option, at)

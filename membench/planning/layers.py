@@ -59,7 +59,7 @@ def simulated_depths(of: Sequence[Hashable]) -> tuple[int, ...]:
     found = [
         (first, first + period, first + 2 * period)
         for period in range(1, depth)
-        for first in range(SHALLOWEST, depth - 2 * period)
+        for first in range(max(SHALLOWEST, 1 + period), depth - 2 * period)
         if (depth - first) % period == 0 and _grows_alike(of, first, period)
     ]
     return min(found, key=lambda depths: (depths[-1], depths), default=(depth,))

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from membench.config.errors import explain
 from membench.memory.allocator import CUDA_CONTEXT_BYTES
 from membench.planning.advice import Advice, advise
 from membench.planning.blueprint import Blueprint
-from membench.planning.budget import Limits, find_limits, total_bytes
+from membench.planning.budget import Limits, find_limits
 from membench.planning.cards import smallest
 from membench.planning.formulas import facts, formula
 from membench.planning.gpus import needed
@@ -146,7 +146,7 @@ def _carry_out(job: Job) -> Planned:
         limits, advice, gpus = None, None, None
         if job.budget_bytes:
             limits = find_limits(made, blueprint, job.values, job.budget_bytes)
-            if total_bytes(made.profile) > job.budget_bytes:
+            if made.total_bytes > job.budget_bytes:
                 advice = advise(made, blueprint, job.values, job.budget_bytes)
             if job.workload.shards > 1:
                 gpus = needed(made, blueprint, job.values, job.budget_bytes)
@@ -154,7 +154,7 @@ def _carry_out(job: Job) -> Planned:
         return Planned(job, None, refused=str(error))
     except Exception as error:  # from whatever code comes with a model or method: the other rows continue
         return Planned(job, None, refused=explain(error))
-    return Planned(job, replace(made, simulations=()), limits, advice, gpus_needed=gpus)  # sent between processes
+    return Planned(job, made.without_trace(), limits, advice, gpus_needed=gpus)
 
 
 def cores() -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 from itertools import chain
 from typing import Any
 
@@ -87,7 +88,7 @@ def simulate(
         with nullcontext() if device is None else torch.device(device):
             model = blueprint.build(depth)
         hooks = hooks_of(model)
-        build = partial(optimizers.create, method, **values)
+        build = partial(optimizers.create, method, **_in_order(method, values))
         optimizer = parallel.place(model, method, blueprint.workload.strategy, build)
         selections = _selections(optimizer)
         next(selections)
@@ -109,6 +110,13 @@ def simulate(
         if isinstance(meter, FakeMeter):
             simulation.of_gradients = meter.of_gradients
     return simulation
+
+
+def _in_order(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters with blocks one after another: by chance they would come otherwise at each depth."""
+    order = signature(optimizers.get(method)).parameters.get("order")
+    by_chance = order is not None and values.get("order", order.default) == "random"
+    return {**values, "order": "ascending"} if by_chance else {**values}
 
 
 def trained_weights(blueprint: Blueprint, method: str, values: Mapping[str, Any], depth: int) -> list[int]:
@@ -150,7 +158,7 @@ def _is_an_end(selection: str | None, layers: list[str], ending: set[str]) -> bo
     return not named or bool(named & ending)
 
 
-def layer_pattern(layers: list[str]) -> re.Pattern[str]:
+def layer_pattern(layers: Sequence[str]) -> re.Pattern[str]:
     """Matches layers in a text: group 1 is the list's name, group 2 the layer's number."""
     names = "|".join(map(re.escape, layers)) or "(?!)"
     return re.compile(rf"(?<![\w.])({names})\.(\d+)(?![\w])")

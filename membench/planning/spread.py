@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
+from membench.memory.trace import Trace
 from membench.planning.align import aligned
 from membench.planning.blueprint import Blueprint
 from membench.planning.extrapolate import NotAlikeError, weights
 from membench.planning.growth import Sizes, Spot, spots
 from membench.planning.method import Plan
+from membench.planning.replay import Replay
 from membench.planning.simulate import Simulation, simulate
 
 BATCHES = (2, 3)  # a single sequence has strides that no other batch has
@@ -37,22 +40,27 @@ class Spread:
 
     Attributes:
         batches, sequences: the points are their pairs, in order.
-        simulations: of the plan.
-        sizes: by simulation and allocation, bytes at the points.
-        dropped: by simulation, the allocations that aren't made at these batches.
+        trace: of the plan.
+        sizes: by allocation, bytes at the points.
+        dropped: the allocations that aren't made at these batches.
     """
 
     batches: tuple[int, ...]
     sequences: tuple[int, ...]
-    simulations: Sequence[Simulation]
-    sizes: list[list[tuple[int, ...]]]
-    dropped: list[set[int]]
+    trace: Trace
+    sizes: list[tuple[int, ...]]
+    dropped: set[int]
 
-    def at(self, point: Point) -> list[list[int]]:
-        """Bytes of each simulation's allocations at another point."""
+    @cached_property
+    def replay(self) -> Replay:
+        """The plan's trace at these batches."""
+        return Replay(self.trace, self.dropped)
+
+    def at(self, point: Point) -> list[int]:
+        """Bytes of each allocation at another point."""
         value = value_at(self.batches, self.sequences, point)
-        known = {given: value(given) for rows in self.sizes for given in set(rows)}
-        return [[known[given] for given in rows] for rows in self.sizes]
+        known = {given: value(given) for given in set(self.sizes)}
+        return [known[given] for given in self.sizes]
 
 
 def value_at(batches: Sequence[int], sequences: Sequence[int], point: Point) -> Callable[[Sequence[int]], int]:
@@ -81,9 +89,9 @@ class Learner:
 
     def __init__(self, plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], sequences: Sequence[int]):
         self._plan, self._blueprint, self._values, self._sequences = plan, blueprint, values, tuple(sequences)
-        self._of_plan = [spots(one, ranked=True) for one in plan.simulations]
+        self._of_plan = spots(plan.simulation, ranked=True)
         self._start = Point(blueprint.workload.batch_size, self._sequences[0])
-        self._needed = {spot for made in self._of_plan for spot in made if spot is not None}
+        self._needed = {spot for spot in self._of_plan if spot is not None}
         for self._depth in dict.fromkeys((blueprint.shallowest, *blueprint.depths)):
             try:
                 self._here = self._step(self._start)
@@ -107,14 +115,13 @@ class Learner:
         value, sizes = value_at(batches, self._sequences, other), self._sizes(other)
         if {spot: value(given) for spot, given in known.items()} != sizes:
             raise NotAlikeError(f"what is allocated isn't a polynomial at {other.batch} x {other.sequence} tokens")
-        rows, dropped, none = [], [], (0,) * len(seen)
-        for made, one in zip(self._of_plan, self._plan.simulations, strict=True):
-            constant = [(size,) * len(seen) for size in one.trace.sizes]
-            rows.append(
-                [same if spot is None else known.get(spot, none) for spot, same in zip(made, constant, strict=True)]
-            )
-            dropped.append({index for index, spot in enumerate(made) if spot is not None and spot not in known})
-        return Spread(batches, self._sequences, self._plan.simulations, rows, dropped)
+        trace, none = self._plan.simulation.trace, (0,) * len(seen)
+        bytes_ = [
+            (size,) * len(seen) if spot is None else known.get(spot, none)
+            for spot, size in zip(self._of_plan, trace.sizes, strict=True)
+        ]
+        dropped = {index for index, spot in enumerate(self._of_plan) if spot is not None and spot not in known}
+        return Spread(batches, self._sequences, trace, bytes_, dropped)
 
     def _step(self, point: Point) -> Simulation:
         other = self._blueprint.with_workload(batch_size=point.batch, sequence_length=point.sequence)

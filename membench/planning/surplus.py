@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from membench.planning.cards import CARDS
 from membench.planning.spread import LEAST, Point, Spread
-from membench.planning.summits import Summit, peak_bytes, surplus_bytes
+from membench.planning.summits import Summit, peak_bytes
 
 PLANNED_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 PLANNED_SEQUENCES = (128, 256, 512, 1024, 2048, 4096, 8192, 16_384)
@@ -72,7 +72,8 @@ class Surplus:
 
     def _at(self, point: Point) -> int | None:
         """Bytes; None where the peak alone is beyond all cards."""
-        return None if self._peak(point) > CARDS[-1].usable_bytes else surplus_bytes(self._of(point)[0], point)
+        spread = self._of(point)[0]
+        return None if self._peak(point) > CARDS[-1].usable_bytes else spread.replay.surplus_bytes(spread.at(point))
 
 
 def around(known: Sequence[int], at: int) -> list[tuple[int, float]]:

@@ -12,9 +12,8 @@ from typing import Any
 from membench.config.errors import explain
 from membench.planning.blueprint import Blueprint
 from membench.planning.extrapolate import NotAlikeError
-from membench.planning.method import Plan, plan_method
+from membench.planning.method import plan_method
 from membench.planning.planner import Given, method_values
-from membench.planning.replay import Places, Replay, places_of
 from membench.planning.spread import BATCHES, LEAST, Learner, Point, Spread
 from membench.planning.summits import Mountains, Summit, peak_bytes, value_at
 from membench.planning.surplus import PLANNED_SEQUENCES, Surplus
@@ -25,7 +24,7 @@ Row = dict[str, Any]
 
 LARGEST_BATCH, LONGEST = 64, 16_384  # of the page
 START = 176  # tokens where plans are made: a number that no width of a model is, so that sizes tell allocations apart
-CHECKED = 3  # of each method: sizes at which the plan's traces are replayed, to see that the peak is right
+CHECKED = 3  # of each method: sizes at which the plan's trace is replayed, to see that the peak is right
 VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (  # options with which a method needs much less
     ("galore", {"in_backward": True}),
     ("lisa", {"train_embeddings": False}),
@@ -103,16 +102,16 @@ def _row(
 ) -> Row:
     """Raises NotAlikeError and ValueError."""
     plan = plan_method(blueprint, method, values)
-    learner, places, lengths = Learner(plan, blueprint, values, sequences), places_of(plan), _lengths(sequences[-1])
+    learner, lengths = Learner(plan, blueprint, values, sequences), _lengths(sequences[-1])
     several = learner.spread(BATCHES)
-    more = _summits(plan, places, several, [Point(*at) for at in product(_batches(), lengths)])
+    more = _summits(method, several, [Point(*at) for at in product(_batches(), lengths)])
     try:
         single = learner.spread((1,))
     except NotAlikeError:  # more than a few copies differ: a batch of one has a plan of its own
         blueprint = blueprint.with_workload(batch_size=1)
         plan = plan_method(blueprint, method, values)
-        single, places = Learner(plan, blueprint, values, sequences).spread((1,)), places_of(plan)
-    one = _summits(plan, places, single, [Point(1, tokens) for tokens in lengths])
+        single = Learner(plan, blueprint, values, sequences).spread((1,))
+    one = _summits(method, single, [Point(1, tokens) for tokens in lengths])
     surplus = Surplus((single, one), (several, more), planned, sequences[-1])
     return {
         "single": [_packed(summit) for summit in one],
@@ -138,18 +137,17 @@ def peak_parts(row: Row, point: Point) -> list[int]:
     return max(found, key=sum)  # the first of them
 
 
-def _summits(plan: Plan, places: Sequence[Places], spread: Spread, points: Sequence[Point]) -> list[Summit]:
-    """The moments that are the peak at some of `points`; at a few others the plan's traces are replayed.
+def _summits(method: str, spread: Spread, points: Sequence[Point]) -> list[Summit]:
+    """The moments that are the peak at some of `points`; at a few others the plan's trace is replayed.
 
     Raises:
         NotAlikeError: another moment is the peak there.
     """
-    found = Mountains(spread, places, plan.depth).summits(points)
-    replay, draw = Replay(plan, places), random.Random(plan.method)
+    found, draw = Mountains(spread).summits(points), random.Random(method)
     most = max(points)
     for _ in range(CHECKED):
         point = Point(draw.randint(spread.batches[0], most.batch), draw.randint(LEAST, most.sequence))
-        if replay.peak_bytes(spread.at(point)) != peak_bytes(found, point):
+        if spread.replay.peak_bytes(spread.at(point)) != peak_bytes(found, point):
             raise NotAlikeError(f"at {point.batch} x {point.sequence} tokens another moment is the peak")
     return found
 
