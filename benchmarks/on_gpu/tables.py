@@ -20,21 +20,30 @@ def memory(document: Record, workload: str) -> Table:
     """Planned against measured, or that it doesn't fit."""
     headers = ["method", "with", "planned", "requested", "error", "allocated", "planned reserved", "reserved", "error "]
     notes = [
-        "Planned: the peak of membench plan. Requested: the allocator's peak without rounding, minus libraries' "
-        "workspaces, which plans don't count. Error: planned over requested, and planned reserved over reserved.",
+        "Planned: the peak of membench plan. Requested: the allocator's peak without rounding. Requested and reserved "
+        "are without libraries' workspaces, which plans don't count. Error: planned over requested, and planned "
+        "reserved over reserved.",
         "With: settings other than the method's defaults, chosen because the defaults don't fit the card by plan.",
     ]
-    cells = [_memory_row(method, part) for method, part in finished(document, f"methods/{workload}/").items()]
+    again = document.get("replanned", {"plans": {}})
+    if again["plans"]:
+        versions = ", ".join(f"{package} {number}" for package, number in again["versions"].items())
+        notes.append(
+            f"Planned again since, with {versions}: methods may keep less by now than when they were measured."
+        )
+    measured = finished(document, f"methods/{workload}/")
+    cells = [_memory_row(name, part, again["plans"].get(f"{workload}/{name}", {})) for name, part in measured.items()]
     return Table("Memory at the peak, GiB", headers, cells, {"method", "with"}, notes)
 
 
-def _memory_row(method: str, part: Record) -> list[str]:
+def _memory_row(method: str, part: Record, again: Record) -> list[str]:
     planned = part["planned"]
     if planned is None:
         smallest = min(row["estimated_total_bytes"] for row in part["too_large"])
         return [method, "", f"{gib(smallest)} at least: not tried", *[NOTHING] * 6]
+    planned = planned | again
     requested = without(part["peak_requested_bytes"], part["workspace_bytes"])
-    reserved = without(part["peak_reserved_bytes"], 0)
+    reserved = without(part["peak_reserved_bytes"], part["workspace_bytes"])
     return [
         method,
         said(planned["given"]),

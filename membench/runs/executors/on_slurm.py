@@ -156,7 +156,7 @@ class Slurm:
         self.folder.mkdir(parents=True, exist_ok=True)
         known = self._remembered()
         new = [call for call in calls if call.log.stem not in known]
-        jobs = {name: submitit.SlurmJob(self.folder, number) for name, number in known.items()}
+        jobs: dict[str, Any] = {name: submitit.SlurmJob(self.folder, number) for name, number in known.items()}
         jobs |= dict(zip((call.log.stem for call in new), self._array(new), strict=True))
         files.write(self._queue, json.dumps({name: job.job_id for name, job in jobs.items()}).encode())
         return {call.log.stem: _Queued(call, jobs[call.log.stem], self._told(call)) for call in calls}
