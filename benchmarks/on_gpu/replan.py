@@ -21,6 +21,7 @@ from membench.planning.workload import Workload
 
 KEYS = ("peak_allocated_bytes", "peak_reserved_bytes")
 PACKAGES = ("torch", "transformers")
+CHANGED = ("blockllm",)  # they keep less since they were measured, so their figures stay beside the plans of that time
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def replanned(document: Record) -> Record:
         f"{workload}/{method}": planned_now(document, workload, method)
         for workload in document["workloads"]
         for method, part in finished(document, f"methods/{workload}/").items()
-        if part["planned"] is not None
+        if part["planned"] is not None and method not in CHANGED
     }
     return {"versions": {name: version(name) for name in PACKAGES}, "plans": plans}
 

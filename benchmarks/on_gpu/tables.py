@@ -25,13 +25,13 @@ def memory(document: Record, workload: str) -> Table:
         "reserved over reserved.",
         "With: settings other than the method's defaults, chosen because the defaults don't fit the card by plan.",
     ]
+    measured = finished(document, f"methods/{workload}/")
     again = document.get("replanned", {"plans": {}})
     if again["plans"]:
         versions = ", ".join(f"{package} {number}" for package, number in again["versions"].items())
-        notes.append(
-            f"Planned again since, with {versions}: methods may keep less by now than when they were measured."
-        )
-    measured = finished(document, f"methods/{workload}/")
+        left = [name for name in measured if f"{workload}/{name}" not in again["plans"]]
+        but = f", but for {', '.join(left)}, whose code has changed" if left else ""
+        notes.append(f"Planned again since, with {versions}{but}.")
     cells = [_memory_row(name, part, again["plans"].get(f"{workload}/{name}", {})) for name, part in measured.items()]
     return Table("Memory at the peak, GiB", headers, cells, {"method", "with"}, notes)
 

@@ -29,7 +29,7 @@ LEARNING_RATES = {
     "lomo": (3e-2, 1e-1, 1e-1),
     "adalomo": (5e-4, 3e-3, 1e-2),
     "hft": (2e-5, 1e-3, 1e-3),
-    "mezo": (1e-6, 1e-3, 1e-3),
+    "mezo": (1e-6, 1e-3, 3e-4),
     "adafactor": (5e-5, 5e-4, 2e-3),
     "adam-mini": (2e-5, 3e-4, 1e-3),
     "apollo": (1e-4, 2e-3, 1e-2),
