@@ -191,12 +191,11 @@ def _in_common(one: Ints, other: Ints) -> int:
     """How many items two rows share before they part."""
     size, start, step = min(len(one), len(other)), 0, 64
     while start < size:
-        parted = np.flatnonzero(
-            one[start : start + step][: size - start] != other[start : start + step][: size - start]
-        )
+        end = min(size, start + step)
+        parted = np.flatnonzero(one[start:end] != other[start:end])
         if len(parted):
             return start + int(parted[0])
-        start, step = start + step, 4 * step
+        start, step = end, 4 * step
     return size
 
 
