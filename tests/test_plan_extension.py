@@ -93,6 +93,19 @@ def test_they_do_so_however_many_layers_are_selected(layers, tmp_path):
     assert plan.row == full.row and plan.modules == full.modules
 
 
+def test_another_size_of_what_was_planned_is_told_by_two_depths(tmp_path):
+    b = blueprint(tmp_path, "llama", 28)
+    values = method_values(b, "badam", {})
+    plan = plan_method(b, "badam", values)
+    for size in ({"batch_size": 5}, {"sequence_length": 40}):
+        other = b.with_workload(**size)
+        again = plan_method(other, "badam", values)
+        assert again.depths == plan.depths[1:]
+        assert again.row == at_full_depth(other, "badam", values).row
+    assert len(plan_method(b.with_workload(gpus=2), "badam", values).depths) == 3
+    assert len(plan_method(b, "badam", {**values, "states": "8bit"}).depths) == 3
+
+
 @pytest.mark.parametrize("method", sorted(UNALIKE))
 def test_where_depths_are_not_alike_the_full_depth_is_simulated(method, tmp_path):
     b = blueprint(tmp_path, "llama", DEPTH)

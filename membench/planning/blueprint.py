@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -44,6 +44,8 @@ class Blueprint:
             raise ValueError(f"--strategy {workload.strategy} is for several GPUs: also give --gpus")
         self.source = Source(source_name(self.workload.model), self.workload.trust_remote_code)
         self.depth = self._layers()
+        # By what is planned: two depths that tell this one, whatever the batch and the sequence; none if none do.
+        self.telling: dict[Hashable, tuple[int, ...]] = {}
         if workload.task and not self.is_causal:
             raise ValueError(
                 f"--task {workload.task} trains causal language models: {workload.model!r} is an encoder "

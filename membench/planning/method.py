@@ -106,8 +106,10 @@ def _plan_on(
     """Plan from simulations on `device`, or on fake tensors if that is None."""
     kernels, made = device or blueprint.workload.device, list[Simulation]()
     simulated = partial(simulate, blueprint, method, values, device=device)
+    same = (method, repr(sorted(values.items())), blueprint.workload.gpus, device)
+    known = blueprint.telling.get(same)  # if other sizes of the batch were planned
     with suppress(NotAlikeError):
-        for depth in _shallow_depths(blueprint):
+        for depth in _shallow_depths(blueprint) if known is None else known:
             with suppress(ValueError):  # so few layers may be too few for a method
                 made.append(simulated(depth))
             if len(made) == 1:
@@ -116,8 +118,11 @@ def _plan_on(
                 _check_choices(blueprint, method, values)
             if any(one.leaves_state for one in made):
                 break
-            if len(made) > 2 and tells(*made[-3:]):
-                return _plan(method, deepen(made[-2], made[-1], blueprint.depth), made[-3:], kernels)
+            if (known and len(made) == 2) or (len(made) > 2 and tells(*made[-3:])):
+                whole = deepen(made[-2], made[-1], blueprint.depth)
+                blueprint.telling[same] = made[-2].depth, made[-1].depth
+                return _plan(method, whole, made[-3:], kernels)
+    blueprint.telling[same] = ()
     whole = simulated(blueprint.depth, whole_cycle=any(one.leaves_state for one in made))
     return _plan(method, whole, [whole], kernels)
 
