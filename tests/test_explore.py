@@ -134,6 +134,10 @@ def test_a_link_keeps_the_choice_and_the_keyboard_makes_it(tab, page):
     tab.ask(f"location.hash = {json.dumps('#' + link.partition('#')[2])}")
     tab.ask("new Promise(done => setTimeout(done, 50))")
     assert tab.ask("document.getElementById('said').textContent") == said
+    tab.ask("location.hash = '#model=llama9-1t&batch=5&sequence=300&dtype=bfloat16'")
+    tab.ask("new Promise(done => setTimeout(done, 50))")
+    said = tab.ask("document.getElementById('said').textContent")
+    assert said.startswith("llama9-1t isn't on this page: another model is shown. ") and "5 x 300 tokens" in said
 
 
 @needs_chromium

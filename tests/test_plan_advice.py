@@ -85,7 +85,9 @@ def test_cards_are_in_order_of_memory_have_a_source_and_hold_less_than_their_nam
     known = {card.name: card.usable_bytes for card in cards.CARDS}
     for name, size in (("a100-40g", 40), ("a100-80g", 80), ("h100", 80), ("rtx3090", 24), ("t4", 16)):
         assert size * 10**9 * 0.95 < known[name] < size * 2**30
-    assert cards.smallest(known["a100-80g"] + 1) == "h100" and cards.smallest(2**40) is None
+    assert cards.smallest(known["a100-80g"] + 1, "bfloat16") == "h100" and cards.smallest(2**40, "float32") is None
+    # of Turing, whose tensor cores don't multiply bf16
+    assert [cards.smallest(12 * 2**30, dtype) for dtype in ("float32", "bfloat16")] == ["t4", "a10"]
 
 
 def test_an_unknown_card_is_refused_with_the_nearest_name():

@@ -25,11 +25,16 @@ class Card(NamedTuple):
         name: for `--budget`.
         usable_bytes: what a process can use, its CUDA context included.
         source: of the size.
+        bfloat16: does it compute in bf16? CUDA's from compute capability 8.0 on do; older ones only imitate it.
     """
 
     name: str
     usable_bytes: int
     source: str
+    bfloat16: bool = True
+
+    def computes_in(self, dtype: str) -> bool:
+        return self.bfloat16 or dtype != "bfloat16"
 
 
 def _seen(name: str, gib: float, source: str) -> Card:
@@ -46,7 +51,7 @@ CARDS = tuple(
     sorted(
         [
             _seen("rtx3080", 9.78, "github.com/zai-org/CogVideo/issues/34"),
-            _listed("t4", 15360),
+            _listed("t4", 15360)._replace(bfloat16=False),
             _listed("l4", 23034),
             _listed("a10", 23028),
             _seen("rtx3090", 23.70, "github.com/GaoLii/DSP/issues/10"),
@@ -75,9 +80,10 @@ def _plain(name: str) -> str:
     )
 
 
-def smallest(size_bytes: int) -> str | None:
-    """The name of the first card that holds `size_bytes`; None if none does."""
-    return next((card.name for card in CARDS if card.usable_bytes >= size_bytes), None)
+def smallest(size_bytes: int, dtype: str) -> str | None:
+    """The name of the first card that holds `size_bytes` and computes in `dtype`; None if none does."""
+    able = (card.name for card in CARDS if card.usable_bytes >= size_bytes and card.computes_in(dtype))
+    return next(able, None)
 
 
 def budget_bytes(text: str) -> int:

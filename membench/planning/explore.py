@@ -67,7 +67,10 @@ def page_data(models: list[dict[str, Any]], settings: list[dict[str, Any]]) -> d
         "made": datetime.now(UTC).date().isoformat(),
         "context_bytes": CUDA_CONTEXT_BYTES,
         "parts": [{"word": PARTS[number].word, "colour": PARTS[number].colour} for number in kept],
-        "cards": [{"name": card.name, "bytes": card.usable_bytes, "source": card.source} for card in CARDS],
+        "cards": [
+            {"name": card.name, "bytes": card.usable_bytes, "source": card.source, "bfloat16": card.bfloat16}
+            for card in CARDS
+        ],
         "batches": PLANNED_BATCHES,
         "least_sequence": LEAST,
         "largest_batch": LARGEST_BATCH,

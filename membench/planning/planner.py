@@ -170,7 +170,7 @@ def row(planned: Planned, blueprint: Blueprint) -> dict[str, Any]:
     return {
         **made.row,
         "hyperparameters": job.values,
-        "smallest_card": smallest(total),
+        "smallest_card": smallest(total, job.workload.dtype),
         "fits": None if budget is None else total <= budget,
         "left_bytes": None if budget is None else budget - total,
         "limits": asdict(planned.limits) if planned.limits else None,

@@ -3,7 +3,7 @@
 const data = JSON.parse(document.getElementById('data').textContent), GIB = 2 ** 30;
 const at = id => document.getElementById(id), gib = size => decimal(size / GIB), decimal = number => number.toLocaleString('en', {minimumFractionDigits: 2, maximumFractionDigits: 2});
 const count = number => number.toLocaleString('en'), modelOf = name => data.models.find(m => m.name === name);
-let choice = {...data.start, own: ''}, unit = null; // of the sizes shown: MiB if all peaks are below a GiB
+let choice = {...data.start, own: ''}, unknown = '', unit = null; // of the sizes shown: MiB if all peaks are below a GiB
 const shown = size => decimal(size / unit.bytes);
 
 // ---- what a method needs
@@ -84,7 +84,7 @@ function reason(model, setting, row, one, bytes) {
   const largest = one.parts.indexOf(Math.max(...one.parts)), too = `${data.parts[largest].word} take most`;
   if (one.parts[0] + data.context_bytes > bytes) return 'the weights alone are too big';
   for (const [words, ...how] of changes(model, setting, row.method)) if (fitting(...how, bytes)) return `${too}; fits with ${words}`;
-  return `${too}; nothing here makes it fit`;
+  return `${too}; no other choice on this page makes it fit`;
 }
 
 // ---- what is shown
@@ -97,7 +97,7 @@ function cards() {
 function show() {
   const model = modelOf(choice.model), setting = settingOf(model, choice.dtype, choice.checkpointing), chosen = cards();
   const needs = setting.rows.map(row => ({row, ...need(setting, row, choice.batch, choice.sequence)})).sort((x, y) => x.total - y.total);
-  at('said').textContent = [
+  at('said').textContent = unknown + [
     `${model.name}, ${model.parameters < 1e8 ? count(model.parameters) : (model.parameters / 1e9).toPrecision(3) + ' billion'} weights in ${choice.dtype}`,
     `${choice.batch} x ${count(choice.sequence)} tokens`, choice.checkpointing ? 'gradient checkpointing' : 'no checkpointing',
     `${model.attention} attention`].join(', ') + '; ' +
@@ -142,7 +142,7 @@ function table(model, setting, needs, chosen) {
   whole.caption.textContent = `What each method needs, ${unit.name}`;
   whole.tHead.replaceChildren(head);
   whole.tBodies[0].replaceChildren(...needs.map(one => {
-    const row = make('tr', {'data-method': one.row.method, 'data-sure': one.sure}), smallest = data.cards.find(card => verdict(one, card.bytes).fits === 'yes');
+    const row = make('tr', {'data-method': one.row.method, 'data-sure': one.sure}), smallest = data.cards.find(card => (card.bfloat16 || choice.dtype !== 'bfloat16') && verdict(one, card.bytes).fits === 'yes');
     row.append(make('th', {scope: 'row', class: 'words'}, one.row.method));
     for (const card of chosen) row.append(make('td', {class: `words fit-${verdict(one, card.bytes).fits}`}, verdict(one, card.bytes).text));
     if (last) row.append(make('td', {class: 'words why'}, verdict(one, last.bytes).fits === 'yes' ? '' : reason(model, setting, one.row, one, last.bytes)));
@@ -163,8 +163,9 @@ function kept() {
 
 function given() {
   const read = new URLSearchParams(location.hash.slice(1)), number = name => parseInt(read.get(name), 10) || data.start[name];
-  if (!modelOf(read.get('model'))) return {...data.start, own: ''};
-  return {model: read.get('model'), dtype: read.get('dtype'), checkpointing: read.get('checkpointing') === '1', batch: number('batch'), sequence: number('sequence'),
+  if (!read.get('model')) return {...data.start, own: ''};
+  unknown = modelOf(read.get('model')) ? '' : `${read.get('model')} isn't on this page: another model is shown. `;
+  return {model: unknown ? data.start.model : read.get('model'), dtype: read.get('dtype'), checkpointing: read.get('checkpointing') === '1', batch: number('batch'), sequence: number('sequence'),
     cards: (read.get('cards') ?? '').split(' ').filter(name => data.cards.some(card => card.name === name)), own: read.get('own') || ''};
 }
 
@@ -209,6 +210,7 @@ function put() { // the choice into the controls
 }
 
 function read() {
+  unknown = '';
   choice = {model: model.value, dtype: dtype.value, checkpointing: checkpointing.checked, batch: parseInt(batch.value, 10) || 1, sequence: parseInt(sequence.value, 10) || data.start.sequence,
     cards: ticks.filter(([, box]) => box.checked).map(([name]) => name), own: parseFloat(own.value) > 0 ? own.value : ''};
   update();
