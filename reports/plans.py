@@ -15,6 +15,7 @@ _RESERVED = (
     "reserved: an estimate of what PyTorch's allocator holds, from a model of it; total: with {context} GiB for "
 )
 _RESERVED += "the process's own CUDA context."
+_TIGHTLY = "tightly: only since the allocator gives back what it holds unused, which takes time at each step."
 _FORMULA = "formula: the method's paper's, for M weights, D layers, width m and rank r; it leaves out activations and "
 _FORMULA += "temporaries."
 _SHARDED_FORMULA = (
@@ -91,6 +92,7 @@ def _memory(document: dict[str, Any]) -> Table:
             columns.append(("GPUs needed", _gpus))
     context = gib(document["context_bytes"])
     notes = [_PARTS, _RESERVED.format(context=context), _CARDS]
+    notes += [_TIGHTLY] if any(row["fits"] and row["left_bytes"] < 0 for row in document["rows"]) else []
     notes += [_NEEDED] if document["budget_bytes"] and _is_sharded(document) else []
     return lay_out(f"Memory at the peak, {name}", document["rows"], columns, {"method", "smallest card", "fits"}, notes)
 
@@ -115,6 +117,8 @@ def _rounded(row: Row, parts: list[Part], unit: int) -> list[str]:
 
 
 def _fits(row: Row) -> str:
+    if row["fits"] and row["left_bytes"] < 0:
+        return "yes, tightly"
     return f"yes, {gib(row['left_bytes'])} left" if row["fits"] else f"no, {gib(-row['left_bytes'])} missing"
 
 
@@ -179,7 +183,8 @@ def advice(document: dict[str, Any]) -> list[str]:
 
 def _room(row: Row) -> str:
     batch = row["limits"]["batch"]
-    return f"{row['method']} ({gib(row['left_bytes'])} GiB left, batch {batch:,})"
+    left = f"{gib(row['left_bytes'])} GiB left" if row["left_bytes"] >= 0 else "tightly"
+    return f"{row['method']} ({left}, batch {batch:,})"
 
 
 def _change(advice: Mapping[str, Any]) -> str:

@@ -4,7 +4,14 @@ import random
 
 import pytest
 
-from membench.memory.allocator import _ADDRESS_BITS, MIB, ROUND_BYTES, CachingAllocator, estimate_reserved_bytes
+from membench.memory.allocator import (
+    _ADDRESS_BITS,
+    MIB,
+    ROUND_BYTES,
+    CachingAllocator,
+    estimate_reserved_bytes,
+    has_room,
+)
 from membench.memory.trace import Trace
 from reports.parts import TEMPORARIES
 
@@ -85,6 +92,37 @@ def test_neighbours_in_a_segment_merge_when_both_are_free():
 
 def test_segments_do_not_merge():
     assert reserved_mib(10 * MIB, 10 * MIB, "0", "1", 20 * MIB) == 40
+
+
+def passes(room_mib: float, *steps: int | str) -> bool:
+    trace = trace_of(*steps)
+    return has_room(trace.events, trace.sizes, int(room_mib * MIB))
+
+
+def test_segments_that_are_wholly_free_are_given_back_where_there_is_no_room_for_another():
+    steps = (12 * MIB, "0", 20 * MIB)  # 12 MiB are kept as long as there is room
+    assert reserved_mib(*steps) == 32
+    assert passes(20, *steps) and not passes(18, *steps)
+    used = (12 * MIB, 12 * MIB, "0", 20 * MIB)
+    assert passes(32, *used) and not passes(30, *used)
+
+
+def test_a_segment_of_which_a_part_is_used_is_not_given_back():
+    steps = (8 * MIB, 8 * MIB, "0", 12 * MIB)  # two blocks of one segment of 20 MiB
+    assert reserved_mib(*steps) == 32
+    assert passes(32, *steps) and not passes(30, *steps)
+
+
+def test_without_pressure_room_changes_nothing():
+    generator = random.Random(3)
+    steps: list[int | str] = [generator.choice([700, 2 * MIB, 15 * MIB]) for _ in range(60)]
+    steps += [str(number) for number in range(0, 60, 2)] + [9 * MIB] * 8
+    most = reserved_mib(*steps)
+    assert passes(most, *steps)
+    peak = sum(step for step in steps if isinstance(step, int)) - sum(
+        step for step in steps[0:60:2] if isinstance(step, int)
+    )
+    assert not passes(peak / MIB - 2, *steps)
 
 
 def test_blocks_never_overlap_and_all_free_leaves_whole_segments():

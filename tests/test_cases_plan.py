@@ -56,7 +56,7 @@ def test_n1_the_largest_batch_fits_and_one_more_does_not(name, method, tmp_path)
     values = method_values(b, method, {})
     batch = largest_batch(plan_method(b, method, values), b, values, 2**30)
     here, beyond = (plan_method(b.with_workload(batch_size=n), method, values) for n in (batch, batch + 1))
-    assert here.total_bytes <= 2**30 < beyond.total_bytes
+    assert here.fits_in(2**30) and not beyond.fits_in(2**30)
 
 
 @pytest.mark.slow
@@ -66,7 +66,7 @@ def test_n1_the_limits_of_real_models_hold(model, method):
     values, budget = method_values(b, method, {}), 24 * 2**30
     batch = largest_batch(plan_method(b, method, values), b, values, budget)
     here, beyond = (plan_method(b.with_workload(batch_size=n), method, values) for n in (batch, batch + 1))
-    assert here.total_bytes <= budget < beyond.total_bytes
+    assert here.fits_in(budget) and not beyond.fits_in(budget)
 
 
 # N3: the worst draw is the worst

@@ -33,14 +33,16 @@ RUN = Run(
 def test_it_needs_what_will_be_metered():
     task = create_task(RUN.training, RUN.task, seed=0)
     metered = _meter(RUN, task, {})["memory"]["peak_allocated_bytes"]
-    assert rehearsal.planned_bytes(RUN, task) == pytest.approx(metered, rel=0.01)  # of two classes, not two answers
+    assert rehearsal.planned_bytes(RUN, task, 2**40) == pytest.approx(
+        metered, rel=0.01
+    )  # of two classes, not two answers
 
 
 @pytest.mark.parametrize("changes", [{"task": "mine:Task"}, {"training": replace(TRAINING, model="config:llama-tiny")}])
 def test_what_plans_do_not_know_is_not_planned(changes):
     run = replace(RUN, **{"task": "superglue/cb", **changes})
     task = create_task(TRAINING, "superglue/cb", seed=0)
-    assert rehearsal.planned_bytes(run, task) is None
+    assert rehearsal.planned_bytes(run, task, 2**40) is None
 
 
 def test_a_rehearsal_times_steps_and_an_evaluation_and_leaves_out_what_does_not_fit(monkeypatch):

@@ -81,8 +81,8 @@ def test_limits_are_the_last_that_fit_and_never_beyond_the_models_positions(tmp_
     assert limits.model is None  # its weights alone are more than is left
     assert limits.batch > 3 and 24 < limits.sequence <= b.longest_sequence
     for name, limit in (("batch_size", limits.batch), ("sequence_length", limits.sequence)):
-        here, beyond = (plan_method(b.with_workload(**{name: n}), "sgd", values).row for n in (limit, limit + 1))
-        assert here["estimated_total_bytes"] <= size < beyond["estimated_total_bytes"]
+        here, beyond = (plan_method(b.with_workload(**{name: n}), "sgd", values) for n in (limit, limit + 1))
+        assert here.fits_in(size) and not beyond.fits_in(size)
     roomy = find_limits(plan, b, values, 10 * size)
     assert roomy.sequence == b.longest_sequence == 512 and roomy.model == "llama-60m"
 

@@ -152,7 +152,7 @@ def _try(plan: Plan, blueprint: Blueprint, values: Values, budget_bytes: int, le
         made = plan_within(plan, other, {**values, **given}, budget_bytes)
     except ValueError:  # the method refuses the combination
         return None
-    if made is None:
+    if made is None or made.total_bytes > budget_bytes:
         return None
     total = made.total_bytes
     without = [lever.without for lever in levers if lever.without]

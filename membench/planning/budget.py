@@ -19,7 +19,6 @@ from membench.planning.workload import Workload
 from tasks.models.source import CONFIGURATIONS, DTYPES, PREFIX
 
 _MOST = 1 << 22  # sequences or tokens: beyond any use
-_GUESSES = 8
 
 
 @dataclass(frozen=True)
@@ -65,13 +64,13 @@ def plan_within(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], bud
         made = plan_method(blueprint, plan.method, values, most_bytes=budget - CUDA_CONTEXT_BYTES)
     except TooLargeError:
         return None
-    return made if made.total_bytes <= budget else None
+    return made if made.fits_in(budget) else None
 
 
 def largest_batch(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int) -> int:
     """The most sequences per step that fit into `budget` bytes."""
     workload = blueprint.workload
-    if workload.micro_batch_size == 1 and plan.total_bytes > budget:
+    if workload.micro_batch_size == 1 and not plan.fits_in(budget):
         return 0
     start = max(2, workload.micro_batch_size)  # a single sequence has strides that no other batch has
     found = _last_that_fits(plan, blueprint, values, budget, "micro_batch_size", (start, 2 * start), _MOST)
@@ -99,7 +98,7 @@ def _last_that_fits(
     @cache
     def planned(at: int) -> Plan | None:
         if at == getattr(blueprint.workload, option):
-            return plan if plan.total_bytes <= budget else None
+            return plan if plan.fits_in(budget) else None
         return plan_within(plan, blueprint.with_size(option, at), values, budget)
 
     def fits(at: int) -> bool:
@@ -121,18 +120,18 @@ def _last_that_fits(
 
 
 def _search(growth: Growth, budget: int, most: int) -> int:
-    """A size that fits while the next one doesn't: what the allocator adds follows no rule, but is alike nearby."""
-    room, surplus = budget - CUDA_CONTEXT_BYTES, 0
+    """A size that fits while the next one doesn't."""
+    room = budget - CUDA_CONTEXT_BYTES
 
-    def guess() -> int:
+    def whose_peak_fits_with(surplus: int) -> int:
         return largest(lambda at: growth.peak_bytes(at) + surplus <= room, most)
 
-    low, high, tries = 0, guess() + 1, 0
+    low, high = 0, whose_peak_fits_with(0) + 1
+    at = whose_peak_fits_with(growth.surplus_bytes(max(high - 1, 1)))  # with all that the allocator would like
     while high - low > 1:
-        tries += 1
-        at = min(max(guess(), low + 1), high - 1) if tries <= _GUESSES else (low + high) // 2
-        surplus = growth.surplus_bytes(at)
-        low, high = (at, high) if growth.peak_bytes(at) + surplus <= room else (low, at)
+        at = min(max(at, low + 1), high - 1)
+        low, high = (at, high) if growth.has_room(at, room) else (low, at)
+        at = (low + high) // 2
     return low
 
 
@@ -177,7 +176,7 @@ def _largest_model(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], 
 
     def fits(name: str) -> bool:
         if PREFIX + name == blueprint.source.name:
-            return plan.total_bytes <= budget
+            return plan.fits_in(budget)
         other = _of_built_in(replace(blueprint.workload, model=name))
         takes = (other.longest_sequence or _MOST) >= blueprint.workload.sequence_length
         return takes and plan_within(plan, other, values, budget) is not None

@@ -23,10 +23,10 @@ def needed(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget_b
         values: the method's hyper-parameters.
         budget_bytes: of a GPU, its process's context included.
     """
-    planned, total = blueprint.workload.gpus, plan.total_bytes
+    planned, fits_as_planned = blueprint.workload.gpus, plan.fits_in(budget_bytes)
 
     def fits(count: int) -> bool:
-        if count >= planned and total <= budget_bytes:
+        if count >= planned and fits_as_planned:
             return True
         if count <= planned and _least_bytes(plan, planned, count) > budget_bytes:
             return False

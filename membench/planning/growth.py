@@ -50,6 +50,7 @@ class Growth:
         self._replay = Replay(plan.simulation.trace)
         self.peak_bytes = cache(lambda at: self._replay.peak_bytes(self._sizes(at)))
         self.surplus_bytes = cache(lambda at: self._replay.surplus_bytes(self._sizes(at)))
+        self.has_room = cache(lambda at, room_bytes: self._replay.has_room(self._sizes(at), room_bytes))
         self._step = cache(self._simulated_step)
         deeper = [(depth, True) for depth in blueprint.depths[:2]]
         for depth, ranked in ((blueprint.shallowest, False), (blueprint.shallowest, True), *deeper):

@@ -11,7 +11,7 @@ from typing import Any
 
 import optimizers
 from membench.config.errors import explain
-from membench.memory.allocator import CUDA_CONTEXT_BYTES, estimate_reserved_bytes
+from membench.memory.allocator import CUDA_CONTEXT_BYTES, estimate_reserved_bytes, has_room
 from membench.memory.breakdown import alive_at, find_peaks, levels
 from membench.memory.trace import Trace
 from membench.planning.blueprint import Blueprint
@@ -52,6 +52,13 @@ class Plan:
     def total_bytes(self) -> int:
         """What a process takes on a GPU."""
         return int(self.row["estimated_total_bytes"])
+
+    def fits_in(self, budget_bytes: int) -> bool:
+        """Does a process run on a card of so many bytes, perhaps only since the allocator gives back what is unused?"""
+        room, trace = budget_bytes - CUDA_CONTEXT_BYTES, self.simulation.trace
+        if self.total_bytes <= budget_bytes or self.row["peak_allocated_bytes"] > room:
+            return self.total_bytes <= budget_bytes
+        return has_room(trace.events, trace.sizes, room)
 
     def without_trace(self) -> Plan:
         """For other processes, to which a trace would be slow to send."""

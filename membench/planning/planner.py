@@ -54,6 +54,7 @@ class Planned:
     advice: Advice | None = None
     refused: str | None = None
     gpus_needed: int | None = None
+    fits: bool | None = None
 
 
 def plan(
@@ -143,10 +144,11 @@ def _carry_out(job: Job) -> Planned:
     blueprint = Blueprint(job.workload)
     try:
         made = plan_method(blueprint, job.method, job.values)
-        limits, advice, gpus = None, None, None
+        limits, advice, gpus, fits = None, None, None, None
         if job.budget_bytes:
             limits = find_limits(made, blueprint, job.values, job.budget_bytes)
-            if made.total_bytes > job.budget_bytes:
+            fits = made.fits_in(job.budget_bytes)
+            if not fits:
                 advice = advise(made, blueprint, job.values, job.budget_bytes)
             if job.workload.shards > 1:
                 gpus = needed(made, blueprint, job.values, job.budget_bytes)
@@ -154,7 +156,7 @@ def _carry_out(job: Job) -> Planned:
         return Planned(job, None, refused=str(error))
     except Exception as error:  # from whatever code comes with a model or method: the other rows continue
         return Planned(job, None, refused=explain(error))
-    return Planned(job, made.without_trace(), limits, advice, gpus_needed=gpus)
+    return Planned(job, made.without_trace(), limits, advice, gpus_needed=gpus, fits=fits)
 
 
 def cores() -> int:
@@ -171,7 +173,7 @@ def row(planned: Planned, blueprint: Blueprint) -> dict[str, Any]:
         **made.row,
         "hyperparameters": job.values,
         "smallest_card": smallest(total, job.workload.dtype),
-        "fits": None if budget is None else total <= budget,
+        "fits": planned.fits,
         "left_bytes": None if budget is None else budget - total,
         "limits": asdict(planned.limits) if planned.limits else None,
         "advice": asdict(planned.advice) if planned.advice else None,

@@ -30,14 +30,16 @@ def rehearse(run: Run, *, evaluates: bool) -> dict[str, Any]:
     The process can't be used for much else afterwards.
 
     Returns:
-        planned_bytes: at the peak, on a GPU with what allocator and context add; None of what can't be planned.
+        planned_bytes: at the peak, on a GPU with what context and allocator add, as far as there is room; None of what
+            can't be planned.
         room_bytes: of the device.
         step_seconds: median of the steps; None if it doesn't fit, or needs several processes.
         evaluation_seconds: of all validation examples, at most `LONGEST_EVALUATION`; None if there was none.
     """
     torch.set_num_threads(run.threads)
     task = create_task(run.training, run.task, run.seed)
-    planned, room = planned_bytes(run, task), room_bytes(torch.device(run.device))
+    room = room_bytes(torch.device(run.device))
+    planned = planned_bytes(run, task, room)
     found: dict[str, Any] = {"planned_bytes": planned, "room_bytes": room}
     if (planned is not None and planned > room) or run.training.processes > 1:
         return {**found, "step_seconds": None, "evaluation_seconds": None}
@@ -47,7 +49,7 @@ def rehearse(run: Run, *, evaluates: bool) -> dict[str, Any]:
     return {**found, "evaluation_seconds": _evaluation_seconds(loop) if evaluates else None}
 
 
-def planned_bytes(run: Run, task: Task) -> int | None:
+def planned_bytes(run: Run, task: Task, room: int) -> int | None:
     """What the run needs at its peak, on batches like the task's largest; None of a step that plans don't know."""
     family = run.task.partition("/")[0]
     if family not in PLANNED:  # a task of the user's own
@@ -72,10 +74,12 @@ def planned_bytes(run: Run, task: Task) -> int | None:
             values = {**values, "always_train": blueprint.head}  # a task's may have another name
         if run.training.weights == "random":
             values = from_scratch(run.method, values, blueprint.skeleton)
-        row = plan_method(blueprint, run.method, values).row
+        made = plan_method(blueprint, run.method, values)
     except ValueError:  # a model or method of the user's own; the rehearsal will say what is wrong with it
         return None
-    return row["peak_allocated_bytes" if run.device == "cpu" else "estimated_total_bytes"]
+    if run.device == "cpu":
+        return int(made.row["peak_allocated_bytes"])
+    return min(made.total_bytes, room) if made.fits_in(room) else made.total_bytes
 
 
 def room_bytes(device: torch.device) -> int:

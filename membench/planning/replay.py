@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from membench.memory.allocator import reserved_bytes
+from membench.memory.allocator import has_room, reserved_bytes
 from membench.memory.trace import Trace
 
 Ints = NDArray[np.int64]
@@ -37,6 +37,10 @@ class Replay:
     def peak_bytes(self, sizes: Sequence[int]) -> int:
         """The most that is there at once if allocations had these sizes."""
         return int((np.asarray(sizes, dtype=np.int64)[self.index] * self.sign).cumsum().max())
+
+    def has_room(self, sizes: Sequence[int], room_bytes: int) -> bool:
+        """Would they pass on a GPU with so much room? See `allocator.has_room`."""
+        return self.peak_bytes(sizes) <= room_bytes and has_room(self._events, sizes, room_bytes)
 
     def surplus_bytes(self, sizes: Sequence[int]) -> int:
         """What the allocator would reserve beyond that."""

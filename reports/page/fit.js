@@ -46,7 +46,8 @@ function need(setting, row, b, s) {
 
 function verdict(one, bytes) {
   const left = bytes - one.total;
-  if (one.sure === 'planned') return left >= 0 ? {fits: 'yes', text: `yes, ${shown(left)} left`} : {fits: 'no', text: `no, ${shown(-left)} missing`};
+  if (one.sure === 'planned' && left >= 0) return {fits: 'yes', text: `yes, ${shown(left)} left`};
+  if (one.sure === 'planned') return one.least > bytes ? {fits: 'no', text: `no, ${shown(-left)} missing`} : {fits: 'perhaps', text: `perhaps, ${shown(-left)} short`};
   if (one.least > bytes) return {fits: 'no', text: `no, ${one.sure === 'least' ? 'more than' : 'about'} ${shown(one.total - bytes)} missing`};
   if (one.sure === 'least') return {fits: 'perhaps', text: 'perhaps'};
   return {fits: one.most <= bytes ? 'yes' : 'perhaps', text: `${one.most <= bytes ? 'yes' : 'perhaps'}, about ${shown(Math.abs(left))} ${left < 0 ? 'missing' : 'left'}`};

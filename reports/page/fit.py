@@ -144,7 +144,9 @@ def _cells(document: Document, choice: Choice, method: str, one: Need, unit: int
         fits, size = "no", f"more than {shown(one.peak + document['context_bytes'])}"
     else:
         left = choice.card["bytes"] - total
-        fits, size = f"yes, {shown(left)} left" if left >= 0 else f"no, {shown(-left)} missing", shown(total)
+        holds_the_peak = one.peak + document["context_bytes"] <= choice.card["bytes"]
+        short = f"perhaps, {shown(-left)} short" if holds_the_peak else f"no, {shown(-left)} missing"
+        fits, size = f"yes, {shown(left)} left" if left >= 0 else short, shown(total)
     sizes = [size, shown(one.peak), *map(shown, one.parts)]
     return [Cell(method, True), Cell(fits, True), *map(Cell, sizes), Cell(one.phase, True)]
 
