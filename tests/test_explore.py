@@ -250,5 +250,5 @@ def test_twenty_choices_that_the_shipped_page_offers_are_what_a_plan_says_to_the
         print(
             f"{model['name']}, {name}, {batch} x {sequence}: peak and parts equal, total {sure}, {difference:.2%} off"
         )
-        assert sure == "about" or number < 20  # `holds` wants planned totals to the byte; "least": beyond all cards
+        assert sure in ("about", "least") or number < 20  # "least": beyond all cards; `holds` checks planned totals
     assert tab.trouble == []
