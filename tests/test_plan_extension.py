@@ -177,6 +177,8 @@ def test_a_cycle_that_leaves_state_behind_is_gone_through_in_full(tmp_path, monk
     assert plan.depths == (6,)
     layers = sum(p.numel() for p in b.source.skeleton(b.kind).model.layers.parameters())
     assert plan.simulation.leaves_state
+    again = plan_method(b.with_workload(batch_size=4), "hoarder", {})
+    assert again.row["maximum"]["optimizer_state_bytes"] == plan.row["maximum"]["optimizer_state_bytes"]
     assert plan.row["maximum"]["optimizer_state_bytes"] >= 8 * layers
 
 

@@ -6,7 +6,6 @@ A session's own plans are those of the code that it ran; what changed since is m
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from importlib.metadata import version
 from typing import Any
 
@@ -45,9 +44,7 @@ def replanned(document: Record) -> Record:
 
 def planned_now(document: Record, workload: str, method: str) -> dict[str, Any]:
     """The `KEYS` of the plan of what was measured."""
-    known = {field.name for field in fields(Workload)}
-    setup = {name: value for name, value in document["workloads"][workload].items() if name in known}
-    blueprint = Blueprint(Workload(**{**setup, "device": "cuda"}))
+    blueprint = Blueprint(Workload(**document["workloads"][workload]))
     given = document["parts"][f"methods/{workload}/{method}"]["planned"]["given"]
     row = plan_method(blueprint, method, method_values(blueprint, method, given_to(method, given))).row
     return {key: row[key] for key in KEYS}

@@ -90,11 +90,11 @@ def plan_method(
         blueprint: of the model and the training step.
         method: a name in `optimizers`.
         values: its hyper-parameters.
-        most_bytes: what a shallow model may show to be too little for the allocator: then no plan is needed.
+        most_bytes: what a shallow model may show to be too little at the peak: then no plan is needed.
 
     Raises:
         ValueError: the method refuses a value or the model, or the model needs values and is large.
-        TooLargeError: more than `most_bytes` are reserved.
+        TooLargeError: the peak is more than `most_bytes`.
     """
     try:
         return _plan_on(None, blueprint, method, values, most_bytes)
@@ -129,8 +129,10 @@ def _plan_on(
                 whole = deepen(made[-2], made[-1], blueprint.depth)
                 blueprint.telling[same] = made[-2].depth, made[-1].depth
                 return _plan(method, whole, made[-3:], kernels)
-    blueprint.telling[same] = ()
-    whole = simulated(blueprint.depth, whole_cycle=any(one.leaves_state for one in made))
+    leaves_state = any(one.leaves_state for one in made)
+    if not leaves_state:  # which other sizes must find out, too
+        blueprint.telling[same] = ()
+    whole = simulated(blueprint.depth, whole_cycle=leaves_state)
     return _plan(method, whole, [whole], kernels)
 
 

@@ -43,7 +43,6 @@ class Simulation:
         layers: names of the lists of layers.
         component: of each module, by name.
         trained: number of weights that were trained, by selection.
-        knows_worst: does the method know its worst cases?
         leaves_state: does a switch leave state behind for what is no longer trained?
         of_gradients: allocations made from gradients as they are accumulated (on fake tensors).
     """
@@ -53,7 +52,6 @@ class Simulation:
     layers: list[str]
     component: dict[str, str]
     trained: dict[str | None, int] = field(default_factory=dict)
-    knows_worst: bool = False
     leaves_state: bool = False
     of_gradients: set[int] = field(default_factory=set)
 
@@ -94,7 +92,7 @@ def simulate(
         next(selections)
         meter = MemoryMeter(model, optimizer) if fake is None else FakeMeter(model, optimizer, fake)
         simulation = Simulation(depth, meter.trace, _lists_of_layers(model), classify(model))
-        simulation.knows_worst = chooses(type(optimizer))
+        knows_worst = chooses(type(optimizer))
         ending = ends(kinds(model))
         workload = blueprint.workload
         loss = loss_function(workload)
@@ -102,7 +100,7 @@ def simulate(
             loss = RepeatedLoss(loss, meter, blueprint, hooks)
         with meter:
             for turn, _ in enumerate(chain([None], selections)):
-                if turn and not simulation.knows_worst:
+                if turn and not knows_worst:
                     simulation.leaves_state |= any(not p.requires_grad for p in optimizer.state)
                 if whole_cycle or _is_an_end(optimizer.selection, simulation.layers, ending):
                     simulation.trained[optimizer.selection] = sum(p.numel() for p in optimizer.trainable)
