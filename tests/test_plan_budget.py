@@ -7,7 +7,7 @@ from plan_models import blueprint
 
 from membench.config.units import parse_bytes
 from membench.memory.allocator import CUDA_CONTEXT_BYTES
-from membench.planning import budget
+from membench.planning import budget, planner
 from membench.planning.blueprint import Blueprint
 from membench.planning.budget import (
     built_in_models,
@@ -20,6 +20,7 @@ from membench.planning.growth import Growth
 from membench.planning.method import plan_method
 from membench.planning.planner import method_values
 from membench.planning.workload import Workload
+from reports import plans
 
 DEPTH = 7
 
@@ -85,6 +86,18 @@ def test_limits_are_the_last_that_fit_and_never_beyond_the_models_positions(tmp_
         assert here.fits_in(size) and not beyond.fits_in(size)
     roomy = find_limits(plan, b, values, 10 * size)
     assert roomy.sequence == b.longest_sequence == 512 and roomy.model == "llama-60m"
+
+
+def test_a_card_fits_tightly_that_holds_the_peak_but_not_all_that_the_allocator_would_keep(tmp_path):
+    b = blueprint(tmp_path, "large-vocabulary", 2, sequence_length=200, batch_size=8)
+    made = plan_method(b, "adamw", method_values(b, "adamw", {}))
+    peak, total = made.row["peak_allocated_bytes"] + CUDA_CONTEXT_BYTES, made.total_bytes
+    tight = [size for size in range(peak, total, 2**20) if made.fits_in(size)]
+    assert tight and made.fits_in(total) and not made.fits_in(peak - 1)
+    document = planner.plan(b.workload, ["adamw"], {}, budget_bytes=tight[0])
+    (row,) = document["rows"]
+    assert row["fits"] and row["left_bytes"] < 0 and row["advice"] is None
+    assert "yes, tightly" in plans.render(document, "table") and plans.verdict(document) == []
 
 
 def test_nothing_fits_where_the_weights_alone_are_too_large(tmp_path):

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from membench.memory.allocator import estimate_reserved_bytes
-from membench.memory.components import COMPONENTS, classify
+from membench.memory.components import COMPONENTS
 from membench.memory.trace import Trace
 from reports.parts import FIELDS
 
 Sizes = dict[str, int]  # bytes of each part
 
 
-def summarize(trace: Trace, model: nn.Module) -> dict[str, Any]:
-    """The report on a trace of `model`'s training steps.
+def summarize(trace: Trace, component: Mapping[str, str]) -> dict[str, Any]:
+    """The report on a trace of training steps of a model whose modules belong to a `component` each: see `classify`.
 
     Returns:
         peak_allocated_bytes: the most that was held at once, as requested (without an allocator's rounding).
@@ -38,7 +37,6 @@ def summarize(trace: Trace, model: nn.Module) -> dict[str, Any]:
     highest = max(range(len(peaks)), key=lambda turn: peaks[turn][0])
     peak_bytes, moment = peaks[highest]
     alive = alive_at(trace, moment)
-    component = classify(model)
     modules = _group(trace, alive, trace.modules)
     components = _group(trace, alive, [component.get(module, "other") for module in trace.modules])
     return {

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 
 from membench.memory.breakdown import summarize
 from membench.memory.collectives import is_collective, on_copies
+from membench.memory.components import classify
 from membench.memory.modules import AccumulateGrad, ModuleTracker
 from membench.memory.stock import StockOptimizer
 from membench.memory.trace import INPUTS, Trace
@@ -129,7 +130,7 @@ class MemoryMeter(TorchDispatchMode):
 
     def report(self) -> dict[str, Any]:
         """The peak and where it occurs; see `breakdown.summarize`."""
-        return summarize(self.trace, self.model)
+        return summarize(self.trace, classify(self.model))
 
     # ---- each operation
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import optimizers
 from membench.config.errors import explain
-from membench.memory.allocator import CUDA_CONTEXT_BYTES, estimate_reserved_bytes, has_room
-from membench.memory.breakdown import alive_at, find_peaks, levels
+from membench.memory.allocator import CUDA_CONTEXT_BYTES, has_room
+from membench.memory.breakdown import alive_at, find_peaks, levels, summarize
 from membench.memory.trace import Trace
 from membench.planning.blueprint import Blueprint
 from membench.planning.deepen import deepen, tells
@@ -32,26 +32,27 @@ class Plan:
 
     Attributes:
         method: its name.
-        depth: of the model.
         depths: those simulated.
         row: the keys are those in the JSON.
         modules: parts at the peak by component and module; layers are added up, with * as their number.
-        lasting_bytes: what is there whatever the batch.
         simulation: of the model's own depth.
     """
 
     method: str
-    depth: int
     depths: tuple[int, ...]
     row: dict[str, Any]
     modules: dict[str, Table]
-    lasting_bytes: int
     simulation: Simulation
 
     @property
     def total_bytes(self) -> int:
         """What a process takes on a GPU."""
         return int(self.row["estimated_total_bytes"])
+
+    @property
+    def lasting_bytes(self) -> int:
+        """What is there whatever the batch."""
+        return int(levels(self.simulation.trace)[:, list(LASTING)].sum(1).max())
 
     def fits_in(self, budget_bytes: int) -> bool:
         """Does a process run on a card of so many bytes, perhaps only since the allocator gives back what is unused?"""
@@ -175,45 +176,22 @@ def least_peak(simulation: Simulation, depth: int) -> int:
 
 def _plan(method: str, whole: Simulation, simulated: Sequence[Simulation], kernels: str) -> Plan:
     """The plan that the simulation of the `whole` depth says."""
-    trace, pattern = whole.trace, layer_pattern(whole.layers)
-    peaks, maximum = find_peaks(trace)
-    turn = max(range(len(peaks)), key=lambda turn: peaks[turn][0])
-    (peak, moment), selection = peaks[turn], trace.selections[turn][1]
-    by_module = _by_module(trace, moment)
-    components, modules = Table(), dict[str, Table]()
-    for module, sizes in by_module.items():
-        component = whole.component.get(module, "other")
-        _add(components, component, sizes)
-        _add(modules.setdefault(component, {}), pattern.sub(r"\1.*", module), sizes)
-    reserved = estimate_reserved_bytes(trace)
+    report, pattern = summarize(whole.trace, whole.component), layer_pattern(whole.layers)
+    modules: dict[str, Table] = {}
+    for module, sizes in report["modules"].items():
+        of_component = modules.setdefault(whole.component.get(module, "other"), {})
+        added_up = of_component.setdefault(pattern.sub(r"\1.*", module), dict.fromkeys(FIELDS, 0))
+        for field, size in sizes.items():
+            added_up[field] += size
+    reserved, selection = report["estimated_reserved_bytes"], report["peak_selection"]
+    as_reported = ("peak_allocated_bytes", "at_peak", "maximum", "peak_phase", "peak_module", "peak_selection")
     row = {
         "method": method,
-        "peak_allocated_bytes": peak,
-        "at_peak": {field: sum(sizes[field] for sizes in components.values()) for field in FIELDS},
-        "maximum": dict(zip(FIELDS, maximum, strict=True)),
+        **{key: report[key] for key in as_reported},
         "peak_reserved_bytes": reserved,
         "estimated_total_bytes": reserved + CUDA_CONTEXT_BYTES,
-        "peak_phase": trace.phases[trace.events[moment]],
-        "peak_module": max(by_module, key=lambda module: sum(by_module[module].values())),
-        "peak_selection": selection,
         "trained_weights": whole.trained[selection],
-        "components": components,
+        "components": {name: sizes for name, sizes in report["components"].items() if name in modules},
         "kernels": kernels,
     }
-    lasting = int(levels(trace)[:, list(LASTING)].sum(1).max())
-    return Plan(method, whole.depth, tuple([one.depth for one in simulated]), row, modules, lasting, whole)
-
-
-def _by_module(trace: Trace, moment: int) -> Table:
-    """Bytes of each part at a moment, without what a module's children hold."""
-    table: Table = {}
-    for index in alive_at(trace, moment):
-        sizes = table.setdefault(trace.modules[index], dict.fromkeys(FIELDS, 0))
-        sizes[FIELDS[trace.parts[index]]] += trace.sizes[index]
-    return table
-
-
-def _add(table: Table, name: str, sizes: Mapping[str, int]) -> None:
-    row = table.setdefault(name, dict.fromkeys(FIELDS, 0))
-    for field, size in sizes.items():
-        row[field] += size
+    return Plan(method, tuple([one.depth for one in simulated]), row, modules, whole)
