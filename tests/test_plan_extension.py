@@ -261,10 +261,25 @@ def test_notes_are_made_once_for_all_methods_that_act_on_nothing_but_gradients(t
     assert {name: made.count(name) for name in made if name != "mezo"} == {"lomo": 1}  # of two steps of each
 
 
-@pytest.mark.parametrize("method", ["adamw", "lisa", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
-def test_a_shallow_model_never_says_that_the_full_depth_takes_more_than_it_does(method, tmp_path):
-    b = blueprint(tmp_path, "llama", DEPTH, checkpointing=True)
+BOUNDED = [(method, gpus) for method in optimizers.available() for gpus in (1, 8) if (method, gpus) != ("mezo", 8)]
+QUICKLY = [("adamw", 1), ("lisa", 8), ("galore", 8)]
+
+
+@pytest.mark.parametrize(
+    ("method", "gpus"), [pytest.param(*one, marks=[] if one in QUICKLY else pytest.mark.slow) for one in BOUNDED]
+)
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_a_shallow_model_never_says_that_the_full_depth_takes_more_than_it_does(method, gpus, in_backward, tmp_path):
+    """Not even where its layers are all gathered at once."""
+    b = blueprint(tmp_path, "llama", DEPTH, checkpointing=True, gpus=gpus)
     values = method_values(b, method, {})
-    shallow, full = (simulate(b, method, values, depth) for depth in (3, DEPTH))
+    if in_backward and "in_backward" not in values:
+        pytest.skip("it has no such option")
+    full, *shallow = (
+        simulate(b, method, values | {"in_backward": in_backward} if in_backward else values, depth)
+        for depth in (DEPTH, 2, 3)
+    )
     peak = least_peak(full, DEPTH)
-    assert least_peak(shallow, 3) < least_peak(shallow, DEPTH) <= peak == max(find_peaks(full.trace)[0])[0]
+    assert peak == max(find_peaks(full.trace)[0])[0]
+    for one in shallow:
+        assert least_peak(one, one.depth) < least_peak(one, DEPTH) <= peak

@@ -61,7 +61,8 @@ def plan_within(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], bud
     The process's own context is included.
     """
     try:
-        made = plan_method(blueprint, plan.method, values, most_bytes=budget - CUDA_CONTEXT_BYTES)
+        room = budget - CUDA_CONTEXT_BYTES
+        made = plan_method(blueprint, plan.method, values, most_bytes=room, skipped=plan.skipped)
     except TooLargeError:
         return None
     return made if made.fits_in(budget) else None

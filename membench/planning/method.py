@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from typing import Any
+
+import numpy as np
 
 import optimizers
 from membench.config.errors import explain
 from membench.memory.allocator import CUDA_CONTEXT_BYTES, has_room
-from membench.memory.breakdown import alive_at, find_peaks, levels, summarize
+from membench.memory.breakdown import levels, summarize
 from membench.memory.trace import Trace
 from membench.planning.blueprint import Blueprint
 from membench.planning.deepen import deepen, tells
 from membench.planning.extrapolate import NotAlikeError
 from membench.planning.simulate import Simulation, chooses, layer_pattern, simulate, trained_weights
-from reports.parts import FIELDS, LASTING, WEIGHTS
+from reports.parts import ACTIVATIONS, FIELDS, GRADIENTS, LASTING, OPTIMIZER_STATE, WEIGHTS
 from tasks.models.source import DTYPES
 
 Table = dict[str, dict[str, int]]  # bytes of each part, by name
 
+HELD = (WEIGHTS, GRADIENTS, OPTIMIZER_STATE, ACTIVATIONS)  # by each layer at once
 LARGEST_REAL_BYTES = 2 << 30  # the largest weights of a model to try on a CPU if values are needed
 
 
@@ -33,6 +36,7 @@ class Plan:
     Attributes:
         method: its name.
         depths: those simulated.
+        skipped: how many depths below them tell too little; with other models, GPUs or values, most likely as many.
         row: the keys are those in the JSON.
         modules: parts at the peak by component and module; layers are added up, with * as their number.
         simulation: of the model's own depth.
@@ -40,6 +44,7 @@ class Plan:
 
     method: str
     depths: tuple[int, ...]
+    skipped: int
     row: dict[str, Any]
     modules: dict[str, Table]
     simulation: Simulation
@@ -81,6 +86,7 @@ def plan_method(
     values: Mapping[str, Any],
     *,
     most_bytes: int | None = None,
+    skipped: int = 0,
 ) -> Plan:
     """Plan `method` with the hyper-parameters `values`.
 
@@ -92,32 +98,38 @@ def plan_method(
         method: a name in `optimizers`.
         values: its hyper-parameters.
         most_bytes: what a shallow model may show to be too little at the peak: then no plan is needed.
+        skipped: depths not to simulate, of a plan like this one.
 
     Raises:
         ValueError: the method refuses a value or the model, or the model needs values and is large.
         TooLargeError: the peak is more than `most_bytes`.
     """
     try:
-        return _plan_on(None, blueprint, method, values, most_bytes)
+        return _plan_on(None, blueprint, method, values, most_bytes, skipped)
     except RuntimeError as error:  # from what fake tensors can't do; what no tensor can do fails again
         size = blueprint.parameters * DTYPES[blueprint.workload.dtype].itemsize
         if size > LARGEST_REAL_BYTES:
             raise ValueError(
                 f"it fails without values, and is too large to try with real ones: {explain(error)}"
             ) from error
-    return _plan_on("cpu", blueprint, method, values, most_bytes)
+    return _plan_on("cpu", blueprint, method, values, most_bytes, skipped)
 
 
 def _plan_on(
-    device: str | None, blueprint: Blueprint, method: str, values: Mapping[str, Any], most_bytes: int | None
+    device: str | None,
+    blueprint: Blueprint,
+    method: str,
+    values: Mapping[str, Any],
+    most_bytes: int | None,
+    skipped: int,
 ) -> Plan:
     """Plan from simulations on `device`, or on fake tensors if that is None."""
-    kernels, made = device or blueprint.workload.device, list[Simulation]()
+    kernels, made, shallow = device or blueprint.workload.device, list[Simulation](), _shallow_depths(blueprint)
     simulated = partial(simulate, blueprint, method, values, device=device)
     same = (method, repr(sorted(values.items())), blueprint.workload.gpus, device)
     known = blueprint.telling.get(same)  # if other sizes of the batch were planned
     with suppress(NotAlikeError):
-        for depth in _shallow_depths(blueprint) if known is None else known:
+        for depth in shallow[skipped:] if known is None else known:
             with suppress(ValueError):  # so few layers may be too few for a method
                 made.append(simulated(depth))
             if len(made) == 1:
@@ -129,22 +141,21 @@ def _plan_on(
             if (known and len(made) == 2) or (len(made) > 2 and tells(*made[-3:])):
                 whole = deepen(made[-2], made[-1], blueprint.depth)
                 blueprint.telling[same] = made[-2].depth, made[-1].depth
-                return _plan(method, whole, made[-3:], kernels)
+                return _plan(method, whole, made[-3:], kernels, shallow.index(made[-1].depth) - 2)
     leaves_state = any(one.leaves_state for one in made)
     if not leaves_state:  # which other sizes must find out, too
         blueprint.telling[same] = ()
     whole = simulated(blueprint.depth, whole_cycle=leaves_state)
-    return _plan(method, whole, [whole], kernels)
+    return _plan(method, whole, [whole], kernels, skipped)
 
 
-def _shallow_depths(blueprint: Blueprint) -> Iterator[int]:
+def _shallow_depths(blueprint: Blueprint) -> list[int]:
     """Depths to simulate until three tell the model's own, which is as quick to simulate as all of them."""
-    depths = blueprint.depths
-    if len(depths) > 1:
-        layers, depth, period = 0, depths[0], depths[1] - depths[0]
-        while (layers := layers + depth) < blueprint.depth:
-            yield depth
-            depth += period
+    first, *others = blueprint.depths
+    if not others:
+        return []
+    depths = range(first, blueprint.depth, others[0] - first)
+    return [depth for depth, layers in zip(depths, accumulate(depths), strict=True) if layers < blueprint.depth]
 
 
 def _check_choices(blueprint: Blueprint, method: str, values: Mapping[str, Any]) -> None:
@@ -161,20 +172,22 @@ def _check_choices(blueprint: Blueprint, method: str, values: Mapping[str, Any])
 def least_peak(simulation: Simulation, depth: int) -> int:
     """A bound from below for the peak at a larger `depth`: each layer more holds what the least of these does.
 
-    Of a method that selects what it trains, that is the weights alone: a shallow model may have all layers selected.
+    What a layer needs only while it is worked on doesn't count: a few of them may have that at once. Of a method that
+    selects what it trains, weights alone count: a shallow model may have all layers selected.
     """
     trace, pattern = simulation.trace, layer_pattern(simulation.layers)
-    peaks, _ = find_peaks(trace)
-    peak, moment = max(peaks)
-    parts = range(len(FIELDS)) if set(simulation.trained) == {None} else (WEIGHTS,)
-    held: Counter[str] = Counter()
-    for index in alive_at(trace, moment):
-        if layer := pattern.match(trace.modules[index]):
-            held[layer[0]] += trace.sizes[index] * (trace.parts[index] in parts)
-    return peak + (depth - simulation.depth) * min(held.values(), default=0)
+    counts = np.isin(range(len(FIELDS)), HELD if set(simulation.trained) == {None} else WEIGHTS)
+    layers = {module: match[0] for module in set(trace.modules) if (match := pattern.match(module))}
+    events = np.asarray(trace.events, dtype=np.int64)
+    index = np.where(events < 0, ~events, events)
+    layer = np.asarray([layers.get(module, "") for module in trace.modules])[index]
+    changes = np.where(events < 0, -1, 1) * np.asarray(trace.sizes, dtype=np.int64)[index]
+    held = changes * counts[np.asarray(trace.parts)[index]]
+    least = np.min([np.where(layer == name, held, 0).cumsum() for name in {*layers.values()}] or [0 * held], axis=0)
+    return int((changes.cumsum() + (depth - simulation.depth) * least).max(initial=0))
 
 
-def _plan(method: str, whole: Simulation, simulated: Sequence[Simulation], kernels: str) -> Plan:
+def _plan(method: str, whole: Simulation, simulated: Sequence[Simulation], kernels: str, skipped: int) -> Plan:
     """The plan that the simulation of the `whole` depth says."""
     report, pattern = summarize(whole.trace, whole.component), layer_pattern(whole.layers)
     modules: dict[str, Table] = {}
@@ -194,4 +207,4 @@ def _plan(method: str, whole: Simulation, simulated: Sequence[Simulation], kerne
         "components": {name: sizes for name, sizes in report["components"].items() if name in modules},
         "kernels": kernels,
     }
-    return Plan(method, tuple([one.depth for one in simulated]), row, modules, whole)
+    return Plan(method, tuple([one.depth for one in simulated]), skipped, row, modules, whole)
