@@ -29,7 +29,7 @@ WHOLE = [name for name in optimizers.available() if name not in UNALIKE]
 def at_full_depth(b: Blueprint, method: str, values: dict[str, Any]) -> planning.Plan:
     """The plan from a simulation of the model's own depth."""
     whole = simulate(b, method, values, b.depth)
-    return planning._plan(method, whole, [whole], "cpu")
+    return planning._plan(method, whole, [whole], "cpu", 0)
 
 
 QUICK = [("gpt2", "adamw", False), ("llama", "lisa", True)]
@@ -225,11 +225,18 @@ def test_the_short_way_through_the_cache_changes_nothing(tmp_path, monkeypatch):
 
 TWO = [("adamw", {}), ("badam", {"in_backward": True})]  # the second acts within the passes, on one block after another
 MORE = [*TWO, ("galore", {"in_backward": True}), ("lora", {}), ("lisa", {}), ("adalomo", {}), ("blockllm", {})]
-REPEATED = [({"checkpointing": True}, TWO), ({}, MORE), ({"offload_activations": True}, MORE), ({"task": "dpo"}, MORE)]
+REPEATED = [
+    ({"checkpointing": True}, TWO),
+    ({"checkpointing": True, "gpus": 3}, TWO),  # shards of several gradients lie in one allocation
+    ({}, MORE),
+    ({"offload_activations": True}, MORE),
+    ({"task": "dpo"}, MORE),
+    ({"gpus": 8}, MORE),
+]
 
 
 @pytest.mark.parametrize(
-    ("given", "methods"), [REPEATED[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in REPEATED[1:])]
+    ("given", "methods"), [*REPEATED[:2], *(pytest.param(*case, marks=pytest.mark.slow) for case in REPEATED[2:])]
 )
 def test_passes_repeated_from_notes_leave_the_trace_that_real_ones_do(given, methods, tmp_path, monkeypatch):
     from membench.planning import simulate as module

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.distributed.tensor import DTensor
 
 from membench.memory.collectives import WAIT
 from membench.memory.meter import MemoryMeter
@@ -18,13 +19,18 @@ _EMPTY = torch.ops.aten.empty_strided.default
 
 
 class Place(NamedTuple):
-    """The allocation of a tensor that fills it, and what it takes to make another."""
+    """The allocation of a tensor, and what it takes to make another; `offset` elements of it come before."""
 
     allocation: int
     shape: torch.Size
     stride: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+    offset: int = 0
+
+    def around(self, size: int) -> Place:
+        """The place of a tensor that fills the allocation, of so many bytes."""
+        return self._replace(shape=torch.Size([size // self.dtype.itemsize]), stride=(1,), offset=0)
 
 
 class FakeMeter(MemoryMeter):
@@ -69,15 +75,19 @@ class FakeMeter(MemoryMeter):
         return self._accumulating or super()._node()
 
     def place(self, tensor: Tensor) -> Place | None:
-        """The place of a tensor, if it fills an allocation that was noted."""
-        watch = self._alive.get(tensor.untyped_storage()._cdata)
-        if watch is None or self.trace.sizes[watch.index] != tensor.nbytes:
+        """The place of a tensor, or of this rank's shard of it, if it fills an allocation that was noted.
+
+        FSDP2 makes the shards of several gradients in one allocation.
+        """
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        watch = self._alive.get(local.untyped_storage()._cdata)
+        if watch is None or (local is tensor and self.trace.sizes[watch.index] != local.nbytes):
             return None
-        return Place(watch.index, tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+        return Place(watch.index, local.shape, local.stride(), local.dtype, local.device, int(local.storage_offset()))
 
     def put(self, place: Place) -> Tensor:
         """A new tensor for an allocation that is noted already."""
-        allocation, shape, stride, dtype, device = place
+        allocation, shape, stride, dtype, device, _ = place
         tensor: Tensor = self._fake.dispatch(_EMPTY, (), (shape, stride), {"dtype": dtype, "device": device})
         self._watch(tensor.untyped_storage(), allocation)
         return tensor
@@ -88,7 +98,9 @@ class FakeMeter(MemoryMeter):
         return self.put(Place(allocation, shape, (1,), torch.uint8, torch.device(self._device)))
 
     def accumulate(self, gradient: Tensor, p: nn.Parameter) -> None:
-        """Give `p` its gradient, and let hooks act on it, as in a backward pass."""
+        """Give `p` its gradient (a shard, its shard's), and let hooks act on it, as in a backward pass."""
+        if isinstance(p, DTensor):
+            gradient = DTensor.from_local(gradient, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
         p.grad = gradient
         del gradient  # the parameter alone holds it
         hooks: Any = p._post_accumulate_grad_hooks

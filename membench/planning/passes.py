@@ -12,6 +12,7 @@ from types import FunctionType
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
 
 from membench.planning.blueprint import Blueprint
 from membench.planning.layers import kind
@@ -19,6 +20,7 @@ from membench.planning.metered import FakeMeter, Place
 from membench.planning.notes import Notes, Noting
 from membench.planning.workload import Batch, Loss
 from optimizers import MemoryEfficientOptimizer
+from optimizers.shared.sharded import is_sharded
 
 KEPT = 256  # notes; the oldest are forgotten first
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -86,9 +88,16 @@ class RepeatedLoss:
 
         def backward() -> None:
             parameters, done = list(model.parameters()), notes.middle
+            shared: dict[int, Tensor] = {}  # by allocation, what holds the shards of several gradients
             for position, number, place in notes.gradients:
                 trace.repeat(notes.trace, slice(done, position), numbers)
-                meter.accumulate(here(place), parameters[number])
+                if not is_sharded(parameters[number]):
+                    meter.accumulate(here(place), parameters[number])
+                else:
+                    if place.allocation not in shared:
+                        shared[place.allocation] = here(place.around(notes.trace.sizes[place.allocation]))
+                    shard = shared[place.allocation].as_strided(place.shape, place.stride, place.offset)
+                    meter.accumulate(shard, parameters[number])
                 done = position
             trace.repeat(notes.trace, slice(done, None), numbers)
             left = reversed(notes.kept)  # a list frees its last first
@@ -114,7 +123,9 @@ def _stateful(hooks: list[Hook]) -> list[Any]:
 
 
 def _is_stateless(hook: Any) -> bool:
-    """Does it do the same to all models that are alike?"""
+    """Does it do the same to all models that are alike? FSDP2's hooks leave its state as it was before both passes."""
+    if isinstance(getattr(hook, "__self__", None), FSDPState):
+        return True
     return isinstance(hook, FunctionType) and not (hook.__closure__ or hook.__defaults__ or hook.__kwdefaults__)
 
 
@@ -122,4 +133,6 @@ def _differentiates(method: object) -> bool:
     """Is its whole backward pass `loss.backward()`, with no gradients before?"""
     assert isinstance(method, MemoryEfficientOptimizer)
     plain = type(method).backward is MemoryEfficientOptimizer.backward or not method.needs_loss
-    return plain and not method.asks_losses and all(p.grad is None for p in method.model.parameters())
+    parameters = list(method.model.parameters())
+    hooked = any(is_sharded(p) and p._post_accumulate_grad_hooks for p in parameters)  # they share an allocation
+    return plain and not hooked and not method.asks_losses and all(p.grad is None for p in parameters)

@@ -96,7 +96,8 @@ def simulate(
         ending = ends(kinds(model))
         workload = blueprint.workload
         loss = loss_function(workload)
-        if isinstance(meter, FakeMeter) and workload.gradient_accumulation_steps == 1 == workload.gpus:
+        replicas = workload.shards < workload.gpus  # which send gradients from within the backward pass
+        if isinstance(meter, FakeMeter) and workload.gradient_accumulation_steps == 1 and not replicas:
             loss = RepeatedLoss(loss, meter, blueprint, hooks)
         with meter:
             for turn, _ in enumerate(chain([None], selections)):
