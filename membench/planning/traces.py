@@ -2,8 +2,8 @@
 peak follows no rule between sizes.
 
 A trace becomes a row of numbers that hold for any batch and sequence: 2k makes an allocation of kind k, whose bytes are
-a polynomial in both, and 2n + 1 frees the one that n of those still there are newer than. Layers then repeat each other
-literally, and so do methods: from the second time on, what came before in the table is named instead of written.
+a polynomial in both, and odd ones free one of a kind, named by how many of that kind are newer. Layers then repeat each
+other literally, and so do methods: from the second time on, what came before in the table is named instead of written.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Traces:
 
     def __init__(self) -> None:
         self._kinds: dict[Kind, int] = {}
+        self._frees: dict[tuple[int, int], int] = {}  # a kind, and how many of it are newer
         self._rows: list[str] = []  # numbers as characters: rows of them are quickly looked up and compared
 
     def add(self, single: Spread, several: Spread) -> tuple[int, int]:
@@ -43,19 +44,34 @@ class Traces:
 
     def _add(self, spread: Spread, kinds: Sequence[Kind]) -> int:
         numbers = [self._kinds.setdefault(kind, len(self._kinds)) for kind in kinds]
-        self._rows.append("".join(map(chr, _steps(spread.trace.events, numbers))))
+        self._rows.append("".join(map(chr, self._steps(spread.trace.events, numbers))))
         return len(self._rows) - 1
+
+    def _steps(self, events: Sequence[int], kinds: Sequence[int]) -> Iterator[int]:
+        left: dict[int, list[int]] = {}  # by kind, the allocations that are there, in order
+        for event in events:
+            if event >= 0:
+                left.setdefault(kinds[event], []).append(event)
+                yield 2 * kinds[event]
+            else:
+                alike = left[kinds[~event]]
+                place = bisect_left(alike, ~event)
+                free = kinds[~event], len(alike) - 1 - place
+                yield 2 * self._frees.setdefault(free, len(self._frees)) + 1
+                del alike[place]
 
     def packed(self) -> str:
         """All of them: JSON, deflated, in base64.
 
         kinds: of allocations, the coefficients of 1, s, s² in a batch of one, and of 1, s, s², b, bs, bs² in b of them;
             without zeros at the end, and null where there is no such allocation.
+        frees: [k, n], for each odd number: an allocation of kind k is freed that n of its kind are newer than.
         lengths: of the traces.
         steps: the numbers of all of them in a row; -n and d stand for n numbers, the same as those d before.
         """
         document = {
             "kinds": list(self._kinds),
+            "frees": list(self._frees),
             "lengths": [len(row) for row in self._rows],
             "steps": list(_named("".join(self._rows))),
         }
@@ -73,18 +89,6 @@ def trimmed(numbers: Sequence[int]) -> tuple[int, ...]:
     """Without zeros at the end."""
     last = max((place for place, number in enumerate(numbers) if number), default=-1)
     return tuple(numbers[: last + 1])
-
-
-def _steps(events: Sequence[int], kinds: Sequence[int]) -> Iterator[int]:
-    left: list[int] = []  # the allocations that are there, in order
-    for event in events:
-        if event >= 0:
-            left.append(event)
-            yield 2 * kinds[event]
-        else:
-            place = bisect_left(left, ~event)
-            yield 2 * (len(left) - 1 - place) + 1
-            del left[place]
 
 
 def _named(steps: str) -> Iterator[int]:
@@ -122,6 +126,7 @@ class Unpacked:
     def __init__(self, packed: str):
         read: dict[str, Any] = json.loads(zlib.decompress(b64decode(packed)))
         self._kinds: list[list[list[int] | None]] = read["kinds"]
+        self._frees: list[tuple[int, int]] = read["frees"]
         numbers = iter(read["steps"])
         steps: list[int] = []
         for number in numbers:
@@ -138,15 +143,16 @@ class Unpacked:
         """What the allocator reserves for a method, whose `traces` `Traces.add` has told."""
         several = int(point.batch > 1)
         kinds = [None if kind[several] is None else value_at(kind[several] or (), point) for kind in self._kinds]
-        left: list[int] = []
+        left: list[list[int]] = [[] for _ in kinds]
         sizes: list[int | None] = []
         events = []
         for step in self._rows[traces[several]]:
             if step % 2:
-                index = left.pop(len(left) - 1 - step // 2)
+                kind, newer = self._frees[step // 2]
+                index = left[kind].pop(-1 - newer)
             else:
                 index = len(sizes)
-                left.append(index)
+                left[step // 2].append(index)
                 sizes.append(kinds[step // 2])
             if sizes[index] is not None:
                 events.append(~index if step % 2 else index)

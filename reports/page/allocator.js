@@ -87,7 +87,7 @@ function serve({events, kinds}, sizes, room) {
 
 async function unpack(packed) { // a table's traces, and the polynomials of its kinds of allocations
   const bytes = Uint8Array.from(atob(packed), sign => sign.charCodeAt(0));
-  const {kinds, lengths, steps: read} = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream('deflate'))).json();
+  const {kinds, frees, lengths, steps: read} = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream('deflate'))).json();
   const steps = new Int32Array(lengths.reduce((x, y) => x + y, 0));
   let end = 0;
   for (let i = 0; i < read.length; i++) {
@@ -95,20 +95,18 @@ async function unpack(packed) { // a table's traces, and the polynomials of its 
     else for (let left = -read[i], back = read[++i]; left; left--, end++) steps[end] = steps[end - back];
   }
   end = 0;
-  return {kinds, traces: lengths.map(length => traced(steps.subarray(end, end += length)))};
+  return {kinds, traces: lengths.map(length => traced(steps.subarray(end, end += length), frees))};
 }
 
-function traced(steps) { // `i` where allocation `i` is made, `~i` where it is freed; and the kind of each
-  const events = new Int32Array(steps.length), kinds = [], left = [];
+function traced(steps, frees) { // `i` where allocation `i` is made, `~i` where it is freed; and the kind of each
+  const events = new Int32Array(steps.length), kinds = [], left = []; // by kind
   steps.forEach((step, place) => {
     if (step & 1) {
-      const at = left.length - 1 - (step >> 1);
-      events[place] = ~left[at];
-      at === left.length - 1 ? left.pop() : left.splice(at, 1);
+      const [kind, newer] = frees[step >> 1];
+      events[place] = ~left[kind].splice(-1 - newer, 1)[0];
     } else {
-      events[place] = kinds.length;
-      left.push(kinds.length);
-      kinds.push(step >> 1);
+      (left[step >> 1] ??= []).push(kinds.length);
+      events[place] = kinds.push(step >> 1) - 1;
     }
   });
   return {events, kinds};
