@@ -87,7 +87,7 @@ function* changes(model, setting, method) {
   for (const name of variants) yield [also + name.slice(method.length + 1), best, name, b, s];
   for (const x of fewer) for (const y of [s, ...shorter]) yield [`${also}batch ${x}${y === s ? '' : ` and ${count(y)} tokens`}`, best, method, x, y];
   for (const y of shorter) yield [`${also}${count(y)} tokens`, best, method, b, y];
-  for (const name of variants) for (const y of shorter) yield [`${also}${name.slice(method.length + 1)}, batch 1 and ${count(y)} tokens`, best, name, 1, y];
+  for (const name of variants) for (const y of [s, ...shorter]) yield [`${also}${name.slice(method.length + 1)}${y === s ? ' and batch 1' : `, batch 1 and ${count(y)} tokens`}`, best, name, 1, y];
 }
 
 function reason(model, one, bytes) { // of tables that are open
