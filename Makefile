@@ -13,7 +13,7 @@ help:
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-oldest  the tests with the oldest torch and transformers (on Linux, downloads about 3 GB once)"
 	@echo "make studies    the pages in docs/studies, from the records in studies/"
-	@echo "make explore    the page docs/fit.html, of all built-in models (about an hour of one core)"
+	@echo "make explore    the page docs/fit.html, of all built-in models (about twenty minutes of one core)"
 	@echo "make docs       the documentation, in site/: generated pages, strict, links checked"
 	@echo "make check      linter, types, tests"
 	@echo "make clean      remove the environment and all caches (not the results in runs/)"

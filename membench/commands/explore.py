@@ -41,7 +41,7 @@ def explore(**given: Any) -> None:
     """Plan methods on models at every batch and sequence, and write a page to choose in: what fits on which card.
 
     One file, which needs no network. Planning all methods with one dtype and with or without checkpointing takes a core
-    a minute or two a model.
+    half a minute a model.
     """
     options = ExploreOptions(**typed(ExploreOptions, given))
     hold_to_bounds(options)

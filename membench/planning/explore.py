@@ -18,8 +18,7 @@ from membench.planning.blueprint import Blueprint
 from membench.planning.cards import CARDS
 from membench.planning.planner import NO_FORK, Given, cores, method_values
 from membench.planning.spread import LEAST
-from membench.planning.surplus import PLANNED_BATCHES
-from membench.planning.table import LARGEST_BATCH, LONGEST, Setting, plan_setting
+from membench.planning.table import LARGEST_BATCH, LONGEST, OFFERED_BATCHES, Setting, plan_setting
 from membench.planning.workload import Workload
 from reports.parts import PARTS
 
@@ -71,7 +70,7 @@ def page_data(models: list[dict[str, Any]], settings: list[dict[str, Any]]) -> d
             {"name": card.name, "bytes": card.usable_bytes, "source": card.source, "bfloat16": card.bfloat16}
             for card in CARDS
         ],
-        "batches": PLANNED_BATCHES,
+        "batches": OFFERED_BATCHES,
         "least_sequence": LEAST,
         "largest_batch": LARGEST_BATCH,
         "models": models,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from membench.planning.extrapolate import NotAlikeError
 from membench.planning.spread import Point, Spread
 from reports.parts import FIELDS
 
@@ -24,17 +25,16 @@ class Summit:
 
     Attributes:
         phase: of the step.
-        parts: by part, the coefficients of 1, s, s² and (but for batches of one) b, bs, bs²: bytes of b sequences
-            of s tokens.
+        parts: by part, its coefficients: see `coefficients`.
     """
 
     phase: str
-    parts: tuple[tuple[Fraction, ...], ...]
+    parts: tuple[tuple[int, ...], ...]
 
     @cached_property
-    def whole(self) -> tuple[Fraction, ...]:
+    def whole(self) -> tuple[int, ...]:
         """The coefficients of the sum of all parts."""
-        return tuple([sum(of_one, Fraction()) for of_one in zip(*self.parts, strict=True)])
+        return tuple([sum(of_one) for of_one in zip(*self.parts, strict=True)])
 
 
 class Mountains:
@@ -68,28 +68,40 @@ class Mountains:
         return [high[place] for place in sorted(found)]
 
     def _summit(self, place: int) -> Summit:
-        return Summit(self._phases[place], tuple([self._coefficients(row) for row in self._bytes[place]]))
+        given = self._bytes[place].tolist()
+        return Summit(self._phases[place], tuple([coefficients(self._spread, row) for row in given]))
 
-    def _coefficients(self, given: Bytes) -> tuple[Fraction, ...]:
-        batches, sequences = self._spread.batches, self._spread.sequences
-        values = [int(value) for value in given]
-        rows = [newton(sequences, values[i : i + len(sequences)]) for i in range(0, len(values), len(sequences))]
-        if len(batches) == 1:
-            return tuple(rows[0])
+
+def coefficients(spread: Spread, given: Sequence[int]) -> tuple[int, ...]:
+    """Of 1, s, s² and (but for batches of one) b, bs, bs²: bytes of b sequences of s tokens.
+
+    Args:
+        spread: it tells at which points.
+        given: bytes at them.
+
+    Raises:
+        NotAlikeError: the coefficients aren't whole numbers.
+    """
+    batches, sequences = spread.batches, spread.sequences
+    rows = [newton(sequences, given[i : i + len(sequences)]) for i in range(0, len(given), len(sequences))]
+    found = rows[0]
+    if len(batches) > 1:
         slopes = [(other - one) / (batches[1] - batches[0]) for one, other in zip(*rows, strict=True)]
-        return (*(one - batches[0] * slope for one, slope in zip(rows[0], slopes, strict=True)), *slopes)
+        found = [*(one - batches[0] * slope for one, slope in zip(rows[0], slopes, strict=True)), *slopes]
+    if any(number.denominator > 1 for number in found):
+        raise NotAlikeError("what is allocated isn't a polynomial with whole numbers")
+    return tuple(map(int, found))
 
 
-def value_at(coefficients: Sequence[Fraction | int], point: Point) -> Fraction:
-    """A polynomial's value."""
+def value_at(numbers: Sequence[int], point: Point) -> int:
+    """The value of the polynomial with these coefficients."""
     b, s = point
-    terms = (1, s, s * s, b, b * s, b * s * s)
-    return Fraction(sum(c * term for c, term in zip(coefficients, terms, strict=False)))
+    return sum(map(int.__mul__, numbers, (1, s, s * s, b, b * s, b * s * s)))
 
 
 def peak_bytes(summits: Sequence[Summit], point: Point) -> int:
     """The highest of them."""
-    return max(int(value_at(summit.whole, point)) for summit in summits)
+    return max(value_at(summit.whole, point) for summit in summits)
 
 
 def newton(xs: Sequence[int], values: Sequence[int]) -> list[Fraction]:

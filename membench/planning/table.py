@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +15,16 @@ from membench.planning.method import plan_method
 from membench.planning.planner import Given, method_values
 from membench.planning.spread import BATCHES, LEAST, Learner, Point, Spread
 from membench.planning.summits import Mountains, Summit, peak_bytes, value_at
-from membench.planning.surplus import PLANNED_SEQUENCES, Surplus
+from membench.planning.traces import Traces, Unpacked, trimmed
 from membench.planning.workload import Workload
 from reports.parts import FIELDS
 
 Row = dict[str, Any]
 
-LARGEST_BATCH, LONGEST = 64, 16_384  # of the page
+OFFERED_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+OFFERED_SEQUENCES = (128, 256, 512, 1024, 2048, 4096, 8192, 16_384)
+LARGEST_BATCH, LONGEST = OFFERED_BATCHES[-1], OFFERED_SEQUENCES[-1]  # any size up to these may be typed
+FIRST = 1024  # tokens, or the most that are offered: what is shown at first, even without a script
 START = 176  # tokens where plans are made: a number that no width of a model is, so that sizes tell allocations apart
 CHECKED = 3  # of each method: sizes at which the plan's trace is replayed, to see that the peak is right
 VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (  # options with which a method needs much less
@@ -62,15 +64,16 @@ def plan_setting(setting: Setting, methods: Sequence[str], given: Given) -> dict
     longest = min(blueprint.longest_sequence or LONGEST, LONGEST)
     start = min(START, longest // 2)
     blueprint = blueprint.with_workload(sequence_length=start)
-    planned = [tokens for tokens in PLANNED_SEQUENCES if tokens <= longest]
+    offered = [tokens for tokens in OFFERED_SEQUENCES if tokens <= longest] or [longest]
     rows: list[Row] = []
+    traces = Traces()
     given_of, refused = {}, {}
     for method, options in _named(methods):
         name = " ".join([method, *(f"{key}={str(value).lower()}" for key, value in options.items())])
         values = {**method_values(blueprint, method, given), **options}
         given_of[name] = method, values
         try:
-            row = _row(blueprint, method, values, (start, longest // 2 + 1, longest), planned)
+            row = _row(blueprint, method, values, (start, longest // 2 + 1, longest), traces)
             rows.append({"method": name, **row})
         except NotAlikeError as error:
             refused[name] = f"what it needs follows no rule that a page can hold ({error})"
@@ -78,15 +81,21 @@ def plan_setting(setting: Setting, methods: Sequence[str], given: Given) -> dict
             refused[name] = str(error)
         except Exception as error:  # from whatever code comes with a model or method: the other rows continue
             refused[name] = explain(error)
+    packed = traces.packed()
+    unpacked, first = Unpacked(packed), Point(1, min(FIRST, offered[-1]))
+    for row in rows:
+        row["reserved"] = unpacked.reserved_bytes(row["traces"], first)
     if rows:
         row = random.Random(setting.words).choice(rows)
-        _hold_to_a_plan(row, blueprint, *given_of[row["method"]], longest)
+        _hold_to_a_plan(row, unpacked, blueprint, *given_of[row["method"]], longest)
     return {
         "model": setting.model,
         "dtype": setting.dtype,
         "checkpointing": setting.checkpointing,
-        "sequences": planned,
+        "sequences": offered,
+        "first": first.sequence,
         "rows": rows,
+        "traces": packed,
         "refused": refused,
     }
 
@@ -97,10 +106,8 @@ def _named(methods: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from ((name, options) for name, options in VARIANTS if name == method)
 
 
-def _row(
-    blueprint: Blueprint, method: str, values: Mapping[str, Any], sequences: Sequence[int], planned: Sequence[int]
-) -> Row:
-    """Raises NotAlikeError and ValueError."""
+def _row(blueprint: Blueprint, method: str, values: Mapping[str, Any], sequences: Sequence[int], traces: Traces) -> Row:
+    """Notes the method's traces, too. Raises NotAlikeError and ValueError."""
     plan = plan_method(blueprint, method, values)
     learner, lengths = Learner(plan, blueprint, values, sequences), _lengths(sequences[-1])
     several = learner.spread(BATCHES)
@@ -112,28 +119,30 @@ def _row(
         plan = plan_method(blueprint, method, values)
         single = Learner(plan, blueprint, values, sequences).spread((1,))
     one = _summits(method, single, [Point(1, tokens) for tokens in lengths])
-    surplus = Surplus((single, one), (several, more), planned, sequences[-1])
     return {
         "single": [_packed(summit) for summit in one],
         "several": [_packed(summit) for summit in more],
-        "surplus": surplus.table,
-        "between": surplus.between(method),
+        "traces": traces.add(single, several),
     }
 
 
-def _hold_to_a_plan(row: Row, blueprint: Blueprint, method: str, values: Mapping[str, Any], longest: int) -> None:
+def _hold_to_a_plan(
+    row: Row, unpacked: Unpacked, blueprint: Blueprint, method: str, values: Mapping[str, Any], longest: int
+) -> None:
     draw = random.Random(blueprint.source.name)
     point = Point(draw.randint(1, 8), draw.randint(LEAST, longest))
     there = blueprint.with_workload(batch_size=point.batch, sequence_length=point.sequence)
-    planned, found = plan_method(there, method, values).row["at_peak"], peak_parts(row, point)
-    if found != [planned[field] for field in FIELDS]:
-        raise RuntimeError(f"{row['method']} at {point.batch} x {point.sequence} tokens: {found}, planned {planned}")
+    planned = plan_method(there, method, values).row
+    expected = [*(planned["at_peak"][field] for field in FIELDS), planned["peak_reserved_bytes"]]
+    found = [*peak_parts(row, point), unpacked.reserved_bytes(row["traces"], point)]
+    if found != expected:
+        raise RuntimeError(f"{row['method']} at {point.batch} x {point.sequence} tokens: {found}, planned {expected}")
 
 
 def peak_parts(row: Row, point: Point) -> list[int]:
     """Bytes of each part at the peak, as a page reads them from a row."""
     summits = row["single" if point.batch == 1 else "several"]
-    found = [[int(value_at(part, point)) // one.get("over", 1) for part in one["parts"]] for one in summits]
+    found = [[value_at(part, point) for part in one["parts"]] for one in summits]
     return max(found, key=sum)  # the first of them
 
 
@@ -163,13 +172,4 @@ def _batches() -> list[int]:
 
 
 def _packed(summit: Summit) -> dict[str, Any]:
-    """Coefficients as whole numbers, over a common denominator if they aren't."""
-    over = math.lcm(*(c.denominator for part in summit.parts for c in part))
-    parts = [_trimmed([int(c * over) for c in part]) for part in summit.parts]
-    return {"phase": summit.phase, "parts": parts, **({"over": over} if over > 1 else {})}
-
-
-def _trimmed(coefficients: list[int]) -> list[int]:
-    while coefficients and not coefficients[-1]:
-        coefficients.pop()
-    return coefficients
+    return {"phase": summit.phase, "parts": list(map(trimmed, summit.parts))}

@@ -1,5 +1,5 @@
 // The page to explore plans. A method's peak is the highest of a few polynomials in batch and sequence, and so are its
-// parts; what the allocator reserves is known where it was planned.
+// parts; what the allocator reserves is found by serving the plan's trace, which takes a moment.
 const data = JSON.parse(document.getElementById('data').textContent), GIB = 2 ** 30;
 const at = id => document.getElementById(id), gib = size => decimal(size / GIB), decimal = number => number.toLocaleString('en', {minimumFractionDigits: 2, maximumFractionDigits: 2});
 const count = number => number.toLocaleString('en'), modelOf = name => data.models.find(m => m.name === name);
@@ -10,59 +10,68 @@ const shown = size => decimal(size / unit.bytes);
 
 const sum = numbers => numbers.reduce((x, y) => x + y, 0);
 
-function value(coefficients, over, b, s) {
+function value(coefficients, b, s) {
   const terms = [1, s, s * s, b, b * s, b * s * s];
-  return sum(coefficients.map((c, i) => c * terms[i])) / over;
+  return sum(coefficients.map((c, i) => c * terms[i]));
 }
 
 function peak(row, b, s) {
   let highest = null;
   for (const one of b === 1 ? row.single : row.several) {
-    const parts = data.parts.map((_, i) => value(one.parts[i], one.over || 1, b, s)), size = sum(parts);
+    const parts = data.parts.map((_, i) => value(one.parts[i], b, s)), size = sum(parts);
     if (!highest || size > highest.size) highest = {phase: one.phase, parts, size};
   }
   return highest;
 }
 
-function around(known, at) { // the planned sizes at or next to one, and how near they are
-  const low = known.filter(k => k <= at).at(-1) ?? known[0], high = known.find(k => k >= at) ?? known.at(-1);
-  const up = low === high ? 0 : Math.log(at / low) / Math.log(high / low);
-  return low === high ? [[low, 1]] : [[low, 1 - up], [high, up]];
+const unpacks = 'DecompressionStream' in window, unpacked = new Map(), served = new Map(); // traces by table, results by row
+
+async function open(setting) {
+  if (!unpacked.has(setting)) unpacked.set(setting, await unpack(setting.traces));
 }
 
-function need(setting, row, b, s) {
-  const found = peak(row, b, s), near = [];
-  for (const [x, nearX] of around(data.batches, b)) for (const [y, nearY] of around(setting.sequences, s)) {
-    const surplus = row.surplus[data.batches.indexOf(x)][setting.sequences.indexOf(y)];
-    if (surplus !== null) near.push({surplus, share: surplus / peak(row, x, y).size, weight: nearX * nearY});
+const named = (b, s, room) => `${b} ${s} ${room}`, known = (row, b, s) => served.get(row)?.get(named(b, s, Infinity));
+
+function reserved(setting, row, b, s, room = Infinity) { // of a table that is open; null if it needs more than the room
+  if (!served.has(row)) served.set(row, new Map());
+  const results = served.get(row), name = named(b, s, room);
+  if (!results.has(name)) {
+    const several = +(b > 1), {kinds, traces} = unpacked.get(setting);
+    results.set(name, serve(traces[row.traces[several]], kinds.map(kind => kind[several] && value(kind[several], b, s)), room));
   }
-  const planned = data.batches.includes(b) && setting.sequences.includes(s);
-  const least = found.size + data.context_bytes;
-  if (!near.length) return {...found, least, total: least, most: Infinity, sure: 'least'};
-  if (planned) return {...found, least, total: least + near[0].surplus, most: least + near[0].surplus, sure: 'planned'};
-  const told = sum(near.map(n => n.share * n.weight)) / sum(near.map(n => n.weight)), [mostly, most] = row.between.map(more => least + found.size * (told + more));
-  return {...found, least, total: Math.round(mostly), most, sure: 'about'};
+  return results.get(name);
 }
+
+function need(setting, row, b, s) { // without a total until it is computed
+  const found = peak(row, b, s), least = found.size + data.context_bytes, held = known(row, b, s);
+  return {...found, setting, row, b, s, least, total: held === undefined ? null : held + data.context_bytes};
+}
+
+// Does it run on a card, perhaps only since the allocator gives back what it holds unused?
+const fits = (setting, row, b, s, bytes) => peak(row, b, s).size + data.context_bytes <= bytes && reserved(setting, row, b, s, bytes - data.context_bytes) !== null;
 
 function verdict(one, bytes) {
-  const left = bytes - one.total;
-  if (one.sure === 'planned' && left >= 0) return {fits: 'yes', text: `yes, ${shown(left)} left`};
-  if (one.sure === 'planned') return one.least > bytes ? {fits: 'no', text: `no, ${shown(-left)} missing`} : {fits: 'perhaps', text: `perhaps, ${shown(-left)} short`};
-  if (one.least > bytes) return {fits: 'no', text: `no, ${one.sure === 'least' ? 'more than' : 'about'} ${shown(one.total - bytes)} missing`};
-  if (one.sure === 'least') return {fits: 'perhaps', text: 'perhaps'};
-  return {fits: one.most <= bytes ? 'yes' : 'perhaps', text: `${one.most <= bytes ? 'yes' : 'perhaps'}, about ${shown(Math.abs(left))} ${left < 0 ? 'missing' : 'left'}`};
+  const missing = size => ({fits: 'no', text: `no, ${one.total === null ? 'more than ' : ''}${shown(size - bytes)} missing`});
+  if (one.least > bytes) return missing(one.total ?? one.least);
+  if (one.total === null) return {fits: 'perhaps', text: 'perhaps'};
+  if (one.total <= bytes) return {fits: 'yes', text: `yes, ${shown(bytes - one.total)} left`};
+  return fits(one.setting, one.row, one.b, one.s, bytes) ? {fits: 'yes', text: 'yes, tightly'} : missing(one.total);
 }
 
-// ---- what would make a method fit: other tables and planned sizes, the nearest first
+function largestBatch(setting, row, s, bytes) { // 0 if none fits
+  let b = data.largest_batch;
+  while (b && !fits(setting, row, b, s, bytes)) b--;
+  return b;
+}
+
+// ---- what would make a method fit: other tables and sizes that are offered, the nearest first
 
 const settingOf = (model, dtype, checkpointing) => data.settings.find(one =>
   one.model === model.planned_as && one.dtype === dtype && one.checkpointing === checkpointing);
 
 function fitting(setting, method, b, s, bytes) {
   const row = setting?.rows.find(one => one.method === method);
-  if (!row) return false;
-  const one = need(setting, row, b, s);
-  return one.most <= bytes;
+  return row !== undefined && fits(setting, row, b, s, bytes);
 }
 
 function* changes(model, setting, method) {
@@ -78,15 +87,17 @@ function* changes(model, setting, method) {
   for (const name of variants) yield [also + name.slice(method.length + 1), best, name, b, s];
   for (const x of fewer) for (const y of [s, ...shorter]) yield [`${also}batch ${x}${y === s ? '' : ` and ${count(y)} tokens`}`, best, method, x, y];
   for (const y of shorter) yield [`${also}${count(y)} tokens`, best, method, b, y];
-  for (const name of variants) for (const y of shorter) yield [`${also}${name.slice(method.length + 1)}, batch 1 and ${count(y)} tokens`, best, name, 1, y];
+  for (const name of variants) for (const y of [s, ...shorter]) yield [`${also}${name.slice(method.length + 1)}${y === s ? ' and batch 1' : `, batch 1 and ${count(y)} tokens`}`, best, name, 1, y];
 }
 
-function reason(model, setting, row, one, bytes) {
-  const largest = one.parts.indexOf(Math.max(...one.parts)), too = `${data.parts[largest].word} take most`;
+function reason(model, one, bytes) { // of tables that are open
+  const too = most(one);
   if (one.parts[0] + data.context_bytes > bytes) return 'the weights alone are too big';
-  for (const [words, ...how] of changes(model, setting, row.method)) if (fitting(...how, bytes)) return `${too}; fits with ${words}`;
+  for (const [words, ...how] of changes(model, one.setting, one.row.method)) if (fitting(...how, bytes)) return `${too}; fits with ${words}`;
   return `${too}; no other choice on this page makes it fit`;
 }
+
+const most = one => `${data.parts[one.parts.indexOf(Math.max(...one.parts))].word} take most`;
 
 // ---- what is shown
 
@@ -95,27 +106,51 @@ function cards() {
   return [...chosen, ...(own > 0 ? [{name: `${own} GiB`, bytes: Math.round(own * GIB)}] : [])].sort((x, y) => x.bytes - y.bytes);
 }
 
-function show() {
-  const model = modelOf(choice.model), setting = settingOf(model, choice.dtype, choice.checkpointing), chosen = cards();
-  const needs = setting.rows.map(row => ({row, ...need(setting, row, choice.batch, choice.sequence)})).sort((x, y) => x.total - y.total);
+let turn = 0; // of choices: what an older one computes is no longer needed
+
+async function show() { // the peaks, then the totals, then what depends on many of them
+  const mine = ++turn, model = modelOf(choice.model), setting = settingOf(model, choice.dtype, choice.checkpointing), {batch, sequence} = choice;
+  const last = cards().at(-1), told = new Map(), steps = [];
+  for (const row of setting.rows) steps.push(() => reserved(setting, row, batch, sequence));
+  steps.push(() => draw(model, setting, told, true));
+  if (last) for (const row of setting.rows) steps.push(() => told.set(row, {
+    largest: largestBatch(setting, row, sequence, last.bytes),
+    why: fits(setting, row, batch, sequence, last.bytes) ? '' : reason(model, need(setting, row, batch, sequence), last.bytes),
+  }));
+  draw(model, setting, told, unpacks);
+  if (!unpacks) return;
+  await Promise.all(data.settings.filter(one => one.model === model.planned_as).map(open));
+  let since = performance.now();
+  for (const step of steps) {
+    if (performance.now() - since > 50) {
+      await new Promise(done => setTimeout(done)); // the page stays usable
+      since = performance.now();
+    }
+    if (mine !== turn) return;
+    step();
+  }
+  draw(model, setting, told, false);
+}
+
+function draw(model, setting, told, busy) {
+  const chosen = cards(), needs = setting.rows.map(row => need(setting, row, choice.batch, choice.sequence)).sort((x, y) => (x.total ?? x.least) - (y.total ?? y.least));
   at('said').textContent = unknown + [
     `${model.name}, ${model.parameters < 1e8 ? count(model.parameters) : (model.parameters / 1e9).toPrecision(3) + ' billion'} weights in ${choice.dtype}`,
     `${choice.batch} x ${count(choice.sequence)} tokens`, choice.checkpointing ? 'gradient checkpointing' : 'no checkpointing',
     `${model.attention} attention`].join(', ') + '; ' +
     (chosen.map(card => `${card.name}: ${gib(card.bytes)} GiB`).join(', ') || 'no card chosen') + '.';
-  const planned = data.batches.includes(choice.batch) && setting.sequences.includes(choice.sequence);
-  at('sure').textContent = planned ? 'Planned here: all figures are those of “membench plan”, to the byte.'
-    : 'Between planned sizes: peak and parts are exact, to the byte; the total is about what it says. ' +
-      `Planned: batches ${data.batches.join(', ')}, sequences ${setting.sequences.filter(y => y <= model.longest).map(count).join(' ')}.`;
+  at('sure').textContent = needs.every(one => one.total !== null) ? 'All figures are those of “membench plan”, to the byte.'
+    : busy ? 'Peak and parts are those of “membench plan”, to the byte. What PyTorch’s allocator reserves is being computed.'
+    : 'Peak and parts are those of “membench plan”, to the byte. The total isn’t known: this browser can’t unpack what computes it (it lacks DecompressionStream).';
   unit = needs.every(one => one.size < GIB) ? {bytes: GIB / 1024, name: 'MiB'} : {bytes: GIB, name: 'GiB'};
   at('refused').replaceChildren(...Object.entries(setting.refused).map(([method, said]) => make('li', {}, `${method}: ${said}`)));
   bars(needs, chosen);
-  table(model, setting, needs, chosen);
+  table(needs, chosen, told, busy);
   at('link').href = '#' + kept();
 }
 
 function bars(needs, chosen) {
-  const largest = chosen.at(-1)?.bytes, top = Math.max(...needs.map(one => one.total)), scale = largest ? Math.min(Math.max(top, largest) * 1.03, largest * 2.2) : top;
+  const largest = chosen.at(-1)?.bytes, top = Math.max(...needs.map(held)), scale = largest ? Math.min(Math.max(top, largest) * 1.03, largest * 2.2) : top;
   const place = size => `${(100 * size / scale).toFixed(3)}%`, home = at('bars');
   const names = make('div', {class: `fit-cards${chosen.length > 1 ? ' two' : ''}`});
   chosen.forEach((card, i) => names.append(make('span', {class: `${card.bytes > .75 * scale ? 'end' : ''} ${i % 2 ? 'low' : ''}`, style: `left:${place(card.bytes)}`}, card.name)));
@@ -125,34 +160,43 @@ function bars(needs, chosen) {
     const fits = chosen.length ? verdict(one, largest).fits : 'yes', row = make('div', {class: `fit-row fit-${fits}`, 'data-method': one.row.method});
     const track = make('div', {class: 'fit-track', role: 'img', 'aria-label': `${one.row.method}: ` + data.parts.map(({word}, i) => `${word} ${shown(one.parts[i])}`).join(', ')});
     const bar = make('div', {class: 'fit-bar'});
-    [...one.parts, one.total - one.size].forEach((size, i) => bar.append(make('span', {style: `width:${place(size)};background:var(--${data.parts[i]?.colour ?? 'line'})`, title: `${data.parts[i]?.word ?? 'reserved, and context'}: ${shown(size)} ${unit.name}`})));
+    [...one.parts, held(one) - one.size].forEach((size, i) => bar.append(make('span', {style: `width:${place(size)};background:var(--${data.parts[i]?.colour ?? 'line'})`, title: `${data.parts[i]?.word ?? 'reserved, and context'}: ${shown(size)} ${unit.name}`})));
     track.append(bar, ...chosen.map(card => make('span', {class: 'fit-line', style: `left:${place(card.bytes)}`})));
-    row.append(make('b', {}, one.row.method), track, make('span', {}, `${total(one)} ${unit.name}${one.total > scale ? ' »' : ''}`));
+    row.append(make('b', {}, one.row.method), track, make('span', {}, `${total(one)} ${unit.name}${held(one) > scale ? ' »' : ''}`));
     return row;
   }));
 }
 
-const total = one => ({planned: '', about: 'about ', least: 'more than '})[one.sure] + shown(one.total);
+const held = one => one.total ?? one.least, total = one => (one.total === null ? 'more than ' : '') + shown(held(one));
 
-function table(model, setting, needs, chosen) {
-  const whole = at('table'), last = chosen.at(-1), why = last ? [`why not, on ${last.name}`] : [];
-  const words = ['method', ...chosen.map(card => card.name), ...why, 'total', 'peak', ...data.parts.map(part => part.word), 'peak in', 'smallest card'];
-  const text = new Set(['method', ...chosen.map(card => card.name), ...why, 'peak in', 'smallest card']);
+function table(needs, chosen, told, busy) {
+  const whole = at('table'), last = chosen.at(-1), on = last ? [...(unpacks ? [`largest batch on ${last.name}`] : []), `why not on ${last.name}`] : [];
+  const words = ['method', ...chosen.map(card => card.name), ...on, 'total', 'peak', ...data.parts.map(part => part.word), 'peak in', 'smallest card'];
+  const text = new Set(['method', ...chosen.map(card => card.name), on.at(-1), 'peak in', 'smallest card']);
   const head = make('tr', {});
   for (const word of words) head.append(make('th', {scope: 'col', ...(text.has(word) ? {class: 'words'} : {})}, word));
   whole.caption.textContent = `What each method needs, ${unit.name}`;
+  whole.setAttribute('aria-busy', busy);
   whole.tHead.replaceChildren(head);
   whole.tBodies[0].replaceChildren(...needs.map(one => {
-    const row = make('tr', {'data-method': one.row.method, 'data-sure': one.sure}), smallest = data.cards.find(card => (card.bfloat16 || choice.dtype !== 'bfloat16') && verdict(one, card.bytes).fits === 'yes');
+    const row = make('tr', {'data-method': one.row.method}), more = told.get(one.row);
+    const smallest = data.cards.find(card => (card.bfloat16 || choice.dtype !== 'bfloat16') && one.total <= card.bytes)?.name ?? 'none';
     row.append(make('th', {scope: 'row', class: 'words'}, one.row.method));
     for (const card of chosen) row.append(make('td', {class: `words fit-${verdict(one, card.bytes).fits}`}, verdict(one, card.bytes).text));
-    if (last) row.append(make('td', {class: 'words why'}, verdict(one, last.bytes).fits === 'yes' ? '' : reason(model, setting, one.row, one, last.bytes)));
-    row.append(make('td', {'data-bytes': one.total}, total(one)));
+    if (last && unpacks) row.append(make('td', {}, more ? more.largest + (more.largest === data.largest_batch ? ' or more' : '') : '…'));
+    if (last) row.append(make('td', {class: 'words why'}, more?.why ?? (verdict(one, last.bytes).fits === 'no' ? most(one) : '')));
+    row.append(make('td', one.total === null ? {} : {'data-bytes': one.total}, total(one)));
     for (const size of [one.size, ...one.parts]) row.append(make('td', {'data-bytes': size}, shown(size)));
-    row.append(make('td', {class: 'words'}, one.phase), make('td', {class: 'words'}, smallest ? smallest.name : 'none'));
+    row.append(make('td', {class: 'words'}, one.phase), make('td', {class: 'words'}, one.total === null ? '' : smallest));
     return row;
   }));
   sortable(whole);
+  hint();
+}
+
+function hint() { // that the table goes on
+  const box = at('table').parentElement;
+  at('wide').hidden = box.scrollWidth <= box.clientWidth;
 }
 
 // ---- the choice: its controls, and the link that keeps it
@@ -226,6 +270,7 @@ function update() {
 
 form.addEventListener('change', read);
 form.addEventListener('submit', event => event.preventDefault());
+addEventListener('resize', hint);
 addEventListener('hashchange', () => { choice = given(); update(); });
 choice = given();
 form.hidden = false;

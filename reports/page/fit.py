@@ -1,5 +1,5 @@
 """The page to explore plans: what each method needs at any batch and sequence, on which card. Its script computes it
-from polynomials; without one, it shows the table of one choice."""
+from polynomials and traces; without one, it shows the table of one choice."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from reports.page.sheet import fill
 from reports.table import GIB, MIB
 
 Document = Mapping[str, Any]
-FIRST_MODEL, FIRST_SEQUENCE, FIRST_CARD = "llama3-8b", 1024, "rtx4090"  # shown at first, where they are there
+FIRST_MODEL, FIRST_CARD = "llama3-8b", "rtx4090"  # shown at first, where they are there
 
 
 class Choice(NamedTuple):
@@ -31,7 +31,7 @@ class Need:
     Attributes:
         phase: of the peak.
         parts: at the peak, which they add up to.
-        reserved: by the allocator; None where that wasn't planned.
+        reserved: by the allocator; None where only the script can tell.
     """
 
     phase: str
@@ -71,7 +71,7 @@ def render(document: Document) -> str:
     return fill(
         "fit.html",
         ["report.css", "fit.css"],
-        ["common.js", "fit.js"],
+        ["common.js", "allocator.js", "fit.js"],
         document=document,
         data=data.replace("<", "\\u003c"),
         methods=len(methods),
@@ -85,29 +85,22 @@ def first(document: Document) -> Choice:
     models, settings, cards = document["models"], document["settings"], document["cards"]
     model = next((model for model in models if model["name"] == FIRST_MODEL), models[0])
     setting = next(one for one in settings if one["model"] == model["planned_as"])
-    lengths = [tokens for tokens in setting["sequences"] if tokens <= model["longest"]]
-    sequence = FIRST_SEQUENCE if FIRST_SEQUENCE in lengths else lengths[-1]
     card = next((card for card in cards if card["name"] == FIRST_CARD), cards[0])
-    return Choice(model, setting, 1, sequence, card)
+    return Choice(model, setting, 1, min(setting["first"], model["longest"]), card)
 
 
 def need(document: Document, choice: Choice, row: Mapping[str, Any]) -> Need:
     """What a method needs at the choice's batch and sequence."""
     summits = row["single" if choice.batch == 1 else "several"]
-    found = [[_value(part, one.get("over", 1), choice) for part in one["parts"]] for one in summits]
+    found = [[_value(part, choice) for part in one["parts"]] for one in summits]
     highest = max(range(len(found)), key=lambda number: sum(found[number]))  # the first of them
-    surplus = None
-    if choice.batch in document["batches"] and choice.sequence in choice.setting["sequences"]:
-        at = document["batches"].index(choice.batch), choice.setting["sequences"].index(choice.sequence)
-        surplus = row["surplus"][at[0]][at[1]]
-    parts = found[highest]
-    return Need(summits[highest]["phase"], parts, None if surplus is None else sum(parts) + surplus)
+    at_first = (choice.batch, choice.sequence) == (1, choice.setting["first"])
+    return Need(summits[highest]["phase"], found[highest], row["reserved"] if at_first else None)
 
 
-def _value(coefficients: Sequence[int], over: int, choice: Choice) -> int:
+def _value(coefficients: Sequence[int], choice: Choice) -> int:
     b, s = choice.batch, choice.sequence
-    terms = (1, s, s * s, b, b * s, b * s * s)
-    return sum(c * term for c, term in zip(coefficients, terms, strict=False)) // over
+    return sum(map(int.__mul__, coefficients, (1, s, s * s, b, b * s, b * s * s)))
 
 
 def view(document: Document, choice: Choice) -> View:
@@ -127,7 +120,7 @@ def view(document: Document, choice: Choice) -> View:
     ]
     return View(
         f"{', '.join(said)}; {card['name']}: {card['bytes'] / GIB:.2f} GiB.",
-        "Planned here: all figures are those of “membench plan”, to the byte.",
+        "All figures are those of “membench plan”, to the byte.",
         name,
         [Cell(word, word in ("method", card["name"], "peak in")) for word in words],
         [_cells(document, choice, method, one, unit) for method, one in needs],
@@ -139,14 +132,16 @@ def _cells(document: Document, choice: Choice, method: str, one: Need, unit: int
     def shown(size: int) -> str:
         return f"{size / unit:,.2f}"
 
-    total = None if one.reserved is None else one.reserved + document["context_bytes"]
-    if total is None:
-        fits, size = "no", f"more than {shown(one.peak + document['context_bytes'])}"
+    room, least = choice.card["bytes"], one.peak + document["context_bytes"]
+    total = least if one.reserved is None else one.reserved + document["context_bytes"]
+    more = "more than " if one.reserved is None else ""
+    if least > room:
+        fits = f"no, {more}{shown(total - room)} missing"
+    elif one.reserved is None:
+        fits = "perhaps"
     else:
-        left = choice.card["bytes"] - total
-        holds_the_peak = one.peak + document["context_bytes"] <= choice.card["bytes"]
-        short = f"perhaps, {shown(-left)} short" if holds_the_peak else f"no, {shown(-left)} missing"
-        fits, size = f"yes, {shown(left)} left" if left >= 0 else short, shown(total)
+        fits = f"yes, {shown(room - total)} left" if total <= room else f"perhaps, {shown(total - room)} short"
+    size = more + shown(total)
     sizes = [size, shown(one.peak), *map(shown, one.parts)]
     return [Cell(method, True), Cell(fits, True), *map(Cell, sizes), Cell(one.phase, True)]
 
@@ -154,17 +149,16 @@ def _cells(document: Document, choice: Choice, method: str, one: Need, unit: int
 def conditions(document: Document) -> list[str]:
     """How the figures were made, and how exact they are."""
     versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
-    batches = ", ".join(map(str, document["batches"]))
     return [
         f"Planned with {versions}: each method's own code, its training step and the meter on tensors without values, "
         "as “membench plan” does; the methods' own values for fine-tuning, no gradient accumulation, one device.",
         "Peak and parts: for each method polynomials in batch and sequence, learned from steps on shallow models and "
         "checked against others; equal to a plan's to the byte at every batch and sequence of the page.",
-        f"Total: with what PyTorch's allocator reserves, from a model of it, and {document['context_bytes'] / GIB:.2g} "
-        f"GiB for the CUDA context. It follows no rule between sizes: it was simulated at batches of {batches} and the "
-        "sequences called planned. Elsewhere it is told from those around, as much higher as twelve other sizes, drawn "
-        "by chance, mostly are, and marked “about”; “yes” is said where the method would fit even if it were off by as "
-        "much as the worst of them, “perhaps” where it may.",
+        f"Total: with what PyTorch's allocator reserves and {document['context_bytes'] / GIB:.2g} GiB for the CUDA "
+        "context. It follows no rule between sizes, so the page replays the plan's own allocations with the sizes that "
+        "they take at the choice, on a model of the allocator: equal to a plan's to the byte as well.",
+        "Fits: “tightly” where a card holds the peak, but not all that the allocator would keep: it then gives back "
+        "what it holds unused, which takes time at each step.",
         "Attention is what transformers chooses for the model: sdpa, by a GPU's fused kernels, keeps no attention "
         "weights, with or without dropout; eager does.",
         "What a kernel allocates and frees inside one operation (SVD, QR, cuBLAS) isn't counted.",
