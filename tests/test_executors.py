@@ -212,6 +212,19 @@ def test_a_study_on_a_cluster_that_loses_a_node_gives_the_same_tables(local, clu
 
 
 @pytest.mark.slow
+def test_no_comparison_has_its_desk_on_a_node_that_was_lost_just_before(cluster, tmp_path):
+    from membench.runs.executors.on_ray import Ray
+
+    doomed = cluster.add_node(num_cpus=1)
+    comparisons = [Ray(cluster.address, tmp_path / str(number)) for number in range(8)]
+    with comparisons[0]._connected():
+        cluster.remove_node(doomed, allow_graceful=False)
+        for one in comparisons:
+            with one._desk():
+                pass  # at its end, the desk is asked whether it is empty
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stand_in", ["local", "debug"])
 def test_a_study_by_submitit_gives_the_same_tables(local, tmp_path, stand_in):
     pytest.importorskip("submitit")
