@@ -28,8 +28,13 @@ def how_it_ended(run: Record) -> str:
 
 
 def had_device_alone(run: Record) -> bool:
-    """Whether its times tell something: no other run of the comparison was made beside it."""
+    """Was no other run of the comparison made beside it?"""
     return (run["environment"].get("jobs") or 1) == 1
+
+
+def has_true_times(run: Record) -> bool:
+    """Whether its times tell something: it had its device alone, and the same processes made all its steps."""
+    return had_device_alone(run) and not run.get("made_by")
 
 
 def check(record: Record, where: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from reports import floors
 from reports.floors import Floor
 from reports.parts import PARTS
-from reports.record import Record, had_device_alone, how_it_ended
+from reports.record import Record, has_true_times, how_it_ended
 from reports.schema import STATUSES
 from reports.setups import Key, Setup, machine, peak_bytes, score
 from reports.statistics import Sight, paired_ratio, sight, summarise, tied_with_best
@@ -78,7 +78,7 @@ def _throughput_row(setup: Setup, label: str) -> Row:
 
 
 def _alone(runs: dict[Key, Record]) -> dict[Key, Record]:
-    return {key: run for key, run in runs.items() if had_device_alone(run)}
+    return {key: run for key, run in runs.items() if has_true_times(run)}
 
 
 def rates(runs: dict[Key, Record]) -> dict[tuple[Key, str | None], float]:

@@ -24,6 +24,7 @@ _PARTS = "parts: what there is at the moment of the peak; they add up to it."
 _SPEED = "tokens/s: all tokens over all training time; / {0}: geometric mean over pairs of task and seed."
 _STEP = "ms: the median of a run's steps, averaged over runs."
 _SHARED = "Speeds of runs that may have shared a device with others are left out: they tell nothing."
+_CHANGED = "Speeds of runs that went on on other processes are left out: they tell nothing of all their steps."
 _FEWER = "ok runs: where some are missing, only the ratios compare, not tokens/s and ms."
 
 
@@ -361,7 +362,7 @@ def remarks(setup: Setup) -> list[str]:
         [f"Older runs of the same method, task and seed are left out: {setup.superseded}."] if setup.superseded else []
     )
     several = f"Runs are from {len(setup.machines)} machines ({'; '.join(setup.machines)}): speeds compare on one only."
-    shared = (
-        [_SHARED] if any(not had_device_alone(run) for runs in setup.rows.values() for run in runs.values()) else []
-    )
+    runs = [run for of_method in setup.rows.values() for run in of_method.values()]
+    shared = [_SHARED] if not all(map(had_device_alone, runs)) else []
+    shared += [_CHANGED] if any(run.get("made_by") for run in runs) else []
     return missing + old + _coverage_notes(setup) + ([several] if len(setup.machines) > 1 else []) + shared

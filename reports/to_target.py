@@ -6,7 +6,7 @@ from typing import Any
 
 from reports.names import suggestion
 from reports.rankings import Ranking, headline, render
-from reports.record import Record, had_device_alone
+from reports.record import Record, has_true_times
 from reports.setups import Setup, group, heading
 from reports.statistics import decimals
 from reports.table import NOTHING, Column, Row, Table, lay_out
@@ -88,7 +88,7 @@ def _first(run: Record, metric: str, target: float, higher: bool) -> dict[str, A
     for point in run["history"]:
         value = (point.get("metrics") or {}).get(metric)
         if value is not None and (value >= target if higher else value <= target):
-            return point if had_device_alone(run) else {**point, "seconds": None}
+            return point if has_true_times(run) else {**point, "seconds": None}
     return None
 
 

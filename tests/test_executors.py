@@ -101,6 +101,17 @@ def test_the_script_of_an_array_asks_for_what_a_run_needs_and_for_what_the_user_
         assert f"\n#SBATCH --{line}\n" in script
 
 
+def test_a_dry_run_shows_the_script_of_the_array(tmp_path):
+    pytest.importorskip("submitit")
+    (tmp_path / "study.toml").write_text(FEW)
+    line = ["compare", "--config", str(tmp_path / "study.toml"), "--out", str(tmp_path / "out"), "--processes", "2"]
+    done = command(*line, "--executor", "slurm", "--slurm", "partition=gpu", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    for option in ("array=0-3", "cpus-per-task=2", "nodes=1", "partition=gpu", "requeue"):
+        assert f"\n#SBATCH --{option}" in done.stdout, option
+    assert not list(tmp_path.rglob("*.json"))
+
+
 def test_on_ray_a_run_takes_the_cards_of_all_its_processes_or_their_processors():
     pytest.importorskip("ray")
     from membench.runs.executors.on_ray import _parcel
@@ -209,6 +220,19 @@ def test_a_study_on_a_cluster_that_loses_a_node_gives_the_same_tables(local, clu
     thread.join()
     assert lost
     expect_the_same(local, tmp_path)
+
+
+@pytest.mark.slow
+def test_no_comparison_has_its_desk_on_a_node_that_was_lost_just_before(cluster, tmp_path):
+    from membench.runs.executors.on_ray import Ray
+
+    doomed = cluster.add_node(num_cpus=1)
+    comparisons = [Ray(cluster.address, tmp_path / str(number)) for number in range(8)]
+    with comparisons[0]._connected():
+        cluster.remove_node(doomed, allow_graceful=False)
+        for one in comparisons:
+            with one._desk():
+                pass  # at its end, the desk is asked whether it is empty
 
 
 @pytest.mark.slow

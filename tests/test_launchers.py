@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+import optimizers
 from optimizers.shared.sharded import gathered
 
 TESTS = Path(__file__).resolve().parent
@@ -254,6 +255,64 @@ def test_the_loop_with_accelerate_trains_the_same_on_shards_and_replicas_and_in_
     given = [sys.executable, "alone.py", "model", data, "loop-alone"]
     subprocess.run(given, cwd=desk, check=True, timeout=600, env=os.environ | {"ACCELERATE_USE_CPU": "true"})
     assert distance(saved(desk / f"loop-{launcher}"), saved(desk / "loop-alone")) < 1e-6
+
+
+PREPARED = """
+import json, sys
+
+import torch
+from accelerate import Accelerator
+from datasets import load_dataset
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, default_data_collator
+
+import optimizers
+
+data, out, methods = sys.argv[1:]
+accelerator, found = Accelerator(), {}
+for name, given in json.loads(methods):
+    model = AutoModelForCausalLM.from_pretrained("model", dtype="auto")
+    examples = load_dataset("json", data_files=data, split="train")
+    loader = DataLoader(examples, batch_size=8 // accelerator.num_processes, collate_fn=default_data_collator)
+    try:
+        optimizer = optimizers.create(name, model, **given)
+        model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+        for batch in loader:
+            accelerator.backward(model(**batch).loss)
+            optimizer.step()
+            optimizer.zero_grad()
+        weights = torch.cat([p.flatten() for p in accelerator.get_state_dict(model).values()])
+        found[name, "in_backward" in given] = accelerator.gather(weights[None])
+    except (ValueError, RuntimeError) as error:
+        found[name, "in_backward" in given] = str(error)
+if accelerator.is_main_process:
+    torch.save(found, out)
+"""
+
+
+@pytest.mark.slow
+def test_a_loop_that_prepares_model_and_method_for_ddp_is_right_or_told_in_one_sentence_what_to_do(desk):
+    """With `accelerator.backward` and no word of ours, as their users write it."""
+    plain = [(name, dict(optimizers.get(name).example)) for name in optimizers.available()]
+    inside = [(name, {**given, "in_backward": True}) for name, given in plain if name in ("adamw", "badam", "galore")]
+    (desk / "prepared.py").write_text(PREPARED)
+    given = "prepared.py", str(desk / "even.json")
+    launch(desk, "torchrun", *given, "by-two.pt", json.dumps(plain + inside))
+    way = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(TESTS.parent)}
+    one_by_one = [sys.executable, *given, "by-one.pt", json.dumps(plain + inside)]
+    subprocess.run(one_by_one, cwd=desk, check=True, timeout=600, env=way)
+    found, alone = (torch.load(desk / name) for name in ("by-two.pt", "by-one.pt"))
+    right = {key for key, weights in found.items() if torch.is_tensor(weights)}
+    for key in right:
+        assert torch.equal(*found[key]) and (found[key] - alone[key]).abs().max() < 1e-6, key
+    for key in found.keys() - right:
+        assert re.fullmatch(
+            r"[^\n.]+, which DistributedDataParallel can't follow: build it on the plain model, without a wrapper, "
+            r"and call optimizer\.data_parallel\(\); membench\.MethodTrainer does so",
+            found[key],
+        ), (key, found[key])
+    changing = {"adalomo", "badam", "blockllm", "hft", "lisa", "lomo", "mezo"}
+    assert right == {(name, False) for name in set(optimizers.available()) - changing}
 
 
 @pytest.mark.slow

@@ -194,6 +194,7 @@ def test_so_it_is_with_every_method_on_one_two_and_four_processes(tmp_path_facto
         ({"processes": 2, "device": "cuda:1"}, "--device cuda:1: each process has a card of its own: name them with"),
         ({"processes": 2, "devices": "cuda:0,cuda:1,cuda:2"}, "name a multiple of 2, one for each process of a run"),
         ({"processes": 2, "devices": "cuda:0,cuda:1", "jobs": 2}, "each run takes 2 devices, so at most 1"),
+        ({"processes": 2, "begun_with": 2}, "--begun-with 2: the same --processes go on by themselves: leave it out"),
     ],
 )
 def test_what_several_processes_cannot_do_is_refused(given, sentence):
@@ -256,6 +257,56 @@ def test_a_rank_that_is_killed_ends_the_run_with_its_record_and_the_next_command
     again, whole = record_in(out), record_in(tmp_path / "whole")
     assert again["metrics"] == whole["metrics"]
     assert [e["loss"] for e in again["history"]] == [e["loss"] for e in whole["history"]]
+
+
+@pytest.fixture(scope="module", params=["fsdp2", "replicate"])
+def begun_by_two(request, tmp_path_factory):
+    """The folder of a run on two processes that was interrupted, and the command that makes it."""
+    arguments = [*COMPARE, "--strategy", request.param, "--steps", "40"]
+    out = tmp_path_factory.mktemp("begun") / "out"
+    line = [sys.executable, "-m", "membench", *arguments, "--processes", "2", "--out", str(out)]
+    process = subprocess.Popen(line, cwd=ROOT, start_new_session=True)
+    wait_for(lambda: list((out / "checkpoints").glob("*.pt")), 300, "a checkpoint")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=120) == 130
+    wait_for(lambda: not members_of_session(process.pid), 60, "the end of all processes")
+    return out, arguments
+
+
+@pytest.fixture(scope="module")
+def by_one(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("by-one")
+    assert command(*COMPARE, "--steps", "40", "--out", str(folder)).returncode == 0
+    return record_in(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_comparison_goes_on_on_another_number_of_processes_and_its_record_says_which_made_its_steps(
+    count, begun_by_two, by_one, tmp_path
+):
+    begun, arguments = begun_by_two
+    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
+    given = [*arguments, "--processes", str(count), "--begun-with", "2", "--out", str(tmp_path)]
+    done = command(*given)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 of 1 runs go on from where 2 processes came to" in done.stdout
+    record = record_in(tmp_path)
+    first, then = record["made_by"]
+    assert (first["processes"], then["processes"]) == (2, count) and first["steps"] >= 10
+    assert first["steps"] + then["steps"] == 40 == len(record["history"])
+    assert first["tokens"] + then["tokens"] == record["history"][-1]["tokens"]
+    assert record["training"]["processes"] == count == len(record.get("parallel", {"peaks_bytes": [0]})["peaks_bytes"])
+    assert record["time"]["timed_steps"] <= then["steps"]
+    assert record["time"]["tokens_per_second"] == then["tokens"] / then["train_seconds"]
+    assert "Throughput" not in done.stdout and "Speeds of runs that went on on other processes" in done.stdout
+    wanted = [entry["loss"] for entry in by_one["history"]]
+    assert [entry["loss"] for entry in record["history"]] == pytest.approx(wanted, abs=1e-6)
+    if count == 1:  # the same run as if one process had made all of it, and its memory
+        assert record["run_id"] == by_one["run_id"]
+        assert record["memory"]["at_peak"] == by_one["memory"]["at_peak"]
+    assert not list(tmp_path.glob("checkpoints/*"))
+    assert "1 of 1 runs are already in" in command(*given).stdout
 
 
 def _ranks_of(session: int) -> list[int]:

@@ -15,6 +15,7 @@ from test_resume import wait_for
 
 MOMENTS = 20
 ARGUMENTS = [*COMPARE, "--processes", "2", "--steps", "30", "--checkpoint-every", "4"]
+STRATEGIES = ("fsdp2", "replicate")  # with checkpoints of shards, and of the whole model
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 
@@ -49,17 +50,23 @@ def kill(rank, delay, stop):
         os.kill(pid, signal.SIGKILL)
 
 
+def arguments(strategy, folder):
+    return [*ARGUMENTS, "--strategy", strategy, "--out", str(folder), "--save", str(folder / "models")]
+
+
 def outcome(folder):
-    """What doesn't depend on the clock."""
+    """What doesn't depend on the clock: of the record, and the trained weights."""
     record = record_in(folder)
     history = [{key: value for key, value in entry.items() if key != "seconds"} for entry in record["history"]]
     memory = {key: value for key, value in record["memory"].items() if key != "process_peak_bytes"}
-    return record["status"], history, record["metrics"], record["trained_fraction"], memory, record["parallel"]
+    (weights,) = folder.glob("models/*/model.safetensors")
+    of_record = record["status"], history, record["metrics"], record["trained_fraction"], memory, record["parallel"]
+    return *of_record, weights.read_bytes()
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The outcome of a run, and how long its ranks lived."""
+@pytest.fixture(scope="module", params=STRATEGIES)
+def undisturbed(request, tmp_path_factory):
+    """A strategy, the outcome of a run, and how long its ranks lived."""
     folder, begun = tmp_path_factory.mktemp("whole"), []
     stop = threading.Event()
 
@@ -71,28 +78,29 @@ def undisturbed(tmp_path_factory):
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    assert command(*ARGUMENTS, "--out", str(folder)).returncode == 0
+    assert command(*arguments(request.param, folder)).returncode == 0
     stop.set()
     watcher.join()
-    return outcome(folder), begun[-1] - begun[0]
+    return request.param, outcome(folder), begun[-1] - begun[0]
 
 
 @pytest.mark.parametrize("number", range(MOMENTS))
 def test_a_rank_killed_at_a_random_moment_leaves_one_record_and_no_orphan_and_the_run_continues(
     number, undisturbed, tmp_path
 ):
-    wanted, seconds = undisturbed
+    strategy, wanted, seconds = undisturbed
+    given = arguments(strategy, tmp_path)
     draw = random.Random(number)
     stop = threading.Event()
     killer = threading.Thread(target=kill, args=(draw.randrange(2), draw.uniform(0, seconds), stop))
     killer.start()
-    first = command(*ARGUMENTS, "--out", str(tmp_path))
+    first = command(*given)
     stop.set()
     killer.join()
     wait_for(lambda: len(descendants()) <= 1, 60, "the end of all processes of the run")
     if first.returncode:
         record = record_in(tmp_path)
         assert record["status"] == "failed" and "was killed by signal 9 (SIGKILL)" in record["error"]
-        assert command(*ARGUMENTS, "--out", str(tmp_path)).returncode == 0
+        assert command(*given).returncode == 0
     assert outcome(tmp_path) == wanted
     assert not list((tmp_path / "checkpoints").glob("*"))

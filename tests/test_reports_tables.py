@@ -138,6 +138,16 @@ def test_speeds_of_runs_that_shared_a_device_are_left_out():
     assert "Throughput" not in alone and "shared a device" in alone
 
 
+def test_speeds_of_runs_that_other_processes_have_begun_are_left_out():
+    by_two = {"processes": 2, "strategy": "fsdp2", "steps": 4, "tokens": 400, "train_seconds": 1.0}
+    begun = timed(500.0, 1.0, made_by=[by_two, {**by_two, "processes": 1}], seed=1)
+    runs = [timed(1000.0, 1.0), begun]
+    assert document(runs)["throughput"][0]["tokens_per_second"] == 1000.0
+    alone = tables.render([begun])
+    assert "Throughput" not in alone and "Speeds of runs that went on on other processes are left out" in alone
+    assert "shared a device" not in alone
+
+
 def test_times_are_printed_in_milliseconds():
     runs = [make_record(time__update_seconds=0.0123), make_record(time__update_seconds=0.0143, seed=1)]
     header, row = lines(tables.render(runs), "Throughput")

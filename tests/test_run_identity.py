@@ -22,7 +22,7 @@ from tasks import plugins
 PROVENANCE = {"data_revision": None, "data_sha256": None, "model_revision": None, "tokenizer": None}
 
 # What changes nothing in a run: where it is kept, how it is shown, what else is compared, by which name values came.
-FAN_OUT = {"jobs", "executor", "devices", "ray_address", "slurm", "detach"}
+FAN_OUT = {"jobs", "executor", "devices", "ray_address", "slurm", "detach", "begun_with"}
 NO_OTHER_RUN = FAN_OUT | {
     "out",
     "save",
@@ -150,6 +150,12 @@ def test_what_only_says_where_and_how_a_run_is_made_leaves_its_id(provenance, tm
     assert run_id(device="auto", devices=["cpu"]) == run_id()
     assert run_id(executor="ray", ray_address="auto", detach=True) == run_id()
     assert run_id(executor="slurm", slurm={"partition": "gpu"}) == run_id()
+    assert run_id(begun_with=2) == run_id()
+    for strategy in ("fsdp2", "replicate"):
+        two = run(processes=2, strategy=strategy)
+        on_one = run(begun_with=2, strategy=strategy)
+        assert on_one.begun_as == two.run_id != on_one.run_id == run_id()
+    assert run(processes=2, begun_with=1, strategy="replicate").begun_as == run_id()
     assert run_id() in {made.run_id for made in prepare(resolve({**GIVEN, "reference": True}))}
     training = run().training
     assert dataclasses.replace(training, profile="another").identity == training.identity  # its values count, not it

@@ -184,6 +184,9 @@ class FanOutOptions(ExecutionOptions):
     detach: bool = option(
         False, "With ray or slurm: Ctrl-C leaves the runs going; the same command again collects them."
     )
+    begun_with: int | None = option(
+        None, "Go on with the runs that the same command has begun with so many --processes.", at_least=1, below=1_000
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

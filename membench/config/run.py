@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,11 @@ class Training(TrainingOptions):
     def of(cls, settings: TrainingOptions, *, steps: int, weights: str) -> Training:
         """The training that settings ask for."""
         return cls(**shared(TrainingOptions, settings), steps=steps, weights=weights)
+
+    def on(self, processes: int) -> Training:
+        """The same on so many processes; the strategy of a single one is the default."""
+        strategy = self.strategy if processes > 1 else declared(self)["strategy"].default
+        return replace(self, processes=processes, strategy=strategy)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -61,6 +66,7 @@ class Run:
     device: str
     threads: int
     environment: dict[str, Any]  # what a record says about where it was made
+    begun_as: str | None = None  # the id of the run on other processes from whose checkpoint it goes on
     coverage: str = ""  # what it says of blocks that it doesn't come to
     refused: str | None = None  # why it can't be made, if the method or task can't work with this model
 

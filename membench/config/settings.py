@@ -124,8 +124,10 @@ def _check_processes(settings: Settings) -> None:
         )
     if place and (settings.executor != "local" or settings.devices or (settings.jobs or 1) > 1):
         raise UserError("a launcher's processes make the runs themselves: leave out --executor, --devices and --jobs")
+    if settings.begun_with == settings.processes:
+        raise UserError(f"--begun-with {settings.begun_with}: the same --processes go on by themselves: leave it out")
     if settings.processes == 1:
-        if settings.strategy != "fsdp2":
+        if settings.strategy != "fsdp2" and settings.begun_with is None:
             raise UserError(f"--strategy {settings.strategy} is for several processes: also give --processes")
         return
     pieces = settings.gradient_accumulation_steps * settings.processes

@@ -81,6 +81,9 @@ def make_missing(settings: Settings, runs: Sequence[Run], folder: Folder, work: 
     records = _found(settings, runs, folder, models)
     missing = [run for run in runs if run.run_id not in records]
     print_notes(missing)
+    if settings.begun_with and missing:
+        begun = sum(folder.checkpoint(run.begun_as or "").exists() for run in missing)
+        print(f"{begun} of {len(missing)} runs go on from where {settings.begun_with} processes came to", flush=True)
     executor = executors.create(settings)
     if missing and executor.remark:
         print(executor.remark, flush=True)
@@ -161,7 +164,7 @@ class Workplace:
         record = assemble(run, outcome)
         if self.models:
             self.models.end(record)
-        self.folder.write(record)
+        self.folder.write(record, run.begun_as)
         display.end(run, record, seconds)
         return record
 
@@ -175,7 +178,7 @@ class Workplace:
                 display.step(run, *message)
 
         save_to = self.models.begin(run.run_id) if self.models else None
-        arguments = run, self.folder.checkpoint(run.run_id), self.checkpoint_every, save_to
+        arguments = run, self.folder.checkpoint(run.begun_as or run.run_id), self.checkpoint_every, save_to
         made = _Making(self.work, arguments, self.folder.log(run.run_id), show, run=run, display=display)
         made.on_start = made.begin
         return made

@@ -134,12 +134,11 @@ class _Work:
     task: tasks.Task | None  # None: it can't be built
     refused: str | None = None
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What goes into a run's id."""
+    def identity(self, processes: int) -> dict[str, Any]:
+        """What goes into the id of a run on so many processes."""
         provenance = {} if self.task is None else self.task.provenance
         return {
-            "training": self.training.identity,
+            "training": self.training.on(processes).identity,
             "data": _identity(provenance, self.training.data),
             "model_revision": provenance.get("model_revision"),
             "tokenizer": provenance.get("tokenizer"),
@@ -233,14 +232,19 @@ def _steps(settings: Settings, task: tasks.Task) -> int:
 
 def _run(settings: Settings, work: _Work, method: str, seed: int, surroundings: dict[str, Any]) -> Run:
     values = _values(settings, work, method, seed)
-    configuration = {"hyperparameters": values, **work.identity}
+
+    def run_id(processes: int) -> str:
+        configuration = {"hyperparameters": values, **work.identity(processes)}
+        return record.run_id(work.name, method, settings.model, seed, configuration)
+
     return Run(
-        run_id=record.run_id(work.name, method, settings.model, seed, configuration),
+        run_id=run_id(settings.processes),
+        begun_as=run_id(settings.begun_with) if settings.begun_with else None,
         task=work.name,
         method=method,
         seed=seed,
         hyperparameters=values,
-        training=work.training,
+        training=work.training.on(settings.processes),
         device=str(work.device),
         threads=work.threads,
         environment={**surroundings, **work.provenance},

@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from membench.runs.processes import Outcome
 Send = Callable[[str, Any], None]
 
 HANGS = timedelta(minutes=10)  # of a rank that waits for another: then it gives up, and the run ends
+_LOOKS_EVERY = 0.1  # seconds: the launcher, whether a rank has ended; it reports the first that it sees
 _FINISHED = ("ok", "diverged")  # the statuses that ranks come to together
 
 
@@ -40,7 +42,7 @@ def execute(run: Run, checkpoint_path: Path, checkpoint_every: int, save_to: Pat
             rdzv_backend="c10d",
             rdzv_endpoint="127.0.0.1:0",
             max_restarts=0,
-            monitor_interval=0.1,
+            monitor_interval=_LOOKS_EVERY,
             start_method="fork",
         )
     with tempfile.TemporaryDirectory() as told:
@@ -101,6 +103,7 @@ def _rank(told: Path, run: Run, checkpoint_path: Path, checkpoint_every: int, sa
     except (OSError, TypeError):
         traceback.print_exc()
     if measured["status"] not in _FINISHED:
+        time.sleep(10 * _LOOKS_EVERY)  # if it failed because another died, the launcher is to see that one first
         os._exit(1)  # the others may wait for it: the launcher ends them
 
 

@@ -66,13 +66,14 @@ class Folder:
             raise UserError(f"{error} Remove the file to make that run again") from error
         return found if found["status"] in (("ok",) if retry else _FINAL) else None
 
-    def write(self, made: dict[str, Any]) -> None:
-        """Keep a record, and delete what only an unfinished run needs."""
+    def write(self, made: dict[str, Any], begun_as: str | None = None) -> None:
+        """Keep a record, and delete what only an unfinished run needs, also of the one that it was begun as."""
         record.write(made, self.path)
         if made["status"] in ("ok", "diverged"):
-            checkpoint = self.checkpoint(made["run_id"])
-            checkpoint.unlink(missing_ok=True)
-            shutil.rmtree(shards_of(checkpoint), ignore_errors=True)
+            for run_id in filter(None, (made["run_id"], begun_as)):
+                checkpoint = self.checkpoint(run_id)
+                checkpoint.unlink(missing_ok=True)
+                shutil.rmtree(shards_of(checkpoint), ignore_errors=True)
         if made["status"] == "ok":
             self.log(made["run_id"]).unlink(missing_ok=True)
 

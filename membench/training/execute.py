@@ -102,6 +102,8 @@ def _train(
         measured["initial_metrics"] = loop.progress.initial_metrics
         measured |= {"history": loop.progress.history, "time": times(loop), "memory": process_memory(device)}
         measured["block_coverage"] = optimizer.block_coverage
+        if len(loop.progress.made_by) > 1:
+            measured["made_by"] = loop.progress.made_by
     return loop
 
 
@@ -147,10 +149,11 @@ def save(model: nn.Module, task: tasks.Task, folder: Path) -> None:
 def times(loop: Loop) -> dict[str, Any]:
     """The record's section `time`."""
     progress = loop.progress
+    *_, mine = progress.made_by or [{"tokens": 0, "train_seconds": 0.0}]
     return {
         "train_seconds": progress.train_seconds,
         "evaluation_seconds": progress.evaluation_seconds,
-        "tokens_per_second": progress.tokens / progress.train_seconds if progress.train_seconds else None,
+        "tokens_per_second": mine["tokens"] / mine["train_seconds"] if mine["train_seconds"] else None,
         **loop.clock.medians(),
         **loop.clock.spread(),
     }

@@ -47,6 +47,7 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)  # since the last entry of the history
     initial_metrics: dict[str, float] | None = None  # before the first step
+    made_by: list[dict[str, Any]] = field(default_factory=list)  # which processes made how many steps, in their order
 
 
 class Diverged(Exception):
@@ -234,6 +235,7 @@ class Loop:
         """
         if checkpoint_path is not None:
             self._resume(checkpoint_path)
+        self._sign()
         if self.progress.step == 0:
             self._look_before()
         self._begin_to_track()
@@ -249,6 +251,13 @@ class Loop:
                 shards.save(self.state_dict(), checkpoint_path, self.progress.step)
         if not all(torch.isfinite(gathered(p)).all() for p in self.model.parameters()):
             raise Diverged(f"a weight is not finite after the last step ({self.training.steps})")
+
+    def _sign(self) -> None:
+        """Note which processes make the steps from here. Times of steps that others made aren't mixed with theirs."""
+        mine, made_by = {"processes": parallel.ranks(), "strategy": self.training.strategy}, self.progress.made_by
+        if not made_by or mine.items() - made_by[-1].items():
+            made_by.append({**mine, "steps": 0, "tokens": 0, "train_seconds": 0.0})
+            self.clock = Clock(self.device)
 
     def _look_before(self) -> None:
         """What a task must know of the model before the first step, and its scores if they are asked for."""
@@ -283,9 +292,14 @@ class Loop:
         )
         loss = float(parallel.mean_of(mean).item())
         self.scheduler.step()
+        tokens, seconds = sum(int(batch["attention_mask"].sum()) for batch in whole), self.clock.end_step()
         progress.step += 1
-        progress.tokens += sum(int(batch["attention_mask"].sum()) for batch in whole)
-        progress.train_seconds += self.clock.end_step()
+        progress.tokens += tokens
+        progress.train_seconds += seconds
+        mine = progress.made_by[-1]
+        mine["steps"] += 1
+        mine["tokens"] += tokens
+        mine["train_seconds"] += seconds
         self._remember(loss, rate)
         return loss
 

@@ -57,7 +57,7 @@ def memory_caption(setup: Setup) -> str:
 
 
 def step_time(setup: Setup) -> Plot | None:
-    """A step's forward, backward and update as stacked bars; None where all runs shared their device with others."""
+    """A step's forward, backward and update as stacked bars; None where the times of all runs tell nothing."""
     rows, bars = raw.throughput(setup), []
     if any(row["runs_ok"] for row in rows) and all(row["forward_seconds"] is None for row in rows):
         return None

@@ -13,7 +13,7 @@ from reports.figures import style
 from reports.figures.chart import rows_left_out, tasks_left_out
 from reports.figures.style import RowStyle
 from reports.figures.svg import Plot
-from reports.record import Record, had_device_alone
+from reports.record import Record, has_true_times
 from reports.setups import Setup
 
 STRETCHES = 20  # that a run is cut into
@@ -40,8 +40,8 @@ def by_step(setup: Setup, task: str, stem: str, alone: bool) -> Plot | None:
 
 
 def by_time(setup: Setup, task: str, stem: str, alone: bool) -> Plot | None:
-    """A task's losses against seconds of training; None if a run shared its device with others."""
-    if not all(had_device_alone(run) for runs in setup.rows.values() for run in runs.values()):
+    """A task's losses against seconds of training; None if those of a run tell nothing."""
+    if not all(has_true_times(run) for runs in setup.rows.values() for run in runs.values()):
         return None
     return panel(setup, task, "seconds", f"loss-time-{stem}", with_key=alone)
 

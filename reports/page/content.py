@@ -12,7 +12,7 @@ from reports.figures import CHARTS, Gallery
 from reports.figures.curves import STRETCHES, curves_of
 from reports.figures.style import shortened
 from reports.figures.svg import Plot
-from reports.record import Record, had_device_alone
+from reports.record import Record, has_true_times
 from reports.rows import AVERAGE
 from reports.rows import quality as quality_rows
 from reports.rows import summary as summary_rows
@@ -220,7 +220,7 @@ def _loss(setup: Setup, label: str, task: str) -> str:
     seconds = [run["time"]["train_seconds"] for (name, _), run in setup.finished(label).items() if name == task]
     spent = statistics.fmean(seconds) if seconds else curves[0].seconds[-1]
     ended = f", {curves[0].ended}" if curves[0].ended else ""
-    took = f", {spent:,.1f} s" if all(map(had_device_alone, setup.rows[label].values())) else ""
+    took = f", {spent:,.1f} s" if all(map(has_true_times, setup.rows[label].values())) else ""
     return f"{curves[0].losses[-1]:.3f}{took}{ended}"
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from reports.figures.curves import curves_of
 from reports.figures.scores import seen
-from reports.record import had_device_alone
+from reports.record import has_true_times
 from reports.rows import SPEEDS, summary, throughput
 from reports.setups import Setup
 from reports.table import MIB, Row
@@ -17,9 +17,9 @@ ALONG = ("steps", "tokens", "seconds")
 def figures(setup: Setup) -> dict[str, Any]:
     """As JSON: the methods, a list of each figure by method, and curves by task, measure and a method's number.
 
-    A point of a curve is [steps, tokens, seconds, value]; without seconds where runs shared their device.
+    A point of a curve is [steps, tokens, seconds, value]; without seconds where a run's times tell nothing.
     """
-    alone = all(had_device_alone(run) for runs in setup.rows.values() for run in runs.values())
+    alone = all(has_true_times(run) for runs in setup.rows.values() for run in runs.values())
     tasks = setup.tasks[:MOST_TASKS]
     return {
         "methods": list(setup.rows),
@@ -48,7 +48,7 @@ def _over(row: Row, name: str, unit: float) -> float | None:
 
 
 def _seconds(setup: Setup, label: str) -> float | None:
-    runs = [run for run in setup.finished(label).values() if had_device_alone(run)]
+    runs = [run for run in setup.finished(label).values() if has_true_times(run)]
     return statistics.fmean(run["time"]["train_seconds"] for run in runs) if runs else None
 
 

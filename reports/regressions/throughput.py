@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from reports.record import Record, had_device_alone
+from reports.record import Record, has_true_times
 from reports.regressions import findings
 from reports.regressions.evidence import SHARES, Row, judge
 from reports.regressions.findings import Finding
@@ -96,8 +96,8 @@ def _unfit_finding(key: RowKey, row: PairedRow, references: dict[str, Pair], rea
 
 
 def speed(run: Record) -> float:
-    """Tokens a second; 0 is unknown, as of a run that shared its device with others."""
-    return had_device_alone(run) and _time(run, "tokens_per_second") or 0
+    """Tokens a second; 0 is unknown, as of a run whose times tell nothing."""
+    return has_true_times(run) and _time(run, "tokens_per_second") or 0
 
 
 def _one_machine(runs: list[Record]) -> bool:

@@ -206,7 +206,9 @@ class Ray:
     def _desk(self) -> Iterator[Any]:
         """The comparison's desk, on this node; one that was left by an earlier command, if there is one."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        options = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": 1000, "get_if_exists": True}
+        # Ray hands an actor that needs nothing to any node, even one that is lost already, to be placed from there
+        options = {"num_cpus": 0, "memory": 1, "scheduling_strategy": here, "max_concurrency": 1000}
+        options |= {"get_if_exists": True}
         options |= {"name": f"{socket.gethostname()}:{self.folder}"} | ({"lifetime": "detached"} if self.detach else {})
         desk = ray.remote(_Desk).options(**options).remote(self.at_once)
         try:
