@@ -16,6 +16,7 @@ _RESERVED = (
 )
 _RESERVED += "the process's own CUDA context."
 _TIGHTLY = "tightly: only since the allocator gives back what it holds unused, which takes time at each step."
+_LITTLE = "Where less than {context} GiB is left, count on running out: kernels and the context may take more."
 _FORMULA = "formula: the method's paper's, for M weights, D layers, width m and rank r; it leaves out activations and "
 _FORMULA += "temporaries."
 _SHARDED_FORMULA = (
@@ -171,6 +172,8 @@ def advice(document: dict[str, Any]) -> list[str]:
     helped = sorted((row for row in rows if row["advice"]), key=lambda row: len(row["advice"]["options"]))
     lost = [row for row in rows if not row["fits"] and not row["advice"]]
     sentences = [f"On {gib(budget)} GiB use {_listed(map(_room, by_room))}."] if by_room else []
+    if any(0 <= row["left_bytes"] < document["context_bytes"] for row in by_room):
+        sentences.append(_LITTLE.format(context=gib(document["context_bytes"])))
     sentences += [f"{row['method']} would fit with {_change(row['advice'])}." for row in helped]
     if lost:
         missing = _listed(f"{row['method']} ({gib(-row['left_bytes'])} GiB missing)" for row in lost)
@@ -182,9 +185,10 @@ def advice(document: dict[str, Any]) -> list[str]:
 
 
 def _room(row: Row) -> str:
-    batch = row["limits"]["batch"]
+    batch, chunked = row["limits"]["batch"], row["limits"]["in_chunks"]
+    more = f", {chunked['batch']:,} with --loss-chunks {chunked['loss_chunks']}" if chunked else ""
     left = f"{gib(row['left_bytes'])} GiB left" if row["left_bytes"] >= 0 else "tightly"
-    return f"{row['method']} ({left}, batch {batch:,})"
+    return f"{row['method']} ({left}, batch {batch:,}{more})"
 
 
 def _change(advice: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from plan_models import blueprint
 from membench.planning import budget as budgets
 from membench.planning import cards
 from membench.planning.advice import advise
+from membench.planning.budget import find_limits
 from membench.planning.method import plan_method
 from membench.planning.planner import method_values, plan
 from membench.planning.workload import Workload
@@ -44,17 +45,38 @@ def test_every_option_that_the_advice_names_makes_the_method_fit(model, tmp_path
 
 
 def test_the_advice_says_what_to_use_what_would_fit_with_which_option_and_what_nothing_helps():
-    def row(method, left, advice=None):
-        return {"method": method, "fits": left > 0, "left_bytes": left, "limits": {"batch": 3}, "advice": advice}
+    def row(method, left, advice=None, chunked=None):
+        limits = {"batch": 3, "in_chunks": chunked}
+        return {"method": method, "fits": left > 0, "left_bytes": left, "limits": limits, "advice": advice}
 
     options = {"options": ["--set galore.in_backward=true"], "without": ["no accumulation"], "left_bytes": 2**30}
-    rows = [row("badam", 2**30), row("galore", -(2**30), options), row("lora", 2**31), row("adamw", -(2**33))]
-    assert plans.advice({"budget_bytes": 24 * 2**30, "setup": {"gpus": 1, "strategy": "fsdp2"}, "rows": rows}) == [
-        "On 24.00 GiB use lora (2.00 GiB left, batch 3), badam (1.00 GiB left, batch 3).",
+    chunked = {"loss_chunks": 8, "batch": 7}
+    rows = [row("badam", 2**30, chunked=chunked), row("galore", -(2**30), options), row("lora", 2**31)]
+    document = {"budget_bytes": 24 * 2**30, "context_bytes": 2**29, "setup": {"gpus": 1, "strategy": "fsdp2"}}
+    assert plans.advice({**document, "rows": [*rows, row("adamw", -(2**33))]}) == [
+        "On 24.00 GiB use lora (2.00 GiB left, batch 3), badam (1.00 GiB left, batch 3, 7 with --loss-chunks 8).",
         "galore would fit with --set galore.in_backward=true (1.00 GiB left; no accumulation).",
         "No option tried makes these fit: adamw (8.00 GiB missing).",
     ]
+    assert plans.advice({**document, "rows": [row("mezo", 2**28)]}) == [
+        "On 24.00 GiB use mezo (0.25 GiB left, batch 3).",
+        "Where less than 0.50 GiB is left, count on running out: kernels and the context may take more.",
+    ]
     assert plans.advice({"budget_bytes": None, "rows": rows}) == []
+
+
+def test_a_few_sequences_are_more_in_loss_chunks_and_both_are_planned(tmp_path):
+    b = blueprint(tmp_path, "large-vocabulary", 2, batch_size=1)
+    values = method_values(b, "badam", {})
+    budget = plan_method(b.with_workload(batch_size=3), "badam", values).total_bytes
+    limits = find_limits(plan_method(b, "badam", values), b, values, budget)
+    assert 3 <= limits.batch < limits.in_chunks["batch"]
+    chunked = b.with_workload(loss_chunks=limits.in_chunks["loss_chunks"])
+    totals = [
+        plan_method(chunked.with_workload(batch_size=limits.in_chunks["batch"] + more), "badam", values).total_bytes
+        for more in (0, 1)
+    ]
+    assert totals[0] <= budget < totals[1]
 
 
 def test_micro_batches_are_planned_and_must_be_equal(tmp_path):

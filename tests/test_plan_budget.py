@@ -1,6 +1,7 @@
 """What fits into a budget: searches end at the last that fits, and curves pass through what a plan of its own takes."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from plan_models import blueprint
@@ -98,6 +99,16 @@ def test_a_card_fits_tightly_that_holds_the_peak_but_not_all_that_the_allocator_
     (row,) = document["rows"]
     assert row["fits"] and row["left_bytes"] < 0 and row["advice"] is None
     assert "yes, tightly" in plans.render(document, "table") and plans.verdict(document) == []
+
+
+def test_a_model_whose_weights_would_not_fit_does_in_4_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(budget, "built_in_models", lambda causal: {"llama-60m": 58_000_000, "llama-130m": 134_000_000})
+    b = blueprint(tmp_path, "llama", 4)
+    values = method_values(b, "qlora", {})
+    larger = Blueprint(replace(b.workload, model="llama-130m"))
+    size = plan_method(larger, "qlora", values).total_bytes
+    assert size - CUDA_CONTEXT_BYTES < larger.parameters * 4
+    assert find_limits(plan_method(b, "qlora", values), b, values, size).model == "llama-130m"
 
 
 def test_nothing_fits_where_the_weights_alone_are_too_large(tmp_path):

@@ -15,7 +15,7 @@ from membench.memory.allocator import CUDA_CONTEXT_BYTES
 from membench.memory.meter import MemoryMeter
 from membench.planning import planner
 from membench.planning.budget import Limits
-from membench.planning.gpus import _least_bytes, needed
+from membench.planning.gpus import needed
 from membench.planning.method import plan_method
 from membench.planning.planner import method_values, plan
 from membench.planning.pretended import pretended
@@ -131,9 +131,16 @@ def test_the_number_of_gpus_needed_fits_and_half_of_it_does_not(tmp_path):
     made, half, alone = (plan_method(b.with_workload(gpus=count), "adamw", values) for count in (4, 2, 1))
     budget, more, without_buffers = (one.row["estimated_total_bytes"] for one in (made, half, alone))
     assert budget < more
-    assert all(_least_bytes(made, 4, count) <= size for count, size in ((1, without_buffers), (2, more)))
     fewest = 1 if without_buffers <= more else 2
     assert [needed(made, b, values, size) for size in (budget, more, CUDA_CONTEXT_BYTES)] == [4, fewest, None]
+
+
+def test_weights_that_are_not_sharded_do_not_count_once_for_each_gpu(tmp_path):
+    """QLoRA's base stays whole in 4 bits: alone, a GPU needs no more of it."""
+    b = blueprint(tmp_path, "llama", 4, gpus=8)
+    values = method_values(b, "qlora", {})
+    made, alone = (plan_method(b.with_workload(gpus=count), "qlora", values) for count in (8, 1))
+    assert needed(made, b, values, max(one.total_bytes for one in (made, alone))) == 1
 
 
 def test_a_plan_of_several_gpus_says_what_each_method_needs_and_the_formula_of_zero_3(tmp_path, monkeypatch):

@@ -42,6 +42,7 @@ SUPERGLUE = {
                 "badam": {"switch_every": 10},
                 "blockllm": {"sparsity": 0.7, "patience": 20},
                 "lomo": {"clip_norm": 1.0},
+                "mezo": {"samples": 8},  # random weights are far from what a direction or two per step can move
                 "muon": _MUON,
                 "sgd": {"momentum": 0.9},
             },
@@ -106,7 +107,14 @@ def _galore(steps: int, rank: int, micro_batches: int, lr: float) -> Values:
 
 
 C4 = {
-    "demo": Profile({**_TINY_LANGUAGE, "sequence_length": 64}, _TINY_NOTE),
+    "demo": Profile(
+        {
+            **_TINY_LANGUAGE,
+            "sequence_length": 64,
+            "hyperparameters": {**_TINY_LANGUAGE["hyperparameters"], "mezo": {"samples": 8, "lr": 2e-3}},
+        },
+        _TINY_NOTE,
+    ),
     # Pretraining as in GaLore, Table 2 and Appendix C (Zhao et al., 2024, arXiv 2403.03507).
     "paper": Profile(
         {

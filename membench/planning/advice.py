@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 
 import optimizers
 from membench.planning.blueprint import Blueprint
-from membench.planning.budget import plan_within
+from membench.planning.budget import CHUNKS, plan_within
 from membench.planning.method import Plan
 from reports.parts import ACTIVATIONS, FIELDS, GRADIENTS, OPTIMIZER_STATE, TEMPORARIES, WEIGHTS
 
 Values = Mapping[str, Any]
-CHUNKS = 8
 
 
 class Lever(NamedTuple):

@@ -16,8 +16,10 @@ from membench.planning.extrapolate import NotAlikeError
 from membench.planning.growth import Growth
 from membench.planning.method import Plan, TooLargeError, plan_method
 from membench.planning.workload import Workload
-from tasks.models.source import CONFIGURATIONS, DTYPES, PREFIX
+from tasks.models.source import CONFIGURATIONS, PREFIX
 
+CHUNKS = 8  # pieces of a sequence whose logits are there one after another, if that is tried
+_FEW = 8  # sequences: a batch that one would like to be larger
 _MOST = 1 << 22  # sequences or tokens: beyond any use
 
 
@@ -32,11 +34,13 @@ class Limits:
         batch: sequences.
         sequence: tokens, at most as many as the model has positions for.
         model: name of a built-in configuration of the same kind.
+        in_chunks: where only a few sequences fit, how many do with so many "loss_chunks", if that is more ("batch").
     """
 
     batch: int
     sequence: int
     model: str | None
+    in_chunks: dict[str, int] | None = None
 
 
 def find_limits(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget_bytes: int) -> Limits:
@@ -48,11 +52,24 @@ def find_limits(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], bud
     model = _largest_model(plan, blueprint, values, budget_bytes)
     if plan.lasting_bytes + CUDA_CONTEXT_BYTES > budget_bytes:
         return Limits(0, 0, model)
+    batch = largest_batch(plan, blueprint, values, budget_bytes)
     return Limits(
-        largest_batch(plan, blueprint, values, budget_bytes),
+        batch,
         longest_sequence(plan, blueprint, values, budget_bytes),
         model,
+        _in_chunks(plan, blueprint, values, budget_bytes, batch),
     )
+
+
+def _in_chunks(
+    plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int, without: int
+) -> dict[str, int] | None:
+    if not 0 < without < _FEW or not blueprint.is_causal or blueprint.workload.loss_chunks > 1:
+        return None
+    other = blueprint.with_workload(loss_chunks=CHUNKS)
+    made = plan_within(plan, other, values, budget)
+    found = largest_batch(made, other, values, budget) if made else 0
+    return {"loss_chunks": CHUNKS, "batch": found} if found > without else None
 
 
 def plan_within(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int) -> Plan | None:
@@ -171,9 +188,6 @@ def _largest_model(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], 
     names = built_in_models(blueprint.is_causal)
     expected = blueprint.parameters * budget / plan.total_bytes
     start = sum(size <= expected for size in names.values())
-    room = budget - CUDA_CONTEXT_BYTES
-    itemsize = DTYPES[blueprint.workload.dtype].itemsize
-    ordered = [name for name, size in names.items() if size * itemsize <= room * blueprint.workload.shards]
 
     def fits(name: str) -> bool:
         if PREFIX + name == blueprint.source.name:
@@ -182,7 +196,7 @@ def _largest_model(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], 
         takes = (other.longest_sequence or _MOST) >= blueprint.workload.sequence_length
         return takes and plan_within(plan, other, values, budget) is not None
 
-    return walk(ordered, min(start, len(ordered)), fits)
+    return walk(list(names), start, fits)
 
 
 def walk(names: Sequence[str], start: int, fits: Callable[[str], bool]) -> str | None:

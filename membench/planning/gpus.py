@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from membench.memory.allocator import CUDA_CONTEXT_BYTES
 from membench.planning.blueprint import Blueprint
 from membench.planning.budget import plan_within
 from membench.planning.method import Plan
-from reports.parts import COMMUNICATION, FIELDS, UNSHARDED_WEIGHTS, WEIGHTS
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -28,8 +26,6 @@ def needed(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget_b
     def fits(count: int) -> bool:
         if count >= planned and fits_as_planned:
             return True
-        if count <= planned and _least_bytes(plan, planned, count) > budget_bytes:
-            return False
         return plan_within(plan, blueprint.with_workload(gpus=count), values, budget_bytes) is not None
 
     if fits(1):  # without buffers
@@ -40,14 +36,6 @@ def needed(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget_b
     while start > 1 and fits(COUNTS[start - 1]):
         start -= 1
     return COUNTS[start]
-
-
-def _least_bytes(plan: Plan, planned: int, count: int) -> int:
-    """A bound of what a GPU needs if there are fewer than planned: more for weights; a single one gathers nothing."""
-    parts = plan.row["at_peak"]
-    more = parts[FIELDS[WEIGHTS]] * (planned - count) // count
-    gathered = parts[FIELDS[UNSHARDED_WEIGHTS]] + parts[FIELDS[COMMUNICATION]] if count == 1 else 0
-    return plan.row["peak_allocated_bytes"] + CUDA_CONTEXT_BYTES + more - gathered
 
 
 def _guess(plan: Plan, planned: int, budget_bytes: int) -> int:
