@@ -242,7 +242,7 @@ def test_the_page_fits_its_window_and_needs_no_network(tab, page, width, scheme)
 
 
 @needs_chromium
-def test_a_link_keeps_the_choice_and_the_keyboard_makes_it(tab, page):
+def test_a_link_keeps_the_choice_and_the_keyboard_makes_it(tab, page, document):
     tab.open(page, 1400, "light")
     tab.ask("document.getElementById('batch').select()")
     tab("Input.insertText", text="5")
@@ -263,6 +263,13 @@ def test_a_link_keeps_the_choice_and_the_keyboard_makes_it(tab, page):
     tab.ask("new Promise(done => setTimeout(done, 50))")
     said = tab.ask("document.getElementById('said').textContent")
     assert said.startswith("llama9-1t isn't on this page: another model is shown. ") and "5 x 300 tokens" in said
+    model, beyond = document["models"][0], document["largest_batch"] + 1
+    tab.ask(f"location.hash = '#model={model['name']}&batch={beyond}&sequence=300&dtype=float8'")
+    tab.ask("new Promise(done => setTimeout(done, 50))")
+    said = tab.ask("document.getElementById('said').textContent")
+    shown = document["settings"][0]["dtype"]
+    assert f"doesn't have dtype float8: {shown} is shown" in said
+    assert f"doesn't have batch {beyond}: {beyond - 1} is shown" in said and "sequence 300:" not in said
 
 
 @needs_chromium

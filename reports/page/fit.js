@@ -94,7 +94,7 @@ function reason(model, one, bytes) { // of tables that are open
   const too = most(one);
   if (one.parts[0] + data.context_bytes > bytes) return 'the weights alone are too big';
   for (const [words, ...how] of changes(model, one.setting, one.row.method)) if (fitting(...how, bytes)) return `${too}; fits with ${words}`;
-  return `${too}; no other choice on this page makes it fit`;
+  return `${too}; nothing on this page makes it fit; “membench plan” tries more`;
 }
 
 const most = one => `${data.parts[one.parts.indexOf(Math.max(...one.parts))].word} take most`;
@@ -149,6 +149,12 @@ function draw(model, setting, told, busy) {
   at('link').href = '#' + kept();
 }
 
+function labelled(tag, attributes, method) { // long options break where words do
+  const element = make(tag, attributes);
+  element.append(...method.split(/(?<=[_=])/).flatMap((part, i) => i ? [make('wbr', {}), part] : [part]));
+  return element;
+}
+
 function bars(needs, chosen) {
   const largest = chosen.at(-1)?.bytes, top = Math.max(...needs.map(held)), scale = largest ? Math.min(Math.max(top, largest) * 1.03, largest * 2.2) : top;
   const place = size => `${(100 * size / scale).toFixed(3)}%`, home = at('bars');
@@ -162,7 +168,7 @@ function bars(needs, chosen) {
     const bar = make('div', {class: 'fit-bar'});
     [...one.parts, held(one) - one.size].forEach((size, i) => bar.append(make('span', {style: `width:${place(size)};background:var(--${data.parts[i]?.colour ?? 'line'})`, title: `${data.parts[i]?.word ?? 'reserved, and context'}: ${shown(size)} ${unit.name}`})));
     track.append(bar, ...chosen.map(card => make('span', {class: 'fit-line', style: `left:${place(card.bytes)}`})));
-    row.append(make('b', {}, one.row.method), track, make('span', {}, `${total(one)} ${unit.name}${held(one) > scale ? ' »' : ''}`));
+    row.append(labelled('b', {}, one.row.method), track, make('span', {}, `${total(one)} ${unit.name}${held(one) > scale ? ' »' : ''}`));
     return row;
   }));
 }
@@ -181,7 +187,7 @@ function table(needs, chosen, told, busy) {
   whole.tBodies[0].replaceChildren(...needs.map(one => {
     const row = make('tr', {'data-method': one.row.method}), more = told.get(one.row);
     const smallest = data.cards.find(card => (card.bfloat16 || choice.dtype !== 'bfloat16') && one.total <= card.bytes)?.name ?? 'none';
-    row.append(make('th', {scope: 'row', class: 'words'}, one.row.method));
+    row.append(labelled('th', {scope: 'row', class: 'words'}, one.row.method));
     for (const card of chosen) row.append(make('td', {class: `words fit-${verdict(one, card.bytes).fits}`}, verdict(one, card.bytes).text));
     if (last && unpacks) row.append(make('td', {}, more ? more.largest + (more.largest === data.largest_batch ? ' or more' : '') : '…'));
     if (last) row.append(make('td', {class: 'words why'}, more?.why ?? (verdict(one, last.bytes).fits === 'no' ? most(one) : '')));
@@ -208,18 +214,22 @@ function kept() {
 
 function given() {
   const read = new URLSearchParams(location.hash.slice(1)), number = name => parseInt(read.get(name), 10) || data.start[name];
+  unknown = '';
   if (!read.get('model')) return {...data.start, own: ''};
   unknown = modelOf(read.get('model')) ? '' : `${read.get('model')} isn't on this page: another model is shown. `;
-  return {model: unknown ? data.start.model : read.get('model'), dtype: read.get('dtype'), checkpointing: read.get('checkpointing') === '1', batch: number('batch'), sequence: number('sequence'),
+  return {model: unknown ? data.start.model : read.get('model'), dtype: read.get('dtype') ?? data.start.dtype, checkpointing: read.get('checkpointing') === '1', batch: number('batch'), sequence: number('sequence'),
     cards: (read.get('cards') ?? '').split(' ').filter(name => data.cards.some(card => card.name === name)), own: read.get('own') || ''};
 }
 
 function within() { // what the page has: no dtype that wasn't planned, no more tokens than positions
-  const model = modelOf(choice.model), some = data.settings.filter(one => one.model === model.planned_as);
+  const model = modelOf(choice.model), some = data.settings.filter(one => one.model === model.planned_as), asked = {...choice};
   if (!some.some(one => one.dtype === choice.dtype)) choice.dtype = some[0].dtype;
   if (!settingOf(model, choice.dtype, choice.checkpointing)) choice.checkpointing = !choice.checkpointing;
   choice.batch = Math.min(Math.max(choice.batch, 1), data.largest_batch);
   choice.sequence = Math.min(Math.max(choice.sequence, data.least_sequence), model.longest);
+  for (const name of ['dtype', 'batch', 'sequence']) {
+    if (asked[name] !== choice[name]) unknown += `For ${model.name} this page doesn't have ${name} ${asked[name]}: ${choice[name]} is shown. `;
+  }
 }
 
 function numberIn(box, label, name, planned) {
