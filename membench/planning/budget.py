@@ -34,7 +34,7 @@ class Limits:
         batch: sequences.
         sequence: tokens, at most as many as the model has positions for.
         model: name of a built-in configuration of the same kind.
-        in_chunks: where only a few sequences fit, how many do with so many "loss_chunks", if that is more ("batch").
+        in_chunks: where only a few sequences fit on one GPU, how many do with so many "loss_chunks", if that is more ("batch").
     """
 
     batch: int
@@ -64,7 +64,8 @@ def find_limits(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], bud
 def _in_chunks(
     plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int, without: int
 ) -> dict[str, int] | None:
-    if not 0 < without < _FEW or not blueprint.is_causal or blueprint.workload.loss_chunks > 1:
+    workload = blueprint.workload
+    if not 0 < without < _FEW or not blueprint.is_causal or workload.loss_chunks > 1 or workload.gpus > 1:
         return None
     other = blueprint.with_workload(loss_chunks=CHUNKS)
     made = plan_within(plan, other, values, budget)
