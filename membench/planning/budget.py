@@ -34,7 +34,8 @@ class Limits:
         batch: sequences.
         sequence: tokens, at most as many as the model has positions for.
         model: name of a built-in configuration of the same kind.
-        in_chunks: where only a few sequences fit on one GPU, how many do with so many "loss_chunks", if that is more ("batch").
+        in_chunks: where only a few sequences fit on one GPU, how many do ("batch") with so many
+            "loss_chunks", if these are more.
     """
 
     batch: int
