@@ -14,6 +14,7 @@ import optimizers
 from membench.memory.allocator import CUDA_CONTEXT_BYTES
 from membench.memory.meter import MemoryMeter
 from membench.planning import planner
+from membench.planning.blueprint import Blueprint
 from membench.planning.budget import Limits
 from membench.planning.gpus import needed
 from membench.planning.method import plan_method
@@ -135,9 +136,9 @@ def test_the_number_of_gpus_needed_fits_and_half_of_it_does_not(tmp_path):
     assert [needed(made, b, values, size) for size in (budget, more, CUDA_CONTEXT_BYTES)] == [4, fewest, None]
 
 
-def test_weights_that_are_not_sharded_do_not_count_once_for_each_gpu(tmp_path):
+def test_weights_that_are_not_sharded_do_not_count_once_for_each_gpu():
     """QLoRA's base stays whole in 4 bits: alone, a GPU needs no more of it."""
-    b = blueprint(tmp_path, "llama", 4, gpus=8)
+    b = Blueprint(Workload("llama-350m", 1, 64, gpus=8))
     values = method_values(b, "qlora", {})
     made, alone = (plan_method(b.with_workload(gpus=count), "qlora", values) for count in (8, 1))
     assert needed(made, b, values, max(one.total_bytes for one in (made, alone))) == 1
