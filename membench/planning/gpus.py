@@ -24,8 +24,8 @@ def needed(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget_b
     planned, fits_as_planned = blueprint.workload.gpus, plan.fits_in(budget_bytes)
 
     def fits(count: int) -> bool:
-        if count >= planned and fits_as_planned:
-            return True
+        if count == planned or (count > planned and fits_as_planned):
+            return fits_as_planned
         return plan_within(plan, blueprint.with_workload(gpus=count), values, budget_bytes) is not None
 
     if fits(1):  # without buffers

@@ -19,7 +19,7 @@ from membench.memory.trace import Trace
 from membench.planning.blueprint import Blueprint
 from membench.planning.deepen import deepen, tells
 from membench.planning.extrapolate import NotAlikeError
-from membench.planning.simulate import Simulation, chooses, layer_pattern, simulate, trained_weights
+from membench.planning.simulate import Simulation, TooLargeError, chooses, layer_pattern, simulate, trained_weights
 from reports.parts import ACTIVATIONS, FIELDS, GRADIENTS, LASTING, OPTIMIZER_STATE, WEIGHTS
 from tasks.models.source import DTYPES
 
@@ -74,10 +74,6 @@ class Plan:
     def surplus_bytes(self) -> int:
         """What the allocator reserves beyond the peak: rounding, and gaps too small to use."""
         return int(self.row["peak_reserved_bytes"] - self.row["peak_allocated_bytes"])
-
-
-class TooLargeError(Exception):
-    """More is needed than was asked about."""
 
 
 def plan_method(
@@ -145,7 +141,7 @@ def _plan_on(
     leaves_state = any(one.leaves_state for one in made)
     if not leaves_state:  # which other sizes must find out, too
         blueprint.telling[same] = ()
-    whole = simulated(blueprint.depth, whole_cycle=leaves_state)
+    whole = simulated(blueprint.depth, whole_cycle=leaves_state, most_bytes=most_bytes)
     return _plan(method, whole, [whole], kernels, skipped)
 
 

@@ -25,6 +25,7 @@ from membench.planning.cards import smallest
 from membench.planning.formulas import facts, formula
 from membench.planning.gpus import needed
 from membench.planning.method import Plan, plan_method
+from membench.planning.simulate import chooses
 from membench.planning.workload import Workload
 from tasks.models.source import check_positions
 
@@ -122,11 +123,12 @@ def carry_out(jobs: Sequence[Job], report: Report = lambda method: None) -> Iter
         # One thread each: a fork lacks the threads that its parent's tensors may have started, and would wait for them
         fork = multiprocessing.get_context("fork")
         with ProcessPoolExecutor(workers, fork, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            made = [pool.submit(_carry_out, job) for job in jobs]
-            for one, job in zip(made, jobs, strict=True):
-                one.add_done_callback(partial(_tell, report, job.method))
-            for one, job in zip(made, jobs, strict=True):
-                planned = one.result()
+            made: dict[int, Future[Planned]] = {}
+            for number in sorted(range(len(jobs)), key=lambda number: not _takes_long(jobs[number])):
+                made[number] = pool.submit(_carry_out, jobs[number])
+                made[number].add_done_callback(partial(_tell, report, jobs[number].method))
+            for number, job in enumerate(jobs):
+                planned = made[number].result()
                 # autograd's threads, which this process may have started, aren't in a fork: torch then refuses
                 yield _carry_out(job) if planned.refused and NO_FORK in planned.refused else planned
     finally:
@@ -134,6 +136,11 @@ def carry_out(jobs: Sequence[Job], report: Report = lambda method: None) -> Iter
 
 
 NO_FORK = "fork-based multiprocessing"  # in what torch says
+
+
+def _takes_long(job: Job) -> bool:
+    """Is the model's whole depth most likely simulated? At the end the other cores would wait for such a job."""
+    return chooses(optimizers.get(job.method))
 
 
 def _tell(report: Report, method: str, done: Future[Planned]) -> None:

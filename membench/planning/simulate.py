@@ -16,6 +16,7 @@ import torch
 from torch import distributed, nn
 
 import optimizers
+from membench.memory.breakdown import find_peaks
 from membench.memory.components import classify
 from membench.memory.meter import MemoryMeter
 from membench.memory.trace import Trace
@@ -31,6 +32,10 @@ from membench.training import parallel
 from membench.training.metering import train_selection, turns_of
 from optimizers import MemoryEfficientOptimizer
 from optimizers.shared.blocks import find_layers
+
+
+class TooLargeError(Exception):
+    """More is needed than was asked about."""
 
 
 @dataclass
@@ -64,6 +69,7 @@ def simulate(
     *,
     whole_cycle: bool = False,
     steps: int = 2,
+    most_bytes: int | None = None,
     device: str | None = None,
 ) -> Simulation:
     """Train on the worst selections, or on the ends of a cycle: in between, memory rises or falls layer by layer.
@@ -75,8 +81,12 @@ def simulate(
         depth: layers of the model.
         whole_cycle: go through all blocks; otherwise skip those between the first and last layers of a kind.
         steps: on each selection; state that the first one creates is there in the second.
+        most_bytes: stop before a step if the peak is more by then.
         device: train a real model with random weights there, instead of fake tensors; with the ranks of this
             process's group, if it has one.
+
+    Raises:
+        TooLargeError: the peak is more than `most_bytes`.
     """
     gc.collect()
     gc.freeze()  # what is there by now isn't garbage, and the meter collects before each step
@@ -97,6 +107,12 @@ def simulate(
         workload = blueprint.workload
         loss = loss_function(workload)
         replicas = workload.shards < workload.gpus  # which send gradients from within the backward pass
+
+        def batches(step: int) -> list[Batch]:
+            if most_bytes is not None and max((peak for peak, _ in find_peaks(meter.trace)[0]), default=0) > most_bytes:
+                raise TooLargeError
+            return _micro_batches(blueprint, device)
+
         if isinstance(meter, FakeMeter) and workload.gradient_accumulation_steps == 1 and not replicas:
             loss = RepeatedLoss(loss, meter, blueprint, hooks)
         with meter:
@@ -105,7 +121,7 @@ def simulate(
                     simulation.leaves_state |= any(not p.requires_grad for p in optimizer.state)
                 if whole_cycle or _is_an_end(optimizer.selection, simulation.layers, ending):
                     simulation.trained[optimizer.selection] = sum(p.numel() for p in optimizer.trainable)
-                    train_selection(meter, loss, lambda step: _micro_batches(blueprint, device), turn, steps=steps)
+                    train_selection(meter, loss, batches, turn, steps=steps)
         if isinstance(meter, FakeMeter):
             simulation.of_gradients = meter.of_gradients
     return simulation

@@ -77,7 +77,9 @@ def update_marked(
 def _decay_marked(weight: Tensor, moment: Tensor, share: float) -> None:
     """Take `share` of them from the entries of `weight` with a finite `moment`; without booleans, which are slow."""
     buffer = torch.empty(min(PIECE, weight.numel()), dtype=weight.dtype, device=weight.device)
-    for entries, moments in zip(weight.view(-1).split(PIECE), moment.view(-1).split(PIECE), strict=True):
+    flat, flat_moment = weight.view(-1), moment.view(-1)
+    for start in range(0, len(flat), PIECE):
+        entries, moments = flat[start : start + PIECE], flat_moment[start : start + PIECE]
         marks = torch.lt(moments, math.inf, out=buffer[: len(entries)])
         entries.addcmul_(entries, marks, value=-share)
         if not has_values(weight):
