@@ -105,7 +105,8 @@ class MeZO(MemoryEfficientOptimizer):
         self._slopes, self._passed = [], set()
 
     def _move(self, p: nn.Parameter, group: dict[str, Any]) -> None:
-        p.mul_(1 - group["lr"] * group["weight_decay"])
+        if group["weight_decay"]:
+            p.mul_(1 - group["lr"] * group["weight_decay"])
         for sample, slope in enumerate(self._slopes):
             p.addcmul_(self._direction(p, sample), (slope * (group["lr"] / self.samples)).to(p.dtype), value=-1)
 

@@ -24,6 +24,7 @@ from membench.planning.simulate import simulate
 from membench.planning.workload import Workload, loss_function
 from membench.training import parallel
 from membench.training.metering import train_selection
+from optimizers import welore
 from reports import plans
 
 AGREEMENT = 512  # bytes: numbers by which real ranks see that they train the same
@@ -65,6 +66,22 @@ def test_planned_equals_metered_on_two_ranks(tmp_path):
 @pytest.mark.parametrize("strategy", ["fsdp2", "replicate"])
 def test_planned_equals_metered_on_two_ranks_for_every_method(strategy, tmp_path):
     expect_plans_to_equal_what_the_first_of_two_ranks_meters(tmp_path, optimizers.available(), [strategy])
+
+
+def seen_with_ranks(rank, blueprints):
+    """What `seen` says of WeLore if a third of each matrix's rank is kept, whatever its singular values."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(welore, "kept_ranks", lambda weights, reduction: [min(weight.shape) // 3 for weight in weights])
+        return seen(rank, blueprints, ["welore"])
+
+
+@pytest.mark.slow
+def test_planned_equals_metered_on_two_ranks_once_the_ranks_of_factors_are_known(tmp_path):
+    blueprints = [blueprint(tmp_path, "llama", 2, gpus=2, strategy=strategy) for strategy in ("fsdp2", "replicate")]
+    metered, planned = gloo.run(seen_with_ranks, blueprints)[0], seen_with_ranks(None, blueprints)
+    assert len(planned) == 2
+    for key, plan_of in planned.items():
+        assert plan_of == pytest.approx(metered[key], rel=0.005, abs=AGREEMENT), key
 
 
 def sharded_adamw(b):
