@@ -217,6 +217,20 @@ def test_a_learning_rate_comes_from_the_method_over_all_methods_over_the_table()
     assert values("badam", {"badam": {"lr": 5e-4}, "*": {"lr": 4e-4}})["lr"] == 5e-4
 
 
+def test_pretrained_models_narrower_than_512_get_larger_rates_and_random_weights_do_not():
+    assert [values("adamw", width=width)["lr"] for width in (384, 511, 512, 1024, None)] == [
+        6e-5,
+        6e-5,
+        2e-5,
+        2e-5,
+        2e-5,
+    ]
+    assert [values("badam", width=width)["lr"] for width in (384, 1024)] == [2e-4, 2e-5]
+    assert values("badam", width=384, from_scratch=True)["lr"] == values("badam", from_scratch=True)["lr"]
+    assert [values("muon", width=width)["adamw_lr"] for width in (384, 1024)] == [6e-5, 2e-5]
+    assert values("badam", {"badam": {"lr": 5e-4}}, width=384)["lr"] == 5e-4
+
+
 def test_a_variant_may_have_defaults_of_its_own_however_it_is_chosen():
     for method, given in (("lora:variant=vera", {}), ("lora", {"lora": {"variant": "vera"}})):
         assert [values(method, given)[key] for key in ("lr", "rank")] == [4e-3, 256]

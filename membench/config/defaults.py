@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -12,35 +12,54 @@ from membench.config.assignments import ALL_METHODS
 from membench.config.errors import UserError
 from membench.config.values import annotations, convert, shortened
 
-# method: (fine-tuning pretrained weights, a classifier from random weights, a language model from random weights);
+NARROW = 512  # a pretrained model with a smaller hidden size moves less at the same rate: it takes larger ones
+
+
+class Rates(NamedTuple):
+    """A method's learning rates.
+
+    Attributes:
+        pretrained: to fine-tune pretrained weights.
+        narrow: to fine-tune a model narrower than `NARROW`; chosen on all-MiniLM-L6-v2 (384), CB and RTE, on examples
+            held out of their training data (docs/studies/encoder.md).
+        classification: for a classifier from random weights.
+        language: for a language model from random weights.
+    """
+
+    pretrained: float
+    narrow: float
+    classification: float
+    language: float
+
+
 # other methods use their own defaults
 LEARNING_RATES = {
-    "adamw": (2e-5, 3e-4, 1e-3),
-    "adamw8bit": (2e-5, 3e-4, 1e-3),
-    "sgd": (1e-2, 2e-3, 1e-1),
-    "badam": (2e-5, 8e-4, 2e-3),
-    "blockllm": (3e-5, 7e-4, 2e-3),
-    "lisa": (2e-5, 1e-3, 1e-3),
-    "galore": (1e-4, 1e-3, 4e-3),
-    "fira": (1e-4, 1e-3, 4e-3),
-    "lora": (2e-4, 1e-3, 1e-3),
-    "lora:variant=vera": (4e-3, 1e-2, 1e-2),
-    "qlora": (2e-4, 4e-3, 4e-3),
-    "lomo": (3e-2, 1e-1, 1e-1),
-    "adalomo": (5e-4, 3e-3, 1e-2),
-    "hft": (2e-5, 1e-3, 1e-3),
-    "mezo": (1e-6, 1e-3, 3e-4),
-    "adafactor": (5e-5, 5e-4, 2e-3),
-    "adam-mini": (2e-5, 3e-4, 1e-3),
-    "apollo": (1e-4, 2e-3, 1e-2),
-    "muon": (2e-4, 1e-2, 2e-2),
-    "sinkgd": (4e-4, 1e-2, 2e-2),
-    "welore": (5e-5, 1e-3, 2e-3),
-    "scale": (6e-4, 5e-3, 1e-2),
+    "adamw": Rates(2e-5, 6e-5, 3e-4, 1e-3),
+    "adamw8bit": Rates(2e-5, 6e-5, 3e-4, 1e-3),
+    "sgd": Rates(1e-2, 1e-2, 2e-3, 1e-1),
+    "badam": Rates(2e-5, 2e-4, 8e-4, 2e-3),
+    "blockllm": Rates(3e-5, 3e-4, 7e-4, 2e-3),
+    "lisa": Rates(2e-5, 6e-5, 1e-3, 1e-3),
+    "galore": Rates(1e-4, 3e-4, 1e-3, 4e-3),
+    "fira": Rates(1e-4, 3e-4, 1e-3, 4e-3),
+    "lora": Rates(2e-4, 6e-4, 1e-3, 1e-3),
+    "lora:variant=vera": Rates(4e-3, 2e-2, 1e-2, 1e-2),
+    "qlora": Rates(2e-4, 6e-4, 4e-3, 4e-3),
+    "lomo": Rates(3e-2, 3e-2, 1e-1, 1e-1),
+    "adalomo": Rates(5e-4, 1.5e-3, 3e-3, 1e-2),
+    "hft": Rates(2e-5, 2e-4, 1e-3, 1e-3),
+    "mezo": Rates(1e-6, 1e-4, 1e-3, 3e-4),
+    "adafactor": Rates(5e-5, 1.5e-4, 5e-4, 2e-3),
+    "adam-mini": Rates(2e-5, 6e-5, 3e-4, 1e-3),
+    "apollo": Rates(1e-4, 3e-4, 2e-3, 1e-2),
+    "muon": Rates(2e-4, 6e-4, 1e-2, 2e-2),
+    "sinkgd": Rates(4e-4, 1.2e-3, 1e-2, 2e-2),
+    "welore": Rates(5e-5, 6e-5, 1e-3, 2e-3),
+    "scale": Rates(6e-4, 2e-3, 5e-3, 1e-2),
 }
 # what else suits a variant better than its method's own default
 OF_VARIANTS: dict[str, dict[str, Any]] = {"lora:variant=vera": {"rank": 256}}
-COLUMNS = {"classification": 1, "language": 2, "preference": 2}  # for random weights, by the kind that tasks declare
+COLUMNS = {"classification": 2, "language": 3, "preference": 3}  # for random weights, by the kind that tasks declare
 # of fine-tuning's rate, on pretrained weights: trl's defaults are 2e-5 for instructions and 1e-6 for DPO, whose loss
 # is of sums over tokens, not means
 PREFERENCE_SHARE = 1 / 20
@@ -55,10 +74,13 @@ def hyperparameters(
     from_scratch: bool,
     head: tuple[str, ...] = (),
     kind: str = "classification",
+    width: int | None = None,
 ) -> dict[str, Any]:
     """Every hyper-parameter of `method`: as given, else what suits the kind of training, else its own default.
 
     Hyper-parameters added to the method later are left out while at their defaults, so that runs keep their ids.
+
+    `width` is the model's hidden size, if it is known.
 
     A new head (name patterns) is always trained; so are random embeddings, by methods that have the choice.
 
@@ -75,9 +97,9 @@ def hyperparameters(
         chosen["train_embeddings"] = True
     rates = LEARNING_RATES.get(variant, LEARNING_RATES.get(base))
     if rates:
-        chosen["lr"] = _rate(rates, kind, from_scratch)
+        chosen["lr"] = _rate(rates, kind, from_scratch, width)
     # for methods with a separate rate for what AdamW trains
-    chosen["adamw_lr"] = _rate(LEARNING_RATES["adamw"], kind, from_scratch)
+    chosen["adamw_lr"] = _rate(LEARNING_RATES["adamw"], kind, from_scratch, width)
     if learning_rate is not None:
         chosen["lr"] = learning_rate
     chosen = {key: value for key, value in {**chosen, **given.get(ALL_METHODS, {})}.items() if key in known}
@@ -88,10 +110,11 @@ def hyperparameters(
     return optimizers.in_use(method, values)
 
 
-def _rate(rates: tuple[float, float, float], kind: str, from_scratch: bool) -> float:
+def _rate(rates: Rates, kind: str, from_scratch: bool, width: int | None) -> float:
     if from_scratch:
         return rates[COLUMNS[kind]]
-    return float(f"{rates[0] * PREFERENCE_SHARE:.3g}") if kind == "preference" else rates[0]
+    rate = rates.narrow if width is not None and width < NARROW else rates.pretrained
+    return float(f"{rate * PREFERENCE_SHARE:.3g}") if kind == "preference" else rate
 
 
 def trained_from_scratch(method: str, model: nn.Module) -> tuple[str, ...]:

@@ -106,7 +106,10 @@ def plan(
 
 def method_values(blueprint: Blueprint, method: str, given: Given) -> dict[str, Any]:
     """All hyper-parameters of `method`, as for fine-tuning: a new head is always trained, embeddings only if asked."""
-    return hyperparameters(method, given, learning_rate=None, seed=0, from_scratch=False, head=blueprint.head)
+    width = blueprint.source.width
+    return hyperparameters(
+        method, given, learning_rate=None, seed=0, from_scratch=False, head=blueprint.head, width=width
+    )
 
 
 def carry_out(jobs: Sequence[Job], report: Report = lambda method: None) -> Iterator[Planned]:

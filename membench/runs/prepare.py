@@ -25,7 +25,7 @@ from membench.training.build import build_model, build_optimizer, create_task
 from membench.training.loop import check_combination
 from reports import record
 from tasks.models.damage import is_out_of_memory, reason_of
-from tasks.models.source import PREFIX, longest_input
+from tasks.models.source import PREFIX, Source, longest_input
 
 REFERENCE = "adamw"
 _PIECE, _HELD = 32, 0.99  # of a sequence, in tokens; of the texts that it holds whole
@@ -132,6 +132,7 @@ class _Work:
     device: torch.device
     threads: int
     task: tasks.Task | None  # None: it can't be built
+    width: int | None = None  # the model's hidden size, where its configuration says it
     refused: str | None = None
 
     def identity(self, processes: int) -> dict[str, Any]:
@@ -166,7 +167,7 @@ def _works(settings: Settings, names: Sequence[str], device: torch.device, threa
             error = error or refusal
             weights = "random" if settings.model.startswith(PREFIX) else "pretrained"
             training = Training.of(settings, steps=settings.steps or 0, weights=weights)
-            works.append(_Work(name, training, device, threads, None, str(refusal)))
+            works.append(_Work(name, training, device, threads, None, refused=str(refusal)))
     if error is not None and all(work.task is None for work in works):
         raise error
     return works
@@ -177,7 +178,13 @@ def _work(settings: Settings, name: str, device: torch.device, threads: int) -> 
     weights = "random" if task.from_scratch else "pretrained"
     training = Training.of(settings, steps=_steps(settings, task), weights=weights)
     assert task.provenance and task.head is not None  # this loads the model, which may fail
-    return _Work(name, training, device, threads, task)
+    return _Work(name, training, device, threads, task, _width(settings))
+
+
+def _width(settings: Settings) -> int | None:
+    with suppress(ValueError, OSError):  # no model of transformers: a user's own
+        return Source(settings.model, settings.trust_remote_code).width
+    return None
 
 
 def _methods(settings: Settings) -> list[str]:
@@ -263,6 +270,7 @@ def _values(settings: Settings, work: _Work, method: str, seed: int) -> dict[str
         from_scratch=work.task.from_scratch,
         head=work.task.head,
         kind=tasks.kind(work.task),
+        width=work.width,
     )
 
 

@@ -104,6 +104,12 @@ class Source:
         return not self.config.is_encoder_decoder and kind not in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     @property
+    def width(self) -> int | None:
+        """The hidden size, where the configuration says it."""
+        size = getattr(self.config, "hidden_size", None)
+        return size if isinstance(size, int) else None
+
+    @property
     def own_tokenizer(self) -> str:
         """The name of the tokenizer that comes with a packaged model, a folder, or a revision on the hub."""
         if self.name in packaged.PACKAGED:
