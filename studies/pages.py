@@ -10,7 +10,7 @@ from reports.figures.svg import Plot
 from reports.record import Record
 from reports.setups import group
 from reports.studies import recommend, sensitivity_section
-from studies import gradients, seeds
+from studies import gradients, rates, seeds
 from studies.records import unpack
 
 HERE = Path(__file__).resolve().parent
@@ -22,7 +22,8 @@ class Study(NamedTuple):
     """A folder below this one."""
 
     name: str
-    words: dict[str, Any]  # title, asked, made, limits; plots: names of charts; output: the file of a command's
+    words: dict[str, Any]  # title, asked, made, limits; plots: names of charts; output: the file of a command's;
+    # default_rates: it compares rates
     finals: list[Record]
     trials: list[Record]
 
@@ -47,6 +48,10 @@ def page(study: Study) -> str:
     if "output" in words:
         printed = (HERE / study.name / words["output"]).read_text(encoding="utf-8").rstrip()
         return _joined(study, [head, _asked(study), f"## What it printed\n\n```text\n{printed}\n```"])
+    if "default_rates" in words:
+        compared = rates.scores(study.finals)
+        told = formats.markdown([(["The rates"], [rates.table(compared)], [])])
+        return _joined(study, [head, _asked(study), f"## The answer\n\n{rates.answer(compared)}", told])
     found = gradients.levels(study.finals)
     answer = gradients.answer(found) if found else recommend(study.finals, words.get("memory_bytes", []))
     survival = None if found else seeds.survival(study.finals)
