@@ -278,7 +278,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         self._stepped = True
         if not self.in_backward:
             self.average_gradients()
-            ranks.check(self, [(p, p.grad) for p in self._group_of if p.grad is not None])
+            ranks.check(self, ((p, p.grad) for p in self._group_of))
             self._update_all()
         self._updated.clear()
         self._averaged = False
@@ -297,7 +297,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
     def _update(self, pairs: list[tuple[nn.Parameter, Tensor]], group: dict[str, Any]) -> None:
         """`update`, on shards if the method can, else on one sharded tensor after another, gathered."""
         apart = [] if self.elementwise else [(p, g) for p, g in pairs if sharded.is_sharded(p)]
-        together = [(p, g) for p, g in pairs if not apart or not sharded.is_sharded(p)]
+        together = [(p, g) for p, g in pairs if not sharded.is_sharded(p)] if apart else pairs
         if together:
             self.update([p for p, _ in together], [g for _, g in together], group)
         for p, g in apart:

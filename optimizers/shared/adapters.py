@@ -211,12 +211,13 @@ def corrected_gradients(
         frozen: what `freeze_a` returned.
         params, grads: pairs of equal shapes.
     """
-    of_b = [i for i, p in enumerate(params) if p in frozen]
+    of_b = [i for i, p in enumerate(params) if p in frozen] if frozen else []
+    if not of_b:
+        return grads
     corrected = list(grads)
-    if of_b:
-        inverses = torch.linalg.pinv(torch.stack([_gram(*frozen[params[i]]) for i in of_b]), hermitian=True)
-        for i, inverse in zip(of_b, inverses, strict=True):
-            corrected[i] = (grads[i].float() @ inverse).to(grads[i].dtype)
+    inverses = torch.linalg.pinv(torch.stack([_gram(*frozen[params[i]]) for i in of_b]), hermitian=True)
+    for i, inverse in zip(of_b, inverses, strict=True):
+        corrected[i] = (grads[i].float() @ inverse).to(grads[i].dtype)
     return corrected
 
 

@@ -85,6 +85,9 @@ def update_through_masters(
     A list of casts would hold a copy of all gradients at once.
     """
     plain = [i for i, s in enumerate(states) if "master" not in s and grads[i].dtype == params[i].dtype]
+    if len(plain) == len(params):
+        kernel(states, params, grads, group)
+        return
     if plain:
         kernel([states[i] for i in plain], [params[i] for i in plain], [grads[i] for i in plain], group)
     for i in sorted(set(range(len(params))) - set(plain)):

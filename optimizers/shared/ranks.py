@@ -6,7 +6,7 @@ Nothing here costs anything in a single process.
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -96,12 +96,12 @@ def mean_loss(method: MemoryEfficientOptimizer, loss: Tensor) -> Tensor:
     return mean
 
 
-def check(method: MemoryEfficientOptimizer, pairs: Sequence[tuple[nn.Parameter, Tensor | None]]) -> None:
+def check(method: MemoryEfficientOptimizer, pairs: Iterable[tuple[nn.Parameter, Tensor | None]]) -> None:
     """If what is trained has changed: do all ranks train the same, and have they the same gradients of it?
 
     Args:
         method: the method.
-        pairs: what it is about to update, with gradients; those of shards are different by nature.
+        pairs: what it is about to update, with gradients if they have some; those of shards are different by nature.
 
     Raises:
         ValueError: there is a wrapper that the method can't work with.
