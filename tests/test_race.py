@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import optimizers
-from benchmarks import measure, parts, race, races
+from benchmarks import measure, parts, race, races, seen
 from benchmarks.measure import Result
 from benchmarks.models import SIZES, batch, build
 from benchmarks.paired import Ratio, interleave, paired_ratio
@@ -249,3 +249,24 @@ def test_sides_meter_what_they_train():
     assert isinstance(side, Side)
     weights = 4 * sum(p.numel() for p in side.model.parameters())
     assert side.peak_bytes(2) > 4 * weights  # weights, gradients and two moments at the least
+
+
+def test_the_table_of_races_in_the_readme_is_that_of_the_results():
+    page = seen.README.read_text(encoding="utf-8")
+    assert seen.renewed(page) == page, "make it again: python -m benchmarks.seen"
+    assert {name for one in seen.documents() for name in seen.names(one)} <= set(RACES)
+
+
+def test_a_race_taken_again_replaces_the_one_before(tmp_path, monkeypatch):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"above\n{seen.BEGIN}old\n{seen.END}below\n", encoding="utf-8")
+    monkeypatch.setattr(seen, "TAKEN", tmp_path / "races.json")
+    monkeypatch.setattr(seen, "README", readme)
+    (document,) = (one for one in json.loads((seen.HERE / "races.json").read_text()) if seen.names(one) == ("lora",))
+    for number, median in enumerate((0.5, 0.75)):
+        document["races"][0]["update_ratio"]["median"] = median
+        (tmp_path / f"{number}.json").write_text(json.dumps(document))
+        assert seen.main([str(tmp_path / f"{number}.json")]) == 0
+    text = readme.read_text(encoding="utf-8")
+    assert "| `lora` | 0.750 [" in text and "0.500" not in text and "old" not in text
+    assert text.startswith("above\n") and text.endswith("below\n")
