@@ -29,7 +29,7 @@ def write(path: Path, content: bytes) -> Path:
 def read_toml(path: Path | str) -> dict[str, Any]:
     """The content of a TOML file. Raises ValueError, which names the file, where it can't be read."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))  # Windows marks its UTF-8
     except OSError as error:
         raise ValueError(f"{path}: can't be read: {error.strerror}") from error
     except RecursionError as error:

@@ -220,7 +220,7 @@ def _parse(path: Path | str) -> Any:
     if Path(path).is_fifo():  # reading would wait for ever
         raise ValueError(f"{path}: can't be read: it is a pipe, not a file.")
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
         content = json.loads(text, object_pairs_hook=_object)
         return _readable(content) if _ODD.search(text) else content
     except OSError as error:

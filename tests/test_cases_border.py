@@ -89,6 +89,27 @@ def test_n12_a_name_twice_in_a_record_is_not_guessed_at(tmp_path):
     assert record.read(tmp_path).problems == [f"{tmp_path / 'a.json'}: an object has 'seed' twice."]
 
 
+def test_a_mark_at_the_beginning_of_a_toml_file_is_no_character(tmp_path):
+    path = toml(tmp_path, "\ufeffsteps = 3\nepochs = 1")
+    expect_a_sentence(call("compare", "--config", path), "give either steps or epochs, not both")
+
+
+def test_a_mark_at_the_beginning_of_a_record_is_no_character(tmp_path):
+    (tmp_path / "a.json").write_text("\ufeff" + json.dumps(make_record()))
+    assert record.read(tmp_path).records == [make_record()] and not record.read(tmp_path).problems
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (("plan", "--model", "roberta-tiny", "--budget", "8"), "--budget"),
+        (("report", ".", "--at-memory", "8"), "--at-"),
+    ],
+)
+def test_w9_gigabytes_without_their_unit_are_not_taken_for_bytes(arguments, flag):
+    expect_a_sentence(call(*arguments), flag, "8 is only 8 bytes: give a unit, such as 24GiB")
+
+
 STUDY = 'optimizers = ["badam"]\nreference = false\ntask = "superglue/cb"\nsteps = 2\nthreads = 1\n'
 
 

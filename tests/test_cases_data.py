@@ -13,6 +13,7 @@ from tasks.c4.corpus import Documents
 from tasks.classify import data as classify_data
 from tasks.data.rows import Row, RowError
 from tasks.data.tally import Tally
+from tasks.dpo.formats import pair
 from tasks.instruct import conversations
 from tasks.instruct.formats import Conversation, Message, conversation
 from tasks.instruct.prompts import encode
@@ -51,6 +52,13 @@ def read(path, rows):
 def of(row):
     tally = Tally()
     return conversation(Row("here", row), tally), "; ".join(tally.notes)
+
+
+def used(row, make=conversation):
+    """What becomes of a row that can be used, and the notes, fields that weren't used among them."""
+    tally = Tally()
+    (found,) = tally.use("file", [Row("here", row)], lambda one: make(one, tally))
+    return found, "; ".join(tally.notes)
 
 
 # ---- S3, N12: tables
@@ -276,7 +284,7 @@ def test_w3_halves_of_characters_are_mended_and_counted(tmp_path):
     assert {"\ufffd \U0001f600"} <= {one.answer for one in found.training + found.held_out}
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_w3_a_byte_order_mark_is_no_character(tmp_path, encoding, packed):
     content = json.dumps(texts(60)).encode(encoding)
@@ -285,6 +293,28 @@ def test_w3_a_byte_order_mark_is_no_character(tmp_path, encoding, packed):
     marked = b"".join(f"\ufeff{json.dumps(row)}\n".encode() for row in texts(60))  # files one after the other
     (tmp_path / "b.jsonl").write_bytes(marked)
     assert not classify_data.read(str(tmp_path / "b.jsonl")).notes
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl"])
+def test_zero_bytes_of_wide_characters_without_a_mark_are_never_taken_for_text(tmp_path, encoding, name):
+    (tmp_path / name).write_bytes(("\u201cThe museum\u201d was open. " * 500).encode(encoding))
+    with pytest.raises(ValueError, match=f"{name}: it must be UTF-8, but has many zero bytes, .* convert it"):
+        list(Documents(str(tmp_path / name)).read(Tally()))
+
+
+def test_a_zero_character_in_a_text_is_text(tmp_path):
+    (tmp_path / "a.txt").write_text("\0the museum was open. " * 100)
+    assert "".join(Documents(str(tmp_path / "a.txt")).read(Tally())) == "\0the museum was open. " * 100
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_halves_of_characters_in_a_wide_file_are_counted(tmp_path, encoding):
+    lines = [f'{{"instruction": "Say {n}.", "output": "{n}."}}\n' for n in range(99)]
+    content = "".join([*lines, '{"instruction": "x \ud83d", "output": "y"}'])
+    (tmp_path / "a.jsonl").write_bytes(content.encode(encoding, "surrogatepass"))
+    found = conversations.read(str(tmp_path / "a.jsonl"))
+    assert found.notes == [f"1 characters that aren't Unicode replaced by U+FFFD (first: {tmp_path}/a.jsonl, line 100)"]
 
 
 def test_w3_a_long_cell_is_a_text(tmp_path):
@@ -432,6 +462,104 @@ def test_w5_what_goes_to_tools_and_comes_from_them_is_context(call, tool):
 def test_w5_an_answer_of_no_weight_is_context():
     said = [QUESTION, ANSWER | {"weight": 0}, QUESTION, ANSWER | {"weight": 1}]
     assert [message.learned for message in of({"messages": said})[0].messages] == [True, False, True, True]
+
+
+@pytest.mark.parametrize("mark", [{"train": False}, {"training": False}, {"loss": False}, {"weight": False}])
+def test_s5_an_answer_marked_as_not_to_be_learned_is_context(mark):
+    found, notes = used({"messages": [QUESTION, ANSWER | mark, QUESTION, ANSWER]})
+    assert [one.learned for one in found.messages if one.role == "assistant"] == [False, True] and not notes
+
+
+@pytest.mark.parametrize("weight", ["0", 0.5, [0]])
+def test_s5_a_weight_that_is_neither_all_nor_nothing_is_refused(weight):
+    with pytest.raises(RowError, match=r"messages\[1\]: 'weight' must be 0 or 1, got "):
+        of({"messages": [QUESTION, ANSWER | {"weight": weight}]})
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi", "completion": "Hello!", "label": False},
+        {"prompt": [QUESTION], "completion": [ANSWER], "label": False},
+        {"messages": [QUESTION, ANSWER], "kto_tag": False},
+    ],
+)
+def test_an_answer_to_avoid_is_not_learned_and_one_to_give_is(row):
+    with pytest.raises(RowError, match="its answer is marked as one to avoid"):
+        of(row)
+    found, notes = used({name: True if value is False else value for name, value in row.items()})
+    assert found.messages == (ASKED, ANSWERED) and not notes
+
+
+def test_a_label_of_another_kind_leaves_no_answer_out():
+    assert of({"instruction": "Hi", "output": "Hello!", "label": False})[0].answer == "Hello!"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Answer.", "question": "Hi", "answer": "Hello!"},
+        {"prompt": "Answer.", "query": "Hi", "response": "Hello!"},
+        {"instruction": "Answer.", "input": "Hi", "output": "Hello!"},
+    ],
+)
+def test_s5_of_two_questions_none_is_dropped(row):
+    found, notes = used(row)
+    assert (found.messages[0].content, found.context, found.answer) == ("Answer.", "Hi", "Hello!") and not notes
+
+
+def test_s5_a_question_that_is_only_written_out_again_is_not_asked_twice():
+    row = {"instruction": "Hi", "prompt": "### Instruction: Hi ### Response:", "output": "Hello!"}
+    found, notes = used(row)
+    assert (found.messages, found.context) == ((ASKED, ANSWERED), "") and notes == "unused fields: prompt (1)"
+
+
+def test_s5_question_and_context_both_belong_to_the_instruction():
+    found, _ = used({"instruction": "Answer.", "question": "Who?", "context": "Bob.", "answer": "He."})
+    assert found.context == "Who?\n\nBob."
+    assert of({"instruction": "Hi", "input": " \n", "output": "Hello!"})[0].context == ""
+
+
+@pytest.mark.parametrize("name", ["system", "system_prompt"])
+@pytest.mark.parametrize("field", ["messages", "chosen"])
+def test_s5_a_system_text_that_the_turns_say_too_is_said_once(name, field):
+    told = Message("system", "Be kind.")
+    found, notes = used({name: "Be kind.", field: [{"role": "system", "content": "Be kind."}, QUESTION, ANSWER]})
+    assert found.messages == (told, ASKED, ANSWERED) and not notes
+    found, notes = used({name: "Be kind.", field: [{"role": "system", "content": "Be short."}, QUESTION, ANSWER]})
+    assert found.messages == (told, Message("system", "Be short."), ASKED, ANSWERED)
+
+
+@pytest.mark.parametrize("field", ["output", "response", "chosen"])
+@pytest.mark.parametrize("earlier", [0, 1])
+def test_w5_an_answer_beside_the_turns_ends_them(field, earlier):
+    found, notes = used({"messages": [QUESTION, ANSWER] * earlier + [QUESTION], field: "Hello!"})
+    assert found.messages == (ASKED, ANSWERED) * (earlier + 1) and not notes
+
+
+@pytest.mark.parametrize("said", [["Hi", "Hello!"] * 2, [{"input": "Hi", "output": "Hello!"}] * 2])
+def test_w5_turns_without_roles_are_the_users_and_the_assistants(said):
+    assert of({"conversation": said})[0].messages == (ASKED, ANSWERED) * 2
+
+
+def test_w5_history_may_be_turns():
+    found, _ = used({"instruction": "Hi", "output": "Hello!", "history": [QUESTION, ANSWER]})
+    assert found.messages == (ASKED, ANSWERED) * 2
+
+
+@pytest.mark.parametrize("make", [conversation, pair])
+def test_s5_a_prompt_that_a_whole_conversation_does_not_say_is_counted(make):
+    parts = {"role": "user", "content": [{"type": "text", "text": "Hi"}]}
+    whole = {"chosen": [QUESTION, ANSWER], "rejected": [QUESTION, ANSWER | {"content": "No."}]}
+    for said, unused in [("Hi", False), ([QUESTION], False), ("Be kind.", True), ([parts], True)]:
+        _, notes = used({"prompt": said, **whole}, make)
+        assert ("prompt" in notes) == unused
+
+
+def test_notes_name_fields_in_the_order_of_the_data():
+    tally, names = Tally(), [f"field_{n}" for n in range(9)]
+    list(tally.use("file", [Row("here", dict.fromkeys(names, 1))], lambda row: row))
+    assert tally.notes == [f"unused fields: {', '.join(f'{name} (1)' for name in names)}"]
 
 
 @pytest.mark.parametrize("separator", ["\n", " ", ""])

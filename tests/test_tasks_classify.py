@@ -73,6 +73,65 @@ def test_classes_are_texts_or_whole_numbers_in_their_order(tmp_path, kind):
     assert all(one.label == int(one.first.split()[1]) % 2 for one in data.train)
 
 
+def test_spaces_around_a_label_make_no_class(tmp_path):
+    (tmp_path / "my.csv").write_text(
+        "text, label\n" + "".join(f"number {i}, {i % 2}{' ' * (i % 3)}\n" for i in range(60))
+    )
+    assert classify_data.read(str(tmp_path / "my.csv")).labels == ("0", "1")
+    (tmp_path / "my.csv").write_text("text,label\nx,  \n")
+    assert "'label' is empty" in refused(tmp_path / "my.csv")
+
+
+def test_classes_that_may_be_one_are_named(tmp_path):
+    rows = [{"text": f"number {i}", "label": ("good", "Good", "bad")[i % 3]} for i in range(90)]
+    data = classify_data.read(str(write(tmp_path / "my.jsonl", rows)))
+    assert data.labels == ("Good", "bad", "good") and data.notes == ('"Good" and "good" are different classes',)
+
+
+def test_a_whole_number_is_one_however_it_is_written(tmp_path):
+    rows = [{"text": f"number {i}", "label": float(i % 2) if i % 3 else i % 2} for i in range(60)]
+    data = classify_data.read(str(write(tmp_path / "my.jsonl", rows)))
+    assert data.labels == (0, 1) and not data.notes
+    assert all(one.label == int(one.first.split()[1]) % 2 for one in data.train + data.validation)
+    rows = [{"text": f"number {i}", "label": 10**120 + i % 2} for i in range(60)]  # the same as floating-point numbers
+    assert "'label' must be text or a whole number, got 1e+120" in refused(write(tmp_path / "my.jsonl", rows))
+
+
+def test_what_no_training_example_teaches_is_not_scored_and_is_counted(tmp_path):
+    rows = texts(300)
+    held_out = classify_data.read(str(write(tmp_path / "my.jsonl", rows))).validation
+    rare = next(row for row in rows if row["text"] == held_out[0].first)
+    data = classify_data.read(str(write(tmp_path / "my.jsonl", [*rows, rare | {"label": "rare"}])))
+    assert data.labels == LABELS and len(data.validation) == len(held_out)
+    assert data.notes[0].startswith('1 row left out: no training example has the label "rare" (first: ')
+    ids = [{"text": f"number {i}", "label": f"id {i}"} for i in range(100)]
+    assert "no training example has the label" in refused(write(tmp_path / "ids.jsonl", ids))
+
+
+@pytest.mark.parametrize("delimiter", ",;\t|")
+def test_a_csv_is_separated_by_what_is_in_its_header(tmp_path, delimiter):
+    with (tmp_path / "my.csv").open("w", newline="") as file:
+        table = csv.writer(file, delimiter=delimiter)
+        table.writerow(["text", "label"])
+        table.writerows([f'the {i}th, "old"; museum | {i % 2}\tin\ntown', i % 2] for i in range(60))
+    data = classify_data.read(str(tmp_path / "my.csv"))
+    assert data.labels == ("0", "1") and not data.notes
+    assert {one.first for one in data.train + data.validation} == {
+        f'the {i}th, "old"; museum | {i % 2}\tin\ntown' for i in range(60)
+    }
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_rows_that_span_lines_are_told_apart_from_damaged_ones(tmp_path, suffix):
+    path = tmp_path / f"my.{suffix}"
+    path.write_text("\n".join(json.dumps(row, indent=1) for row in texts(60)))
+    assert refused(path) == f"{path}: the first object spans 4 lines: give one object per line, or an array of them"
+    path.write_text("\n".join(json.dumps(row, indent=None if i else 1) for i, row in enumerate(texts(60))))
+    assert "4 rows left out: not valid JSON" in create(path).provenance["notes"]  # an odd one stops none of the others
+    path.write_text(json.dumps({"version": 1, "data": texts(60)}, indent=1))
+    assert "the first object spans 245 lines: give one object per line" in refused(path)
+
+
 def test_the_split_is_by_text_so_equal_texts_are_on_one_side_and_more_data_move_none(tmp_path):
     rows = texts(300)
     small = classify_data.read(str(write(tmp_path / "small.jsonl", rows)))

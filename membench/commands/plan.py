@@ -97,12 +97,9 @@ def _budget(text: str | None) -> int | None:
     from membench.planning.cards import budget_bytes
 
     try:
-        size = None if text is None else budget_bytes(text)
+        return None if text is None else budget_bytes(text)
     except ValueError as error:
         raise UserError(f"--budget {error}") from error
-    if size is not None and size < 1 << 20:
-        raise UserError(f"--budget {text} is only {size} bytes: give a unit, such as 24GiB")
-    return size
 
 
 def _methods(options: PlanOptions) -> list[str]:

@@ -101,10 +101,10 @@ def _ranking(format: Format, at_memory: str | None, to_target: str | None) -> Ca
 
 
 def _size(text: str) -> int:
-    from membench.config.units import parse_bytes
+    from membench.config.units import parse_memory
 
     try:
-        return parse_bytes(text)
+        return parse_memory(text)
     except ValueError as error:
         raise UserError(f"--at-memory {error}") from error
 

@@ -10,7 +10,7 @@ from typing import Any
 from membench.config.declare import LARGEST
 from membench.config.errors import UserError
 from membench.config.settings import Settings, read_toml, resolve
-from membench.config.units import parse_bytes
+from membench.config.units import parse_memory
 from membench.config.values import shortened
 
 Values = dict[str, Any]  # of hyper-parameters
@@ -175,6 +175,9 @@ def _grid(table: Any, path: str, name: str) -> dict[str, list[Any]]:
             raise UserError(f"{path}: {name}.{key} must be the same for all methods: move it to [tune]")
         if not isinstance(values, list) or not values:
             raise UserError(f"{path}: {name}.{key} must be a list of values to try, not {values!r}")
+        for place, value in enumerate(values):
+            if value in values[:place]:
+                raise UserError(f"{path}: {name}.{key} has {shortened(value)} twice: give each value once")
     return table
 
 
@@ -186,7 +189,7 @@ def _count(path: str, name: str, value: Any) -> int:
 
 def _memory(path: str, sizes: Any) -> tuple[int, ...]:
     try:
-        return tuple(parse_bytes(str(size)) for size in (sizes if isinstance(sizes, list) else [sizes]))
+        return tuple(parse_memory(str(size)) for size in (sizes if isinstance(sizes, list) else [sizes]))
     except ValueError as error:
         raise UserError(f"{path}: memory: {error}") from error
 

@@ -6,6 +6,8 @@ _UNITS = {"": 1, "b": 1}
 _UNITS |= {f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)}
 _UNITS |= {f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)}
 
+SMALLEST = 2**20  # bytes of a memory that a model is to fit into
+
 
 def parse_bytes(text: str) -> int:
     """Bytes of "24GiB", "24 GB", "80000MB" or a plain number.
@@ -22,3 +24,15 @@ def parse_bytes(text: str) -> int:
     if size >= 2**63:
         raise ValueError(f"{text[:60]} is more than any machine has")
     return int(size)
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of a memory, which has a megabyte or more: a number without a unit is mostly one of gigabytes.
+
+    Raises:
+        ValueError: it isn't a size, or a smaller one.
+    """
+    size = parse_bytes(text)
+    if size < SMALLEST:
+        raise ValueError(f"{text} is only {size:,} bytes: give a unit, such as 24GiB")
+    return size

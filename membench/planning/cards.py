@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from membench.config.units import parse_bytes
+from membench.config.units import parse_memory
 from reports.names import suggestion
 from reports.table import GIB, MIB
 
@@ -96,7 +96,7 @@ def budget_bytes(text: str) -> int:
     if card is not None:
         return card.usable_bytes
     try:
-        return parse_bytes(text)
+        return parse_memory(text)
     except ValueError as error:
         if re.match(r"\s*\d", text) or not re.search(r"[a-zA-Z]\d|\d.*[a-zA-Z]", text):
             raise

@@ -4,8 +4,9 @@ import functools
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from tasks.data import files
@@ -99,12 +100,12 @@ def read(data: str) -> Data:
         validation = [one for one in train if one.is_held_out]
         train = [one for one in train if not one.is_held_out]
         _check_split(train_file, train, validation, tally)
-        labels = _labels(train + validation)
     else:
-        labels = _labels(train)
-        validation = _of_known(_labelled_in(File.at(validation_file), tally), labels, validation_file, tally)
+        validation = _labelled_in(File.at(validation_file), tally)
+    labels = _labels(train)
+    validation = _of_known(validation, labels, validation_file or train_file, tally)
     used = [train_file] if validation_file is None else [train_file, validation_file]
-    notes = (*(f"{file.name} isn't used" for file in unused), *tally.notes)
+    notes = (*(f"{file.name} isn't used" for file in unused), *_alike(labels), *tally.notes)
     return Data(_examples(train, labels), _examples(validation, labels), labels, files.sha256(used), notes)
 
 
@@ -129,8 +130,9 @@ def _labelled_in(file: File, tally: Tally) -> list[Labelled]:
 
 
 def _labelled(row: Row) -> Labelled:
-    second = row.text("text2") if row.has("text2") else ""
-    one = Labelled(row.where, row.text("text"), second, row.plain("label"))
+    second, label = row.text("text2") if row.has("text2") else "", row.plain("label")
+    label = label.strip() if isinstance(label, str) else label  # "text, label" is how many write a table
+    one = Labelled(row.where, row.text("text"), second, label)
     if not one.first.strip():
         raise RowError(row.where, "'text' is empty")
     if one.label == "":
@@ -160,7 +162,7 @@ def _of_known(examples: Sequence[Labelled], labels: Sequence[Label], path: Path,
         error = RowError(one.where, reason, f": there are {listed(map(short, labels))}")
         errors.add(error)
         tally.leave_out(error)
-    errors.check(str(path), len(examples))
+    errors.check(str(path), len(examples), "validation example")
     return known
 
 
@@ -173,6 +175,18 @@ def _labels(examples: Sequence[Labelled]) -> tuple[Label, ...]:
             f"{first.where}: every example has the label {short(first.label)}, so there is nothing to learn"
         )
     return labels
+
+
+def _alike(labels: Sequence[Label]) -> Iterator[str]:
+    """A note on classes that may be one."""
+    for _, some in groupby(sorted(labels, key=_folded), key=_folded):
+        names = [short(label) for label in some]
+        if len(names) > 1:
+            yield f"{' and '.join(names)} are different classes"
+
+
+def _folded(label: Label) -> str:
+    return " ".join(str(label).casefold().split())
 
 
 def _check_split(path: Path, train: Sequence[Labelled], validation: Sequence[Labelled], tally: Tally) -> None:

@@ -15,6 +15,12 @@ from tasks.data.rows import Row, RowError
 PLAIN = (".jsonl", ".json", ".csv", ".tsv")
 ROWS = (*PLAIN, *(f"{suffix}.gz" for suffix in PLAIN))
 GZIP = b"\x1f\x8b"  # the first bytes of such a file, whatever its name
+MARKS = {  # byte-order marks; the first two begin like the last two
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 def find(data: str, suffixes: Sequence[str], what: str) -> list[Path]:
@@ -101,10 +107,25 @@ class File:
 def decode(where: str, content: bytes) -> str:
     """A file's bytes as text; bytes that aren't UTF-8 become surrogate halves, see `rows.mend`.
 
-    UTF-16 is recognised by its byte-order mark. Raises ValueError if the file is empty.
+    UTF-16 and UTF-32 are recognised by their byte-order marks. Raises ValueError if the file is empty, or one of those
+    without its mark, or no text at all.
     """
     if not content.strip():
         raise ValueError(f"{where}: the file is empty; it must have at least one example")
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return content.decode("utf-16", errors="replace")
+    for mark, encoding in MARKS.items():
+        if content.startswith(mark):
+            return content.decode(encoding, errors=HALF)
+    if 10 * content.count(0) > len(content):
+        raise ValueError(
+            f"{where}: it must be UTF-8, but has many zero bytes, as UTF-16 without a byte-order mark: convert it"
+        )
     return content.decode("utf-8-sig", errors="surrogateescape")
+
+
+def _half(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return "\udcff", error.end
+
+
+HALF = "membench.half"  # an error handler as surrogateescape, also for encodings in which ASCII may be what is wrong
+codecs.register_error(HALF, _half)

@@ -14,12 +14,34 @@ TOO_DEEP = "nested too deeply"
 
 
 def of_lines(where: str, text: str) -> Iterator[Row | RowError]:
-    """The rows of JSON lines, or an error for a line that isn't one. Blank lines are skipped."""
+    """The rows of JSON lines, or an error for a line that isn't one. Blank lines are skipped.
+
+    Raises:
+        ValueError: objects span lines.
+    """
+    spans = list(_spans(text))
+    if spans and min(spans) > 1:
+        raise ValueError(
+            f"{where}: the first object spans {spans[0]:,} lines: give one object per line, or an array of them"
+        )
     # not str.splitlines(), which also splits at U+2028 and others that JSON strings may contain
     for number, line in enumerate(text.split("\n"), 1):
         line = line.lstrip("\ufeff")  # concatenated files, each beginning with a byte-order mark
         if line.strip():
             yield _parsed(f"{where}, line {number}", line)
+
+
+def _spans(text: str) -> Iterator[int]:
+    """How many lines each of the first two values spans, as far as they are JSON."""
+    decoder, rest = json.JSONDecoder(parse_int=_number), text
+    for _ in range(2):
+        rest = rest.lstrip("\ufeff \t\r\n")
+        try:
+            _, end = decoder.raw_decode(rest)
+        except (json.JSONDecodeError, RecursionError):
+            return
+        yield 1 + rest.count("\n", 0, end)
+        rest = rest[end:]
 
 
 def of_array(where: str, text: str) -> Iterator[Row | RowError]:

@@ -7,6 +7,7 @@ from typing import Any
 
 SURROGATE = re.compile("[\ud800-\udfff]")  # half of a pair, or (decoded with surrogateescape) a byte that isn't UTF-8
 REPLACEMENT = "\ufffd"
+EXACT = 2**53  # floating-point numbers below it hold every whole number
 
 
 class RowError(ValueError):
@@ -61,7 +62,10 @@ class Row:
         return self._checked(name, int, "a whole number")
 
     def plain(self, name: str) -> bool | int | str:
-        """The field, a text, a whole number, or true or false."""
+        """The field, a text, a whole number (1.0 is one, as pandas writes it), or true or false."""
+        value = self.value.get(name)
+        if isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
+            return int(self.get(name))
         return self._checked(name, bool | int | str, "text or a whole number")
 
     def row(self, name: str) -> "Row":

@@ -9,11 +9,12 @@ from tasks.data.rows import Row, RowError, mend
 
 Cells = tuple[int, list[str]]  # the number of the line on which they begin
 
+DELIMITERS = ",;\t|"  # the first that is in the header; semicolons are of locales with decimal commas
 LONGEST_CELL = 2**31 - 1  # characters; Python's own limit is 131,072
 
 
 def of_csv(where: str, text: str) -> Iterator[Row | RowError]:
-    """The rows of a table separated by commas or semicolons, or errors for other lines. Blank lines are skipped.
+    """The rows of a table separated by one of `DELIMITERS`, or errors for other lines. Blank lines are skipped.
 
     Raises:
         ValueError: the header can't be read or has a name twice.
@@ -61,7 +62,7 @@ def _quoted(where: str, text: str) -> Iterator[Cells | RowError]:
     """Rows of cells; after one that can't be read, reading continues on the line after that row's first."""
     csv.field_size_limit(LONGEST_CELL)
     lines = list(io.StringIO(text, newline=""))
-    delimiter = ";" if ";" in lines[0] and "," not in lines[0] else ","  # in locales with decimal commas
+    delimiter = next((one for one in DELIMITERS if one in lines[0]), ",")
     start = 0  # the line on which the current row begins
     while start < len(lines):
         later = map(lines.__getitem__, range(start, len(lines)))

@@ -98,7 +98,8 @@ class Tally:
     def _note(self, row: Row) -> None:
         if row.mended:
             self.mend(MENDED, row.where, row.mended)
-        self.unused.update({name for name in row.unused() if name.rpartition(".")[2] not in self.needless})
+        names = (name for name in row.unused() if name.rpartition(".")[2] not in self.needless)
+        self.unused.update(dict.fromkeys(names, 1))
 
     @property
     def notes(self) -> list[str]:

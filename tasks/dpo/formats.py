@@ -27,8 +27,9 @@ from tasks.instruct.formats import (
     Prompt,
     answered,
     prompt,
-    system,
     turns,
+    whole,
+    with_system,
 )
 
 SIDES = ("chosen", "rejected")
@@ -63,13 +64,13 @@ def pair(row: Row, tally: Tally) -> Pair:
     if sides[0] == sides[1]:
         raise RowError(row.where, SAME)
     asked, sides = _asked(row, sides)
-    whole = [[*asked.messages, *side] for side in sides]
-    both = _common(*whole)
-    answers = [turns[len(both)] for turns in whole if len(turns) > len(both)]
+    ends = [[*asked.messages, *side] for side in sides]
+    both = _common(*ends)
+    answers = [turns[len(both)] for turns in ends if len(turns) > len(both)]
     if not any(one.role == USER for one in both) or [one.role for one in answers] != [ASSISTANT, ASSISTANT]:
         raise RowError(row.where, APART)
     context = [one._replace(learned=False) if one.role == ASSISTANT else one for one in both]
-    found = Pair(*(answered(row, [*context, *turns[len(both) :]], tally, asked.context) for turns in whole))
+    found = Pair(*(answered(row, [*context, *turns[len(both) :]], tally, asked.context) for turns in ends))
     if found.chosen == found.rejected:
         raise RowError(row.where, SAME)
     return found
@@ -83,8 +84,7 @@ def _common(some: Sequence[Message], others: Sequence[Message]) -> list[Message]
 def _asked(row: Row, sides: list[list[Message]]) -> tuple[Prompt, list[list[Message]]]:
     """What precedes the answers, and the answers without it."""
     if any(side[0].role != ASSISTANT for side in sides):  # whole conversations
-        row.get("prompt")
-        return Prompt(system(row), ""), sides
+        return Prompt([], ""), [whole(row, side) for side in sides]
     asked = prompt(row)
     if asked is not None:
         return asked._replace(messages=_told(asked.messages)), sides
@@ -98,7 +98,7 @@ def _begun(row: Row, sides: list[list[Message]]) -> tuple[Prompt, list[list[Mess
     length = len(begin.rstrip()) if begin[-1:].isspace() else begin.rfind(" ")
     if length < 1 or any(len(side) > 1 for side in sides):
         raise RowError(row.where, NO_PROMPT, f"; it has the fields {listed(row.value)}")
-    asked = Prompt([*system(row), Message(USER, begin[:length].strip())], "")
+    asked = Prompt(with_system(row, [Message(USER, begin[:length].strip())]), "")
     return asked, [[Message(ASSISTANT, text[length:].strip())] for text in texts]
 
 

@@ -3,11 +3,15 @@
 A row's format is recognised by its fields:
 
 - `messages` (or `conversations`, `conversation`): turns of `role` and `content`, or of `from` and `value` (ShareGPT),
-  with or without a separate `system` text. A content may be a list of text parts.
+  texts by turns (LIMA), or pairs of `input` and `output` (Capybara), with or without a separate `system` text, and
+  with or without the answer in a field of its own. A content may be a list of text parts.
 - a question and an answer: `instruction` and `output` (Alpaca, with `input`, `system` and `history`), `instruction`,
   `context` and `response` (Dolly), `prompt` and `completion`, `question` and `answer` (GSM8K), `prompt` and `chosen`.
+  Of several questions (`instruction` and `question`) the others belong to the first.
 
-An assistant's turns are learned. What it says to a tool and what the tool answers are context.
+An assistant's turns are learned. What it says to a tool and what the tool answers are context, and so is a turn with
+`weight` 0, or `train` or `loss` false. Rows whose answer is one to avoid (`label` or `kto_tag` false, KTO) are left
+out.
 """
 
 import json
@@ -36,6 +40,7 @@ QUESTIONS = ("instruction", "prompt", "question", "query", "input")
 ANSWERS = ("output", "completion", "response", "answer", "chosen")
 CONTEXTS = ("input", "context")
 SYSTEMS = ("system", "system_prompt")
+FLAGS = ("train", "training", "loss")  # of a turn: false where it isn't to be learned
 FORMATS = "messages; conversations; instruction and output or response; prompt and completion; question and answer"
 
 NOT_ASKED = "turns left out, since they precede the user's first"
@@ -69,14 +74,14 @@ def conversation(row: Row, tally: Tally) -> Conversation:
     Raises:
         RowError: the row has none of the known formats, or no answer.
     """
-    name = _first(row, LISTS)
-    if name is not None:
-        return answered(row, [*system(row), *_turns(row, name)], tally)
-    answer = _first(row, ANSWERS)
+    if row.get("kto_tag") is False or ("completion" in row.value and row.get("label") is False):
+        raise RowError(row.where, "its answer is marked as one to avoid, for preference tuning")
+    name, answer = _first(row, LISTS), _first(row, ANSWERS)
+    if name is not None and (answer is None or _listed(row, name)[-1].role == ASSISTANT):
+        return answered(row, with_system(row, _listed(row, name)), tally)
     answers = turns(row, answer, ASSISTANT) if answer is not None else []
     if any(one.role == USER for one in answers):  # preference data, where each side is a whole conversation
-        row.get(_first(row, QUESTIONS) or "prompt")
-        return answered(row, [*system(row), *answers], tally)
+        return answered(row, whole(row, answers), tally)
     asked = prompt(row) if answer is not None else None
     if asked is None:
         raise RowError(row.where, f"no known format ({FORMATS})", f" has the fields {listed(row.value)}")
@@ -98,16 +103,35 @@ def prompt(row: Row) -> Prompt | None:
     """
     name = _first(row, LISTS)
     if name is not None:
-        return Prompt([*system(row), *_turns(row, name)], "")
+        return Prompt(with_system(row, _listed(row, name)), "")
     question = _first(row, QUESTIONS)
     if question is None:
         return None
-    context = next((row.text(name) for name in CONTEXTS if name != question and row.has(name)), "")
     earlier, asked = _history(row), turns(row, question, USER)
+    context = _context(row, question, asked[-1].content)
     if context and earlier:  # it belongs to this question, which isn't the first
         asked[-1] = Message(USER, f"{asked[-1].content}\n\n{context}")
         context = ""
-    return Prompt([*system(row), *earlier, *asked], context)
+    return Prompt(with_system(row, [*earlier, *asked]), context)
+
+
+def _context(row: Row, question: str, asked: str) -> str:
+    """What belongs to a question: other questions, unless one of the two holds the other, and its context."""
+    others = [name for name in QUESTIONS if name not in (question, *CONTEXTS) and isinstance(row.value.get(name), str)]
+    apart = [name for name in others if row.value[name].strip() not in asked and asked.strip() not in row.value[name]]
+    contexts = [name for name in CONTEXTS if name != question and row.has(name)]
+    return "\n\n".join(text for text in map(row.text, [*apart, *contexts]) if text.strip())
+
+
+def whole(row: Row, messages: Sequence[Message]) -> list[Message]:
+    """A whole conversation in the place of an answer, after the row's system text; it begins with the row's prompt."""
+    name = _first(row, QUESTIONS)
+    if name is not None and row.has(name):
+        said = [one.content for one in messages]
+        asked = row.value[name] if isinstance(row.value[name], list) else [{"content": row.value[name]}]
+        if all(isinstance(turn, dict) and turn.get("content", turn.get("value")) in said for turn in asked):
+            row.get(name)
+    return with_system(row, messages)
 
 
 def turns(row: Row, name: str, role: str) -> list[Message]:
@@ -125,16 +149,19 @@ def _first(row: Row, names: Iterable[str]) -> str | None:
     return next((name for name in present if row.has(name)), present[0] if present else None)
 
 
-def system(row: Row) -> list[Message]:
-    """The turn of a separate system text, if there is one."""
+def with_system(row: Row, messages: Sequence[Message]) -> list[Message]:
+    """Turns after a separate system text, if there is one that isn't among them already."""
     name = _first(row, SYSTEMS)
     text = row.text(name) if name is not None and row.has(name) else ""
-    return [Message(SYSTEM, text)] if text.strip() else []
+    said = not text.strip() or any(one.role == SYSTEM and one.content.strip() == text.strip() for one in messages)
+    return [*messages] if said else [Message(SYSTEM, text), *messages]
 
 
 def _history(row: Row) -> list[Message]:
-    """Earlier questions with their answers, as in Alpaca's data: a list of pairs."""
+    """Earlier questions with their answers: a list of pairs, as in Alpaca's data, or of turns."""
     pairs = row.get("history") or []
+    if isinstance(pairs, list) and all(isinstance(turn, dict) for turn in pairs):
+        return _turns(row, "history") if pairs else []
     if not isinstance(pairs, list) or not all(_is_pair(pair) for pair in pairs):
         raise RowError(row.where, "'history' must be a list of pairs of texts", f", got {short(pairs)}")
     return [Message(role, text) for pair in pairs for role, text in zip((USER, ASSISTANT), pair, strict=True)]
@@ -148,6 +175,19 @@ def _turns(row: Row, name: str) -> list[Message]:
     return [_message(turn) for turn in row.rows(name)]
 
 
+def _listed(row: Row, name: str) -> list[Message]:
+    """The turns of a whole conversation; without roles, the user's and the assistant's by turns."""
+    said = row.get(name)
+    if isinstance(said, list) and said and all(isinstance(text, str) for text in said):
+        return [Message((USER, ASSISTANT)[place % 2], text) for place, text in enumerate(said)]
+    found: list[Message] = []
+    for turn in row.rows(name):
+        is_pair = not turn.has("role") and turn.has("input") and turn.has("output")
+        found += [Message(USER, turn.text("input")), Message(ASSISTANT, turn.text("output"))] if is_pair else []
+        found += [] if is_pair else [_message(turn)]
+    return found
+
+
 def _message(turn: Row) -> Message:
     name = turn.text(_first(turn, SPEAKERS) or SPEAKERS[0])
     role = ROLES.get("_".join(name.lower().replace("-", " ").split()))
@@ -158,8 +198,17 @@ def _message(turn: Row) -> Message:
     content = "\n".join([*([content] if content else []), *(json.dumps(call, ensure_ascii=False) for call in calls)])
     if role == CALL:
         return Message(ASSISTANT, content, learned=False)
-    learned = bool(content.strip()) and not calls and turn.get("weight") != 0
+    learned = bool(content.strip()) and not calls and not _is_marked(turn)
     return Message(role, content, learned or role != ASSISTANT)
+
+
+def _is_marked(turn: Row) -> bool:
+    """Is an answer marked as context?"""
+    weight = turn.get("weight")
+    if not (weight is None or (isinstance(weight, int | float) and weight in (0, 1))):
+        raise RowError(turn.where, "'weight' must be 0 or 1", f", got {short(weight)}")
+    flags = [turn.get(name) for name in FLAGS if isinstance(turn.value.get(name), bool)]
+    return weight == 0 or not all(flags)
 
 
 def _content(turn: Row, name: str, *, optional: bool) -> str:
