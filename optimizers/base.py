@@ -221,6 +221,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
 
         For a method that chooses: until the next call, `step()` refuses to go on if others do.
         """
+        self._check_not_finished("advance")
         self._chosen = self._group_of.keys() & active
         train_only(self._group_of, self._chosen)
         return self._chosen
@@ -288,8 +289,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
             RuntimeError: the training was ended by `finish()`, or the model has other parameters, or other ones that
                 require gradients, than the method trains.
         """
-        if self._finished:
-            raise RuntimeError(f"{type(self).__name__}.step() after finish(): build a new optimizer to train on")
+        self._check_not_finished("step")
         if not self.state and self.chooses:
             self._check_not_rehearsed()
         loss = None
@@ -440,6 +440,10 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
                 "let the model drop no layers at random (layerdrop 0)"
             )
 
+    def _check_not_finished(self, call: str) -> None:
+        if self._finished:
+            raise RuntimeError(f"{type(self).__name__}.{call}() after finish(): build a new optimizer to train on")
+
     def _check_not_rehearsed(self) -> None:
         """Refuse the way torch.distributed.checkpoint creates state: a step with zero gradients at a rate of 0."""
         grads = [p.grad for p in self.trainable if p.grad is not None]
@@ -480,8 +484,10 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: it was saved by another method, for a model with other parameters, or is incomplete. The
                 optimizer is left as it was.
-            RuntimeError: the model was sharded since the method was built, which can't follow.
+            RuntimeError: the training was ended by `finish()`, or the model was sharded since the method was built, and
+                it can't follow.
         """
+        self._check_not_finished("load_state_dict")
         self.follow_sharding()
         extra, groups, saved = saved_states.parts(self, state_dict)
         before = self.extra_state()

@@ -156,3 +156,16 @@ def test_moments_of_one_block_are_not_taken_along_into_the_visit_of_another(give
     with pytest.raises(ValueError, match="give the seed and order that it was saved with"):
         other.load_state_dict(optimizer.state_dict())
     assert same(other.state_dict(), before)
+
+
+@every_method
+def test_nothing_that_is_called_after_the_end_freezes_the_plain_model_again(method):
+    model, optimizer = trained(method)
+    state = copy.deepcopy(optimizer.state_dict())
+    plain = optimizer.finish()
+    with pytest.raises(RuntimeError, match=r"load_state_dict\(\) after finish\(\): build a new optimizer"):
+        optimizer.load_state_dict(state)
+    if optimizer.chooses and method != "mezo":
+        with pytest.raises(RuntimeError, match=r"after finish\(\): build a new optimizer"):
+            optimizer.advance()
+    assert all(p.requires_grad for p in plain.parameters())
