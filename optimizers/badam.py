@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count
 from optimizers.registry import register
-from optimizers.shared.blocks import GRANULARITIES, matching, shuffled, split_into_blocks, train_only, without
+from optimizers.shared.blocks import GRANULARITIES, matching, shuffled, split_into_blocks, without
 from optimizers.shared.checkpointing import keep_backward_short
 from optimizers.shared.coverage import Coverage
 from optimizers.shared.inner import InnerAdamW, InnerSGD
@@ -132,6 +132,11 @@ class BAdam(MemoryEfficientOptimizer):
         self.inner.update([self.state[p] for p in params], params, grads, group, self.rounding_keys(params))
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
+        if not p.requires_grad:
+            raise ValueError(
+                f"this state doesn't fit: it was saved while another block than {self.selection!r} was trained: give "
+                "the seed and order that it was saved with"
+            )
         return self.inner.expected_state(p, saved)
 
     def after_step(self) -> None:
@@ -167,7 +172,7 @@ class BAdam(MemoryEfficientOptimizer):
         self._active = dict.fromkeys(
             self.blocks[self.selection]
         )  # ordered, so that memory is freed in the same order every time
-        train_only(self._group_of, {*self._always, *self._active})
+        self.train_only({*self._always, *self._active})
 
     def _order_of(self, epoch: int) -> Sequence[int]:
         count = len(self.blocks)

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from optimizers.shared import ranks, saved_states, sharded
+from optimizers.shared.blocks import train_only
 from optimizers.shared.coverage import Coverage
 from optimizers.shared.loop_guards import watch
-from optimizers.shared.model_checks import check_model, check_parameters, restored_on_error, uncompiled
+from optimizers.shared.model_checks import check_model, check_parameters, check_unchanged, restored_on_error, uncompiled
 from optimizers.shared.replicas import Replicas
 from optimizers.shared.storages import storages_of
 from optimizers.shared.values import check_choice, check_count, check_hyperparameters, check_positive
@@ -109,6 +110,8 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         self._hooks: list[Any] = []
         self._group_of = {p: index for index, group in enumerate(self.param_groups) for p in group["params"]}
         self._number_of = {p: number for number, p in enumerate(self._group_of)}
+        self._chosen: set[nn.Parameter] | None = None  # what it trains now; None: all that it may
+        self._dtypes: dict[nn.Parameter, torch.dtype] = {}  # of parameters when they were last trained
         self._updated: set[nn.Parameter] = set()
         self._steps_done = 0
         self._stepped = False  # in this process: a state that is loaded has steps done elsewhere
@@ -213,6 +216,25 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
 
     # ---- what it gets for free
 
+    def train_only(self, active: set[nn.Parameter]) -> set[nn.Parameter]:
+        """Let exactly `active`, of what the method may ever train, require gradients; returns these as a set.
+
+        For a method that chooses: until the next call, `step()` refuses to go on if others do.
+        """
+        self._check_not_finished("advance")
+        self._chosen = self._group_of.keys() & active
+        train_only(self._group_of, self._chosen)
+        return self._chosen
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused once the method is built: what it trains follows from its model."""
+        if "_group_of" in vars(self):
+            raise ValueError(
+                f"{type(self).__name__} trains what its model had when it was built, so no group can be added: "
+                "finish() it and build another, on a model that has the new parameters"
+            )
+        super().add_param_group(param_group)
+
     @property
     def weights(self) -> list[nn.Parameter]:
         """The parameters that the model had when the method was built, whether it trains them or not."""
@@ -264,10 +286,10 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         """Update what is being trained.
 
         Raises:
-            RuntimeError: the training was ended by `finish()`.
+            RuntimeError: the training was ended by `finish()`, or the model has other parameters, or other ones that
+                require gradients, than the method trains.
         """
-        if self._finished:
-            raise RuntimeError(f"{type(self).__name__}.step() after finish(): build a new optimizer to train on")
+        self._check_not_finished("step")
         if not self.state and self.chooses:
             self._check_not_rehearsed()
         loss = None
@@ -276,6 +298,8 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
                 loss = closure()
         self.follow_sharding()
         self._stepped = True
+        if not self._updated:
+            check_unchanged(self)
         if not self.in_backward:
             self.average_gradients()
             ranks.check(self, ((p, p.grad) for p in self._group_of))
@@ -310,6 +334,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         if self._replicas is not None and p.grad is not None:
             self._replicas.average([p.grad])
         if not self._updated:
+            check_unchanged(self)
             ranks.check(self, [(p, p.grad)])
 
     @torch.no_grad()
@@ -411,8 +436,13 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         if not loss.requires_grad:
             raise RuntimeError(
                 f"the loss depends on nothing that {type(self).__name__} is training ({self.selection or 'all'}): "
-                "freeze what the loss doesn't reach before building the method, and compute it with gradients enabled"
+                "freeze what the loss doesn't reach before building the method, compute it with gradients enabled, and "
+                "let the model drop no layers at random (layerdrop 0)"
             )
+
+    def _check_not_finished(self, call: str) -> None:
+        if self._finished:
+            raise RuntimeError(f"{type(self).__name__}.{call}() after finish(): build a new optimizer to train on")
 
     def _check_not_rehearsed(self) -> None:
         """Refuse the way torch.distributed.checkpoint creates state: a step with zero gradients at a rate of 0."""
@@ -454,8 +484,10 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: it was saved by another method, for a model with other parameters, or is incomplete. The
                 optimizer is left as it was.
-            RuntimeError: the model was sharded since the method was built, which can't follow.
+            RuntimeError: the training was ended by `finish()`, or the model was sharded since the method was built, and
+                it can't follow.
         """
+        self._check_not_finished("load_state_dict")
         self.follow_sharding()
         extra, groups, saved = saved_states.parts(self, state_dict)
         before = self.extra_state()
@@ -471,6 +503,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         super().load_state_dict({**state_dict, "param_groups": groups, "state": {}})
         params = list(self._group_of)
         self._steps_done = extra.get("steps_done", 0)
+        self._dtypes.clear()
         for index, entries in saved.items():
             p = params[index]
             self.state[p] = {key: sharded.placed(_copy(value, p.device), p) for key, value in entries.items()}

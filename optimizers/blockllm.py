@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count, has_values
 from optimizers.registry import register
 from optimizers.shared.blockllm_rules import RULES, PaperRule
-from optimizers.shared.blocks import matching, shuffled, split_into_blocks, train_only
+from optimizers.shared.blocks import matching, shuffled, split_into_blocks
 from optimizers.shared.checkpointing import keep_backward_short
 from optimizers.shared.inner import InnerAdamW
 from optimizers.shared.largest import largest_entries
@@ -316,7 +316,7 @@ class BlockLLM(MemoryEfficientOptimizer):
     def _activate(self) -> None:
         chosen = [self._pool[i] for i in self.rule.chosen]
         self._dense = {*self._always, *(() if self.rule.masks_entries else chosen)}
-        train_only(self._group_of, {*self._always, *chosen, *(self._pool[i] for i in self._probed)})
+        self.train_only({*self._always, *chosen, *(self._pool[i] for i in self._probed)})
 
     def _measure(self, indices: list[int]) -> None:
         """Note ||g|| of the tensors that hold a gradient; without values the size stands in for it: the worst case."""

@@ -92,7 +92,7 @@ class HFT(DrawnBlocks):
     def _leave_out(self, unreached: set[nn.Parameter]) -> None:
         self.parts, self._layers = parts_without(self.parts, self._layers, unreached)
         self._draws = Draws(self.parts, self._draw, self._draws.every)
-        self._draws.train(self._group_of, self._always)
+        self._train_drawn()
 
     def _draw(self, number: int) -> list[int]:
         """The parts of draw `number`: a function of it and the seed."""

@@ -104,7 +104,7 @@ class LISA(DrawnBlocks):
         self.blocks = without(self.blocks, unreached)
         self._check_layers()
         self._draws = Draws(self.blocks, self._draw, self._draws.every)
-        self._draws.train(self._group_of, self._always)
+        self._train_drawn()
 
     def _check_layers(self) -> None:
         if self.layers > len(self.blocks):
@@ -144,6 +144,6 @@ class LISA(DrawnBlocks):
                 self.adamw.init_state(self.state[p], p)
 
     def _select(self) -> None:
-        active = self._draws.train(self._group_of, self._always)
+        active = self._train_drawn()
         if self.reset != "none":
             drop_state(self.state, keep=active if self.reset == "sampled" else ())

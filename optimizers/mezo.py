@@ -9,11 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from optimizers.base import MemoryEfficientOptimizer, check_count, check_positive
 from optimizers.registry import register
 from optimizers.shared.ranks import mean_loss
 from optimizers.shared.sharded import is_sharded
+
+# functions of a tensor that ask for a shape, a dtype, a device, not for values; of its attributes, all but these
+DESCRIBING = {"__set__", "__hash__", "__len__", "size", "dim", "ndimension", "numel", "nelement", "element_size"}
+DESCRIBING |= {"stride", "storage_offset", "is_contiguous", "is_floating_point", "is_complex", "get_device"}
+READING_ATTRIBUTES = {"data", "T", "mT", "H", "mH"}
 
 
 @register("mezo")
@@ -25,8 +31,9 @@ class MeZO(MemoryEfficientOptimizer):
     computed in evaluation mode, as the authors do.
 
     The authors' code adds eps z to all weights and subtracts it again, which doesn't restore the same weights in
-    floating point. Here each module runs on a moved copy of its weights, which lives no longer than that; nothing but
-    the update ever changes a weight. Weights that the loss doesn't depend on stay as they are.
+    floating point. Here each module runs on a moved copy of its weights, and of others' that it reads, which lives no
+    longer than that; nothing but the update ever changes a weight. Weights that the loss doesn't depend on stay as
+    they are.
 
     Trains everything. Keeps nothing: no gradients, no states, and only the activations that a forward pass needs at
     any moment.
@@ -134,32 +141,64 @@ class MeZO(MemoryEfficientOptimizer):
 
     @contextmanager
     def _moved(self, distance: float, sample: int) -> Iterator[None]:
-        """Within this context every module runs with its weights moved by `distance` z."""
-        away: list[dict[nn.Parameter, Tensor]] = []  # original weights of the modules that are running
+        """Within this context every weight is moved by `distance` z while a module that has or reads it runs."""
+        away: list[dict[nn.Parameter, Tensor]] = [{}]  # original weights, by the module that runs with moved ones
 
-        def leave(module: nn.Module, args: Any) -> None:
-            at_home = [p for p in _own(module) if p in self._number and not any(p in others for others in away)]
-            away.append({p: p.data for p in at_home})
-            for p in at_home:
-                z = self._direction(p, sample)
-                p.data = torch.add(p.data, z, alpha=distance, out=z)
-            self._passed.update(at_home)
+        def leave(p: Any) -> None:
+            with torch._C.DisableTorchFunction():  # what is done here is no reading of a weight
+                if p in self._number and p.requires_grad and not any(p in others for others in away):
+                    away[-1][p] = p.data
+                    z = self._direction(p, sample)
+                    p.data = torch.add(p.data, z, alpha=distance, out=z)
+                    self._passed.add(p)
 
-        def come_back(module: nn.Module, args: Any, output: Any) -> None:
+        def enter(module: nn.Module, args: Any) -> None:
+            away.append({})
+            for p in module.parameters(recurse=False):
+                leave(p)
+
+        def come_back(*_: Any) -> None:
             for p, home in away.pop().items():
                 p.data = home
 
-        with ExitStack() as hooks:
+        with ExitStack() as at_the_end:
+            at_the_end.callback(come_back)
             for module in self.model.modules():
-                if any(p in self._number for p in _own(module)):
-                    hooks.callback(module.register_forward_pre_hook(leave).remove)
-                    hooks.callback(module.register_forward_hook(come_back, always_call=True).remove)
+                at_the_end.callback(module.register_forward_pre_hook(enter).remove)
+                at_the_end.callback(module.register_forward_hook(come_back, always_call=True).remove)
+            at_the_end.enter_context(_Readings(leave))
             yield
 
 
-def _own(module: nn.Module) -> Iterator[nn.Parameter]:
-    """A module's own weights; torch's attention also reads those of its output projection, which it never calls."""
-    return module.parameters(recurse=isinstance(module, nn.MultiheadAttention))
+class _Readings(TorchFunctionMode):
+    """Calls `read` with each parameter before a function of torch reads its values.
+
+    Some weights are read by another module than their own: those of a Mamba layer's convolution, of some routers of
+    experts.
+    """
+
+    def __init__(self, read: Callable[[Tensor], None]):
+        super().__init__()
+        self._read = read
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _reads(func):
+            for p in _parameters_in([args, kwargs or {}]):
+                self._read(p)
+        return func(*args, **(kwargs or {}))
+
+
+def _reads(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    return func.__self__.__name__ in READING_ATTRIBUTES if name == "__get__" else name not in DESCRIBING
+
+
+def _parameters_in(value: Any) -> Iterator[nn.Parameter]:
+    if isinstance(value, nn.Parameter):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _parameters_in(item)
 
 
 @contextmanager

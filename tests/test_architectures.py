@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from architectures import ARCHITECTURES, LAYERS, Architecture
+from architectures import ARCHITECTURES, INNER, LAYERS, VOCABULARY, WIDTH, Architecture
 from plan_models import at_peak, maxima
 from torch import Tensor, nn
 
@@ -308,6 +308,18 @@ def test_planned_on_fake_tensors_equals_metered_on_real_ones(name, method, tmp_p
     assert maxima(planned) == maxima(metered)
     assert [size > 0 for size in maxima(planned)] == [True, *(not part.later for part in PARTS)]  # one process
     assert at_peak(planned) == at_peak(metered)
+
+
+@pytest.mark.parametrize("method", ["badam", "lora"])
+def test_a_model_whose_first_weights_depend_on_what_is_drawn_is_planned_like_any_other(method, tmp_path):
+    shape = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": 4}
+    tokens = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = transformers.ModernBertDecoderConfig(**shape, **tokens, local_attention=4)  # draws again beyond a limit
+    config.save_pretrained(tmp_path)
+    b = Blueprint(Workload(str(tmp_path), batch_size=2, sequence_length=12, dtype="float32", device="cpu"))
+    values = method_values(b, method, {})
+    planned, metered = (simulate(b, method, values, b.depth, device=d) for d in (None, "cpu"))
+    assert maxima(planned) == maxima(metered) and at_peak(planned) == at_peak(metered)
 
 
 @PER_ARCHITECTURE

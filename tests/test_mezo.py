@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import transformers
+from library import tiny_mamba
 from test_trainer import build_trainer
 from torch import nn
 from torch.func import functional_call
@@ -87,6 +88,60 @@ def test_attention_of_torch_whose_parts_are_read_without_a_call_is_trained_as_al
     assert model.training and model.dropout.training
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.detach(), expected[name], rtol=0, atol=1e-9)
+
+
+class ReadsItsPart(nn.Module):
+    """Reads the weight of a part that it never calls, as Mamba layers and some routers of experts do."""
+
+    def __init__(self, transposed):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 3, bias=False)])
+        self.transposed = transposed
+
+    def forward(self, x):
+        part = self.layers[1].weight
+        assert part.shape == (3, 4) and part.dtype is torch.float64
+        x = self.layers[0](x)
+        return x @ part.T if self.transposed else nn.functional.linear(x, part)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_weight_that_another_module_reads_is_trained_as_all_else(transposed):
+    torch.manual_seed(0)
+    model, x = ReadsItsPart(transposed).double(), torch.randn(5, 4, dtype=torch.float64)
+    optimizer = MeZO(model, lr=0.1)
+
+    def loss(weights):  # a term of the loss that no module computes
+        return functional_call(model, weights, (x,)).square().mean() + weights["layers.1.weight"].abs().sum()
+
+    expected = reference_step(model, optimizer, loss, 0.1)
+    optimizer.step(lambda: model(x).square().mean() + model.layers[1].weight.abs().sum())
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.detach(), expected[name], rtol=0, atol=1e-9)
+
+
+def test_each_weight_of_a_mamba_moves_and_comes_back():
+    model, batch = tiny_mamba(), dict.fromkeys(("input_ids", "labels"), torch.arange(12).view(2, 6))
+    optimizer = MeZO(model, lr=0.1, eps=1e-2)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    weights = move(model, optimizer, 1e-2)
+    expected = functional_call(model.eval(), weights, (), batch).loss
+    losses = []
+    optimizer.ask(lambda: losses.append(model(**batch).loss) or losses[-1])
+    torch.testing.assert_close(losses[0], expected, rtol=0, atol=1e-6)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    optimizer.step()
+    assert not [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
+
+
+def test_what_is_frozen_later_stays():
+    model = build_model()
+    optimizer = MeZO(model, lr=0.1)
+    model.layers[1].requires_grad_(False)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train(model, optimizer, 2)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert "layers.0.mlp.up_proj.weight" in moved and not [name for name in moved if name.startswith("layers.1.")]
 
 
 def test_directions_are_standard_normal_and_different_for_each_weight_step_and_sample():

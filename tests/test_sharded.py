@@ -93,10 +93,12 @@ def unfrozen_after_wrapping(name, part):
     model = model_without_dead_ends()
     model.unused.requires_grad_(False)
     optimizer = subject(name).build(model)
+    trained = [p for p in model.layers[0].parameters() if p.requires_grad]
     model.layers[0].requires_grad_(False)
     wrapper = DistributedDataParallel(model)
     train_on(wrapper, optimizer, part, steps=1)
-    model.layers[0].requires_grad_(True)
+    for p in trained:
+        p.requires_grad_(True)
     return train_on(wrapper, optimizer, part, steps=1)
 
 

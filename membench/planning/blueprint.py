@@ -14,11 +14,13 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from membench.planning.layers import kinds, simulated_depths
 from membench.planning.workload import Batch, Workload, make_batch
 from membench.training.activations import set_up_activations
+from optimizers.base import has_values
 from tasks.models.damage import said_in_a_sentence
 from tasks.models.loading import quiet
 from tasks.models.source import CONFIGURATIONS, DTYPES, PREFIX, Source, longest_stated, without_dropout
@@ -132,7 +134,7 @@ class Blueprint:
         Raises:
             ValueError: the model doesn't support the workload's options for activations.
         """
-        with default_dtype(DTYPES[self.workload.dtype]), quiet():
+        with default_dtype(DTYPES[self.workload.dtype]), quiet(), no_values_for_none():
             model = self._new(depth)
         set_up_activations(model, self.workload)
         return model.train()
@@ -226,6 +228,18 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+@contextmanager
+def no_values_for_none() -> Iterator[None]:
+    """Inside a `FakeTensorMode`, builds without first values of weights, which may depend on what was drawn."""
+    initialize = PreTrainedModel.initialize_weights
+    if not has_values(torch.empty(0)):
+        PreTrainedModel.initialize_weights = lambda self, *_, **__: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        PreTrainedModel.initialize_weights = initialize  # type: ignore[method-assign]
 
 
 def within_positions(workload: Workload) -> Workload:

@@ -26,7 +26,7 @@ class DrawnBlocks(MemoryEfficientOptimizer):
         """Select the first draw. `before`: the parameters that the model uses before its layers."""
         if not any(p.requires_grad for p in before):  # then the backward pass ends at the lowest layer drawn
             self._hooks.append(keep_backward_short(self.model))
-        self._draws.train(self._group_of, self._always)
+        self._train_drawn()
         self._reach = Reach(self.model, self._leave_out, self.worst_case)
         self._hooks.append(self._reach.hook)
 
@@ -69,7 +69,11 @@ class DrawnBlocks(MemoryEfficientOptimizer):
         self._select()
 
     def _select(self) -> None:
-        drop_state(self.state, keep=self._draws.train(self._group_of, self._always))
+        drop_state(self.state, keep=self._train_drawn())
+
+    def _train_drawn(self) -> set[nn.Parameter]:
+        """Train what is drawn, and what always is; returns these."""
+        return self.train_only(self._draws.with_drawn(self._always))
 
     def extra_state(self) -> dict[str, Any]:
         return {**self._draws.state(), **self._reach.state()}
@@ -77,4 +81,4 @@ class DrawnBlocks(MemoryEfficientOptimizer):
     def load_extra_state(self, extra: dict[str, Any]) -> None:
         self._reach.load_state(extra)
         self._draws.load_state(extra)
-        self._draws.train(self._group_of, self._always)
+        self._train_drawn()

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from optimizers.shared.blocks import Blocks, train_only
+from optimizers.shared.blocks import Blocks
 from optimizers.shared.coverage import Coverage
 from optimizers.shared.values import check_indices
 
@@ -67,12 +67,10 @@ class Draws:
         """Replace what was drawn by `chosen`."""
         self.drawn = sorted(chosen)
 
-    def train(self, params: Iterable[nn.Parameter], always: Collection[nn.Parameter]) -> set[nn.Parameter]:
-        """Let only what is drawn and `always`, among `params`, require gradients; returns these."""
+    def with_drawn(self, always: Collection[nn.Parameter]) -> set[nn.Parameter]:
+        """`always`, and the parameters of what is drawn."""
         blocks = list(self.blocks.values())
-        active = set(always).union(*(blocks[i] for i in self.drawn))
-        train_only(params, active)
-        return active
+        return set(always).union(*(blocks[i] for i in self.drawn))
 
     def state(self) -> dict[str, Any]:
         """What must be saved, as JSON."""

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from optimizers.shared.sharded import is_sharded
+
+if TYPE_CHECKING:
+    from optimizers.base import MemoryEfficientOptimizer
 
 TRAINABLE = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -17,7 +22,7 @@ def check_model(method: str, model: Any) -> None:
 
     Raises:
         TypeError: says what was given and what to give.
-        ValueError: a lazy module hasn't seen its first batch.
+        ValueError: a lazy module hasn't seen its first batch, or a parameter was made in inference mode.
     """
     if not isinstance(model, nn.Module):
         what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
@@ -29,6 +34,10 @@ def check_model(method: str, model: Any) -> None:
         if nn.parameter.is_lazy(p):
             raise ValueError(
                 f"{method} can't train {name}, which has no shape yet: run a batch through the model first"
+            )
+        if p.requires_grad and p.is_inference():
+            raise ValueError(
+                f"{method} can't train {name}, which was made in inference mode: make or load the model outside of it"
             )
 
 
@@ -88,6 +97,43 @@ def _overlaps_itself(p: Tensor) -> bool:
                 return True
             reach += stride * (size - 1)
     return False
+
+
+def check_unchanged(method: MemoryEfficientOptimizer) -> None:
+    """Refuse to update a model that was changed since the method was built: a part of it would never be trained.
+
+    Of a sharded model nothing is checked, since its whole parameters come and go.
+
+    Raises:
+        RuntimeError: names a parameter, what is wrong with it, and the way out.
+    """
+    if any(map(is_sharded, method._group_of)):
+        return
+    trained = method._group_of if method._chosen is None else method._chosen
+    for name, p in method.model.named_parameters():
+        if p.requires_grad:
+            problem = _changed_dtype(method, p) if p in trained else _untrained(method, p)
+            if problem:
+                raise RuntimeError(f"{type(method).__name__} can't go on: {name} {problem}")
+
+
+def _untrained(method: MemoryEfficientOptimizer, p: nn.Parameter) -> str:
+    if p in method._group_of:
+        return f"requires gradients, but {method.selection} is being trained: leave requires_grad alone until finish()"
+    if p in method._requires_grad:
+        return "requires gradients, but didn't when it was built: unfreeze it before, or finish() and build another"
+    return (
+        "came into the model after it was built (by a new module, resize_token_embeddings or "
+        "load_state_dict(assign=True)), so it isn't trained: finish() and build another"
+    )
+
+
+def _changed_dtype(method: MemoryEfficientOptimizer, p: nn.Parameter) -> str | None:
+    before = method._dtypes.get(p, p.dtype)
+    if before is not p.dtype and method.state.get(p):
+        return f"has become {p.dtype}, while what is kept for it is for {before}: cast the model before building it"
+    method._dtypes[p] = p.dtype
+    return None
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from optimizers.shared.values import check_hyperparameters
+
 if TYPE_CHECKING:
     from optimizers.base import MemoryEfficientOptimizer
 
@@ -31,7 +33,8 @@ def parts(optimizer: MemoryEfficientOptimizer, state_dict: Any) -> tuple[dict[st
     _check_groups(state_dict["param_groups"], own, [key for key in optimizer.defaults if key in own[0]])
     counted = {"steps_done": 0} if "steps_done" in extra else {}
     _check_extra(extra, {**optimizer.extra_state(), **counted})
-    state = _by_number(state_dict.get("state"), _names(optimizer), extra.get("tensors"))
+    state = _by_number(state_dict.get("state"), _keys(state_dict["param_groups"]), _names(optimizer))
+    _check_count(state, extra.get("tensors"))
     groups = [{key: value for key, value in group.items() if key != "extra"} for group in state_dict["param_groups"]]
     return extra, groups, state
 
@@ -86,6 +89,10 @@ def _check_groups(saved: list[Mapping[str, Any]], own: list[dict[str, Any]], hyp
                 raise ValueError(f"param_groups[{number}] of this state has no {key}")
             if not _fits(there[key], here[key], float):
                 raise ValueError(f"param_groups[{number}] of this state has {key}={there[key]!r}, unlike {here[key]!r}")
+        try:
+            check_hyperparameters({key: there[key] for key in hyperparameters})
+        except ValueError as error:
+            raise ValueError(f"param_groups[{number}] of this state: {error}") from error
 
 
 def _check_extra(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
@@ -101,30 +108,50 @@ def _check_extra(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
             raise ValueError(f"this state is damaged: extra has {key}={saved[key]!r}, unlike {value!r}")
 
 
-def _by_number(state: Any, names: list[str], tensors: int | None) -> State:
-    """The saved state of each parameter by number, which torch.distributed.checkpoint turns into a string or name.
+def _keys(groups: list[Mapping[str, Any]]) -> list[Any]:
+    """Under which key the state of each parameter is saved: as torch has it, the entries of `params`, in order.
 
     Raises:
-        ValueError: it isn't such a state, or some of its tensors are missing.
+        ValueError: two parameters have the same one.
+    """
+    keys = [key for group in groups for key in group["params"]]
+    if not all(isinstance(key, int | str) for key in keys) or len(set(keys)) < len(keys):
+        raise ValueError("this state is damaged: the params of its param_groups must be different numbers or names")
+    return keys
+
+
+def _by_number(state: Any, keys: list[Any], names: list[str]) -> State:
+    """The saved state of each parameter by number. torch.distributed.checkpoint makes a string or name of its key.
+
+    Raises:
+        ValueError: it isn't such a state.
     """
     if not isinstance(state, Mapping):
         raise ValueError(
             "this state has no 'state', what is kept for each parameter (torch.distributed.checkpoint drops it "
             "if it is empty: put {} there)"
         )
-    numbers: dict[Any, int] = {name: number for number, name in enumerate(names)}
+    numbers = {key: number for number, key in [*enumerate(names), *enumerate(map(str, keys)), *enumerate(keys)]}
     found: State = {}
     for key, saved in state.items():
-        number = numbers.get(key, int(key) if isinstance(key, str) and key.isdecimal() else key)
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(names):
+        number = None if isinstance(key, bool) else numbers.get(key)
+        if number is None:
             raise ValueError(f"this state has an entry for parameter {key!r}, which the model doesn't have")
         if not isinstance(saved, Mapping):
             raise ValueError(f"what this state keeps for {names[number]} is a {type(saved).__name__}, not a dict")
         found[number] = dict(saved)
-    count = count_tensors(found)
+    return found
+
+
+def _check_count(state: State, tensors: int | None) -> None:
+    """Refuse a state without some of its `tensors`.
+
+    Raises:
+        ValueError: says how many are there.
+    """
+    count = count_tensors(state)
     if tensors is not None and tensors != count:
         raise ValueError(f"this state holds {count} of the {tensors} tensors that were saved: {HOW_TO_SAVE}")
-    return found
 
 
 def count_tensors(state: Mapping[Any, Mapping[str, Any]]) -> int:
