@@ -14,6 +14,7 @@ from optimizers.shared.sharded import is_sharded
 if TYPE_CHECKING:
     from optimizers.base import MemoryEfficientOptimizer
 
+CHECKED_EVERY = 64  # steps, and after 1, 2, 4, 8, ...
 TRAINABLE = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -102,11 +103,18 @@ def _overlaps_itself(p: Tensor) -> bool:
 def check_unchanged(method: MemoryEfficientOptimizer) -> None:
     """Refuse to update a model that was changed since the method was built: a part of it would never be trained.
 
-    Of a sharded model nothing is checked, since its whole parameters come and go.
+    Of a sharded model nothing is checked, since its whole parameters come and go. To go through all modules takes as
+    long as to update the adapters in them, so that is done where a parameter came to require gradients or ceased to,
+    and now and then.
 
     Raises:
         RuntimeError: names a parameter, what is wrong with it, and the way out.
     """
+    steps = method._steps_done
+    flags = [p.requires_grad for p in method._requires_grad]
+    if flags == method._flags and steps & (steps - 1) and steps % CHECKED_EVERY:
+        return
+    method._flags = flags
     if any(map(is_sharded, method._group_of)):
         return
     trained = method._group_of if method._chosen is None else method._chosen
