@@ -142,7 +142,7 @@ def plan(
     hold_to_bounds(asked)
     if "sequence_length" not in workload:
         asked = within_positions(asked)
-    methods = registry.available() if optimizers == "all" else _names(optimizers)
+    methods = registry.expand(_names(optimizers))
     size = budget_bytes(budget) if isinstance(budget, str) else budget
     document = make(asked, methods, hyperparameters or {}, budget_bytes=size)
     names = [field.name for field in fields(PlanRow)]

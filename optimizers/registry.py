@@ -9,7 +9,7 @@ import ast
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -40,6 +40,11 @@ def register(name: str) -> Callable[[Method], Method]:
 def available() -> list[str]:
     """The names of all registered methods: ours in the order of the package, then those of installed packages."""
     return list(dict.fromkeys([*_METHODS, *(point.name for point in entry_points(group=ENTRY_POINTS))]))
+
+
+def expand(names: Iterable[str]) -> list[str]:
+    """The methods that these name, each once; "all" names all that are registered."""
+    return list(dict.fromkeys(one for name in names for one in (available() if name == "all" else [name])))
 
 
 def get(name: str) -> Method:

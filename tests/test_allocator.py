@@ -141,3 +141,10 @@ def test_blocks_never_overlap_and_all_free_leaves_whole_segments():
     assert sum(sizes) * ROUND_BYTES == allocator.reserved_bytes
     assert {size * ROUND_BYTES for size in sizes} == {2 * MIB, 20 * MIB, 12 * MIB}  # whole segments
     assert len(set(starts)) == len(starts)
+
+
+def test_traces_larger_than_any_machine_are_served():
+    """A petabyte each, so that addresses are beyond 2^40 units; freed neighbours of different segments don't merge."""
+    petabyte = 2**50
+    sizes = [petabyte + 512, petabyte, 3 * petabyte, petabyte]
+    assert reserved_mib(*sizes, "0", "1", "2", "3", 3 * petabyte) == (6 * petabyte + 2 * MIB) / MIB

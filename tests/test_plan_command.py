@@ -208,3 +208,11 @@ def test_verify_prints_planned_beside_measured(tmp_path):
     for name in methods:
         planned, _, allocated, reserved = rows[name]
         assert planned == allocated and reserved == "-"
+
+
+def test_all_may_be_named_beside_others_and_what_nothing_can_plan_is_refused(tmp_path, capsys, monkeypatch):
+    model = plan_models.folder(tmp_path, "llama", 2)
+    rows = json.loads(run("--model", model, "--optimizers", "all,badam", "--format", "json"))["rows"]
+    assert [row["method"] for row in rows] == optimizers.available()
+    told = refused(capsys, monkeypatch, "--model", model, "--optimizers", "lisa,lisa:lr=1", "--set", "lisa.layers=7")
+    assert "layers" in told

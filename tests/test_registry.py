@@ -62,3 +62,9 @@ def test_a_keyword_added_later_is_in_use_where_it_is_not_at_its_default(monkeypa
     assert optimizers.in_use("extended", optimizers.resolve("extended")) == {"lr": 0.1}
     given = optimizers.resolve("extended", rounding="stochastic")
     assert optimizers.in_use("extended", given) == {"lr": 0.1, "rounding": "stochastic"}
+
+
+def test_all_stands_for_every_registered_method_wherever_it_is_named():
+    names = optimizers.expand(["badam", "all", "torch.optim:SGD"])
+    assert names[0] == "badam" and names[-1] == "torch.optim:SGD"
+    assert sorted(names[:-1]) == sorted(optimizers.available())

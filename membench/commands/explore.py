@@ -68,7 +68,7 @@ def write(options: ExploreOptions) -> Path:
     out = Path(options.out)
     if out.is_dir():
         raise UserError(f"--out {out} is a folder: give the page's name, such as {out / 'fit.html'}")
-    methods = optimizers.available() if options.optimizers == ("all",) else list(dict.fromkeys(options.optimizers))
+    methods = optimizers.expand(options.optimizers)
     try:
         wanted = _settings(options.models, options.dtypes)
         with counting(len(wanted), "tables") as tell:

@@ -108,6 +108,4 @@ def _methods(options: PlanOptions) -> list[str]:
 
     if options.why:
         return [options.why]
-    if options.optimizers == ("all",):
-        return optimizers.available()
-    return list(dict.fromkeys(options.optimizers))
+    return optimizers.expand(options.optimizers)

@@ -24,7 +24,7 @@ OWN_SEGMENT_BYTES = 10 * MIB
 ROUND_SEGMENT_BYTES = 2 * MIB
 
 _SMALL_UNITS = SMALL_REQUEST_BYTES // ROUND_BYTES
-_ADDRESS_BITS = 40
+_ADDRESS_BITS = 56  # of units: more than any trace has
 _ADDRESS = (1 << _ADDRESS_BITS) - 1
 
 # What a CUDA process holds besides its tensors: the context, loaded kernels, cuBLAS's workspace. It depends on the GPU

@@ -79,7 +79,7 @@ def plan(
         setup, parameters, budget_bytes, context_bytes, rows (one per method), refused {method: why}.
 
     Raises:
-        ValueError: an unknown model, method or hyper-parameter; or a value that the only method refuses.
+        ValueError: an unknown model, method or hyper-parameter; or all methods refuse.
     """
     blueprint = Blueprint(workload)
     check_positions(workload.model, blueprint.skeleton, workload.sequence_length)
@@ -92,7 +92,7 @@ def plan(
     attention = blueprint.attention  # this also loads the model's code, before processes fork
     jobs = [Job(workload, name, method_values(blueprint, name, given), budget_bytes) for name in methods]
     planned = list(carry_out(jobs, report))
-    if len(planned) == 1 and planned[0].refused:
+    if planned and planned[0].refused and all(one.refused for one in planned):
         raise ValueError(planned[0].refused)
     return {
         "setup": {**asdict(workload), "attention": attention},

@@ -188,8 +188,7 @@ def _width(settings: Settings) -> int | None:
 
 
 def _methods(settings: Settings) -> list[str]:
-    named = [name for given in settings.optimizers for name in (optimizers.available() if given == "all" else [given])]
-    methods = list(dict.fromkeys([REFERENCE, *named] if settings.reference else named))
+    methods = optimizers.expand([REFERENCE, *settings.optimizers] if settings.reference else settings.optimizers)
     for method in methods:
         optimizers.get(method)
     return sorted(methods, key=lambda method: method != REFERENCE)
