@@ -9,7 +9,35 @@ from reports.table import Table
 
 FAIR = 0.05  # of a score: so far behind its best rate a method may be at its default
 
+TIE = 0.01  # of a score: rates so close can't be told apart
+
 Scores = dict[float, list[float]]  # by learning rate, a score for each seed
+
+
+def chosen(trials: Iterable[Record]) -> dict[str, float]:
+    """By method, the rate to be its default: that with the best mean over the tasks.
+
+    Of neighbours within `TIE` of it the middle one; of an even number, the larger of the middle two.
+    """
+    found: dict[str, dict[float, list[float]]] = {}
+    for run in trials:
+        by_rate = found.setdefault(run["method"], {})
+        by_rate.setdefault(run["hyperparameters"]["lr"], []).append(run["metrics"][run["headline"]])
+    return {
+        method: _middle({rate: statistics.fmean(by_rate[rate]) for rate in by_rate})
+        for method, by_rate in found.items()
+    }
+
+
+def _middle(means: dict[float, float]) -> float:
+    rates = sorted(means)
+    first = last = rates.index(max(rates, key=lambda rate: means[rate]))
+    least = means[rates[first]] - TIE
+    while first and means[rates[first - 1]] >= least:
+        first -= 1
+    while last + 1 < len(rates) and means[rates[last + 1]] >= least:
+        last += 1
+    return rates[(first + last + 1) // 2]
 
 
 def scores(runs: Iterable[Record]) -> dict[str, Scores]:

@@ -225,7 +225,7 @@ def test_pretrained_models_narrower_than_512_get_larger_rates_and_random_weights
         2e-5,
         2e-5,
     ]
-    assert [values("badam", width=width)["lr"] for width in (384, 1024)] == [2e-4, 2e-5]
+    assert [values("badam", width=width)["lr"] for width in (384, 1024)] == [6e-4, 2e-5]
     assert values("badam", width=384, from_scratch=True)["lr"] == values("badam", from_scratch=True)["lr"]
     assert [values("muon", width=width)["adamw_lr"] for width in (384, 1024)] == [6e-5, 2e-5]
     assert values("badam", {"badam": {"lr": 5e-4}}, width=384)["lr"] == 5e-4

@@ -5,9 +5,10 @@ import json
 import pytest
 from reports_factory import make_record
 
+from membench.config.defaults import LEARNING_RATES
 from membench.config.study_file import load
 from reports.record import read
-from studies import gradients, pages, records, seeds
+from studies import gradients, pages, rates, records, seeds
 
 
 def test_no_page_is_stale():
@@ -89,3 +90,44 @@ def test_a_ranking_that_hangs_on_one_seed_is_told():
         "the ranking of 3 methods and the whole one is 0.33 to 1.00."
     )
     assert seeds.survival([run for run in runs if run["seed"] < 2]) is None
+
+
+def at_rate(lr: float, score: float, seed: int = 0, method: str = "badam", task: str = "superglue/cb") -> dict:
+    record = make_record(seed=seed, method=method, task=task)
+    metrics = {**record["metrics"], record["headline"]: score}
+    return {**record, "hyperparameters": {**record["hyperparameters"], "lr": lr}, "metrics": metrics}
+
+
+@pytest.mark.parametrize(
+    ("means", "rate"),
+    [
+        ([0.5, 0.6, 0.55, 0.5], 2),
+        ([0.5, 0.595, 0.6, 0.591], 3),  # three that can't be told apart: the middle one
+        ([0.5, 0.6, 0.595, 0.5], 3),  # two: the larger
+        ([0.6, 0.5, 0.601, 0.595], 4),  # not neighbours
+        ([0.6, 0.5, 0.5, 0.5], 1),
+    ],
+)
+def test_a_default_rate_is_the_best_on_average_over_tasks_or_the_middle_of_those_as_good(means, rate):
+    tasks = (("superglue/cb", 0.1), ("superglue/rte", -0.1))
+    trials = [at_rate(lr, mean + more, task=task) for lr, mean in enumerate(means, 1) for task, more in tasks]
+    assert rates.chosen(trials) == {"badam": rate}
+
+
+def test_the_defaults_of_narrow_models_are_those_that_the_encoders_trials_choose():
+    found = rates.chosen(records.unpack(pages.HERE / "encoder" / "trials.json"))
+    assert len(found) > 20
+    for method, rate in found.items():
+        own = LEARNING_RATES.get(method, LEARNING_RATES[method.partition(":")[0]])  # LoRA-FA's are LoRA's
+        assert own.narrow == rate, method
+
+
+def test_how_far_a_default_rate_is_behind_the_best_is_told():
+    default = LEARNING_RATES["badam"].narrow
+    runs = [at_rate(lr, score, seed) for lr, score in ((default, 0.5), (1e-5, 0.56)) for seed in (0, 1)]
+    found = rates.scores(runs)
+    assert rates.behind("badam", found["badam"]) == pytest.approx(0.06)
+    assert "0 of 1 methods" in rates.answer(found) and "badam by 6.0 points" in rates.answer(found)
+    (row,) = rates.table(found).cells
+    assert row[:2] == ["badam", f"{default:g}"] and row[3:5] == ["1e-05", "6.0"]
+    assert rates.answer(rates.scores(runs[:2])).startswith("At their default 1 of 1 methods score within 5 points")

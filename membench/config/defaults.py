@@ -20,8 +20,8 @@ class Rates(NamedTuple):
 
     Attributes:
         pretrained: to fine-tune pretrained weights.
-        narrow: to fine-tune a model narrower than `NARROW`; chosen on all-MiniLM-L6-v2 (384), CB and RTE, on examples
-            held out of their training data (docs/studies/encoder.md).
+        narrow: to fine-tune a model narrower than `NARROW`; chosen on all-MiniLM-L6-v2 (384) by the trials of
+            docs/studies/encoder.md, on held-out training examples of CB and RTE (`studies.rates.chosen`).
         classification: for a classifier from random weights.
         language: for a language model from random weights.
     """
@@ -36,23 +36,23 @@ class Rates(NamedTuple):
 LEARNING_RATES = {
     "adamw": Rates(2e-5, 6e-5, 3e-4, 1e-3),
     "adamw8bit": Rates(2e-5, 6e-5, 3e-4, 1e-3),
-    "sgd": Rates(1e-2, 1e-2, 2e-3, 1e-1),
-    "badam": Rates(2e-5, 2e-4, 8e-4, 2e-3),
+    "sgd": Rates(1e-2, 3e-2, 2e-3, 1e-1),
+    "badam": Rates(2e-5, 6e-4, 8e-4, 2e-3),
     "blockllm": Rates(3e-5, 3e-4, 7e-4, 2e-3),
     "lisa": Rates(2e-5, 6e-5, 1e-3, 1e-3),
-    "galore": Rates(1e-4, 3e-4, 1e-3, 4e-3),
+    "galore": Rates(1e-4, 1e-3, 1e-3, 4e-3),
     "fira": Rates(1e-4, 3e-4, 1e-3, 4e-3),
     "lora": Rates(2e-4, 6e-4, 1e-3, 1e-3),
-    "lora:variant=vera": Rates(4e-3, 2e-2, 1e-2, 1e-2),
-    "qlora": Rates(2e-4, 6e-4, 4e-3, 4e-3),
+    "lora:variant=vera": Rates(4e-3, 6e-2, 1e-2, 1e-2),
+    "qlora": Rates(2e-4, 2e-3, 4e-3, 4e-3),
     "lomo": Rates(3e-2, 3e-2, 1e-1, 1e-1),
     "adalomo": Rates(5e-4, 1.5e-3, 3e-3, 1e-2),
     "hft": Rates(2e-5, 2e-4, 1e-3, 1e-3),
-    "mezo": Rates(1e-6, 1e-4, 1e-3, 3e-4),
-    "adafactor": Rates(5e-5, 1.5e-4, 5e-4, 2e-3),
+    "mezo": Rates(1e-6, 1e-5, 1e-3, 3e-4),
+    "adafactor": Rates(5e-5, 5e-5, 5e-4, 2e-3),
     "adam-mini": Rates(2e-5, 6e-5, 3e-4, 1e-3),
-    "apollo": Rates(1e-4, 3e-4, 2e-3, 1e-2),
-    "muon": Rates(2e-4, 6e-4, 1e-2, 2e-2),
+    "apollo": Rates(1e-4, 1e-3, 2e-3, 1e-2),
+    "muon": Rates(2e-4, 2e-3, 1e-2, 2e-2),
     "sinkgd": Rates(4e-4, 1.2e-3, 1e-2, 2e-2),
     "welore": Rates(5e-5, 6e-5, 1e-3, 2e-3),
     "scale": Rates(6e-4, 2e-3, 5e-3, 1e-2),
