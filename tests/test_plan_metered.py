@@ -88,11 +88,13 @@ def test_the_loss_on_pairs_needs_a_tensor_of_logits_less_than_torchs_on_as_many_
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("method", optimizers.available())
 def test_planned_equals_metered_on_gpt2_small(method, checkpointing):
-    expect_equal(Blueprint(Workload("gpt2", 1, 16, "float32", checkpointing, device="cpu")), method)
+    expect_equal(Blueprint(Workload("gpt2", 1, 16, "float32", checkpointing=checkpointing, device="cpu")), method)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("method", optimizers.available())
 def test_planned_equals_metered_on_roberta_tiny(method, checkpointing):
-    expect_equal(Blueprint(Workload("roberta-tiny", 2, 32, "float32", checkpointing, device="cpu")), method)
+    expect_equal(
+        Blueprint(Workload("roberta-tiny", 2, 32, "float32", checkpointing=checkpointing, device="cpu")), method
+    )
