@@ -111,7 +111,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         self._group_of = {p: index for index, group in enumerate(self.param_groups) for p in group["params"]}
         self._number_of = {p: number for number, p in enumerate(self._group_of)}
         self._chosen: set[nn.Parameter] | None = None  # what it trains now; None: all that it may
-        self._flags: list[bool] = []  # which of the model's parameters required gradients when that was last checked
+        self._seen: list[torch.dtype | None] = []  # of the model's parameters that required gradients when last checked
         self._dtypes: dict[nn.Parameter, torch.dtype] = {}  # of parameters when they were last trained
         self._updated: set[nn.Parameter] = set()
         self._steps_done = 0

@@ -169,3 +169,14 @@ def test_nothing_that_is_called_after_the_end_freezes_the_plain_model_again(meth
         with pytest.raises(RuntimeError, match=r"after finish\(\): build a new optimizer"):
             optimizer.advance()
     assert all(p.requires_grad for p in plain.parameters())
+
+
+def test_what_was_refused_once_is_refused_again_at_any_step():
+    model = build_model()
+    model.embed_tokens.requires_grad_(False)
+    optimizer = subject("adamw").build(model)
+    train(model, optimizer, 5)
+    unfreeze(model)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=CHANGES[unfreeze]):
+            train(model, optimizer, 1)

@@ -8,6 +8,7 @@ from plan_models import blueprint
 
 from membench.config.units import parse_bytes
 from membench.memory.allocator import CUDA_CONTEXT_BYTES
+from membench.memory.breakdown import levels
 from membench.planning import budget, planner
 from membench.planning.blueprint import Blueprint
 from membench.planning.budget import (
@@ -20,6 +21,7 @@ from membench.planning.budget import (
 from membench.planning.growth import Growth
 from membench.planning.method import plan_method
 from membench.planning.planner import method_values
+from membench.planning.simulate import TooLargeError, simulate
 from membench.planning.workload import Workload
 from reports import plans
 
@@ -138,3 +140,14 @@ def test_sizes_are_read(text, size):
 def test_what_is_no_size_is_refused_with_its_text(text):
     with pytest.raises(ValueError, match=text):
         parse_bytes(text)
+
+
+def test_a_simulation_ends_early_only_if_its_peak_is_too_large(tmp_path):
+    b = blueprint(tmp_path, "llama", 2)
+    values = method_values(b, "adamw", {})
+    whole = simulate(b, "adamw", values, 2)
+    first_step = simulate(b, "adamw", values, 2, steps=1)
+    peak, early = (int(levels(one.trace).sum(1).max()) for one in (whole, first_step))
+    assert simulate(b, "adamw", values, 2, most_bytes=peak).trace == whole.trace
+    with pytest.raises(TooLargeError):
+        simulate(b, "adamw", values, 2, most_bytes=early - 1)

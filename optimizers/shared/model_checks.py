@@ -104,17 +104,16 @@ def check_unchanged(method: MemoryEfficientOptimizer) -> None:
     """Refuse to update a model that was changed since the method was built: a part of it would never be trained.
 
     Of a sharded model nothing is checked, since its whole parameters come and go. To go through all modules takes as
-    long as to update the adapters in them, so that is done where a parameter came to require gradients or ceased to,
-    and now and then.
+    long as to update the adapters in them, so that is done where a parameter came to require gradients, ceased to or
+    has another dtype, and now and then.
 
     Raises:
         RuntimeError: names a parameter, what is wrong with it, and the way out.
     """
     steps = method._steps_done
-    flags = [p.requires_grad for p in method._requires_grad]
-    if flags == method._flags and steps & (steps - 1) and steps % CHECKED_EVERY:
+    seen = [p.dtype if p.requires_grad else None for p in method._requires_grad]
+    if seen == method._seen and steps & (steps - 1) and steps % CHECKED_EVERY:
         return
-    method._flags = flags
     if any(map(is_sharded, method._group_of)):
         return
     trained = method._group_of if method._chosen is None else method._chosen
@@ -123,6 +122,7 @@ def check_unchanged(method: MemoryEfficientOptimizer) -> None:
             problem = _changed_dtype(method, p) if p in trained else _untrained(method, p)
             if problem:
                 raise RuntimeError(f"{type(method).__name__} can't go on: {name} {problem}")
+    method._seen = seen  # only now: what was refused is refused again
 
 
 def _untrained(method: MemoryEfficientOptimizer, p: nn.Parameter) -> str:
