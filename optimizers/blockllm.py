@@ -234,12 +234,12 @@ class BlockLLM(MemoryEfficientOptimizer):
     def worst_case(self, number: int = 0) -> None:
         """Choose the largest tensors, among equal ones those of the first layers; the largest others are probed.
 
-        `number` 1: as many weights as the rule can choose, since the tensor that reaches the budget may be the largest
+        The largest come last, when the positions of the others' entries are held already. `number` 1: as many weights as the rule can choose, since the tensor that reaches the budget may be the largest
         of all, and each chosen one has a dense gradient.
         """
         self._reach.at_worst = True
         largest = sorted(range(len(self._pool)), key=lambda i: -self._pool[i].numel())
-        self._choose(self.rule.first(self.rule.fullest(largest) if number else largest))
+        self._choose(self.rule.first(self.rule.fullest(largest) if number else largest)[::-1])
 
     def extra_state(self) -> dict[str, Any]:
         sizes = [p.numel() for p in self._pool]

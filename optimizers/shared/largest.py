@@ -23,31 +23,45 @@ def largest_entries(tensors: list[Tensor], count: int) -> Iterator[Tensor]:
     """For each tensor the positions (k,), int32 and increasing, of its entries among the `count` largest |x| of all.
 
     Among entries equal to the limit the first are taken. Magnitudes are compared in fp32; NaN counts as the largest.
-    Fake tensors get their first entries: the distribution over tensors doesn't change the bytes.
+    Of fake tensors the last are taken as a whole: who puts the largest tensor last sees the most bytes at once.
 
     Args:
         tensors: of any shape; positions are those in each flattened tensor.
         count: at most the number of entries.
     """
     limit, ties = _limit(tensors, count)
+    later = sum(tensor.numel() for tensor in tensors)
     left = count
     for tensor in tensors:
+        later -= tensor.numel()
         start, found = 0, []
         for bits in _pieces(tensor):
-            if has_values(bits):
-                chosen = bits > limit
-                equal = (bits == limit).nonzero().flatten()[:ties]
-                chosen[equal] = True
-                ties -= len(equal)
-                positions = chosen.nonzero().flatten()
-            else:
-                positions = torch.empty(min(left, len(bits)), dtype=torch.int64, device=bits.device)
-            found.append((positions + start).to(torch.int32))
-            left -= len(positions)
-            start += len(bits)
-            if not left and not has_values(bits):
+            length, fake = len(bits), not has_values(bits)
+            chosen = bits > limit
+            if not fake:
+                ties -= _add_first(chosen, bits == limit, ties)
+            del bits  # 4 bytes per entry, which aren't needed beside the positions
+            found.append(_positions(chosen, max(0, left - later)).add_(start))
+            del chosen
+            left -= len(found[-1])
+            start += length
+            if left <= later and fake:
                 break  # the other pieces take the same bytes, and leave none
         yield found[0] if len(found) == 1 else torch.cat(found)
+
+
+def _add_first(chosen: Tensor, equal: Tensor, count: int) -> int:
+    """Mark the first `count` of the equal ones as chosen, too. Returns how many there were, at most `count`."""
+    first = equal.nonzero().flatten()[:count]
+    chosen[first] = True
+    return len(first)
+
+
+def _positions(chosen: Tensor, most: int) -> Tensor:
+    """Of what is chosen, int32; of a fake tensor `most` of them."""
+    if has_values(chosen):
+        return chosen.nonzero().flatten().to(torch.int32)
+    return torch.empty(min(most, len(chosen)), dtype=torch.int64, device=chosen.device).to(torch.int32)
 
 
 def _limit(tensors: list[Tensor], count: int) -> tuple[int, int]:
@@ -61,6 +75,7 @@ def _limit(tensors: list[Tensor], count: int) -> tuple[int, int]:
                 digit = (bits >> shift) - (prefix << width)
                 digit = digit.where((digit >= 0) & (digit < digits), digits)
                 if not has_values(digit):
+                    torch.empty_like(histogram)  # the piece's own, which no fake tensor can count
                     break  # the other pieces take the same bytes
                 histogram += torch.bincount(digit, minlength=digits + 1).to(histogram.device)
         if has_values(histogram):
