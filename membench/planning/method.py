@@ -122,16 +122,17 @@ def _plan_on(
     """Plan from simulations on `device`, or on fake tensors if that is None."""
     kernels, made, shallow = device or blueprint.workload.device, list[Simulation](), _shallow_depths(blueprint)
     simulated = partial(simulate, blueprint, method, values, device=device)
-    same = (method, repr(sorted(values.items())), blueprint.workload.gpus, device)
-    known = blueprint.telling.get(same)  # if other sizes of the batch were planned
+    same = (method, repr(sorted(values.items())), blueprint.workload.gpus > 1, device)
+    known = blueprint.telling.get(same)  # if other sizes of the batch were planned, or another number of GPUs
     with suppress(NotAlikeError):
-        for depth in shallow[skipped:] if known is None else known:
+        for depth in known or shallow[skipped:][: 1 if known == () else None]:
             with suppress(ValueError):  # so few layers may be too few for a method
                 made.append(simulated(depth))
             if len(made) == 1:
                 if most_bytes is not None and least_peak(made[0], blueprint.depth) > most_bytes:
                     raise TooLargeError
-                _check_choices(blueprint, method, values)
+                if known is None:
+                    _check_choices(blueprint, method, values)
             if any(one.leaves_state for one in made):
                 break
             if (known and len(made) == 2) or (len(made) > 2 and tells(*made[-3:])):
@@ -139,7 +140,7 @@ def _plan_on(
                 blueprint.telling[same] = made[-2].depth, made[-1].depth
                 return _plan(method, whole, made[-3:], kernels, shallow.index(made[-1].depth) - 2)
     leaves_state = any(one.leaves_state for one in made)
-    if not leaves_state:  # which other sizes must find out, too
+    if not leaves_state:  # which the others must find out, too
         blueprint.telling[same] = ()
     whole = simulated(blueprint.depth, whole_cycle=leaves_state, most_bytes=most_bytes)
     return _plan(method, whole, [whole], kernels, skipped)

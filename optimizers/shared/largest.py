@@ -45,8 +45,11 @@ def largest_entries(tensors: list[Tensor], count: int) -> Iterator[Tensor]:
             del chosen
             left -= len(found[-1])
             start += length
-            if left <= later and fake:
-                break  # the other pieces take the same bytes, and leave none
+            if fake:  # the other pieces take the same bytes at a time, and leave their positions
+                rest = max(0, left - later)
+                found += [found[0].new_empty(min(length, rest - done)) for done in range(0, rest, length)]
+                left -= rest
+                break
         yield found[0] if len(found) == 1 else torch.cat(found)
 
 
