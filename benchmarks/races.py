@@ -127,11 +127,25 @@ def _lomo(clip_norm: float | None) -> dict[str, Any]:
     }
 
 
+def _qlora(kernels: str) -> dict[str, Any]:
+    given = {"rank": 8, "alpha": 32.0, "dropout": 0.0, "double_quantization": False, "kernels": kernels}
+    return {
+        "ours": lambda model, size: QLoRA(model, lr=1e-4, **given),
+        "theirs": lambda model, size, ours: peers.qlora(model, 8, lr=1e-4),
+        "update_limit": 1.02,
+    }
+
+
 FUSED = "torch.optim.AdamW(fused=True)"
 NO_PACKAGE = f"there is no package to install: raced against {FUSED} on the weights being trained"
 SAME_GRADIENTS = (
     "weights are compared in steps in which both get the same gradients: where a gradient is zero except for rounding, "
     "a step is as large as any other"
+)
+OF_QLORA = (
+    "without double quantisation: on a CPU its kernel for 8 bits is coarser than on a GPU, so that magnitudes would "
+    "differ",
+    "the update is the adapters' only; the cost of 4 bits is in the step",
 )
 IN_HOOKS = "the update is the time spent in the hooks of the backward pass"
 
@@ -250,16 +264,18 @@ RACES: dict[str, Race] = {
     "qlora": Race(
         f"peft on bitsandbytes 0.50.2 + {FUSED}",
         "bitsandbytes",
-        ours=lambda model, size: QLoRA(model, lr=1e-4, rank=8, alpha=32.0, dropout=0.0, double_quantization=False),
-        theirs=lambda model, size, ours: peers.qlora(model, 8, lr=1e-4),
-        update_limit=1.02,
+        **_qlora("torch"),
         memory_limit=1.01,
         notes=(
             "its kernel needs no extra memory; ours, in plain torch, needs half a megabyte while it dequantises",
-            "without double quantisation: on a CPU its kernel for 8 bits is coarser than on a GPU, so that magnitudes "
-            "would differ",
-            "the update is the adapters' only; the cost of 4 bits is in the step",
+            *OF_QLORA,
         ),
+    ),
+    "qlora-bitsandbytes": Race(
+        f"peft on bitsandbytes 0.50.2 + {FUSED}",
+        "bitsandbytes",
+        **_qlora("bitsandbytes"),
+        notes=('ours with kernels="bitsandbytes": both sides dequantise by the same kernel', *OF_QLORA),
     ),
     "lomo": Race(
         "lomo-optim 0.1.1",

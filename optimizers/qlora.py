@@ -32,13 +32,15 @@ class QLoRA(LoRA):
         dropout: on the adapters' input.
         targets: as for `lora`.
         double_quantization: the magnitudes of NF4's blocks in 8 bits.
+        kernels: as for `lora`: "torch", or "bitsandbytes", whose compiled kernel dequantises the same bytes.
         always_train: name patterns of parameters to train directly, without adapters.
         master_weights: fp32 moments and masters, if the model is in low precision.
         fp32_gradients: fp32 gradients for low-precision weights.
         seed: for the adapters' first values.
 
     Raises:
-        ValueError: a value is out of range, a pattern matches nothing, or the model already has adapters.
+        ValueError: a value is out of range, a pattern matches nothing, the model already has adapters, or bitsandbytes
+            is asked for and can't be used.
     """
 
     summary = "LoRA on frozen weights in 4 bits (NF4)"
@@ -49,7 +51,7 @@ class QLoRA(LoRA):
     )
     excludes = "weights outside linear modules (fused experts)"
     example = {"lr": 1e-2, "rank": 4, "dropout": 0.0}
-    added_later = ()
+    added_later = ("kernels",)
 
     def __init__(
         self,
@@ -64,6 +66,7 @@ class QLoRA(LoRA):
         dropout: float = 0.1,
         targets: str | tuple[str, ...] = ALL_LINEAR,
         double_quantization: bool = True,
+        kernels: str = "torch",
         always_train: tuple[str, ...] = (),
         master_weights: bool = True,
         fp32_gradients: bool = False,
@@ -81,6 +84,7 @@ class QLoRA(LoRA):
             targets=targets,
             base="nf4",
             double_quantization=double_quantization,
+            kernels=kernels,
             always_train=always_train,
             master_weights=master_weights,
             fp32_gradients=fp32_gradients,

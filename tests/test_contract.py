@@ -33,6 +33,7 @@ VARIANTS = {
     "lora-nf4": ("lora", {"base": "nf4", "double_quantization": False}),
     "lora-nf4-dora": ("lora", {"base": "nf4", "variant": "dora"}),
     "lora-nf4-pissa": ("lora", {"base": "nf4", "variant": "pissa"}),
+    "lora-nf4-bitsandbytes": ("lora", {"base": "nf4", "kernels": "bitsandbytes"}),
     "adamw8bit-rounded": ("adamw8bit", {"stochastic_rounding": True}),
     "adamw8bit-masters": ("adamw8bit", {"master_weights": True, "fp32_gradients": True}),
     "adamw-rounded": ("adamw", {"master_weights": False, "stochastic_rounding": True}),
@@ -95,5 +96,7 @@ def test_the_checks_that_are_slow_of_variants_exist():
 @pytest.mark.parametrize(("name", "check"), PAIRS)
 def test_contract(name, check):
     method, more = SUBJECTS[name]
+    if "bitsandbytes" in more.values():
+        pytest.importorskip("bitsandbytes")
     cls = optimizers.get(method)
     check(Subject(cls, {**cls.example, **more}))

@@ -38,6 +38,7 @@ OPTIONS = {
     "lora-fa": ("lora", {"variant": "lora-fa"}),
     "lora-vera": ("lora", {"variant": "vera"}),
     "lora-nf4": ("lora", {"base": "nf4", "double_quantization": False}),
+    "qlora-bitsandbytes": ("qlora", {"kernels": "bitsandbytes"}),
     "sgd-rounded": ("sgd", {"stochastic_rounding": True, "momentum": 0.9}),
 }
 
@@ -69,6 +70,8 @@ def test_planned_equals_metered_on_real_steps(name, method, dtype, checkpointing
 def test_planned_equals_metered_with_numbers_in_few_bits(name, tmp_path, monkeypatch):
     monkeypatch.setattr(in_pieces, "SMALLEST", 64)
     method, given = OPTIONS[name]
+    if "bitsandbytes" in given.values():
+        pytest.importorskip("bitsandbytes")
     expect_equal(blueprint(tmp_path, "llama", 2, dtype="bfloat16", checkpointing=True), method, given)
 
 

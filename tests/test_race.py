@@ -135,7 +135,7 @@ def test_the_full_size_has_about_100_million_parameters_and_8_blocks():
 @pytest.mark.parametrize("name", RACES)
 def test_ours_ends_with_the_peers_weights_and_never_needs_more_memory(name):
     # On a CPU with AVX-512 bitsandbytes restores rows shorter than a block, 64 weights, wrongly
-    size = replace(TINY, width=64) if name == "qlora" else TINY
+    size = replace(TINY, width=64) if name.startswith("qlora") else TINY
     outcome = measure.run(name, installed(name), size, steps=6, warm_up=1)
     assert outcome.race.same_weights is None or outcome.difference <= outcome.race.same_weights
     assert outcome.race.update_limit is None or outcome.memory <= outcome.race.memory_limit
@@ -159,7 +159,7 @@ def test_the_peers_trained_weights_move():
             side = RACES[name].sides(TINY)[1]
             side.step(0)
             start = build(TINY)
-            if name not in ("lora", "lora-fa", "vera", "qlora", "welore"):  # they have other weights than the model had
+            if name.partition("-")[0] not in ("lora", "vera", "qlora", "welore"):  # they have other weights than it had
                 assert largest_difference(start, side.model) > 0.0, name
 
 

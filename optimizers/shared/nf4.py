@@ -3,17 +3,26 @@
 Blocks of 64 weights; the blocks' magnitudes are in fp32 or, with double quantisation, minus their mean in 8 bits with
 the signed dynamic map, in blocks of 256. So a weight takes .5 + 4/64 = .5625 bytes, or .5 + 1/64 + 4/(64 x 256) = .516
 (and 4 bytes per matrix, for the mean). Codes, magnitudes and values are those of bitsandbytes.
+
+The weights are restored by a table in plain torch or by bitsandbytes' compiled kernel, from the same bytes and to the
+same bits, with one exception: on a CPU with AVX-512's bf16 that kernel makes zeros of values in bf16 below 2 ** -126.
 """
 
 from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from optimizers.base import has_values
 from optimizers.shared.quantized import SIGNED, Codebook, Constant, blocks_of, pieces, scale_
 
 BLOCK, BLOCK_OF_MAGNITUDES = 64, 256
+KERNELS = ("torch", "bitsandbytes")
+OF_BITSANDBYTES = (torch.float32, torch.bfloat16, torch.float16)  # the dtypes that its kernel gives
 # Appendix E of the paper
 VALUES = torch.tensor(
     [
@@ -61,14 +70,53 @@ def quantize(weight: Tensor, *, double: bool) -> Packed:
     return _quantize_magnitudes(packed) if double else packed
 
 
-def dequantize(packed: Packed, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """The weight that `packed` stands for."""
-    codes, magnitudes, pairs = packed["codes"], _magnitudes(packed), PAIRS.on(packed["codes"])
+def dequantize(packed: Packed, shape: torch.Size, dtype: torch.dtype, kernels: str = "torch") -> Tensor:
+    """The weight that `packed` stands for; in plain torch also where bitsandbytes' kernel can't restore it."""
+    codes, magnitudes = packed["codes"], _magnitudes(packed)
+    if kernels == "bitsandbytes" and _is_for_bitsandbytes(magnitudes, shape, dtype):
+        rows = (shape.numel() // BLOCK, BLOCK)  # rows that aren't of whole blocks it restores wrongly, with AVX-512
+        return torch.ops.bitsandbytes.dequantize_4bit(codes, magnitudes, BLOCK, "nf4", rows, dtype).view(shape)
+    pairs = PAIRS.on(codes)
     weight = torch.empty(2 * codes.numel(), dtype=dtype, device=codes.device)
     for piece in pieces(weight):
         half = slice(piece.start // 2, piece.stop // 2)
         _dequantize(codes[half], magnitudes[blocks_of(piece, BLOCK)], pairs, weight[piece])
     return weight[: shape.numel()].view(shape)
+
+
+def check_bitsandbytes(devices: Iterable[torch.device]) -> None:
+    """Import bitsandbytes, and have its kernel restore every byte on each device, in each dtype.
+
+    Raises:
+        ValueError: it isn't installed, has no such kernel, or restores other values than ours.
+    """
+    try:
+        importlib.import_module("bitsandbytes")
+        wrong = [f"other values on {device}" for device in devices if not _agree_on(device)]
+    except Exception as error:  # whatever its libraries raise
+        wrong = [*str(error).strip().splitlines(), type(error).__name__]
+    if wrong:
+        raise ValueError(
+            f"kernels='bitsandbytes' can't be used here ({wrong[0]}): pip install 'bitsandbytes>=0.50.2', or use "
+            "kernels='torch'"
+        )
+
+
+def _agree_on(device: torch.device) -> bool:
+    """Do both kernels restore the same bits?"""
+    codes = torch.arange(256, dtype=torch.uint8, device=device).repeat(8)
+    packed = {"codes": codes, "magnitudes": torch.linspace(0.01, 3.0, 2 * codes.numel() // BLOCK, device=device)}
+    pairs = [
+        [dequantize(packed, torch.Size([2 * codes.numel()]), dtype, kernels) for kernels in KERNELS]
+        for dtype in OF_BITSANDBYTES
+    ]
+    return not has_values(codes) or all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+def _is_for_bitsandbytes(magnitudes: Tensor, shape: torch.Size, dtype: torch.dtype) -> bool:
+    """Can its kernel restore such a weight? It counts in 32 bits, and reads magnitudes as fp32, whatever they are."""
+    whole = shape.numel() % BLOCK == 0 and shape.numel() < 1 << 31
+    return whole and dtype in OF_BITSANDBYTES and magnitudes.dtype is torch.float32
 
 
 def _dequantize(codes: Tensor, magnitudes: Tensor, pairs: Tensor, out: Tensor) -> None:

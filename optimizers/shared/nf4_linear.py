@@ -22,10 +22,12 @@ class NF4Linear(nn.Module):
     Args:
         dense: the module, which must be frozen. Its weight is empty until `restore`.
         double: double quantisation.
+        kernels: of `nf4.KERNELS`: what dequantises W.
     """
 
-    def __init__(self, dense: Any, *, double: bool):
+    def __init__(self, dense: Any, *, double: bool, kernels: str = "torch"):
         super().__init__()
+        self._kernels = kernels
         self._dense = (dense,)  # in a tuple, so that it doesn't become a submodule
         self._shape, self._dtype = dense.weight.shape, dense.weight.dtype
         self._is_transposed = not isinstance(dense, nn.Linear)
@@ -37,7 +39,7 @@ class NF4Linear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """W in the dense module's layout, dequantised on each access."""
-        return nf4.dequantize(dict(self.named_buffers()), self._shape, self._dtype)
+        return self._restored(self._dtype)
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
         if torch.is_autocast_enabled(x.device.type):
@@ -47,8 +49,11 @@ class NF4Linear(nn.Module):
 
     def matrix(self, dtype: torch.dtype) -> Tensor:
         """W (out, in) in `dtype`."""
-        weight = nf4.dequantize(dict(self.named_buffers()), self._shape, dtype)
+        weight = self._restored(dtype)
         return weight.t() if self._is_transposed else weight
+
+    def _restored(self, dtype: torch.dtype) -> Tensor:
+        return nf4.dequantize(dict(self.named_buffers()), self._shape, dtype, self._kernels)
 
     def restore(self) -> Any:
         """The dense module, its weight now dequantised from the bytes."""
@@ -68,7 +73,7 @@ class _Product(torch.autograd.Function):
         return grad @ ctx.module.matrix(grad.dtype), None
 
 
-def quantize_linears(model: nn.Module, names: Iterable[str], *, double: bool) -> None:
+def quantize_linears(model: nn.Module, names: Iterable[str], *, double: bool, kernels: str = "torch") -> None:
     """Replace the linear modules `names` by `NF4Linear`s; if peft adapted one, replace its base."""
     for name in names:
         module: Any = model.get_submodule(name)
@@ -76,7 +81,7 @@ def quantize_linears(model: nn.Module, names: Iterable[str], *, double: bool) ->
         owner = model.get_submodule(path)
         if "base_layer" in dict(module.named_children()):
             owner, attribute, module = module, "base_layer", module.base_layer
-        setattr(owner, attribute, NF4Linear(module, double=double))
+        setattr(owner, attribute, NF4Linear(module, double=double, kernels=kernels))
 
 
 def restore_linears(model: nn.Module) -> None:
