@@ -234,8 +234,9 @@ class BlockLLM(MemoryEfficientOptimizer):
     def worst_case(self, number: int = 0) -> None:
         """Choose the largest tensors, among equal ones those of the first layers; the largest others are probed.
 
-        The largest come last, when the positions of the others' entries are held already. `number` 1: as many weights as the rule can choose, since the tensor that reaches the budget may be the largest
-        of all, and each chosen one has a dense gradient.
+        The largest come last, when the positions of the others' entries are held already. `number` 1: as many weights
+        as the rule can choose, since the tensor that reaches the budget may be the largest of all, and each chosen one
+        has a dense gradient.
         """
         self._reach.at_worst = True
         largest = sorted(range(len(self._pool)), key=lambda i: -self._pool[i].numel())

@@ -18,6 +18,7 @@ from membench.planning.budget import (
     settle,
     walk,
 )
+from membench.planning.extrapolate import NotAlikeError
 from membench.planning.growth import Growth
 from membench.planning.method import plan_method
 from membench.planning.planner import method_values
@@ -45,6 +46,22 @@ def test_the_walk_finds_the_largest_from_any_start(fitting):
 def test_where_what_fits_has_gaps_the_search_still_ends_before_one_that_doesnt(start, fitting):
     found = settle(lambda x: x in fitting, start, 30)
     assert (found in fitting and (found == 30 or found + 1 not in fitting)) or (found == 0 and 1 not in fitting)
+
+
+@pytest.mark.parametrize("most", [24, 25, 36, 40, 72, 512])
+@pytest.mark.parametrize("length", [3, 10, 24])
+def test_a_sequence_is_learned_from_three_lengths_that_the_model_has_positions_for(length, most):
+    lengths = budget.learning_lengths(length, most)
+    assert len(set(lengths)) == 3 and length in lengths and min(lengths) > 0 and max(lengths) <= most
+
+
+def test_sizes_below_zero_tell_that_a_polynomial_has_too_few_points(tmp_path):
+    b = blueprint(tmp_path, "llama", 3, attention="eager")
+    values = method_values(b, "sgd", {})
+    plan = plan_method(b, "sgd", values)
+    attention_is_quadratic = Growth(plan, b, values, "sequence_length", (24, 48))
+    with pytest.raises(NotAlikeError, match=r"\(24, 48\)"):
+        attention_is_quadratic.peak_bytes(2)
 
 
 QUICK = [("roberta", "sgd", {})]

@@ -20,6 +20,7 @@ from tasks.models.source import CONFIGURATIONS, PREFIX
 
 CHUNKS = 8  # pieces of a sequence whose logits are there one after another, if that is tried
 _FEW = 8  # sequences: a batch that one would like to be larger
+_ALIGNED = 32  # tokens: some kernels round up to a multiple of them
 _MOST = 1 << 22  # sequences or tokens: beyond any use
 
 
@@ -100,8 +101,17 @@ def largest_batch(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], b
 def longest_sequence(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int) -> int:
     """The most tokens per sequence that fit into `budget` bytes, no more than the model has positions for."""
     length, most = blueprint.workload.sequence_length, blueprint.longest_sequence or _MOST
-    points = sorted({min(tokens, most) for tokens in (length, 2 * length, 3 * length)})
-    return _last_that_fits(plan, blueprint, values, budget, "sequence_length", points, most)
+    return _last_that_fits(plan, blueprint, values, budget, "sequence_length", learning_lengths(length, most), most)
+
+
+def learning_lengths(length: int, most: int) -> list[int]:
+    """Three lengths up to `most` to learn a polynomial from, the planned one among them; fewer if it is tiny."""
+    if most >= 3 * length:
+        return [length, 2 * length, 3 * length]
+    low, high = (length, most) if 2 * most > 3 * length else (length // 2, length)
+    middle = (low + high) // 2
+    aligned = middle // _ALIGNED * _ALIGNED
+    return sorted({max(1, low), aligned if low < aligned else middle, high} - {0})
 
 
 def _last_that_fits(

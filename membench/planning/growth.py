@@ -96,7 +96,10 @@ class Growth:
 
     def _expected(self, at: int) -> Sizes:
         apply = weights(self._points, at).apply
-        return {spot: apply([sizes[spot] for sizes in self._known]) for spot in self._needed}
+        expected = {spot: apply([sizes[spot] for sizes in self._known]) for spot in self._needed}
+        if min(expected.values(), default=0) < 0:
+            raise NotAlikeError(f"the sizes at {self._points} don't tell those at {at}")
+        return expected
 
     def _sizes(self, at: int) -> list[int]:
         """The size of each allocation of the plan."""
