@@ -56,7 +56,7 @@ class Blueprint:
 
     def with_workload(self, **changes: Any) -> Blueprint:
         """The blueprint of a changed workload; if the model doesn't change, what is known about the model is kept."""
-        if not set(changes) <= {"batch_size", "sequence_length", "gpus"}:
+        if not set(changes) <= {"batch_size", "sequence_length", "gpus", "loss_chunks"}:
             return Blueprint(replace(self.workload, **changes))
         return self._with(replace(self.workload, **changes))
 
