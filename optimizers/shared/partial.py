@@ -76,6 +76,9 @@ def update_marked(
 
 def _decay_marked(weight: Tensor, moment: Tensor, share: float) -> None:
     """Take `share` of them from the entries of `weight` with a finite `moment`; without booleans, which are slow."""
+    if not (weight.is_contiguous() and moment.is_contiguous()):
+        weight.addcmul_(weight, moment.isfinite().to(weight.dtype), value=-share)
+        return
     buffer = torch.empty(min(PIECE, weight.numel()), dtype=weight.dtype, device=weight.device)
     flat, flat_moment = weight.view(-1), moment.view(-1)
     for start in range(0, len(flat), PIECE):
