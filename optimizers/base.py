@@ -301,7 +301,9 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         self._stepped = True
         if not self._updated:
             check_unchanged(self)
-        if not self.in_backward:
+        if self.in_backward:
+            self._check_used()
+        else:
             self.average_gradients()
             ranks.check(self, ((p, p.grad) for p in self._group_of))
             self._update_all()
@@ -413,6 +415,14 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
             group["params"] = [next(params) for _ in group["params"]]
         if self.in_backward:
             self._hook_gradients(_updating(self))
+
+    def _check_used(self) -> None:
+        """With `in_backward`: refuse gradients that no backward pass has brought, as of `torch.autograd.grad`."""
+        if any(p.grad is not None and p.requires_grad for p in self._group_of):
+            raise RuntimeError(
+                f"{type(self).__name__} updates inside the backward pass, so a p.grad that was set by hand is never "
+                "used: call optimizer.backward(loss), or use in_backward=False if the method has it"
+            )
 
     def _check_not_updated(self, p: nn.Parameter) -> None:
         if p in self._updated:

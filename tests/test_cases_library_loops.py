@@ -292,3 +292,21 @@ def test_a_weight_that_is_a_part_of_a_larger_tensor_is_updated_alone():
         plain.step()
     torch.testing.assert_close(model.weight, reference)
     assert (whole[:, 8:] == 1).all()
+
+
+# ---- what a loop does between backward pass and step
+
+
+@pytest.mark.parametrize(
+    "method", [m for m in optimizers.available() if m in ("lomo", "adalomo") or "in_backward" in subject(m).keywords]
+)
+def test_gradients_that_an_update_in_the_backward_pass_never_sees_are_refused(method):
+    model = build_model()
+    before = weights_of(model)
+    optimizer = subject(method, **({} if method in ("lomo", "adalomo") else {"in_backward": True})).build(model)
+    with pytest.raises(RuntimeError, match="a p.grad that was set by hand is never used: call optimizer.backward"):
+        steps_with_gradients(model, optimizer, 1)
+    assert not changed(before, model)
+    optimizer.zero_grad()
+    train(model, optimizer, 1)
+    assert changed(before, model)
