@@ -25,14 +25,20 @@ from optimizers.shared import ranks, saved_states, sharded
 from optimizers.shared.blocks import train_only
 from optimizers.shared.coverage import Coverage
 from optimizers.shared.loop_guards import watch
+from optimizers.shared.masters import LOW_PRECISION, Masters
 from optimizers.shared.model_checks import check_model, check_parameters, check_unchanged, restored_on_error, uncompiled
 from optimizers.shared.replicas import Replicas
 from optimizers.shared.storages import storages_of
 from optimizers.shared.values import check_choice, check_count, check_hyperparameters, check_positive
 
-__all__ = ["MemoryEfficientOptimizer", "check_choice", "check_count", "check_hyperparameters", "check_positive"]
-
-LOW_PRECISION = (torch.bfloat16, torch.float16)
+__all__ = [
+    "LOW_PRECISION",
+    "MemoryEfficientOptimizer",
+    "check_choice",
+    "check_count",
+    "check_hyperparameters",
+    "check_positive",
+]
 
 COMPILED = (
     "torch.compile makes a graph of the whole model for each choice of what {name} trains, and gives up after 8: if "
@@ -114,6 +120,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         self._seen: list[torch.dtype | None] = []  # of the model's parameters that required gradients when last checked
         self._dtypes: dict[nn.Parameter, torch.dtype] = {}  # of parameters when they were last trained
         self._updated: set[nn.Parameter] = set()
+        self._masters = Masters()
         self._steps_done = 0
         self._stepped = False  # in this process: a state that is loaded has steps done elsewhere
         self._finished = False
@@ -194,6 +201,10 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: it doesn't fit this optimizer.
         """
+
+    def weights_with_master(self, p: nn.Parameter) -> Tensor:
+        """The weights of `p` that `self.state[p]["master"]`, if there is one, stands for, in its shape."""
+        return p
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
         """What the method would keep for `p` in place of `saved`: the same entries, with meta tensors as examples.
@@ -323,6 +334,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
 
     def _update(self, pairs: list[tuple[nn.Parameter, Tensor]], group: dict[str, Any]) -> None:
         """`update`, on shards if the method can, else on one sharded tensor after another, gathered."""
+        low = self._masters.follow((p for p, _ in pairs), self.state, self.weights_with_master)
         apart = [] if self.elementwise else [(p, g) for p, g in pairs if sharded.is_sharded(p)]
         together = [(p, g) for p, g in pairs if not sharded.is_sharded(p)] if apart else pairs
         if together:
@@ -330,6 +342,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         for p, g in apart:
             with sharded.whole(p, self.state[p]):
                 self.update([p], [sharded.gathered(g)], group)
+        self._masters.note(low)
 
     @torch.no_grad()
     def _receive(self, p: nn.Parameter) -> None:
@@ -515,6 +528,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         params = list(self._group_of)
         self._steps_done = extra.get("steps_done", 0)
         self._dtypes.clear()
+        self._masters.forget()
         for index, entries in saved.items():
             p = params[index]
             self.state[p] = {key: sharded.placed(_copy(value, p.device), p) for key, value in entries.items()}

@@ -106,7 +106,7 @@ def update_rows(
     for state, p, g, cut, key in zip(states, params, grads, cuts, keys, strict=True):
         own = rows_of(p).split(cut)[1::2]
         if "step" not in state:
-            adamw.init_state(state, torch.cat(own))
+            adamw.init_state(state, trained_rows(p, cut))
         parts += _cut(state, cut[1::2])
         rows += own
         rows_of_g += rows_of(g).split(cut)[1::2]
@@ -114,6 +114,11 @@ def update_rows(
     adamw.update(parts, rows, rows_of_g, group, keys_of_parts)
     for state in states:
         state["step"] += 1
+
+
+def trained_rows(p: Tensor, cut: Cuts) -> Tensor:
+    """A copy of the rows of `p` that are trained."""
+    return torch.cat(rows_of(p).split(cut)[1::2])
 
 
 def _cut(state: State, sizes: int | list[int]) -> Iterator[State]:
