@@ -191,6 +191,17 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         self.backward(loss)
         return loss.detach()
 
+    def drop_step(self) -> None:
+        """Forget what was prepared for a step that won't be made, gradients aside: a loss, slopes.
+
+        `zero_grad()` calls it, since a loop may skip a step, and `load_state_dict()`, since it may go back.
+        """
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients, and all else that was prepared for the next step: it may be skipped."""
+        super().zero_grad(set_to_none)
+        self.drop_step()
+
     def extra_state(self) -> dict[str, Any]:
         """What must be saved besides tensors, as JSON."""
         return {}
@@ -529,6 +540,9 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         self._steps_done = extra.get("steps_done", 0)
         self._dtypes.clear()
         self._masters.forget()
+        self._updated.clear()
+        self._averaged = False
+        self.drop_step()
         for index, entries in saved.items():
             p = params[index]
             self.state[p] = {key: sharded.placed(_copy(value, p.device), p) for key, value in entries.items()}

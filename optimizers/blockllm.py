@@ -167,9 +167,7 @@ class BlockLLM(MemoryEfficientOptimizer):
         """Micro-batches' losses, each divided by their number, add up."""
         self._loss = mean_loss(self, loss.detach()) + (0.0 if self._loss is None else self._loss)
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the gradients and the loss that belongs to them: a step may be skipped."""
-        super().zero_grad(set_to_none)
+    def drop_step(self) -> None:
         self._loss = None
 
     def before_update(self) -> None:

@@ -100,16 +100,24 @@ class MeZO(MemoryEfficientOptimizer):
         super().step()
         return loss
 
+    def drop_step(self) -> None:
+        self._slopes, self._passed = [], set()
+
     def _update_all(self) -> None:
         if not self._slopes:
             raise RuntimeError(
                 "MeZO asks for losses itself: call step(closure), or use membench.MethodTrainer for a stock Trainer"
             )
+        if not self._passed:
+            raise RuntimeError(
+                "no weight was read in the passes that MeZO asked for: the closure must run the model that it was "
+                "built from, and compute its loss anew at each call"
+            )
         for group in self.param_groups:
             for p in group["params"]:
                 if p in self._passed:
                     self._move(p, group)
-        self._slopes, self._passed = [], set()
+        self.drop_step()
 
     def _move(self, p: nn.Parameter, group: dict[str, Any]) -> None:
         if group["weight_decay"]:

@@ -362,3 +362,28 @@ def test_a_state_may_be_loaded_before_the_weights(method, variant):
     again.load_state_dict(model.state_dict())
     assert train(again, resumed, 3, start=4) == train(model, optimizer, 3, start=4)
     assert not changed(weights_of(model), again)
+
+
+# ---- steps that are skipped or taken back
+
+
+@every_method
+def test_nothing_is_left_of_a_step_that_was_skipped_or_taken_back(method):
+    model, optimizer = trained(method)
+    weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    expected = train(model, optimizer, 3, start=4)
+
+    def go_back():
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(state)
+
+    go_back()
+    optimizer.ask(lambda: loss_of(model, 99))  # a spike: back to what was saved
+    model.zero_grad()
+    go_back()
+    assert train(model, optimizer, 3, start=4) == expected
+    if not optimizer.in_backward:
+        go_back()
+        optimizer.ask(lambda: loss_of(model, 99) * math.nan)
+        optimizer.zero_grad()
+        assert train(model, optimizer, 3, start=4) == expected
