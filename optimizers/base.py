@@ -562,7 +562,7 @@ def _guarded(init: Callable[..., None]) -> Callable[..., None]:
             init(self, plain, *others, **given)
             _check_alone(self)
         _built.add(self)
-        if uncompiled(model) is not model and self.chooses:
+        if uncompiled(model) is not model and self.chooses and not self.asks_losses:
             warnings.warn(COMPILED.format(name=type(self).__name__), stacklevel=2)
         if self.in_backward or self.needs_loss:
             watch(self)
