@@ -14,7 +14,8 @@ import functools
 import gc
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -113,6 +114,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
                 p.requires_grad_(p.requires_grad and p in chosen)
         check_parameters(type(self).__name__, model, [(n, p) for n, p in model.named_parameters() if p.requires_grad])
         super().__init__(self.group_parameters(model, defaults), defaults)
+        _separate(self.param_groups)
         self._hooks: list[Any] = []
         self._group_of = {p: index for index, group in enumerate(self.param_groups) for p in group["params"]}
         self._number_of = {p: number for number, p in enumerate(self._group_of)}
@@ -328,7 +330,9 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         else:
             self.average_gradients()
             ranks.check(self, ((p, p.grad) for p in self._group_of))
-            self._update_all()
+            with _without_autocast(next(iter(self._group_of)).device.type):
+                self._update_all()
+        torch.clear_autocast_cache()  # in a loop that is within autocast it holds casts of the weights as they were
         self._updated.clear()
         self._averaged = False
         self._steps_done += 1
@@ -371,7 +375,8 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         assert p.grad is not None  # a hook that torch calls after accumulating it
         if p.numel():
             self._check_dense([(p, p.grad)])
-            self._update([(p, p.grad)], self.param_groups[self._group_of[p]])
+            with _without_autocast(p.device.type):
+                self._update([(p, p.grad)], self.param_groups[self._group_of[p]])
         self._updated.add(p)
         p.grad = None
 
@@ -536,6 +541,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
             raise ValueError(f"this state is damaged: {type(error).__name__}: {error}") from error
         # torch casts floating-point state to the parameter's dtype, so the tensors are put in place afterwards
         super().load_state_dict({**state_dict, "param_groups": groups, "state": {}})
+        _separate(self.param_groups)
         params = list(self._group_of)
         self._steps_done = extra.get("steps_done", 0)
         self._dtypes.clear()
@@ -570,6 +576,16 @@ def _guarded(init: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
+@contextmanager
+def _without_autocast(device: str) -> Iterator[None]:
+    """Within this context matrix products have the dtype of their factors, though a loop is within autocast."""
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        yield
+        return
+    with torch.autocast(device, enabled=False):
+        yield
+
+
 def _check_alone(method: MemoryEfficientOptimizer) -> None:
     def others() -> list[str]:
         trained = method._group_of.keys()
@@ -579,6 +595,12 @@ def _check_alone(method: MemoryEfficientOptimizer) -> None:
         gc.collect()  # one that nobody holds any more doesn't count
         for name in others():
             raise ValueError(f"{type(method).__name__}: {name} is training this model: call its finish() first")
+
+
+def _separate(groups: list[dict[str, Any]]) -> None:
+    """Give each group its own tensors for hyper-parameters, which schedulers and loops change in place."""
+    for group in groups:
+        group |= {key: value.clone() for key, value in group.items() if torch.is_tensor(value)}
 
 
 def _set_gradient_dtypes(dtypes: dict[nn.Parameter, torch.dtype | None]) -> None:

@@ -387,3 +387,51 @@ def test_nothing_is_left_of_a_step_that_was_skipped_or_taken_back(method):
         optimizer.ask(lambda: loss_of(model, 99) * math.nan)
         optimizer.zero_grad()
         assert train(model, optimizer, 3, start=4) == expected
+
+
+# ---- a loop within autocast, and rates that are tensors
+
+
+@pytest.mark.parametrize(
+    ("method", "variant"),
+    [
+        (m, v)
+        for m in optimizers.available()
+        for v in ({}, {"in_backward": True})
+        if v.keys() <= subject(m).keywords.keys()
+    ],
+)
+def test_a_loop_within_autocast_updates_as_one_whose_steps_are_outside(method, variant):
+    def run(around, each):
+        model = build_model()
+        optimizer = subject(method, **variant).build(model)
+        losses = []
+        with torch.autocast("cpu", torch.bfloat16, enabled=around):
+            for step in range(5):
+                with torch.autocast("cpu", torch.bfloat16, enabled=around or each):
+                    losses.append(optimizer.ask(lambda step=step: loss_of(model, step)).item())
+                optimizer.step()
+                optimizer.zero_grad()
+        return losses, model
+
+    (expected, inside), (found, outside) = run(False, True), run(True, False)
+    assert found == expected
+    assert not changed(weights_of(inside), outside)
+
+
+@every_method
+def test_a_rate_that_is_a_tensor_is_each_groups_own(method):
+    rate = optimizers.get(method).example["lr"]
+    models = build_model(), build_model()
+    plain = subject(method).build(models[0])
+    optimizer = subject(method, lr=torch.tensor(rate, dtype=torch.float64)).build(models[1])
+    for its in (plain, optimizer):
+        for group in its.param_groups:
+            group["lr"] *= 0.5  # in place, if it is a tensor
+    state = optimizer.state_dict()
+    optimizer.load_state_dict(state)
+    for its in (plain, optimizer):
+        for group in its.param_groups:
+            group["lr"] *= 0.5
+    assert [float(g["lr"]) for g in optimizer.param_groups] == pytest.approx([g["lr"] for g in plain.param_groups])
+    assert train(models[1], optimizer, 3) == pytest.approx(train(models[0], plain, 3), abs=1e-3)
