@@ -27,7 +27,14 @@ from optimizers.shared.blocks import train_only
 from optimizers.shared.coverage import Coverage
 from optimizers.shared.loop_guards import watch
 from optimizers.shared.masters import LOW_PRECISION, Masters
-from optimizers.shared.model_checks import check_model, check_parameters, check_unchanged, restored_on_error, uncompiled
+from optimizers.shared.model_checks import (
+    check_model,
+    check_moments,
+    check_parameters,
+    check_unchanged,
+    restored_on_error,
+    uncompiled,
+)
 from optimizers.shared.replicas import Replicas
 from optimizers.shared.storages import storages_of
 from optimizers.shared.values import check_choice, check_count, check_hyperparameters, check_positive
@@ -567,6 +574,7 @@ def _guarded(init: Callable[..., None]) -> Callable[..., None]:
         with restored_on_error(plain):
             init(self, plain, *others, **given)
             _check_alone(self)
+            check_moments(self)
         _built.add(self)
         if uncompiled(model) is not model and self.chooses and not self.asks_losses:
             warnings.warn(COMPILED.format(name=type(self).__name__), stacklevel=2)

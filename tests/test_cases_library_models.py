@@ -298,3 +298,41 @@ def test_layers_whose_parts_the_model_calls_are_reached(method):
         warnings.simplefilter("error")
         train(model, optimizer, 2)
     assert optimizer._reach.unreached == []
+
+
+@every_method
+def test_no_second_moment_is_in_float16(method):
+    made = subject(method)
+    model = build_model(torch.float16)
+    if method in ("galore", "fira", "apollo", "muon", "scale", "sinkgd"):
+        with pytest.raises(ValueError, match="would keep the moments of .* in float16, .*: cast the model to bfloat16"):
+            made.build(model)
+        return
+    largest, moved = 0.0, build_model()
+    for trained in (moved, model):
+        before = {name: p.detach().clone() for name, p in trained.named_parameters()}
+        optimizer = made.build(trained)
+        for step in range(3):
+            optimizer.ask(lambda step=step: loss_of(trained, step) * 1e-3)
+            optimizer.step()
+            optimizer.zero_grad()
+        distances = [
+            (p.detach() - before[name]).abs().max() for name, p in trained.named_parameters() if name in before
+        ]
+        largest = max(largest, float(max(distances))) if trained is moved else largest
+    assert float(max(distances)) <= 2 * largest + 1e-3
+    if method in ("adamw", "badam", "blockllm", "lisa", "hft", "lora", "qlora", "welore"):
+        with pytest.raises(ValueError, match="or give master_weights=True"):
+            made.build(build_model(torch.float16), master_weights=False)
+
+
+def test_a_matrix_whose_first_gradient_is_zero_is_trained_as_soon_as_it_has_one():
+    model = build_model()
+    for layer in model.layers:  # so nothing above depends on what is below, at first
+        nn.init.zeros_(layer.mlp.down_proj.weight)
+    optimizer = subject("apollo", lr=1e-2, rank=4).build(model)
+    train(model, optimizer, 1)
+    before = model.layers[0].mlp.up_proj.weight.detach().clone()
+    train(model, optimizer, 1, start=1)
+    step = (model.layers[0].mlp.up_proj.weight - before).norm() / before.numel() ** 0.5
+    assert step > 1e-3  # Adam's would be 1e-2, spread over r of 16 dimensions
