@@ -81,7 +81,7 @@ def summary(setup: Setup, *, compact: bool) -> Table:
         (f"/ {setup.reference}", _number("tokens_per_second_ratio")),
         (score, lambda row: _score(_scored(row), setup)),
         ("trained", _number("trained_fraction", "{:.1f}%", 100)),
-        *([("blocks", _number("block_coverage", "{:.0f}%", 100))] if _partly(rows) else []),
+        *([("blocks", _coverage)] if _partly(rows) else []),
         ("runs", _runs),
     ]
     notes = [_PEAK, _SPEED] if setup.reference else []
@@ -92,6 +92,14 @@ def summary(setup: Setup, *, compact: bool) -> Table:
 def _partly(rows: list[Row]) -> bool:
     """Whether a method didn't come to all of its blocks."""
     return any((row["block_coverage"] or 1) < 1 for row in rows)
+
+
+def _coverage(row: Row) -> str:
+    """Whole percents, but neither 0 nor 100 of what is close to it: one block of 240 that wasn't visited counts."""
+    share = row["block_coverage"]
+    if share is None:
+        return NOTHING
+    return f"{share:.0%}" if f"{share:.0%}" not in ("0%", "100%") or share in (0, 1) else f"{share:.1%}"
 
 
 def _scored(row: Row) -> Row:
@@ -350,7 +358,7 @@ def _coverage_notes(setup: Setup) -> list[str]:
         runs = [run for run in setup.finished(row["method"]).values() if "switch_every" in run["hyperparameters"]]
         if runs and (row["block_coverage"] or 1) < 1:
             every = " or ".join(sorted({str(run["hyperparameters"]["switch_every"]) for run in runs}))
-            said.append(f"{row['method']} {row['block_coverage']:.0%} with switch_every {every}")
+            said.append(f"{row['method']} {_coverage(row)} with switch_every {every}")
     steps = setup.conditions["steps"]
     return [f"Blocks that were visited in {steps} steps: {'; '.join(said)}. What wasn't is untrained."] if said else []
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from reports_factory import make_record
+from suites import check
 
 from reports import studies, tables
 from reports.at_memory import at_memory
@@ -59,6 +60,18 @@ def test_older_runs_of_several_tasks_stay_together():
         ("model before the latest change", ["superglue/cb", "superglue/rte"]),
         (None, ["superglue/cb", "superglue/rte"]),
     ]
+
+
+@pytest.mark.parametrize(("visited", "of", "shown"), [(242, 243, "99.6%"), (1, 243, "0.4%"), (2, 3, "67%")])
+def test_blocks_that_were_not_visited_are_not_rounded_away(visited, of, shown):
+    badam = make_record(method="badam", block_coverage=visited / of, hyperparameters__switch_every=1)
+    text = tables.render([make_record(), badam])
+    assert f" {shown}  1 ok" in text and f"badam {shown} with switch_every 1" in text
+
+
+def test_a_saving_is_of_the_seeds_that_have_a_reference():
+    runs = [make_record(), *(make_record(method="badam", seed=seed) for seed in range(3))]
+    assert [one.seeds for one in check(runs, runs, "saving").findings if one.metric == "saving"] == [(0,)]
 
 
 def test_trials_of_a_study_before_its_file_was_changed_are_rows_of_their_own(tmp_path):
