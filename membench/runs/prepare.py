@@ -21,6 +21,7 @@ from membench.config.fan_out import sharing
 from membench.config.run import Run, Training
 from membench.config.settings import Settings
 from membench.runs import environment
+from membench.training.activations import check_pieces
 from membench.training.build import build_model, build_optimizer, create_task
 from membench.training.loop import check_combination
 from reports import record
@@ -70,6 +71,7 @@ def _prepare(settings: Settings) -> list[Run]:
     _check_gpus(settings, device)
     names = dict.fromkeys(name for pattern in settings.task for name in tasks.expand(pattern, data=settings.data))
     settings = _fitted(settings, list(names))
+    check_pieces(settings)
     works = _works(settings, list(names), device, threads)
     runs = [
         _run(settings, work, method, seed, surroundings)
