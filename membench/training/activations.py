@@ -40,8 +40,8 @@ def check_pieces(options: TrainingOptions | WorkloadOptions) -> None:
     tokens = sequences * options.sequence_length
     if options.loss_chunks > tokens:
         raise ValueError(
-            f"--loss-chunks {options.loss_chunks}: {sequences} x {options.sequence_length} tokens have at most {tokens} "
-            "pieces: give fewer"
+            f"--loss-chunks {options.loss_chunks}: {sequences} x {options.sequence_length} tokens have at most "
+            f"{tokens} pieces: give fewer"
         )
 
 
