@@ -110,6 +110,19 @@ def test_w9_gigabytes_without_their_unit_are_not_taken_for_bytes(arguments, flag
     expect_a_sentence(call(*arguments), flag, "8 is only 8 bytes: give a unit, such as 24GiB")
 
 
+@pytest.mark.parametrize("command", [("plan", "--model", "roberta-tiny"), ("explore", "--models", "roberta-tiny")])
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("rank=3", "--set rank: none of badam has"),
+        ("lora.rnk=3", "lora has no hyper-parameter 'rnk'. Did you mean 'rank'"),
+    ],
+)
+def test_n12_a_hyper_parameter_that_no_method_has_is_refused_by_whatever_plans(command, given, words, tmp_path):
+    out = ("--out", str(tmp_path / "fit.html")) if command[0] == "explore" else ()
+    expect_a_sentence(call(*command, "--optimizers", "badam", "--set", given, *out), words)
+
+
 STUDY = 'optimizers = ["badam"]\nreference = false\ntask = "superglue/cb"\nsteps = 2\nthreads = 1\n'
 
 
@@ -130,7 +143,7 @@ STUDY = 'optimizers = ["badam"]\nreference = false\ntask = "superglue/cb"\nsteps
         ("[badam]\ntune = {lr = [1]}\n[tune]\nbudget = 1\nrank = [1]", "[tune] has values to try that no method"),
         ("seeds = [0, 1, 0]", "--seeds has 0 twice"),
         ('learning_rate = 0.1\n["*"]\nlr = 0.2', "the learning rate of all methods is given twice"),
-        ("[badam]\ntune = {lr = [1]}\n[tune]\nbudget = 1\nseed = 2147483648", "and at most 2147483647, not"),
+        ("[badam]\ntune = {lr = [1]}\n[tune]\nbudget = 1\nseed = 2147483648", "tune.seed must be at most 2147483647, not 2147483648"),
     ],
 )
 def test_n12_a_study_refuses_before_it_runs_what_it_would_pass_over_or_stop_at(tmp_path, text, words):

@@ -183,10 +183,10 @@ def _grid(table: Any, path: str, name: str) -> dict[str, list[Any]]:
 
 
 def _count(path: str, name: str, value: Any) -> int:
-    if type(value) is not int or not 0 <= value <= LARGEST:
-        raise UserError(
-            f"{path}: {name} must be a whole number of at least 0 and at most {LARGEST}, not {shortened(value)}"
-        )
+    if type(value) is not int or value < 0:
+        raise UserError(f"{path}: {name} must be a whole number of at least 0, not {shortened(value)}")
+    if value > LARGEST:
+        raise UserError(f"{path}: {name} must be at most {LARGEST}, not {shortened(value)}")
     return value
 
 
