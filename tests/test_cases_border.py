@@ -123,6 +123,23 @@ def test_n12_a_hyper_parameter_that_no_method_has_is_refused_by_whatever_plans(c
     expect_a_sentence(call(*command, "--optimizers", "badam", "--set", given, *out), words)
 
 
+PLAN = ("plan", "--model", "roberta-tiny", "--optimizers", "sgd")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ((*PLAN, "--against", "badam-table-2"), "--against doesn't use --model, --optimizers: "),
+        ((*PLAN, "--why", "sgd", "--format", "json"), "--why doesn't use --format: "),
+        ((*PLAN, "--why", "sgd", "--export", "trl"), "--why doesn't use --export: "),
+        ((*PLAN, "--export", "trl", "--format", "json"), "--export doesn't use --format: "),
+        ((*PLAN, "--attention", "flash"), "--attention must be one of sdpa, eager or none, not 'flash'"),
+    ],
+)
+def test_n12_what_a_plan_would_not_use_is_refused(given, words):
+    expect_a_sentence(call(*given), words)
+
+
 STUDY = 'optimizers = ["badam"]\nreference = false\ntask = "superglue/cb"\nsteps = 2\nthreads = 1\n'
 
 
@@ -143,7 +160,10 @@ STUDY = 'optimizers = ["badam"]\nreference = false\ntask = "superglue/cb"\nsteps
         ("[badam]\ntune = {lr = [1]}\n[tune]\nbudget = 1\nrank = [1]", "[tune] has values to try that no method"),
         ("seeds = [0, 1, 0]", "--seeds has 0 twice"),
         ('learning_rate = 0.1\n["*"]\nlr = 0.2', "the learning rate of all methods is given twice"),
-        ("[badam]\ntune = {lr = [1]}\n[tune]\nbudget = 1\nseed = 2147483648", "tune.seed must be at most 2147483647, not 2147483648"),
+        (
+            "[badam]\ntune = {lr = [1]}\n[tune]\nbudget = 1\nseed = 2147483648",
+            "tune.seed must be at most 2147483647, not 2147483648",
+        ),
     ],
 )
 def test_n12_a_study_refuses_before_it_runs_what_it_would_pass_over_or_stop_at(tmp_path, text, words):
