@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 import transformers
@@ -241,6 +242,26 @@ def test_n11_what_is_new_or_left_out_is_said(bert, damaged, tmp_path):
     assert "16 tensors of layers that aren't in its config.json are left out (bert.encoder.layer.2." in notes
     path = folder(tmp_path / "llama", ARCHITECTURES["llama"].build(), letters())
     assert tasks.create("c4", model=path, batch_size=2, sequence_length=16).provenance["notes"] is None
+
+
+@pytest.mark.parametrize("kind", ["bitsandbytes", "gptq", "fp8"])
+def test_a_quantized_model_is_refused_before_it_is_loaded_and_can_be_planned(damaged, tmp_path, kind):
+    copy = damaged(quantization_config={"quant_method": kind, "load_in_4bit": True, "bits": 4})
+    assert f"its weights are quantized ({kind})" in refusal(copy, tmp_path)
+    assert Blueprint(Workload(str(copy))).parameters == Blueprint(Workload(str(damaged()))).parameters
+
+
+@pytest.mark.parametrize("beside_its_model", [True, False])
+def test_an_adapter_is_no_model_and_one_beside_its_model_is_not_trained_in_its_place(
+    damaged, tmp_path, beside_its_model
+):
+    copy = damaged()
+    config = peft.LoraConfig(target_modules=["query"], r=2)
+    peft.get_peft_model(ARCHITECTURES["bert"].build(), config).save_pretrained(copy)
+    if not beside_its_model:
+        for name in ("config.json", "model.safetensors"):
+            (copy / name).unlink()
+    assert "the folder has an adapter (adapter_config.json); merge it" in refusal(copy, tmp_path)
 
 
 # ---- N13: saved models
