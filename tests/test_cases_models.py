@@ -18,6 +18,7 @@ from membench.planning.workload import Workload
 from tasks.instruct import gsm8k
 from tasks.instruct.examples import collate
 from tasks.models.source import Source, longest_sequence
+from tasks.models.tokenization import load_tokenizer
 
 TEXTS = [f"{'abcdefghij'[n % 10] * (1 + n % 12)} and {'xyz'[n % 3] * (n % 7)}" for n in range(40)]
 LENGTH = 24
@@ -509,3 +510,13 @@ def test_a_tokenizer_without_an_entry_for_strange_letters_is_refused_in_a_senten
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match=r"^the tokenizer of '.*model' can't encode all of the texts \(.*\[UNK\]"):
         _ = tasks.create(kind, model=model, data=str(data), batch_size=2, sequence_length=LENGTH).provenance
+
+
+@pytest.mark.parametrize(
+    "name", ["chat_template.jinja", "special_tokens_map.json", "added_tokens.json", "spiece.model"]
+)
+def test_a_tokenizer_that_was_changed_in_any_of_its_files_has_another_name_in_records(tmp_path, name):
+    letters().save_pretrained(tmp_path)
+    before = load_tokenizer(str(tmp_path))[1]
+    (tmp_path / name).write_text("{}")
+    assert load_tokenizer(str(tmp_path))[1] != before
