@@ -9,8 +9,8 @@ from reports.floors import Floor
 from reports.rankings import Ranking, headline, render
 from reports.record import Record
 from reports.setups import Setup, differing, group, heading, score
-from reports.statistics import SIGNIFICANCE, decimals, equivalent, summarise
-from reports.table import MIB, NOTHING, Column, Row, Table, lay_out, mib
+from reports.statistics import SIGNIFICANCE, equivalent, summarise
+from reports.table import MIB, NOTHING, Column, Row, Table, lay_out, mib, score_text
 
 # of a set-up: what must be the same for qualities to compare
 _POOLED = ("family", "model", "weights", "data", "version")
@@ -188,10 +188,9 @@ def _remarks(row: Row) -> str:
 
 
 def _shown(row: Row) -> str:
-    digits = decimals(row["mean"])
-    text = f"{row['mean']:.{digits}f}"
+    text = score_text(row["mean"])
     if row["standard_deviation"] is not None:
-        text += f" ± {row['standard_deviation']:.{digits}f} ({row['n']})"
+        text += f" ± {score_text(row['standard_deviation'], row['mean'])} ({row['n']})"
     return text + ("*" if row["tied_with_best"] else "")
 
 

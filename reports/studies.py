@@ -10,8 +10,8 @@ from reports.at_memory import rankings
 from reports.rankings import Ranking
 from reports.record import Record
 from reports.setups import Setup, differing, group, row_label, score, varied_hyperparameters
-from reports.statistics import SAME_POINTS, decimals
-from reports.table import MIB, NOTHING, Column, Row, Table, lay_out, mib
+from reports.statistics import SAME_POINTS
+from reports.table import MIB, NOTHING, Column, Row, Table, lay_out, mib, score_text
 
 NO_LIMIT = 1 << 62  # bytes
 
@@ -106,7 +106,7 @@ def _stated_budget(trials: list[Record], made: list[Row]) -> str:
 
 def _sensitivity_table(made: list[Row]) -> Table:
     def score(name: str) -> Any:
-        return lambda row: NOTHING if row[name] is None else f"{row[name]:.{decimals(row[name])}f}"
+        return lambda row: NOTHING if row[name] is None else score_text(row[name])
 
     models = {row["model"] for row in made}
     columns: list[Column] = [
@@ -211,9 +211,8 @@ def _named(row: Row) -> str:
 
 
 def _score_words(row: Row) -> str:
-    digits = decimals(row["mean"])
-    deviation = row["standard_deviation"]
-    return f"{row['mean']:.{digits}f}" + (f" ± {deviation:.{digits}f} ({row['n']})" if deviation is not None else "")
+    mean, deviation = row["mean"], row["standard_deviation"]
+    return score_text(mean) + (f" ± {score_text(deviation, mean)} ({row['n']})" if deviation is not None else "")
 
 
 def _mib(row: Row) -> str:

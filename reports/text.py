@@ -7,8 +7,8 @@ from reports.parts import Part, round_parts, shown
 from reports.record import had_device_alone
 from reports.rows import AVERAGE
 from reports.setups import REFERENCE, Setup
-from reports.statistics import SIGNIFICANCE, Sight, decimals, sight_words
-from reports.table import MIB, NOTHING, Row, Table, lay_out
+from reports.statistics import SIGNIFICANCE, Sight, sight_words
+from reports.table import MIB, NOTHING, Row, Table, lay_out, score_text
 
 LONGEST_ERROR = 64  # letters
 
@@ -188,14 +188,14 @@ def _examples(rows: list[Row], *, tight: bool) -> str:
     if not known:
         return NOTHING if count is None else f"{count:,}"
     best = (max if rows[0]["higher_is_better"] else min)(known, key=lambda row: row["mean"])
-    width = f"{best['half_width']:,.{decimals(best['mean'])}f}"
+    width = score_text(best["half_width"], best["mean"], thousands=",")
     return " ".join(filter(None, [count and f"{count:,}", f"±{_bare(width)}" if tight else f"(± {width})"]))
 
 
 def _plus_minus(value: float | None, deviation: float | None, *, tight: bool) -> str:
     if value is None:
         return NOTHING
-    numbers = [f"{one:,.{decimals(value)}f}" for one in (value, deviation) if one is not None]
+    numbers = [score_text(one, value, thousands=",") for one in (value, deviation) if one is not None]
     return "±".join(map(_bare, numbers)) if tight else " ± ".join(numbers)
 
 
@@ -242,7 +242,7 @@ def _lack(row: Row, setup: Setup) -> str:
 def _before_notes(rows: list[Row]) -> list[str]:
     scores = {row["task"]: row for row in rows if row.get("before_training") is not None}
     before = [
-        f"{_short(task)} {row['metric']} {row['before_training']:,.{decimals(row['before_training'])}f}"
+        f"{_short(task)} {row['metric']} {score_text(row['before_training'], thousands=',')}"
         for task, row in scores.items()
     ]
     return [f"Before training: {', '.join(before)}."] if before else []

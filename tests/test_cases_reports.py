@@ -6,6 +6,7 @@ import pytest
 from reports_factory import make_record
 from suites import check
 
+from membench.runs.progress import summarize
 from reports import studies, tables
 from reports.at_memory import at_memory
 
@@ -72,6 +73,18 @@ def test_blocks_that_were_not_visited_are_not_rounded_away(visited, of, shown):
 def test_a_saving_is_of_the_seeds_that_have_a_reference():
     runs = [make_record(), *(make_record(method="badam", seed=seed) for seed in range(3))]
     assert [one.seeds for one in check(runs, runs, "saving").findings if one.metric == "saving"] == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("score", "shown"),
+    [(0.8125, "0.812"), (12.346, "12.35"), (1234567.0, "1,234,567.00"), (2.2097e23, "2.21e+23"), (4.25e-5, "4.25e-05")],
+)
+def test_scores_of_any_size_are_told_apart_and_take_no_more_room_than_others(score, shown):
+    runs = [make_record(metrics={"loss": score}, headline="loss", higher_is_better=False)]
+    assert f"  {shown}  " in tables.render(runs)
+    assert f" {shown.replace(',', '')} " in at_memory(runs, 1 << 33)
+    assert f": {shown.replace(',', '')} loss in 100.0 MiB" in studies.recommend(runs, [])[0]
+    assert f"loss {shown.replace(',', '')}, peak" in summarize(runs[0])
 
 
 def test_trials_of_a_study_before_its_file_was_changed_are_rows_of_their_own(tmp_path):
