@@ -14,7 +14,8 @@ import functools
 import gc
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -25,14 +26,27 @@ from optimizers.shared import ranks, saved_states, sharded
 from optimizers.shared.blocks import train_only
 from optimizers.shared.coverage import Coverage
 from optimizers.shared.loop_guards import watch
-from optimizers.shared.model_checks import check_model, check_parameters, check_unchanged, restored_on_error, uncompiled
+from optimizers.shared.masters import LOW_PRECISION, Masters
+from optimizers.shared.model_checks import (
+    check_model,
+    check_moments,
+    check_parameters,
+    check_unchanged,
+    restored_on_error,
+    uncompiled,
+)
 from optimizers.shared.replicas import Replicas
 from optimizers.shared.storages import storages_of
 from optimizers.shared.values import check_choice, check_count, check_hyperparameters, check_positive
 
-__all__ = ["MemoryEfficientOptimizer", "check_choice", "check_count", "check_hyperparameters", "check_positive"]
-
-LOW_PRECISION = (torch.bfloat16, torch.float16)
+__all__ = [
+    "LOW_PRECISION",
+    "MemoryEfficientOptimizer",
+    "check_choice",
+    "check_count",
+    "check_hyperparameters",
+    "check_positive",
+]
 
 COMPILED = (
     "torch.compile makes a graph of the whole model for each choice of what {name} trains, and gives up after 8: if "
@@ -107,6 +121,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
                 p.requires_grad_(p.requires_grad and p in chosen)
         check_parameters(type(self).__name__, model, [(n, p) for n, p in model.named_parameters() if p.requires_grad])
         super().__init__(self.group_parameters(model, defaults), defaults)
+        _separate(self.param_groups)
         self._hooks: list[Any] = []
         self._group_of = {p: index for index, group in enumerate(self.param_groups) for p in group["params"]}
         self._number_of = {p: number for number, p in enumerate(self._group_of)}
@@ -114,6 +129,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         self._seen: list[torch.dtype | None] = []  # of the model's parameters that required gradients when last checked
         self._dtypes: dict[nn.Parameter, torch.dtype] = {}  # of parameters when they were last trained
         self._updated: set[nn.Parameter] = set()
+        self._masters = Masters()
         self._steps_done = 0
         self._stepped = False  # in this process: a state that is loaded has steps done elsewhere
         self._finished = False
@@ -184,6 +200,17 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         self.backward(loss)
         return loss.detach()
 
+    def drop_step(self) -> None:
+        """Forget what was prepared for a step that won't be made, gradients aside: a loss, slopes.
+
+        `zero_grad()` calls it, since a loop may skip a step, and `load_state_dict()`, since it may go back.
+        """
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients, and all else that was prepared for the next step: it may be skipped."""
+        super().zero_grad(set_to_none)
+        self.drop_step()
+
     def extra_state(self) -> dict[str, Any]:
         """What must be saved besides tensors, as JSON."""
         return {}
@@ -194,6 +221,10 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: it doesn't fit this optimizer.
         """
+
+    def weights_with_master(self, p: nn.Parameter) -> Tensor:
+        """The weights of `p` that `self.state[p]["master"]`, if there is one, stands for, in its shape."""
+        return p
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
         """What the method would keep for `p` in place of `saved`: the same entries, with meta tensors as examples.
@@ -301,10 +332,14 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         self._stepped = True
         if not self._updated:
             check_unchanged(self)
-        if not self.in_backward:
+        if self.in_backward:
+            self._check_used()
+        else:
             self.average_gradients()
             ranks.check(self, ((p, p.grad) for p in self._group_of))
-            self._update_all()
+            with _without_autocast(next(iter(self._group_of)).device.type):
+                self._update_all()
+        torch.clear_autocast_cache()  # in a loop that is within autocast it holds casts of the weights as they were
         self._updated.clear()
         self._averaged = False
         self._steps_done += 1
@@ -321,6 +356,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
 
     def _update(self, pairs: list[tuple[nn.Parameter, Tensor]], group: dict[str, Any]) -> None:
         """`update`, on shards if the method can, else on one sharded tensor after another, gathered."""
+        low = self._masters.follow((p for p, _ in pairs), self.state, self.weights_with_master)
         apart = [] if self.elementwise else [(p, g) for p, g in pairs if sharded.is_sharded(p)]
         together = [(p, g) for p, g in pairs if not sharded.is_sharded(p)] if apart else pairs
         if together:
@@ -328,6 +364,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         for p, g in apart:
             with sharded.whole(p, self.state[p]):
                 self.update([p], [sharded.gathered(g)], group)
+        self._masters.note(low)
 
     @torch.no_grad()
     def _receive(self, p: nn.Parameter) -> None:
@@ -345,7 +382,8 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         assert p.grad is not None  # a hook that torch calls after accumulating it
         if p.numel():
             self._check_dense([(p, p.grad)])
-            self._update([(p, p.grad)], self.param_groups[self._group_of[p]])
+            with _without_autocast(p.device.type):
+                self._update([(p, p.grad)], self.param_groups[self._group_of[p]])
         self._updated.add(p)
         p.grad = None
 
@@ -413,6 +451,14 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
             group["params"] = [next(params) for _ in group["params"]]
         if self.in_backward:
             self._hook_gradients(_updating(self))
+
+    def _check_used(self) -> None:
+        """With `in_backward`: refuse gradients that no backward pass has brought, as of `torch.autograd.grad`."""
+        if any(p.grad is not None and p.requires_grad for p in self._group_of):
+            raise RuntimeError(
+                f"{type(self).__name__} updates inside the backward pass, so a p.grad that was set by hand is never "
+                "used: call optimizer.backward(loss), or use in_backward=False if the method has it"
+            )
 
     def _check_not_updated(self, p: nn.Parameter) -> None:
         if p in self._updated:
@@ -502,9 +548,14 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
             raise ValueError(f"this state is damaged: {type(error).__name__}: {error}") from error
         # torch casts floating-point state to the parameter's dtype, so the tensors are put in place afterwards
         super().load_state_dict({**state_dict, "param_groups": groups, "state": {}})
+        _separate(self.param_groups)
         params = list(self._group_of)
         self._steps_done = extra.get("steps_done", 0)
         self._dtypes.clear()
+        self._masters.forget()
+        self._updated.clear()
+        self._averaged = False
+        self.drop_step()
         for index, entries in saved.items():
             p = params[index]
             self.state[p] = {key: sharded.placed(_copy(value, p.device), p) for key, value in entries.items()}
@@ -523,13 +574,24 @@ def _guarded(init: Callable[..., None]) -> Callable[..., None]:
         with restored_on_error(plain):
             init(self, plain, *others, **given)
             _check_alone(self)
+            check_moments(self)
         _built.add(self)
-        if uncompiled(model) is not model and self.chooses:
+        if uncompiled(model) is not model and self.chooses and not self.asks_losses:
             warnings.warn(COMPILED.format(name=type(self).__name__), stacklevel=2)
         if self.in_backward or self.needs_loss:
             watch(self)
 
     return guarded
+
+
+@contextmanager
+def _without_autocast(device: str) -> Iterator[None]:
+    """Within this context matrix products have the dtype of their factors, though a loop is within autocast."""
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        yield
+        return
+    with torch.autocast(device, enabled=False):
+        yield
 
 
 def _check_alone(method: MemoryEfficientOptimizer) -> None:
@@ -541,6 +603,12 @@ def _check_alone(method: MemoryEfficientOptimizer) -> None:
         gc.collect()  # one that nobody holds any more doesn't count
         for name in others():
             raise ValueError(f"{type(method).__name__}: {name} is training this model: call its finish() first")
+
+
+def _separate(groups: list[dict[str, Any]]) -> None:
+    """Give each group its own tensors for hyper-parameters, which schedulers and loops change in place."""
+    for group in groups:
+        group |= {key: value.clone() for key, value in group.items() if torch.is_tensor(value)}
 
 
 def _set_gradient_dtypes(dtypes: dict[nn.Parameter, torch.dtype | None]) -> None:

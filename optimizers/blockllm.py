@@ -19,6 +19,7 @@ from optimizers.shared.norms import norm_of
 from optimizers.shared.partial import (
     marked_state,
     marks_are_smaller,
+    trained_rows,
     update_entries,
     update_marked,
     update_rows,
@@ -166,9 +167,7 @@ class BlockLLM(MemoryEfficientOptimizer):
         """Micro-batches' losses, each divided by their number, add up."""
         self._loss = mean_loss(self, loss.detach()) + (0.0 if self._loss is None else self._loss)
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the gradients and the loss that belongs to them: a step may be skipped."""
-        super().zero_grad(set_to_none)
+    def drop_step(self) -> None:
         self._loss = None
 
     def before_update(self) -> None:
@@ -275,6 +274,12 @@ class BlockLLM(MemoryEfficientOptimizer):
         shape = (len(kept),) if self.rows is None else shape_of(kept.tolist(), self.rows, p)
         adam = self.adamw.expected_state(p, saved, *shape)
         return {**adam, name: torch.empty(len(kept), dtype=torch.int32, device="meta")}
+
+    def weights_with_master(self, p: nn.Parameter) -> Tensor:
+        state = self.state[p]
+        if "index" in state:
+            return p.reshape(-1).index_select(0, state["index"])
+        return trained_rows(p, self._cuts_of(p)) if "groups" in state else p
 
     def _choose(self, chosen: list[int]) -> None:
         for p in self._pool:

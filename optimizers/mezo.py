@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -47,8 +48,9 @@ class MeZO(MemoryEfficientOptimizer):
         seed: for the directions.
 
     Raises:
-        ValueError: a value is out of range.
-        RuntimeError: in `backward(loss)`, or `step()` without losses: call `step(closure)`, or `ask(closure)` before.
+        ValueError: a value is out of range, or a part of the model is TorchScript.
+        RuntimeError: in `backward(loss)`, or `step()` without losses: call `step(closure)`, or `ask(closure)` before;
+            in a closure that calls `backward()`.
     """
 
     summary = "slopes along random directions, from losses alone: no backward pass"
@@ -71,6 +73,11 @@ class MeZO(MemoryEfficientOptimizer):
     ):
         check_positive("eps", eps)
         check_count("samples", samples)
+        if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+            raise ValueError(
+                "MeZO moves the weights of each module as it runs, which TorchScript doesn't show: build it on the "
+                "model that was traced or scripted"
+            )
         self.eps, self.samples, self.seed, self.steps = eps, samples, seed, 0
         self._slopes: list[Tensor] = []  # along each direction of the coming step; empty between steps
         super().__init__(model, {"lr": lr, "weight_decay": weight_decay})
@@ -84,7 +91,7 @@ class MeZO(MemoryEfficientOptimizer):
                 "MeZO moves each module's weights as it runs, which a sharded model replaces: leave fully_shard() out; "
                 "optimizer.data_parallel() trains replicas, which need no gradients or states"
             )
-        with torch.no_grad(), _evaluating(self.model):
+        with torch.no_grad(), _evaluating(self.model), _uncompiled():
             pairs = [self._both_sides(closure, sample) for sample in range(self.samples)]
         slopes = [(above - below) / (2 * self.eps) for above, below in pairs]
         self._slopes = [a + b for a, b in zip(self._slopes, slopes, strict=True)] if self._slopes else slopes
@@ -100,16 +107,24 @@ class MeZO(MemoryEfficientOptimizer):
         super().step()
         return loss
 
+    def drop_step(self) -> None:
+        self._slopes, self._passed = [], set()
+
     def _update_all(self) -> None:
         if not self._slopes:
             raise RuntimeError(
                 "MeZO asks for losses itself: call step(closure), or use membench.MethodTrainer for a stock Trainer"
             )
+        if not self._passed:
+            raise RuntimeError(
+                "no weight was read in the passes that MeZO asked for: the closure must run the model that it was "
+                "built from, and compute its loss anew at each call"
+            )
         for group in self.param_groups:
             for p in group["params"]:
                 if p in self._passed:
                     self._move(p, group)
-        self._slopes, self._passed = [], set()
+        self.drop_step()
 
     def _move(self, p: nn.Parameter, group: dict[str, Any]) -> None:
         if group["weight_decay"]:
@@ -129,8 +144,9 @@ class MeZO(MemoryEfficientOptimizer):
     def _both_sides(self, closure: Callable[[], Tensor], sample: int) -> tuple[Tensor, Tensor]:
         losses = []
         for distance in (self.eps, -self.eps):
+            torch.clear_autocast_cache()  # it may hold casts of the weights elsewhere
             with self._moved(distance, sample):
-                losses.append(mean_loss(self, closure().detach()))
+                losses.append(mean_loss(self, _loss_of(closure).detach()))
         return losses[0], losses[1]
 
     def _direction(self, p: nn.Parameter, sample: int) -> Tensor:
@@ -199,6 +215,21 @@ def _parameters_in(value: Any) -> Iterator[nn.Parameter]:
     elif isinstance(value, list | tuple | dict):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _parameters_in(item)
+
+
+def _loss_of(closure: Callable[[], Tensor]) -> Tensor:
+    try:
+        return closure()
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+        raise RuntimeError("MeZO's closure is called without gradients: leave loss.backward() out of it") from error
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Within this context a compiled model runs as it is written: a graph would leave out the hooks that move weights,
+    or trace through them."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 @contextmanager

@@ -8,11 +8,12 @@ from reports import floors, rows, text
 from reports.floors import Floor
 from reports.rankings import Ranking, headline, render
 from reports.record import Record
-from reports.setups import Setup, group, heading, score
-from reports.statistics import SIGNIFICANCE, decimals, equivalent, summarise
-from reports.table import MIB, NOTHING, Column, Row, Table, lay_out, mib
+from reports.setups import Setup, differing, group, heading, score
+from reports.statistics import SIGNIFICANCE, equivalent, summarise
+from reports.table import MIB, NOTHING, Column, Row, Table, lay_out, mib, score_text
 
-_POOLED = ("family", "model", "weights", "data")  # of a set-up: what must be the same for qualities to compare
+# of a set-up: what must be the same for qualities to compare
+_POOLED = ("family", "model", "weights", "data", "version")
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _contender(setup: Setup, label: str, tasks: list[str], setups: list[Setup]) 
     seeds = sorted({seed for _, seed in runs if all((task, seed) in runs for task in have)})
     scores = [statistics.fmean(score(runs[task, seed]) for task in sorted(have)) for seed in seeds]
     method = next(iter(setup.rows[label].values()))["method"]
-    words = [label.removeprefix(method).strip(), *_differing(setup, setups)]
+    words = [label.removeprefix(method).strip(), *differing(setup, setups)]
     statuses = {run["status"] for run in setup.rows[label].values() if run["task"] in tasks} - {"ok"}
     return _Contender(
         method,
@@ -124,11 +125,6 @@ def _contender(setup: Setup, label: str, tasks: list[str], setups: list[Setup]) 
 
 def _needs(run: Record) -> int:
     return max(run["memory"]["peak_reserved_bytes"] or 0, run["memory"]["peak_allocated_bytes"])
-
-
-def _differing(setup: Setup, setups: list[Setup]) -> list[str]:
-    """What tells a set-up from the others of its pool."""
-    return [f"{n}={v}" for n, v in setup.conditions.items() if any(other.conditions[n] != v for other in setups)]
 
 
 def _fits(contender: _Contender, budget: int) -> bool:
@@ -192,10 +188,9 @@ def _remarks(row: Row) -> str:
 
 
 def _shown(row: Row) -> str:
-    digits = decimals(row["mean"])
-    text = f"{row['mean']:.{digits}f}"
+    text = score_text(row["mean"])
     if row["standard_deviation"] is not None:
-        text += f" ± {row['standard_deviation']:.{digits}f} ({row['n']})"
+        text += f" ± {score_text(row['standard_deviation'], row['mean'])} ({row['n']})"
     return text + ("*" if row["tied_with_best"] else "")
 
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from reports.record import Record
 from reports.setups import score
-from reports.statistics import Z, decimals, wilson
+from reports.statistics import Z, wilson
+from reports.table import score_text
 
 GUESSING, BEFORE = "guessing", "before training"
 
@@ -44,9 +45,8 @@ class Floor(NamedTuple):
     @property
     def score_words(self) -> str:
         """`0.527 ± 0.059`; "" if it isn't known."""
-        digits = decimals(self.score or 0)
         known = [one for one in (self.score, self.half_width) if one is not None]
-        return " ± ".join(f"{one:,.{digits}f}" for one in known)
+        return " ± ".join(score_text(one, self.score, thousands=",") for one in known)
 
     @property
     def words(self) -> str:

@@ -47,7 +47,7 @@ def heading(document: dict[str, Any]) -> list[str]:
     pairs = "2 x " if setup["task"] == "dpo" else ""
     words = [
         f"{setup['model']}, {_weights(document['parameters'])} in {setup['dtype']}",
-        f"{setup['batch_size']} x {pairs}{setup['sequence_length']} tokens",
+        f"{setup['batch_size']} x {pairs}{setup['sequence_length']} tokens{_pieces(setup)}",
         *([setup["task"]] if setup["task"] else []),
         *levers(setup),
         *([f"on each of {setup['gpus']} GPUs ({setup['strategy']})"] if setup["gpus"] > 1 else []),
@@ -55,6 +55,11 @@ def heading(document: dict[str, Any]) -> list[str]:
     ]
     words += [f"budget {gib(document['budget_bytes'])} GiB"] if document["budget_bytes"] else []
     return [", ".join(words)]
+
+
+def _pieces(setup: Mapping[str, Any]) -> str:
+    count = setup["gradient_accumulation_steps"]
+    return f" in {count} micro-batches" if count > 1 else ""
 
 
 def _weights(count: int) -> str:

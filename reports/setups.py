@@ -1,7 +1,7 @@
 """Which runs may stand in one table: the same family of tasks, model, data, training and machine, side by side."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,8 +78,9 @@ def _row_order(row: tuple[str, dict[Key, Record]]) -> tuple[bool, float, str]:
 def group(records: list[Record]) -> list[Setup]:
     """Sort records into set-ups, in the order in which these first appear."""
     groups: list[tuple[dict[str, Any], list[Record]]] = []
+    version = _versions(records)
     for record in sorted(records, key=_unknowns):
-        conditions = _conditions(record)
+        conditions = {**_conditions(record), "version": version(record)}
         members = next((members for known, members in groups if _agree(known, conditions)), None)
         if members is None:
             groups.append((conditions, [record]))
@@ -100,6 +101,48 @@ def _conditions(record: Record) -> dict[str, Any]:
         **shared,
         **{name: environment.get(name) for name in _MACHINE},
     }
+
+
+def _versions(records: list[Record]) -> Callable[[Record], str | None]:
+    """In words, which of several data, models or tokenizers of one name a run had; None where there is only one.
+
+    A name stays the same when a file is edited or a model trained on: then None is the latest, too, and so is what a
+    record doesn't know.
+    """
+    known: dict[Hashable, list[str]] = {}  # the versions of a thing, the latest first
+    for run in sorted(records, key=_created, reverse=True):
+        for _, thing, value in _origins(run):
+            if value is not None and value not in known.setdefault(thing, []):
+                known[thing].append(value)
+
+    def words(run: Record) -> str | None:
+        told = [
+            _age(what, known[thing].index(value)) if what != "tokenizer" else f"{what} {_end(value)}"
+            for what, thing, value in _origins(run)
+            if value is not None and len(known[thing]) > 1
+        ]
+        return ", ".join(filter(None, told)) or None
+
+    return words
+
+
+def _age(what: str, changes: int) -> str:
+    return f"{what} before the latest {f'{changes} changes' if changes > 1 else 'change'}" if changes else ""
+
+
+def _origins(run: Record) -> list[tuple[str, Hashable, str | None]]:
+    """What a run was made from: a word for each thing, what it goes by, and its version."""
+    known, task, model = run["environment"], run["task"], run["model"]
+    data = known.get("data_sha256") or known.get("data_revision")
+    return [
+        ("data", ("data", task, run["training"]["data"]), data),
+        ("model", ("model", model), known.get("model_revision")),
+        ("tokenizer", ("tokenizer", task, model, data), known.get("tokenizer")),
+    ]
+
+
+def _created(run: Record) -> str:
+    return str(run["environment"].get("created") or "")
 
 
 def _flat(value: Any) -> Any:
@@ -129,7 +172,7 @@ def _setup(conditions: dict[str, Any], records: list[Record]) -> Setup:
     span = steps[0] if len(steps) == 1 else f"{steps[0]} to {steps[-1]}" if steps else None
     varied = varied_hyperparameters(records)
     rows: dict[str, dict[Key, Record]] = {}
-    for run in sorted(records, key=lambda run: str(run["environment"].get("created", ""))):
+    for run in sorted(records, key=_created):
         rows.setdefault(row_label(run, varied[run["method"]]), {})[run["task"], run["seed"]] = run
     kept = sum(map(len, rows.values()))
     return Setup({**conditions, "steps": span}, rows, superseded=len(records) - kept)
@@ -157,13 +200,19 @@ def row_label(run: Record, varied: list[str]) -> str:
     return " ".join([run["method"], ", ".join(given)]) if given else run["method"]
 
 
+def differing(setup: Setup, setups: list[Setup]) -> list[str]:
+    """What tells a set-up from others."""
+    return [f"{n}={v}" for n, v in setup.conditions.items() if any(other.conditions[n] != v for other in setups)]
+
+
 def heading(setup: Setup) -> list[str]:
     """What the runs of a set-up have in common, in two lines: what was trained, and how."""
     known = setup.conditions
     weights = ", random weights" if known["weights"] == "random" else f", {known['weights']} weights"
     what = setup.tasks[0] if len(setup.tasks) == 1 else f"{known['family']}, {len(setup.tasks)} tasks"
     model, data = (_end(known[name]) for name in ("model", "data"))
-    return [f"{what} - {model}{weights} - data: {data}", ", ".join(_how(known, setup.machines))]
+    first = " - ".join(filter(None, (what, f"{model}{weights}", f"data: {data}", known["version"])))
+    return [first, ", ".join(_how(known, setup.machines))]
 
 
 def _end(path: str) -> str:

@@ -133,8 +133,3 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     """The 95 % interval of a share of n examples (Wilson, 1927)."""
     centre, spread = share + Z**2 / (2 * n), Z * math.sqrt(share * (1 - share) / n + (Z / (2 * n)) ** 2)
     return (centre - spread) / (1 + Z**2 / n), (centre + spread) / (1 + Z**2 / n)
-
-
-def decimals(value: float) -> int:
-    """How many to print of a score: accuracies are told apart by the third, perplexities by the second."""
-    return 3 if math.fabs(value) < 10 else 2

@@ -9,9 +9,9 @@ from reports import formats, rows
 from reports.at_memory import rankings
 from reports.rankings import Ranking
 from reports.record import Record
-from reports.setups import group, row_label, score, varied_hyperparameters
-from reports.statistics import SAME_POINTS, decimals
-from reports.table import MIB, NOTHING, Column, Row, Table, lay_out, mib
+from reports.setups import Setup, differing, group, row_label, score, varied_hyperparameters
+from reports.statistics import SAME_POINTS
+from reports.table import MIB, NOTHING, Column, Row, Table, lay_out, mib, score_text
 
 NO_LIMIT = 1 << 62  # bytes
 
@@ -48,24 +48,36 @@ def budgets_of(finals: list[Record]) -> list[int]:
 def sensitivity_section(trials: list[Record]) -> formats.Section:
     """What was tried, what was chosen, and what the choice was worth."""
     made = sensitivity(trials)
-    return [_stated_budget(trials)], [_sensitivity_table(made)], _sensitivity_notes(made)
+    return [_stated_budget(trials, made)], [_sensitivity_table(made)], _sensitivity_notes(made)
 
 
 def sensitivity(trials: Iterable[Record]) -> list[Row]:
-    """A row for each task, model and method: what was tried, what was chosen, and what the choice was worth."""
-    groups: dict[tuple[str, str, str], list[Record]] = {}
-    for trial in trials:
-        groups.setdefault((trial["task"], trial["model"], trial["method"]), []).append(trial)
+    """A row for each task, model and method: what was tried, what was chosen, and what the choice was worth.
+
+    Trials of different trainings, as a folder has them whose study was changed, are rows of their own.
+    """
+    setups = group(list(trials))
+    groups: dict[tuple[str, str, str, str], list[Record]] = {}
+    for setup in setups:
+        told = ", ".join(differing(setup, [other for other in setups if _alike(setup, other)]))
+        for runs in setup.rows.values():
+            for trial in runs.values():
+                groups.setdefault((trial["task"], trial["model"], trial["method"], told), []).append(trial)
     return [_sensitivity_row(key, found) for key, found in groups.items()]
 
 
-def _sensitivity_row(key: tuple[str, str, str], trials: list[Record]) -> Row:
+def _alike(setup: Setup, other: Setup) -> bool:
+    """Whether they have tasks and the model in common, so that what else they differ in tells them apart."""
+    return setup.conditions["model"] == other.conditions["model"] and bool({*setup.tasks} & {*other.tasks})
+
+
+def _sensitivity_row(key: tuple[str, str, str, str], trials: list[Record]) -> Row:
     names = varied_hyperparameters(trials)[key[2]]
     chosen = trials[best(trials)]
     scores = [score(trial) for trial in trials if trial["status"] == "ok"]
     higher = chosen["higher_is_better"] is not False
     return {
-        **dict(zip(("task", "model", "method"), key, strict=True)),
+        **dict(zip(("task", "model", "method", "training"), key, strict=True)),
         "trials": len(trials),
         "ended_badly": len(trials) - len(scores),
         "chosen": {name: chosen["hyperparameters"].get(name) for name in names},
@@ -86,25 +98,22 @@ def _at_edge(name: str, chosen: Record, trials: list[Record]) -> bool:
     return chosen["hyperparameters"].get(name) in (min(values), max(values))
 
 
-def _stated_budget(trials: list[Record]) -> str:
-    counts: dict[tuple[str, str, str], int] = {}
-    for trial in trials:
-        key = (trial["task"], trial["model"], trial["method"])
-        counts[key] = counts.get(key, 0) + 1
-    number = " or ".join(map(str, sorted(set(counts.values()))))
+def _stated_budget(trials: list[Record], made: list[Row]) -> str:
+    number = " or ".join(map(str, sorted({row["trials"] for row in made})))
     seeds = ", ".join(map(str, sorted({trial["seed"] for trial in trials})))
     return f"Tuning: {number} trials of each method on each task, on validation data, on a seed of its own ({seeds})"
 
 
 def _sensitivity_table(made: list[Row]) -> Table:
     def score(name: str) -> Any:
-        return lambda row: NOTHING if row[name] is None else f"{row[name]:.{decimals(row[name])}f}"
+        return lambda row: NOTHING if row[name] is None else score_text(row[name])
 
     models = {row["model"] for row in made}
     columns: list[Column] = [
         ("task", lambda row: row["task"]),
         ("model", lambda row: row["model"] if len(models) > 1 else NOTHING),
         ("method", lambda row: row["method"]),
+        ("training", lambda row: row["training"] or NOTHING),
         ("chosen", lambda row: row["label"] or NOTHING),
         ("best", score("best")),
         ("median", score("median")),
@@ -112,7 +121,8 @@ def _sensitivity_table(made: list[Row]) -> Table:
         ("ended badly", lambda row: str(row["ended_badly"] or NOTHING)),
         ("at the edge", lambda row: ", ".join(row["at_edge"]) or NOTHING),
     ]
-    return lay_out("How much tuning mattered", made, columns, {"task", "model", "method", "chosen", "at the edge"})
+    words = {"task", "model", "method", "training", "chosen", "at the edge"}
+    return lay_out("How much tuning mattered", made, columns, words)
 
 
 def _sensitivity_notes(made: list[Row]) -> list[str]:
@@ -201,9 +211,8 @@ def _named(row: Row) -> str:
 
 
 def _score_words(row: Row) -> str:
-    digits = decimals(row["mean"])
-    deviation = row["standard_deviation"]
-    return f"{row['mean']:.{digits}f}" + (f" ± {deviation:.{digits}f} ({row['n']})" if deviation is not None else "")
+    mean, deviation = row["mean"], row["standard_deviation"]
+    return score_text(mean) + (f" ± {score_text(deviation, mean)} ({row['n']})" if deviation is not None else "")
 
 
 def _mib(row: Row) -> str:

@@ -1,11 +1,13 @@
 """A table: raw rows in, and columns that say what a reader sees of each."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 NOTHING = "-"
 MIB, GIB = 1 << 20, 1 << 30
+_LARGE, _SMALL = 1e7, 1e-3  # of scores: in between they are printed with all their digits before the point
 
 Row = dict[str, Any]  # figures by name, units in the names
 Column = tuple[str, Callable[[Row], str]]  # its header, and what stands below
@@ -39,3 +41,12 @@ def mib(size: float) -> str:
 def gib(size: float) -> str:
     """Bytes in GiB, with two decimals."""
     return f"{size / GIB:,.2f}"
+
+
+def score_text(value: float, like: float | None = None, *, thousands: str = "") -> str:
+    """A score as it is printed, or what belongs to one `like` it: accuracies are told apart by the third decimal,
+    perplexities by the second, and what is far larger or smaller by three digits that count."""
+    size = math.fabs(value if like is None else like)
+    if size >= _LARGE or 0 < size < _SMALL:
+        return f"{value:.3g}"
+    return f"{value:{thousands}.{3 if size < 10 else 2}f}"

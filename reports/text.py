@@ -7,8 +7,8 @@ from reports.parts import Part, round_parts, shown
 from reports.record import had_device_alone
 from reports.rows import AVERAGE
 from reports.setups import REFERENCE, Setup
-from reports.statistics import SIGNIFICANCE, Sight, decimals, sight_words
-from reports.table import MIB, NOTHING, Row, Table, lay_out
+from reports.statistics import SIGNIFICANCE, Sight, sight_words
+from reports.table import MIB, NOTHING, Row, Table, lay_out, score_text
 
 LONGEST_ERROR = 64  # letters
 
@@ -81,7 +81,7 @@ def summary(setup: Setup, *, compact: bool) -> Table:
         (f"/ {setup.reference}", _number("tokens_per_second_ratio")),
         (score, lambda row: _score(_scored(row), setup)),
         ("trained", _number("trained_fraction", "{:.1f}%", 100)),
-        *([("blocks", _number("block_coverage", "{:.0f}%", 100))] if _partly(rows) else []),
+        *([("blocks", _coverage)] if _partly(rows) else []),
         ("runs", _runs),
     ]
     notes = [_PEAK, _SPEED] if setup.reference else []
@@ -92,6 +92,14 @@ def summary(setup: Setup, *, compact: bool) -> Table:
 def _partly(rows: list[Row]) -> bool:
     """Whether a method didn't come to all of its blocks."""
     return any((row["block_coverage"] or 1) < 1 for row in rows)
+
+
+def _coverage(row: Row) -> str:
+    """Whole percents, but neither 0 nor 100 of what is close to it: one block of 240 that wasn't visited counts."""
+    share = row["block_coverage"]
+    if share is None:
+        return NOTHING
+    return f"{share:.0%}" if f"{share:.0%}" not in ("0%", "100%") or share in (0, 1) else f"{share:.1%}"
 
 
 def _scored(row: Row) -> Row:
@@ -180,14 +188,14 @@ def _examples(rows: list[Row], *, tight: bool) -> str:
     if not known:
         return NOTHING if count is None else f"{count:,}"
     best = (max if rows[0]["higher_is_better"] else min)(known, key=lambda row: row["mean"])
-    width = f"{best['half_width']:,.{decimals(best['mean'])}f}"
+    width = score_text(best["half_width"], best["mean"], thousands=",")
     return " ".join(filter(None, [count and f"{count:,}", f"±{_bare(width)}" if tight else f"(± {width})"]))
 
 
 def _plus_minus(value: float | None, deviation: float | None, *, tight: bool) -> str:
     if value is None:
         return NOTHING
-    numbers = [f"{one:,.{decimals(value)}f}" for one in (value, deviation) if one is not None]
+    numbers = [score_text(one, value, thousands=",") for one in (value, deviation) if one is not None]
     return "±".join(map(_bare, numbers)) if tight else " ± ".join(numbers)
 
 
@@ -234,7 +242,7 @@ def _lack(row: Row, setup: Setup) -> str:
 def _before_notes(rows: list[Row]) -> list[str]:
     scores = {row["task"]: row for row in rows if row.get("before_training") is not None}
     before = [
-        f"{_short(task)} {row['metric']} {row['before_training']:,.{decimals(row['before_training'])}f}"
+        f"{_short(task)} {row['metric']} {score_text(row['before_training'], thousands=',')}"
         for task, row in scores.items()
     ]
     return [f"Before training: {', '.join(before)}."] if before else []
@@ -350,7 +358,7 @@ def _coverage_notes(setup: Setup) -> list[str]:
         runs = [run for run in setup.finished(row["method"]).values() if "switch_every" in run["hyperparameters"]]
         if runs and (row["block_coverage"] or 1) < 1:
             every = " or ".join(sorted({str(run["hyperparameters"]["switch_every"]) for run in runs}))
-            said.append(f"{row['method']} {row['block_coverage']:.0%} with switch_every {every}")
+            said.append(f"{row['method']} {_coverage(row)} with switch_every {every}")
     steps = setup.conditions["steps"]
     return [f"Blocks that were visited in {steps} steps: {'; '.join(said)}. What wasn't is untrained."] if said else []
 

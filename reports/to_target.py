@@ -8,8 +8,7 @@ from reports.names import suggestion
 from reports.rankings import Ranking, headline, render
 from reports.record import Record, has_true_times
 from reports.setups import Setup, group, heading
-from reports.statistics import decimals
-from reports.table import NOTHING, Column, Row, Table, lay_out
+from reports.table import NOTHING, Column, Row, Table, lay_out, score_text
 
 _LESS_IS_BETTER = ("loss", "perplexity")  # among metrics that aren't the headline, whose direction a record says
 
@@ -109,7 +108,7 @@ def _table(title: str, made: list[Row]) -> Table:
         ("tokens", figure("tokens", "{:,.0f}")),
         ("rank", figure("rank_by_tokens", "{}")),
         ("step", figure("step", "{:,.0f}")),
-        ("best seen", lambda row: NOTHING if row["best"] is None else f"{row['best']:.{decimals(row['best'])}f}"),
+        ("best seen", lambda row: NOTHING if row["best"] is None else score_text(row["best"])),
     ]
     return lay_out(title, made, columns, {"method", "reached"})
 

@@ -110,6 +110,36 @@ def test_w9_gigabytes_without_their_unit_are_not_taken_for_bytes(arguments, flag
     expect_a_sentence(call(*arguments), flag, "8 is only 8 bytes: give a unit, such as 24GiB")
 
 
+@pytest.mark.parametrize("command", [("plan", "--model", "roberta-tiny"), ("explore", "--models", "roberta-tiny")])
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("rank=3", "--set rank: none of badam has"),
+        ("lora.rnk=3", "lora has no hyper-parameter 'rnk'. Did you mean 'rank'"),
+    ],
+)
+def test_n12_a_hyper_parameter_that_no_method_has_is_refused_by_whatever_plans(command, given, words, tmp_path):
+    out = ("--out", str(tmp_path / "fit.html")) if command[0] == "explore" else ()
+    expect_a_sentence(call(*command, "--optimizers", "badam", "--set", given, *out), words)
+
+
+PLAN = ("plan", "--model", "roberta-tiny", "--optimizers", "sgd")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ((*PLAN, "--against", "badam-table-2"), "--against doesn't use --model, --optimizers: "),
+        ((*PLAN, "--why", "sgd", "--format", "json"), "--why doesn't use --format: "),
+        ((*PLAN, "--why", "sgd", "--export", "trl"), "--why doesn't use --export: "),
+        ((*PLAN, "--export", "trl", "--format", "json"), "--export doesn't use --format: "),
+        ((*PLAN, "--attention", "flash"), "--attention must be one of sdpa, eager or none, not 'flash'"),
+    ],
+)
+def test_n12_what_a_plan_would_not_use_is_refused(given, words):
+    expect_a_sentence(call(*given), words)
+
+
 STUDY = 'optimizers = ["badam"]\nreference = false\ntask = "superglue/cb"\nsteps = 2\nthreads = 1\n'
 
 
@@ -123,10 +153,36 @@ STUDY = 'optimizers = ["badam"]\nreference = false\ntask = "superglue/cb"\nsteps
         ('[badam]\ntune = {lr = ["x"]}\n[tune]\nbudget = 1', "badam.lr must be a number, not 'x'"),
         ("[badam]\ntune = {nope = [1]}\n[tune]\nbudget = 1", "badam has no hyper-parameter 'nope'"),
         ("[badam]\ntune = {lr = [-1.0]}\n[tune]\nbudget = 1", "lr must be a finite number of at least 0"),
+        (
+            "[badam]\ntune = {lr = [1]}\n[lora]\ntune = {rank = [1]}\n[tune]\nbudget = 1",
+            "[lora] has a tune that no method",
+        ),
+        ("[badam]\ntune = {lr = [1]}\n[tune]\nbudget = 1\nrank = [1]", "[tune] has values to try that no method"),
+        ("seeds = [0, 1, 0]", "--seeds has 0 twice"),
+        ('learning_rate = 0.1\n["*"]\nlr = 0.2', "the learning rate of all methods is given twice"),
+        (
+            "[badam]\ntune = {lr = [1]}\n[tune]\nbudget = 1\nseed = 2147483648",
+            "tune.seed must be at most 2147483647, not 2147483648",
+        ),
     ],
 )
 def test_n12_a_study_refuses_before_it_runs_what_it_would_pass_over_or_stop_at(tmp_path, text, words):
     expect_a_sentence(call("study", toml(tmp_path, STUDY + text), "--dry-run"), words)
+
+
+def test_the_seed_of_tuning_is_none_of_the_seeds_even_if_the_largest_is_taken(tmp_path):
+    tuned = f"{STUDY}[badam]\ntune = {{lr = [1]}}\n[tune]\nbudget = 1\n"
+    for seeds, free in (("[0, 4]", 5), ("[0, 2147483647]", 1), ("[2147483647]", 0)):
+        assert load(toml(tmp_path, f"seeds = {seeds}\n{tuned}"), {}).tuning_seed == free
+
+
+@pytest.mark.parametrize(
+    "given", [("plan", "--model", "llama-tiny", "--optimizers", "sgd"), ("compare", "--task", "c4", "--dry-run")]
+)
+def test_a_loss_has_no_more_pieces_than_tokens(given):
+    sizes = ("--batch-size", "4", "--gradient-accumulation-steps", "2", "--sequence-length", "16")
+    expect_a_sentence(call(*given, *sizes, "--loss-chunks", "33"), "--loss-chunks 33: 2 x 16 tokens have at most 32")
+    assert call(*given, *sizes, "--loss-chunks", "32")[0] == 0
 
 
 def test_n12_of_a_large_grid_only_what_is_tried_is_made(tmp_path):

@@ -609,3 +609,12 @@ def test_w5_where_hashes_choose_no_conversation_one_is_held_out(tmp_path):
     asked = [{"instruction": f"Say {word}.", "output": word} for word in ("one", "two", "three")]
     found = conversations.read(lines(tmp_path / "a.jsonl", asked))
     assert len(found.held_out) == 1 and len(found.training) == 2
+
+
+def test_validation_texts_that_are_also_trained_on_are_counted(tmp_path):
+    texts = [{"text": f"number {n}", "label": n % 2} for n in range(60)]
+    for name, some in (("train", texts[:40]), ("val", texts[30:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    assert classify_data.read(str(tmp_path)).notes == ("10 of 30 validation examples are also trained on",)
+    (tmp_path / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts[40:]))
+    assert classify_data.read(str(tmp_path)).notes == ()

@@ -215,3 +215,223 @@ def test_l_compiled_layer_by_layer_a_method_of_blocks_needs_no_more_graphs_than_
         layer.compile(backend="eager")
     steps(model, optimizers.create(method, model, **optimizers.get(method).example), TOKENS, 40)
     assert counters["stats"]["unique_graphs"] <= graphs
+
+
+# ---- how tensors lie in memory
+
+
+def other_layout(t: torch.Tensor) -> torch.Tensor:
+    """The same values; a matrix column by column, as a weight is that was transposed."""
+    return t.detach().clone().t().contiguous().t() if t.dim() == 2 else t.detach().clone()
+
+
+def lay_out_anew(model: nn.Module) -> None:
+    for p in model.parameters():
+        p.data = other_layout(p)
+
+
+def steps_with_gradients(model, optimizer, count, start=0, layout=lambda t: t):
+    """Each step's gradients by `autograd.grad`, laid out as told; BlockLLM also sees a loss."""
+    for step in range(start, start + count):
+        params = [p for p in model.parameters() if p.requires_grad]
+        loss = loss_of(model, step)
+        for p, g in zip(params, torch.autograd.grad(loss, params, allow_unused=True), strict=True):
+            p.grad = None if g is None else layout(g)
+        optimizer.note_loss(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def furthest(one: nn.Module, other: nn.Module) -> float:
+    return max((p - q).abs().max().item() for p, q in zip(one.parameters(), other.parameters(), strict=True))
+
+
+UPDATES_IN_STEP = [m for m in optimizers.available() if m not in ("lomo", "adalomo", "mezo")]
+
+
+VARIANTS = [{}, {"rows": 2}, {"in_backward": True}]
+
+
+@pytest.mark.parametrize(
+    ("method", "variant"),
+    [(m, v) for m in UPDATES_IN_STEP for v in VARIANTS if v.keys() <= subject(m).keywords.keys()],
+)
+def test_each_weight_gets_its_own_gradient_and_moments_however_they_lie_in_memory(method, variant):
+    def twin():
+        model = build_model(torch.float64)
+        optimizer = subject(method, **variant).build(model)
+        train(model, optimizer, 4)
+        return model, optimizer
+
+    by_hand = not variant.get("in_backward")
+    (model, optimizer), (moved, other), (given, one) = twin(), twin(), twin()
+    lay_out_anew(moved)  # as `to(memory_format=...)` does in mid-run
+    loaded = build_model(torch.float64)
+    lay_out_anew(loaded)
+    resumed = subject(method, **variant).build(loaded)
+    state = copy.deepcopy(optimizer.state_dict())
+    loaded.load_state_dict(model.state_dict())
+    resumed.load_state_dict(state)
+    for its, own in ((model, optimizer), (moved, other), (loaded, resumed)):
+        train(its, own, 3, start=4)
+    if by_hand:
+        steps_with_gradients(given, one, 3, start=4, layout=other_layout)
+    for twins in (moved, loaded, given)[: 3 if by_hand else 2]:
+        assert furthest(model, twins) < 1e-4  # Adafactor's steps are as large where a gradient is but rounding
+
+
+def test_a_weight_that_is_a_part_of_a_larger_tensor_is_updated_alone():
+    whole = torch.ones(4, 16)
+    model = nn.Linear(8, 4, bias=False)
+    model.weight = nn.Parameter(whole[:, :8])
+    reference = nn.Parameter(torch.ones(4, 8))
+    optimizer, plain = AdamW(model, lr=0.1), torch.optim.AdamW([reference], lr=0.1, foreach=False)
+    for value in (1.0, -3.0):
+        model.weight.grad, reference.grad = torch.full((4, 8), value), torch.full((4, 8), value)
+        optimizer.step()
+        plain.step()
+    torch.testing.assert_close(model.weight, reference)
+    assert (whole[:, 8:] == 1).all()
+
+
+# ---- what a loop does between backward pass and step
+
+
+@pytest.mark.parametrize(
+    "method", [m for m in optimizers.available() if m in ("lomo", "adalomo") or "in_backward" in subject(m).keywords]
+)
+def test_gradients_that_an_update_in_the_backward_pass_never_sees_are_refused(method):
+    model = build_model()
+    before = weights_of(model)
+    optimizer = subject(method, **({} if method in ("lomo", "adalomo") else {"in_backward": True})).build(model)
+    with pytest.raises(RuntimeError, match="a p.grad that was set by hand is never used: call optimizer.backward"):
+        steps_with_gradients(model, optimizer, 1)
+    assert not changed(before, model)
+    optimizer.zero_grad()
+    train(model, optimizer, 1)
+    assert changed(before, model)
+
+
+# ---- weights that a loop changes between steps
+
+
+WITH_MASTERS = {m: {} for m in optimizers.available() if "master_weights" in subject(m).keywords} | {
+    name: {"master_weights": True} for name in ("sgd", "adamw8bit")
+}
+PARTS = [("blockllm", {"rows": 2}), ("blockllm", {"sparsity": 0.3}), ("badam", {"in_backward": True})]
+
+
+@pytest.mark.parametrize("change", ["load_state_dict", "in place"])
+@pytest.mark.parametrize(("method", "variant"), [*WITH_MASTERS.items(), *PARTS])
+def test_masters_follow_weights_that_a_loop_changes(method, variant, change):
+    model = build_model(torch.bfloat16)
+    optimizer = subject(method, **variant).build(model)
+    train(model, optimizer, 4)
+    assert any("master" in state for state in optimizer.state.values())
+    new = {n: p.detach().clone() for n, p in model.named_parameters()}
+    for value in new.values():
+        value.view(-1)[0] = 0.75  # one weight of each
+    masters = {p: state["master"].clone() for p, state in optimizer.state.items() if "master" in state}
+    if change == "load_state_dict":
+        model.load_state_dict({**model.state_dict(), **new})
+    else:
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.copy_(new[name])
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    train(model, optimizer, 1, start=4)
+    assert not changed(new, model)
+    for p, master in masters.items():
+        kept = optimizer.state.get(p, {}).get("master")  # None: it was another block's turn
+        assert kept is None or (kept != master).sum() <= 1  # the last bits of the others stay
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    train(model, optimizer, 1, start=5)
+    assert changed(new, model)
+
+
+@pytest.mark.parametrize(("method", "variant"), [*WITH_MASTERS.items(), *PARTS])
+def test_a_state_may_be_loaded_before_the_weights(method, variant):
+    model = build_model(torch.bfloat16)
+    optimizer = subject(method, **variant).build(model)
+    train(model, optimizer, 4)
+    again = build_model(torch.bfloat16)
+    resumed = subject(method, **variant).build(again)
+    resumed.load_state_dict(optimizer.state_dict())
+    again.load_state_dict(model.state_dict())
+    assert train(again, resumed, 3, start=4) == train(model, optimizer, 3, start=4)
+    assert not changed(weights_of(model), again)
+
+
+# ---- steps that are skipped or taken back
+
+
+@every_method
+def test_nothing_is_left_of_a_step_that_was_skipped_or_taken_back(method):
+    model, optimizer = trained(method)
+    weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    expected = train(model, optimizer, 3, start=4)
+
+    def go_back():
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(state)
+
+    go_back()
+    optimizer.ask(lambda: loss_of(model, 99))  # a spike: back to what was saved
+    model.zero_grad()
+    go_back()
+    assert train(model, optimizer, 3, start=4) == expected
+    if not optimizer.in_backward:
+        go_back()
+        optimizer.ask(lambda: loss_of(model, 99) * math.nan)
+        optimizer.zero_grad()
+        assert train(model, optimizer, 3, start=4) == expected
+
+
+# ---- a loop within autocast, and rates that are tensors
+
+
+@pytest.mark.parametrize(
+    ("method", "variant"),
+    [
+        (m, v)
+        for m in optimizers.available()
+        for v in ({}, {"in_backward": True})
+        if v.keys() <= subject(m).keywords.keys()
+    ],
+)
+def test_a_loop_within_autocast_updates_as_one_whose_steps_are_outside(method, variant):
+    def run(around, each):
+        model = build_model()
+        optimizer = subject(method, **variant).build(model)
+        losses = []
+        with torch.autocast("cpu", torch.bfloat16, enabled=around):
+            for step in range(5):
+                with torch.autocast("cpu", torch.bfloat16, enabled=around or each):
+                    losses.append(optimizer.ask(lambda step=step: loss_of(model, step)).item())
+                optimizer.step()
+                optimizer.zero_grad()
+        return losses, model
+
+    (expected, inside), (found, outside) = run(False, True), run(True, False)
+    assert found == expected
+    assert not changed(weights_of(inside), outside)
+
+
+@every_method
+def test_a_rate_that_is_a_tensor_is_each_groups_own(method):
+    rate = optimizers.get(method).example["lr"]
+    models = build_model(), build_model()
+    plain = subject(method).build(models[0])
+    optimizer = subject(method, lr=torch.tensor(rate, dtype=torch.float64)).build(models[1])
+    for its in (plain, optimizer):
+        for group in its.param_groups:
+            group["lr"] *= 0.5  # in place, if it is a tensor
+    state = optimizer.state_dict()
+    optimizer.load_state_dict(state)
+    for its in (plain, optimizer):
+        for group in its.param_groups:
+            group["lr"] *= 0.5
+    assert [float(g["lr"]) for g in optimizer.param_groups] == pytest.approx([g["lr"] for g in plain.param_groups])
+    assert train(models[1], optimizer, 3) == pytest.approx(train(models[0], plain, 3), abs=1e-3)

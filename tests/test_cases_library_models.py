@@ -1,14 +1,16 @@
 """The library's cases of models: adapted is what was asked for, and blocks are of layers that the loss reaches."""
 
+import warnings
+
 import pytest
 import torch
 import transformers
-from library import TOKENS, build, config, description, every_method, gemma3, steps, tiny_mamba, unlike
+from library import TOKENS, build, config, description, every_method, gemma3, steps, subject, tiny_mamba, unlike
 from torch import nn
 
 import optimizers
 from optimizers import LoRA
-from optimizers.contract import build_model, train
+from optimizers.contract import build_model, loss_of, train
 from optimizers.shared.adapters import adapted_modules, find_targets
 from optimizers.shared.blocks import shuffled
 
@@ -209,3 +211,128 @@ def test_w7_adapters_that_the_model_does_not_reach_are_named():
         UserWarning, match="no gradient reached the adapters of 12 of 33 modules in the first step, .*vis"
     ):
         steps(model, LoRA(model), TOKENS, 1)
+
+
+# ---- models that are put together in other ways
+
+
+class Tied(nn.Module):
+    """A language model whose head is its embedding, and whose first and last layer are one module."""
+
+    def __init__(self, alias=True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed_tokens = nn.Embedding(20, 16)
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+        if alias:
+            self.layers[2] = self.layers[0]
+        self.classifier = nn.Linear(16, 20, bias=False)
+        self.classifier.weight = self.embed_tokens.weight
+
+    def forward(self, tokens):
+        x = self.embed_tokens(tokens)
+        for layer in self.layers:
+            x = x + layer(x).tanh()
+        return self.classifier(x.mean(1))
+
+
+@every_method
+def test_a_tied_head_is_always_trained_by_its_own_name(method):
+    model = Tied(alias=False)
+    before = model.classifier.weight.detach().clone()
+    optimizer = subject(method).build(model)
+    for step in range(3):
+        optimizer.ask(lambda step=step: loss_of(model, step))
+        optimizer.step()
+        optimizer.zero_grad()
+        assert not torch.equal(model.classifier.weight, before)
+        before = model.classifier.weight.detach().clone()
+    plain = optimizer.finish()
+    assert plain.classifier.weight is plain.embed_tokens.weight
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "welore"])
+def test_a_module_with_two_places_in_the_model_stays_as_it_is(method):
+    model = Tied()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer = subject(method, **({"reduction": 0.8} if method == "welore" else {})).build(model)
+    assert type(model.layers[0]) is nn.Linear
+    train(model, optimizer, 3)
+    trained = loss_of(model.eval(), 9)
+    plain = optimizer.finish()
+    assert plain.layers[0] is plain.layers[2]
+    torch.testing.assert_close(loss_of(plain, 9), trained)  # the same function
+
+
+def test_a_module_with_two_places_is_named():
+    with pytest.warns(UserWarning, match="LoRA leaves out 1 modules, the first being layers.0: it has two places"):
+        optimizers.LoRA(Tied())
+    with pytest.raises(ValueError, match=r"'layers\.0' can't be adapted: it has two places in the model"):
+        optimizers.LoRA(Tied(), targets="layers.0")
+
+
+class TwoStacks(nn.Module):
+    """An encoder, and a decoder whose layers are lists, which no one calls: their parts are called."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed_tokens = nn.Embedding(20, 16)
+        self.encoder = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
+        self.decoder = nn.ModuleList(nn.ModuleList(nn.Linear(16, 16) for _ in range(2)) for _ in range(2))
+        self.classifier = nn.Linear(16, 3)
+
+    def forward(self, tokens):
+        x = self.embed_tokens(tokens)
+        for part in (*self.encoder, *(part for layer in self.decoder for part in layer)):
+            x = x + part(x).tanh()
+        return self.classifier(x.mean(1))
+
+
+@pytest.mark.parametrize("method", ["badam", "blockllm", "lisa", "hft"])
+def test_layers_whose_parts_the_model_calls_are_reached(method):
+    model = TwoStacks()
+    optimizer = subject(method).build(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(model, optimizer, 2)
+    assert optimizer._reach.unreached == []
+
+
+@every_method
+def test_no_second_moment_is_in_float16(method):
+    made = subject(method)
+    model = build_model(torch.float16)
+    if method in ("galore", "fira", "apollo", "muon", "scale", "sinkgd"):
+        with pytest.raises(ValueError, match="would keep the moments of .* in float16, .*: cast the model to bfloat16"):
+            made.build(model)
+        return
+    largest, moved = 0.0, build_model()
+    for trained in (moved, model):
+        before = {name: p.detach().clone() for name, p in trained.named_parameters()}
+        optimizer = made.build(trained)
+        for step in range(3):
+            optimizer.ask(lambda step=step: loss_of(trained, step) * 1e-3)
+            optimizer.step()
+            optimizer.zero_grad()
+        distances = [
+            (p.detach() - before[name]).abs().max() for name, p in trained.named_parameters() if name in before
+        ]
+        largest = max(largest, float(max(distances))) if trained is moved else largest
+    assert float(max(distances)) <= 2 * largest + 1e-3
+    if method in ("adamw", "badam", "blockllm", "lisa", "hft", "lora", "qlora", "welore"):
+        with pytest.raises(ValueError, match="or give master_weights=True"):
+            made.build(build_model(torch.float16), master_weights=False)
+
+
+def test_a_matrix_whose_first_gradient_is_zero_is_trained_as_soon_as_it_has_one():
+    model = build_model()
+    for layer in model.layers:  # so nothing above depends on what is below, at first
+        nn.init.zeros_(layer.mlp.down_proj.weight)
+    optimizer = subject("apollo", lr=1e-2, rank=4).build(model)
+    train(model, optimizer, 1)
+    before = model.layers[0].mlp.up_proj.weight.detach().clone()
+    train(model, optimizer, 1, start=1)
+    step = (model.layers[0].mlp.up_proj.weight - before).norm() / before.numel() ** 0.5
+    assert step > 1e-3  # Adam's would be 1e-2, spread over r of 16 dimensions

@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 import transformers
@@ -17,6 +18,7 @@ from membench.planning.workload import Workload
 from tasks.instruct import gsm8k
 from tasks.instruct.examples import collate
 from tasks.models.source import Source, longest_sequence
+from tasks.models.tokenization import load_tokenizer
 
 TEXTS = [f"{'abcdefghij'[n % 10] * (1 + n % 12)} and {'xyz'[n % 3] * (n % 7)}" for n in range(40)]
 LENGTH = 24
@@ -243,6 +245,26 @@ def test_n11_what_is_new_or_left_out_is_said(bert, damaged, tmp_path):
     assert tasks.create("c4", model=path, batch_size=2, sequence_length=16).provenance["notes"] is None
 
 
+@pytest.mark.parametrize("kind", ["bitsandbytes", "gptq", "fp8"])
+def test_a_quantized_model_is_refused_before_it_is_loaded_and_can_be_planned(damaged, tmp_path, kind):
+    copy = damaged(quantization_config={"quant_method": kind, "load_in_4bit": True, "bits": 4})
+    assert f"its weights are quantized ({kind})" in refusal(copy, tmp_path)
+    assert Blueprint(Workload(str(copy))).parameters == Blueprint(Workload(str(damaged()))).parameters
+
+
+@pytest.mark.parametrize("beside_its_model", [True, False])
+def test_an_adapter_is_no_model_and_one_beside_its_model_is_not_trained_in_its_place(
+    damaged, tmp_path, beside_its_model
+):
+    copy = damaged()
+    config = peft.LoraConfig(target_modules=["query"], r=2)
+    peft.get_peft_model(ARCHITECTURES["bert"].build(), config).save_pretrained(copy)
+    if not beside_its_model:
+        for name in ("config.json", "model.safetensors"):
+            (copy / name).unlink()
+    assert "the folder has an adapter (adapter_config.json); merge it" in refusal(copy, tmp_path)
+
+
 # ---- N13: saved models
 
 
@@ -459,8 +481,21 @@ def test_n4_the_share_of_texts_that_are_cut_is_said(shared_data, name, least):
     task = tasks.create(f"superglue/{name}", data=str(shared_data / "superglue"), sequence_length=32, **given)
     notes = task.provenance["notes"] or "0.0% of the texts are cut to 32 tokens"
     share = float(notes.partition("% of the texts are cut to 32 tokens")[0]) / 100
-    lengths = [len(task.tokenizer(*pair)["input_ids"]) for pair in task._texts()[:1000]]
+    lengths = [len(task.tokenizer(*pair)["input_ids"]) for pair in task._texts()]
     assert share == pytest.approx(sum(length > 32 for length in lengths) / len(lengths), abs=1e-3) and share >= least
+
+
+def test_of_a_file_sorted_by_length_the_long_texts_are_measured_too(tmp_path):
+    texts = [f"{number} {'a' * (10 if number < 1500 else 90)}" for number in range(3000)]
+    given = {"data": labelled(tmp_path / "sorted.jsonl", texts), "model": "config:roberta-tiny", "batch_size": 2}
+    tokenizer = letters()
+    tokenizer.save_pretrained(tmp_path / "letters")
+    task = tasks.create("classify", tokenizer=str(tmp_path / "letters"), sequence_length=40, **given)
+    share, _, rest = task.provenance["notes"].partition("% of the texts are cut to 40 tokens")
+    assert 45 < float(share) < 55 and rest == ", of 1,000 that were measured"  # a half; 3 standard errors are 4.7
+    assert (
+        max(tasks.create("classify", tokenizer=str(tmp_path / "letters"), sequence_length=200, **given).lengths()) > 90
+    )
 
 
 @pytest.mark.parametrize("kind", ["classify", "c4", "instruct"])
@@ -475,3 +510,13 @@ def test_a_tokenizer_without_an_entry_for_strange_letters_is_refused_in_a_senten
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match=r"^the tokenizer of '.*model' can't encode all of the texts \(.*\[UNK\]"):
         _ = tasks.create(kind, model=model, data=str(data), batch_size=2, sequence_length=LENGTH).provenance
+
+
+@pytest.mark.parametrize(
+    "name", ["chat_template.jinja", "special_tokens_map.json", "added_tokens.json", "spiece.model"]
+)
+def test_a_tokenizer_that_was_changed_in_any_of_its_files_has_another_name_in_records(tmp_path, name):
+    letters().save_pretrained(tmp_path)
+    before = load_tokenizer(str(tmp_path))[1]
+    (tmp_path / name).write_text("{}")
+    assert load_tokenizer(str(tmp_path))[1] != before

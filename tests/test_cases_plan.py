@@ -5,6 +5,7 @@ import json
 
 import pytest
 from plan_models import at_peak, blueprint, folder
+from test_cli import call
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import optimizers
@@ -13,6 +14,7 @@ from membench.config.errors import UserError
 from membench.planning import planner
 from membench.planning.blueprint import Blueprint
 from membench.planning.budget import largest_batch
+from membench.planning.formulas import facts, formula
 from membench.planning.layers import ends
 from membench.planning.method import plan_method
 from membench.planning.planner import method_values, plan
@@ -170,6 +172,18 @@ def test_w1_a_model_without_a_number_of_positions_has_no_longest_sequence_of_its
 
 
 # W9 and T: one sentence
+
+
+def test_of_a_rank_above_the_shorter_side_galores_formula_counts_what_there_is():
+    known = facts(Blueprint(Workload("llama-60m")), 58_073_600)
+    largest = max(min(shape) for shape in known.matrices)
+    assert formula("galore", known, {"rank": 4096}) == formula("galore", known, {"rank": largest})
+
+
+def test_the_heading_of_a_plan_says_in_how_many_micro_batches():
+    given = ("--batch-size", "8", "--sequence-length", "16", "--optimizers", "sgd", "--model", "llama-tiny")
+    assert "8 x 16 tokens in 4 micro-batches," in call("plan", *given, "--gradient-accumulation-steps", "4")[1]
+    assert "micro-batches" not in call("plan", *given)[1]
 
 
 def test_w9_a_budget_of_bytes_is_taken_for_a_forgotten_unit():

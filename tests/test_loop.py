@@ -312,10 +312,11 @@ def test_weights_that_are_not_finite_after_the_last_step_are_a_divergence():
         run.run()
 
 
-def test_a_score_that_is_not_finite_is_a_divergence():
+@pytest.mark.parametrize(("score", "shown"), [(float("nan"), "nan"), (float("-inf"), "-inf"), (1e200, r"1e\+200")])
+def test_a_score_that_no_record_can_hold_is_a_divergence(score, shown):
     run = loop(steps=1)
-    run.task.evaluate = lambda model: {"error": float("nan")}
-    with pytest.raises(Diverged, match="error is nan after step 0"):
+    run.task.evaluate = lambda model: {"error": score}
+    with pytest.raises(Diverged, match=f"error is {shown} after step 0"):
         run.evaluate(run.model)
 
 

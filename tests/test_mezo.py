@@ -15,7 +15,7 @@ from membench.training.hf_trainer import MethodTrainer
 from membench.training.loop import check_combination
 from membench.training.metering import meter_cycle
 from optimizers import MeZO
-from optimizers.contract import build_model, loss_of, train
+from optimizers.contract import batch, build_model, loss_of, train
 
 
 def move(model, optimizer, distance, sample=0):
@@ -279,3 +279,63 @@ def test_the_trainer_accumulates_and_logs_the_loss(tmp_path):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-4)
     losses = [[row["loss"] for row in trainer.state.log_history if "loss" in row] for trainer in (whole, parts)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4) and losses[0][0] == pytest.approx(math.log(2), abs=0.2)
+
+
+@pytest.mark.parametrize("compiled", ["before, and run", "after", "each layer"])
+def test_a_compiled_model_has_the_slopes_of_the_plain_one(compiled):
+    torch._dynamo.reset()
+    plain, model = build_model(), build_model()
+    run = model
+    if compiled == "each layer":
+        for layer in model.layers:
+            layer.compile(backend="eager")
+    elif compiled == "before, and run":
+        run = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        loss_of(run.eval(), 0)
+    model.train()
+    optimizer = MeZO(model, lr=5e-3)
+    if compiled == "after":
+        run = torch.compile(model, backend="eager")
+    expected = train(plain, MeZO(plain, lr=5e-3), 3)
+    assert train(run, optimizer, 3) == expected
+    assert torch.equal(plain.classifier.weight, model.classifier.weight)
+
+
+def test_weights_that_cannot_be_moved_are_refused_in_a_sentence():
+    tokens, _ = batch(0)
+    model = build_model().eval()
+    with pytest.raises(ValueError, match="TorchScript doesn't show: build it on the model that was traced"):
+        MeZO(torch.jit.trace(model, (tokens,)))
+    optimizer = MeZO(model)
+    other = build_model()
+    optimizer.ask(lambda: loss_of(other, 0))
+    with pytest.raises(RuntimeError, match="the closure must run the model that it was built from"):
+        optimizer.step()
+
+
+def test_a_closure_with_a_backward_pass_is_told_to_leave_it_out():
+    model = build_model()
+
+    def closure():
+        loss = loss_of(model, 0)
+        loss.backward()
+        return loss
+
+    with pytest.raises(RuntimeError, match=r"called without gradients: leave loss.backward\(\) out of it"):
+        MeZO(model).step(closure)
+
+
+def test_within_autocast_both_sides_and_all_steps_see_their_own_weights():
+    inside, around = build_model(), build_model()
+
+    def loss_in_autocast(model, step):
+        with torch.autocast("cpu", torch.bfloat16):
+            return loss_of(model, step)
+
+    first, second = MeZO(inside, lr=5e-3), MeZO(around, lr=5e-3)
+    expected = [first.step(lambda step=step: loss_in_autocast(inside, step)) for step in range(3)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [second.step(lambda step=step: loss_of(around, step)) for step in range(3)]
+    assert found == expected
+    assert torch.equal(inside.classifier.weight, around.classifier.weight)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from commands import DATA
+from safetensors import SafetensorError
 
 import optimizers
 import tasks
@@ -140,3 +141,25 @@ def test_a_language_model_is_saved_with_its_tokenizer_and_scores_what_its_record
     task = tasks.create("c4", model=folder, data=str(data), batch_size=4, sequence_length=16)
     metrics = {name: value for name, value in made["metrics"].items() if name != "loss_change_standard_error"}
     assert task.evaluate(model) == pytest.approx(metrics, rel=1e-6)  # the other is of this run's losses before training
+
+
+class Unsavable(transformers.PreTrainedModel):
+    """A model for whose weights there is no room."""
+
+    def __init__(self, error: Exception):
+        super().__init__(transformers.PretrainedConfig())
+        self.error = error
+
+    def save_pretrained(self, folder, **given):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device (os error 28)")],
+)
+def test_a_full_disk_is_told_with_the_folder(tmp_path, error):
+    with pytest.raises(
+        UserError, match=r"^--save .*: the model can't be written \(.*No space left.*\): make room there"
+    ):
+        save(Unsavable(error), None, tmp_path / "draft")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from membench.commands.options import takes
-from membench.config.declare import hold_to_bounds, like, option, shared, typed
+from membench.config.declare import declared, hold_to_bounds, like, option, shared, typed
 from membench.config.errors import UserError
 from membench.config.options import RunOptions, WorkloadOptions
 
@@ -39,7 +39,25 @@ def plan(**given: Any) -> None:
     """
     options = PlanOptions(**typed(PlanOptions, given))
     hold_to_bounds(options)
+    _check_used(set(given))
     print(answer(options, fit_length="sequence_length" not in given))
+
+
+# What an option makes of the others: "against" has the settings of its table, the others print a text of their own.
+_UNUSED = {
+    "against": {*declared(PlanOptions)} - {"against", "format"},
+    "why": {"format", "export"},
+    "export": {"format", "verify"},
+}
+
+
+def _check_used(given: set[str]) -> None:
+    """Raises UserError if an option would be passed over because of another."""
+    known = declared(PlanOptions)
+    for name, unused in _UNUSED.items():
+        if name in given and (both := given & unused):
+            flags = ", ".join(one.flag for one in known.values() if one.name in both)
+            raise UserError(f"{known[name].flag} doesn't use {flags}: leave out one or the other")
 
 
 def answer(options: PlanOptions, *, fit_length: bool = False) -> str:
@@ -68,10 +86,12 @@ def _answer(options: PlanOptions, fit_length: bool) -> str:
     from membench.planning.blueprint import within_positions
     from membench.planning.planner import plan as make
     from membench.planning.workload import Workload
+    from membench.training.activations import check_pieces
 
     workload = Workload(**shared(WorkloadOptions, options))
     if fit_length:
         workload = within_positions(workload)
+    check_pieces(workload)
     methods, given = _methods(options), options.hyperparameters
     if options.verify:
         if options.gpus > 1:

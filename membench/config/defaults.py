@@ -1,7 +1,7 @@
 """Default learning rates, in one visible table, and the hyper-parameters of a method in a comparison."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -63,6 +63,20 @@ COLUMNS = {"classification": 2, "language": 3, "preference": 3}  # for random we
 # of fine-tuning's rate, on pretrained weights: trl's defaults are 2e-5 for instructions and 1e-6 for DPO, whose loss
 # is of sums over tokens, not means
 PREFERENCE_SHARE = 1 / 20
+
+
+def check_targets(methods: Collection[str], given: Mapping[str, Mapping[str, Any]]) -> None:
+    """Every given hyper-parameter must belong to a method, including those that aren't among `methods` now.
+
+    Raises:
+        ValueError: one belongs to none.
+    """
+    for method, values in given.items():
+        if method != ALL_METHODS:
+            optimizers.resolve(method, **values)
+    for key in given.get(ALL_METHODS, {}):
+        if not any(key in optimizers.resolve(method) for method in methods):
+            raise UserError(f"--set {key}: none of {', '.join(methods)} has a hyper-parameter with that name")
 
 
 def hyperparameters(

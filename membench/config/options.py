@@ -225,7 +225,7 @@ class WorkloadOptions:
     checkpointing_every: int = like(TrainingOptions, "checkpointing_every")
     loss_chunks: int = like(TrainingOptions, "loss_chunks")
     offload_activations: bool = like(TrainingOptions, "offload_activations")
-    attention: str | None = option(None, "sdpa or eager; by default the model's own choice.")
+    attention: Literal["sdpa", "eager"] | None = option(None, "sdpa or eager; by default the model's own choice.")
     trust_remote_code: bool = like(TrainingOptions, "trust_remote_code")
     gpus: int = option(
         1, "Train on this many, and plan one of them; batch size and budget are of each.", at_least=1, below=10_000

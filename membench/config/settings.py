@@ -57,6 +57,8 @@ def _overlay(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     steps and epochs replace each other."""
     if "steps" in above and "epochs" in above:
         raise UserError("give either steps or epochs, not both")
+    if above.get("learning_rate") is not None and "lr" in above.get("hyperparameters", {}).get(ALL_METHODS, {}):
+        raise UserError("the learning rate of all methods is given twice: give either --lr or --set lr=...")
     if "steps" in above or "epochs" in above:
         below = {key: value for key, value in below.items() if key not in ("steps", "epochs")}
     upper, lower = above.get("hyperparameters", {}), below.get("hyperparameters", {})
@@ -105,6 +107,9 @@ def _name(key: str) -> str:
 
 def _check(settings: Settings) -> None:
     hold_to_bounds(settings)
+    for seed in settings.seeds:
+        if settings.seeds.count(seed) > 1:
+            raise UserError(f"--seeds has {seed} twice: give each seed once")
     _check_processes(settings)
     check_fan_out(settings, settings.processes)
     if settings.batch_size % settings.gradient_accumulation_steps:

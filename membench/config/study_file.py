@@ -34,9 +34,10 @@ class Study:
 
     def grid(self, method: str) -> Grid:
         """What is tried of a method; nothing is an empty one."""
-        return self.grids.get(self._grid_name(method), {})
+        return self.grids.get(self.grid_name(method), {})
 
-    def _grid_name(self, method: str) -> str:
+    def grid_name(self, method: str) -> str:
+        """Under which name `grids` has what is tried of a method."""
         return next((name for name in (method, _base(method)) if name in self.grids), "")
 
     def trials(self, method: str) -> list[Values]:
@@ -64,7 +65,7 @@ class Study:
             raise UserError(
                 f"{method}: its grid has {shortened(count)} points, at most {_MOST_POINTS:,} can be drawn from"
             )
-        rng = random.Random(self._grid_name(method))
+        rng = random.Random(self.grid_name(method))
         return [_point(grid, index) for index in _spread(grid, count, min(count, self.budget), rng)]
 
 
@@ -136,7 +137,7 @@ def load(path: str, given: Mapping[str, Any]) -> Study:
         raise UserError(f"{path}: tune.budget must be at most {_MOST_TRIALS}, not {shortened(budget)}")
     if bool(grids) != bool(budget):
         raise UserError(f"{path}: tune needs both values to try and a budget, the number of trials of each method")
-    seed = _count(path, "tune.seed", tune.get("seed", 1 + max(settings[0].seeds)))
+    seed = _count(path, "tune.seed", tune.get("seed", _first_free(settings[0].seeds)))
     if budget and seed in settings[0].seeds:
         raise UserError(f"{path}: tune.seed {seed} is one of the seeds that count: choose another")
     data = tune.get("data")
@@ -182,9 +183,16 @@ def _grid(table: Any, path: str, name: str) -> dict[str, list[Any]]:
 
 
 def _count(path: str, name: str, value: Any) -> int:
-    if type(value) is not int or not 0 <= value <= LARGEST:
+    if type(value) is not int or value < 0:
         raise UserError(f"{path}: {name} must be a whole number of at least 0, not {shortened(value)}")
+    if value > LARGEST:
+        raise UserError(f"{path}: {name} must be at most {LARGEST}, not {shortened(value)}")
     return value
+
+
+def _first_free(seeds: Sequence[int]) -> int:
+    """The seed after the largest; after the largest that there can be, the first that isn't taken."""
+    return 1 + max(seeds) if max(seeds) < LARGEST else min({*range(1 + len(seeds))} - {*seeds})
 
 
 def _memory(path: str, sizes: Any) -> tuple[int, ...]:

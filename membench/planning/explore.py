@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from membench.config.defaults import check_targets
 from membench.memory.allocator import CUDA_CONTEXT_BYTES
 from membench.planning.blueprint import Blueprint
 from membench.planning.cards import CARDS
@@ -43,6 +44,7 @@ def explore(
     Raises:
         ValueError: an unknown model, method or hyper-parameter.
     """
+    check_targets(methods, given)
     models = list(dict.fromkeys(setting.model for setting in wanted))
     described = describe(models)
     planned_as = {model["name"]: model["planned_as"] for model in described}

@@ -70,7 +70,10 @@ def formula(method: str, known: Facts, values: Mapping[str, Any]) -> tuple[str, 
 
 
 def _galore_states(known: Facts, rank: int) -> int:
-    """Number of values: m r + 2 n r for each m x n matrix (m <= n) in the layers, two for each weight elsewhere."""
+    """Number of values: m r + 2 n r for each m x n matrix (m <= n) in the layers, two for each weight elsewhere.
+
+    A matrix has no rank above m: there r is m.
+    """
     in_layers = sum(rows * columns for rows, columns in known.matrices)
-    projected = sum(min(shape) * rank + 2 * max(shape) * rank for shape in known.matrices)
+    projected = sum((min(shape) + 2 * max(shape)) * min(rank, *shape) for shape in known.matrices)
     return projected + 2 * (known.weights - in_layers)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import optimizers
-from membench.config.defaults import hyperparameters
+from membench.config.defaults import check_targets, hyperparameters
 from membench.config.errors import explain
 from membench.memory.allocator import CUDA_CONTEXT_BYTES
 from membench.planning.advice import Advice, advise
@@ -81,6 +81,7 @@ def plan(
     Raises:
         ValueError: an unknown model, method or hyper-parameter; or all methods refuse.
     """
+    check_targets(methods, given)
     blueprint = Blueprint(workload)
     check_positions(workload.model, blueprint.skeleton, workload.sequence_length)
     longest = blueprint.longest_sequence

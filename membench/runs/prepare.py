@@ -14,13 +14,13 @@ from transformers import PreTrainedModel
 import optimizers
 import tasks
 from membench.config import launcher
-from membench.config.assignments import ALL_METHODS
-from membench.config.defaults import hyperparameters
+from membench.config.defaults import check_targets, hyperparameters
 from membench.config.errors import UserError, about_file, explain, own_code
 from membench.config.fan_out import sharing
 from membench.config.run import Run, Training
 from membench.config.settings import Settings
 from membench.runs import environment
+from membench.training.activations import check_pieces
 from membench.training.build import build_model, build_optimizer, create_task
 from membench.training.loop import check_combination
 from reports import record
@@ -61,7 +61,7 @@ def _sentence(error: Exception, settings: Settings) -> str | None:
 
 def _prepare(settings: Settings) -> list[Run]:
     methods = _methods(settings)
-    _check_targets(settings, methods)
+    check_targets(methods, settings.hyperparameters)
     device, threads = _devices(settings)[0], settings.threads or torch.get_num_threads()
     if settings.offload_activations and device.type == "cpu":
         raise UserError("--offload-activations: on a CPU they are already in host memory: leave it out")
@@ -70,6 +70,7 @@ def _prepare(settings: Settings) -> list[Run]:
     _check_gpus(settings, device)
     names = dict.fromkeys(name for pattern in settings.task for name in tasks.expand(pattern, data=settings.data))
     settings = _fitted(settings, list(names))
+    check_pieces(settings)
     works = _works(settings, list(names), device, threads)
     runs = [
         _run(settings, work, method, seed, surroundings)
@@ -192,16 +193,6 @@ def _methods(settings: Settings) -> list[str]:
     for method in methods:
         optimizers.get(method)
     return sorted(methods, key=lambda method: method != REFERENCE)
-
-
-def _check_targets(settings: Settings, methods: Iterable[str]) -> None:
-    """Every hyper-parameter must belong to a method, including methods that aren't compared now."""
-    for method, given in settings.hyperparameters.items():
-        if method != ALL_METHODS:
-            optimizers.resolve(method, **given)
-    for key in settings.hyperparameters.get(ALL_METHODS, {}):
-        if not any(key in optimizers.resolve(method) for method in methods):
-            raise UserError(f"--set {key}: none of {', '.join(methods)} has a hyper-parameter with that name")
 
 
 def _devices(settings: Settings) -> list[torch.device]:

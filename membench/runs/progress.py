@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from membench.config.run import Run
 from reports.record import REFUSAL
 from reports.setups import score
-from reports.table import mib
+from reports.table import mib, score_text
 
 
 class Display(Protocol):
@@ -157,4 +157,4 @@ def summarize(record: dict[str, Any]) -> str:
     if record["status"] != "ok":
         return f"{name}: {record['status'].replace('_', ' ')}: {record['error']}"
     peak = mib(record["memory"]["peak_allocated_bytes"])
-    return f"{name}: ok, {record['headline']} {score(record):.3f}, peak {peak} MiB"
+    return f"{name}: ok, {record['headline']} {score_text(score(record))}, peak {peak} MiB"

@@ -116,10 +116,12 @@ def study(plan: Study, shard: tuple[int, int] = (1, 1)) -> int:
 def _cells(plan: Study, shard: tuple[int, int]) -> Iterator[_Cell]:
     """Cells with the methods of a shard: all runs of a method on one task and model are in the same shard."""
     number = 0
+    tuned: set[str] = set()  # the tables with grids that are used
     for settings in plan.settings:
         by_task: dict[str, list[Run]] = {}
         runs = prepare_apart(replace(settings, seeds=(plan.tuning_seed,)))
         settings = replace(settings, sequence_length=runs[0].training.sequence_length, fit_length=False)
+        tuned |= {plan.grid_name(run.method) for run in runs}
         for run in runs:
             by_task.setdefault(run.task, [])
             if number % shard[1] == shard[0] - 1:
@@ -128,6 +130,10 @@ def _cells(plan: Study, shard: tuple[int, int]) -> Iterator[_Cell]:
             if plan.budget:
                 plan.trials(run.method)
         yield from (_Cell(settings, task, [r.method for r in mine], mine) for task, mine in by_task.items() if mine)
+    for name in plan.grids:
+        if name not in tuned:
+            whose = f"[{name}] has a tune" if name else "[tune] has values to try"
+            raise UserError(f"{whose} that no method of the study takes: leave it out, or add the method to optimizers")
 
 
 def _carry_out(plan: Study, cells: list[_Cell], workshop: _Workshop) -> None:

@@ -34,6 +34,17 @@ def set_up_activations(model: nn.Module, options: TrainingOptions | WorkloadOpti
             raise ValueError(f"--loss-chunks: {error}") from error
 
 
+def check_pieces(options: TrainingOptions | WorkloadOptions) -> None:
+    """Raises ValueError if the loss is to be computed in more pieces than a micro-batch has tokens."""
+    sequences = options.batch_size // options.gradient_accumulation_steps
+    tokens = sequences * options.sequence_length
+    if options.loss_chunks > tokens:
+        raise ValueError(
+            f"--loss-chunks {options.loss_chunks}: {sequences} x {options.sequence_length} tokens have at most "
+            f"{tokens} pieces: give fewer"
+        )
+
+
 def offloading(loss: Loss) -> Loss:
     """The same loss, with activations kept in host memory until the backward pass."""
 

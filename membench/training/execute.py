@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
 import tasks
-from membench.config.errors import explain
+from membench.config.errors import UserError, explain
 from membench.config.run import Run
 from membench.memory.traffic import Traffic
 from membench.training import parallel
@@ -138,12 +139,20 @@ def _evaluate(run: Run, task: tasks.Task, loop: Loop, measured: dict[str, Any], 
 
 
 def save(model: nn.Module, task: tasks.Task, folder: Path) -> None:
-    """Write a finished model in transformers' format, with its tokenizer if the task has one."""
+    """Write a finished model in transformers' format, with its tokenizer if the task has one.
+
+    Raises:
+        UserError: it can't be written.
+    """
     assert isinstance(model, PreTrainedModel)  # checked before anything ran
-    with quiet():
-        model.save_pretrained(folder)
-        if isinstance(task, HasTokenizer):
-            task.tokenizer.save_pretrained(folder)
+    try:
+        with quiet():
+            model.save_pretrained(folder)
+            if isinstance(task, HasTokenizer):
+                task.tokenizer.save_pretrained(folder)
+    except (OSError, SafetensorError) as error:
+        why = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise UserError(f"--save {folder.parent}: the model can't be written ({why}): make room there") from error
 
 
 def times(loop: Loop) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from membench.training.clock import Clock
 from membench.training.schedule import scheduler
 from optimizers import MemoryEfficientOptimizer
 from optimizers.shared.sharded import gathered
+from reports.schema import ANY as LARGEST_SCORE
 from tasks import ComparesScores, HasLargestBatch, HasReader, HasReference
 
 Batch = dict[str, Tensor]
@@ -333,14 +334,14 @@ class Loop:
         """The task's metrics.
 
         Raises:
-            Diverged: a metric isn't finite.
+            Diverged: a metric isn't finite, or larger than a record can hold.
         """
         with self._evaluating():
             metrics = self.task.evaluate(model)
         parallel.reshard(model)
         for name, value in metrics.items():
-            if not math.isfinite(value):
-                raise Diverged(f"{name} is {value} after step {self.progress.step}")
+            if not abs(value) <= LARGEST_SCORE:  # nor is a NaN
+                raise Diverged(f"{name} is {value:g} after step {self.progress.step}")
         return metrics
 
     @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -83,10 +84,13 @@ def _without(names: Iterable[str], linear: dict[str, nn.Module], leave_out: Coll
 def unadaptable(model: nn.Module, linear: Mapping[str, nn.Module]) -> dict[str, str]:
     """The modules in `linear` whose adapter would be ignored or couldn't be merged, each with the reason."""
     reasons: dict[str, str] = {}
+    places = Counter(id(child) for module in model.modules() for child in module._modules.values())
     for name, module in linear.items():
         parent = model.get_submodule(name.rpartition(".")[0])
         if "weight" not in module._parameters:
             reasons[name] = "its weight is computed (weight_norm, spectral_norm, a parametrization): remove that first"
+        elif places[id(module)] > 1:
+            reasons[name] = "it has two places in the model, of which one would keep the module without its adapter"
         elif isinstance(parent, nn.MultiheadAttention):
             reasons[name] = "nn.MultiheadAttention reads its weight without calling it"
         elif {"A_log", "D"} <= parent._parameters.keys() and name.endswith(READ_BY_MAMBA):

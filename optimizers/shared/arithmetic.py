@@ -13,6 +13,8 @@ from torch.optim.sgd import sgd
 
 from optimizers.base import LOW_PRECISION
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
 
 def adamw_update(
     states: list[dict[str, Any]], params: list[Tensor], grads: list[Tensor], group: dict[str, Any], master_weights: bool
@@ -100,6 +102,14 @@ def update_through_masters(
 def _adamw_kernel(
     states: list[dict[str, Any]], weights: list[Tensor], grads: list[Tensor], group: dict[str, Any]
 ) -> None:
+    odd = _laid_out_unlike([weights, grads, *([s[name] for s in states] for name in MOMENTS)])
+    for i in odd:
+        _update_contiguous(_adamw_kernel, states[i], weights[i], grads[i], group)
+    if odd:
+        alike = [i for i in range(len(weights)) if i not in odd]
+        states, weights, grads = [states[i] for i in alike], [weights[i] for i in alike], [grads[i] for i in alike]
+    if not weights:
+        return
     adamw(
         weights,
         grads,
@@ -118,11 +128,41 @@ def _adamw_kernel(
     )
 
 
+def _laid_out_unlike(lists: list[list[Tensor]]) -> set[int]:
+    """The places at which the tensors of these lists lie differently in memory, or with gaps.
+
+    Torch's fused kernels go through memory from the first entry, whatever the strides: they would pair each weight with
+    the gradient and moments of others. Layouts come to differ by `to(memory_format=...)`, by a state that was loaded,
+    or where a gradient was set by hand.
+    """
+    if all(all(map(Tensor.is_contiguous, tensors)) for tensors in lists):
+        return set()
+    return {i for i, tensors in enumerate(zip(*lists, strict=True)) if not _alike(tensors)}
+
+
+def _alike(tensors: tuple[Tensor, ...]) -> bool:
+    if all(map(Tensor.is_contiguous, tensors)):
+        return True
+    first = tensors[0]
+    return len({t.stride() for t in tensors}) == 1 and torch.empty_like(first, device="meta").stride() == first.stride()
+
+
+def _update_contiguous(kernel: Kernel, state: dict[str, Any], weight: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+    """Run `kernel` on contiguous copies, and write back what it changes."""
+    kept = {name: state[name].contiguous() for name in MOMENTS}
+    copy = weight.contiguous()
+    kernel([{**state, **kept}], [copy], [g.contiguous()], group)
+    weight.copy_(copy)
+    for name, values in kept.items():
+        state[name].copy_(values)
+
+
 def _sgd_kernel(
     states: list[dict[str, Any]], weights: list[Tensor], grads: list[Tensor], group: dict[str, Any]
 ) -> None:
     momentum = group.get("momentum", 0.0)
     buffers = [s.get("momentum_buffer") for s in states]
+    filled = [[w if buffer is None else buffer for buffer, w in zip(buffers, weights, strict=True)]] if momentum else []
     sgd(
         weights,
         grads,
@@ -130,7 +170,7 @@ def _sgd_kernel(
         # On a CPU torch 2.13's fused SGD is no faster, and leaves most entries of a low-precision tensor unchanged;
         # `foreach` would hold a copy of all gradients when there is weight decay.
         foreach=False,
-        fused=weights[0].is_cuda,
+        fused=weights[0].is_cuda and not _laid_out_unlike([weights, grads, *filled]),
         weight_decay=group["weight_decay"],
         momentum=momentum,
         lr=group["lr"],

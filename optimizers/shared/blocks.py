@@ -152,7 +152,8 @@ def matching(model: nn.Module, patterns: Iterable[str]) -> list[nn.Parameter]:
     """
     found: dict[nn.Parameter, None] = {}
     for pattern in patterns:
-        matched = [p for name, p in model.named_parameters() if p.requires_grad and _matches(name, pattern)]
+        named = model.named_parameters(remove_duplicate=False)  # a tied head is known by its own name, too
+        matched = [p for name, p in named if p.requires_grad and _matches(name, pattern)]
         if not matched:
             raise ValueError(
                 f"always_train: {pattern!r} matches no trainable parameter of {type(model).__name__}; "

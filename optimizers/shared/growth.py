@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 GROWTH = 1.01  # the most that the norm may grow from one step to the next, as a factor
 
 
 def limit_growth(state: dict[str, Any], norm: Tensor) -> Tensor | float:
-    """The factor that keeps an update of this norm from growing by more than 1 %; keeps the resulting `norm`."""
-    limit = 1.0 if "norm" not in state else GROWTH / (norm / (state["norm"] + 1e-8)).clamp(min=GROWTH)
+    """The factor that keeps an update of this norm from growing by more than 1 %; keeps the resulting `norm`.
+
+    After a norm of exactly 0 nothing is limited: it is of a matrix that the loss didn't yet depend on, as below a
+    projection that starts at zero, and would take the next thousand steps to grow from 0.
+    """
+    before = state.get("norm")
+    limit: Tensor | float = 1.0
+    if before is not None:
+        limit = torch.where(before == 0, 1.0, GROWTH / (norm / (before + 1e-8)).clamp(min=GROWTH))
     state["norm"] = norm * limit
     return limit

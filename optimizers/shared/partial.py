@@ -76,6 +76,9 @@ def update_marked(
 
 def _decay_marked(weight: Tensor, moment: Tensor, share: float) -> None:
     """Take `share` of them from the entries of `weight` with a finite `moment`; without booleans, which are slow."""
+    if not (weight.is_contiguous() and moment.is_contiguous()):
+        weight.addcmul_(weight, moment.isfinite().to(weight.dtype), value=-share)
+        return
     buffer = torch.empty(min(PIECE, weight.numel()), dtype=weight.dtype, device=weight.device)
     flat, flat_moment = weight.view(-1), moment.view(-1)
     for start in range(0, len(flat), PIECE):
@@ -103,7 +106,7 @@ def update_rows(
     for state, p, g, cut, key in zip(states, params, grads, cuts, keys, strict=True):
         own = rows_of(p).split(cut)[1::2]
         if "step" not in state:
-            adamw.init_state(state, torch.cat(own))
+            adamw.init_state(state, trained_rows(p, cut))
         parts += _cut(state, cut[1::2])
         rows += own
         rows_of_g += rows_of(g).split(cut)[1::2]
@@ -111,6 +114,11 @@ def update_rows(
     adamw.update(parts, rows, rows_of_g, group, keys_of_parts)
     for state in states:
         state["step"] += 1
+
+
+def trained_rows(p: Tensor, cut: Cuts) -> Tensor:
+    """A copy of the rows of `p` that are trained."""
+    return torch.cat(rows_of(p).split(cut)[1::2])
 
 
 def _cut(state: State, sizes: int | list[int]) -> Iterator[State]:

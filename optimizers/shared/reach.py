@@ -79,8 +79,9 @@ class Reach:
         """The names of the layers that a forward pass runs."""
         ran: set[str] = set()
         handles = [
-            layer.register_forward_pre_hook(lambda *_, name=name: ran.add(name))  # type: ignore[misc]
+            module.register_forward_pre_hook(lambda *_, name=name: ran.add(name))  # type: ignore[misc]
             for name, layer in self._layers.items()
+            for module in layer.modules()  # the model may run a layer's parts by itself
         ]
         modes = [(module, module.training) for module in self.model.modules()]
         like = next(self.model.parameters())

@@ -16,8 +16,7 @@ from reports.figures.style import RowStyle
 from reports.figures.svg import Plot
 from reports.rows import AVERAGE
 from reports.setups import Setup, peak_bytes
-from reports.statistics import decimals
-from reports.table import MIB, Row
+from reports.table import MIB, Row, score_text
 from reports.text import average_words
 
 MOST_POINTS = 60
@@ -172,9 +171,8 @@ def _draw_point(plot: Plot, axes: Axes, point: Point, look: RowStyle) -> None:
 
 
 def _words(point: Point) -> str:
-    digits = decimals(point.score)
-    deviation = "" if point.deviation is None else f" ± {point.deviation:.{digits}f}"
-    return f"{point.memory:,.1f} MiB, {point.score:.{digits}f}{deviation}" + (f" ({point.n})" if point.n > 1 else "")
+    deviation = "" if point.deviation is None else f" ± {score_text(point.deviation, point.score)}"
+    return f"{point.memory:,.1f} MiB, {score_text(point.score)}{deviation}" + (f" ({point.n})" if point.n > 1 else "")
 
 
 def _name_points(

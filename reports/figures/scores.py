@@ -11,7 +11,7 @@ from reports.figures.curves import MOST_ROWS
 from reports.figures.svg import Plot
 from reports.record import Record
 from reports.setups import Setup
-from reports.statistics import decimals
+from reports.table import score_text
 
 Axis = Literal["step", "tokens"]
 
@@ -70,16 +70,12 @@ def _panel(setup: Setup, task: str, axis: Axis, name: str) -> Plot | None:
     styles = style.row_styles(setup.rows, setup.reference)
     for label, line in lines.items():
         look, xs = styles[label], line.steps if axis == "step" else line.tokens
-        words = [f"{label}, step {s:,.0f}, {t:,.0f} tokens: {_score(v)}" for s, t, _, v in zip(*line, strict=True)]
+        words = [f"{label}, step {s:,.0f}, {t:,.0f} tokens: {score_text(v)}" for s, t, _, v in zip(*line, strict=True)]
         gid = plot.hint(f"row-{look.number}-marks", *words)
         shape: dict[str, Any] = {"color": look.colour, "clip_on": False}
         axes.plot(xs, line.scores, ls=look.dashes, lw=1.5, gid=plot.hint(f"row-{look.number}-line", label), **shape)
         axes.plot(xs, line.scores, ls="", marker=look.marker, ms=5.5, mec=style.PAPER, mew=0.6, gid=gid, **shape)
     style.along_a_training(axes, task, "step" if axis == "step" else "tokens", marks=4)
-    ends = [f"{label} {_score(line.scores[-1])}" for label, line in lines.items() if line.scores]
+    ends = [f"{label} {score_text(line.scores[-1])}" for label, line in lines.items() if line.scores]
     plot.alt = f"{plot.title}. At the end: {'; '.join(ends)}."
     return plot
-
-
-def _score(value: float) -> str:
-    return f"{value:.{decimals(value)}f}"

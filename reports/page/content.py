@@ -17,8 +17,7 @@ from reports.rows import AVERAGE
 from reports.rows import quality as quality_rows
 from reports.rows import summary as summary_rows
 from reports.setups import Setup
-from reports.statistics import decimals
-from reports.table import NOTHING, Row, Table, mib
+from reports.table import NOTHING, Row, Table, mib, score_text
 
 LONGEST_VALUE = 20  # letters, of a hyper-parameter with a column of its own
 LONGEST_LISTED = 60
@@ -129,9 +128,9 @@ def _score_name(setup: Setup) -> str:
 
 def _figure(name: str, row: Row, setup: Setup) -> str:
     if name == "score":
-        digits, deviation = decimals(row["score_mean"]), row["score_standard_deviation"]
-        spread = "" if deviation is None else f" ± {deviation:.{digits}f} ({row['score_n']} seeds)"
-        return f"{row['score_mean']:.{digits}f}{spread}"
+        mean, deviation = row["score_mean"], row["score_standard_deviation"]
+        spread = "" if deviation is None else f" ± {score_text(deviation, mean)} ({row['score_n']} seeds)"
+        return f"{score_text(mean)}{spread}"
     value, ratio = (
         (f"{mib(row['peak_allocated_bytes'])} MiB", row["peak_ratio"])
         if name == "memory"

@@ -109,20 +109,21 @@ def saving(suite: Suite) -> Iterator[Finding]:
 
 
 def _saving(key: RowKey, row: PairedRow, suite: Suite) -> Iterator[Finding]:
-    shares, thresholds = [], suite.thresholds
-    for pair in row.pairs.values():
+    thresholds = suite.thresholds
+    shares: dict[int, tuple[Fraction, ...]] = {}  # by seed, of baseline and candidate
+    for seed, pair in row.pairs.items():
         reference = suite.references.get(place(pair))
         if reference and all(map(peak, (*pair, *reference))):
-            shares.append(
-                tuple(1 - Fraction(peak(run), peak(other)) for run, other in zip(pair, reference, strict=True))
+            shares[seed] = tuple(
+                1 - Fraction(peak(run), peak(other)) for run, other in zip(pair, reference, strict=True)
             )
     if not shares:
         return
-    before, after = (sum(side) / len(shares) for side in zip(*shares, strict=True))
+    before, after = (sum(side) / len(shares) for side in zip(*shares.values(), strict=True))
     verdict = _verdict(before - after, _exactly(thresholds.saving_points) / 100)
     figures = float(before), float(after), float(after - before)
     reason = f"saved {figures[0]:.1%} of {thresholds.reference}'s peak, now {_now(figures[1])}" if figures[2] else ""
-    yield Finding("saving", verdict, reason, *key, tuple(sorted(row.pairs)), *figures)
+    yield Finding("saving", verdict, reason, *key, tuple(sorted(shares)), *figures)
 
 
 def _now(share: float) -> str:

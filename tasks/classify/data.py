@@ -105,7 +105,12 @@ def read(data: str) -> Data:
     labels = _labels(train)
     validation = _of_known(validation, labels, validation_file or train_file, tally)
     used = [train_file] if validation_file is None else [train_file, validation_file]
-    notes = (*(f"{file.name} isn't used" for file in unused), *_alike(labels), *tally.notes)
+    notes = (
+        *(f"{file.name} isn't used" for file in unused),
+        *_alike(labels),
+        *_seen(train, validation),
+        *tally.notes,
+    )
     return Data(_examples(train, labels), _examples(validation, labels), labels, files.sha256(used), notes)
 
 
@@ -183,6 +188,14 @@ def _alike(labels: Sequence[Label]) -> Iterator[str]:
         names = [short(label) for label in some]
         if len(names) > 1:
             yield f"{' and '.join(names)} are different classes"
+
+
+def _seen(train: Sequence[Labelled], validation: Sequence[Labelled]) -> Iterator[str]:
+    """A note on validation examples whose text is trained on: their score tells nothing of others."""
+    trained = {(one.first, one.second) for one in train}
+    count = sum((one.first, one.second) in trained for one in validation)
+    if count:
+        yield f"{count:,} of {len(validation):,} validation examples are also trained on"
 
 
 def _folded(label: Label) -> str:

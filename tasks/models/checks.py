@@ -1,11 +1,13 @@
 """Does a model's folder hold what it says? Checks the values in its configuration, and its weights against them."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 AT_LEAST_ONE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+ADAPTER = "adapter_config.json"  # peft's
 MOST_LAYERS = 10_000  # no model has as many, and to build more takes hours
 
 
@@ -40,6 +42,28 @@ def _wrong(name: str, key: str, value: Any, rule: str) -> ValueError:
     return ValueError(
         f"can't use the model {name!r}: {key} in its config.json is {value}, but {rule}; correct it there"
     )
+
+
+def check_whole(name: str, folder: Path | None, config: Any) -> None:
+    """Check that a checkpoint has weights that can be trained: neither quantized ones nor an adapter's.
+
+    transformers puts an adapter that lies beside a model into it, and freezes all else.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if folder is not None and (folder / ADAPTER).is_file():
+        raise ValueError(
+            f"can't train the model {name!r}: the folder has an adapter ({ADAPTER}); merge it into its model with "
+            "peft's merge_and_unload(), and give the folder where that is saved"
+        )
+    said = getattr(config, "quantization_config", None)
+    if said:
+        kind = (said if isinstance(said, dict) else vars(said)).get("quant_method") or "quantization_config"
+        raise ValueError(
+            f"can't train the model {name!r}: its config.json says that its weights are quantized "
+            f"({getattr(kind, 'value', kind)}); give the model that it was made from: qlora quantizes by itself"
+        )
 
 
 def check_loaded(name: str, model: nn.Module, new: Iterable[str], shapes: Mapping[str, Sequence[Any]]) -> None:

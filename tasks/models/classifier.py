@@ -1,9 +1,10 @@
 """Text classifiers: what SuperGLUE and your own data share - model, tokenizer, batches and predictions."""
 
 import functools
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -16,9 +17,10 @@ from tasks.models.modes import evaluation
 from tasks.models.source import Source, check_fit
 from tasks.models.tokenization import choose_tokenizer, train_tokenizer, with_ids_of
 
+T = TypeVar("T")
 EVALUATION_BATCH = 64  # sequences
 ROUNDING, ROUNDING_LOW = 1e-3, 5e-2  # relative differences in logits that fp32 and 16-bit arithmetic can cause
-MEASURED_TEXTS = 1000  # how many are measured to report the share that is cut
+MEASURED_TEXTS = 1000  # how many are measured, where there are more
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,11 @@ class Example:
     second: str  # "" for a single text
     label: int
     group: str = ""  # of examples scored together: MultiRC's answers to a question, AX-g's pairs
+
+
+def sample(items: Sequence[T]) -> Sequence[T]:
+    """`MEASURED_TEXTS` of them, always the same, drawn from all: a file may be sorted by length, or by class."""
+    return items if len(items) <= MEASURED_TEXTS else random.Random(0).sample(items, MEASURED_TEXTS)
 
 
 class Classifier:
@@ -93,13 +100,15 @@ class Classifier:
 
     def cuts(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
         """A note on the share of texts (or pairs) that are longer than a sequence, if there are any."""
-        measured = pairs[:MEASURED_TEXTS]
-        share = sum(self.encoder.cuts(*pair) for pair in measured) / len(measured)
-        return [f"{share:.1%} of the texts are cut to {self.encoder.sequence_length} tokens"] if share else []
+        measured = sample(pairs)
+        cut = sum(self.encoder.cuts(*pair) for pair in measured)
+        some = f", of {MEASURED_TEXTS:,} that were measured" if len(measured) == MEASURED_TEXTS else ""
+        share, length = f"{cut / len(measured):.1%}", self.encoder.sequence_length
+        return [f"{share} of the texts are cut to {length} tokens{some}"] if cut else []
 
     def lengths(self, pairs: Sequence[tuple[str, str]]) -> list[int]:
         """See `tasks.HasLengths`."""
-        return [self.encoder.tokens(*pair).shape[1] for pair in pairs[:MEASURED_TEXTS]]
+        return [self.encoder.tokens(*pair).shape[1] for pair in sample(pairs)]
 
     def provenance(
         self, of_data: Mapping[str, str | None], notes: Sequence[str], texts: Sequence[tuple[str, str]]

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 from transformers.models.auto import modeling_auto
 
 from tasks.models import packaged
-from tasks.models.checks import check_loaded, mended, of_layers, outside_of_layers
+from tasks.models.checks import check_loaded, check_whole, mended, of_layers, outside_of_layers
 from tasks.models.configurations import PUBLISHED, llama
 from tasks.models.damage import said_in_a_sentence
 from tasks.models.loading import FOLDER, is_folder, locate, quiet
@@ -95,6 +96,8 @@ class Source:
         else:
             _check_spelling(name)
             self.path, self.revision = packaged.locate(name) if name in packaged.PACKAGED else locate(name)
+            if self._folder is not None and not (self._folder / "config.json").exists():
+                check_whole(name, self._folder, None)
             self.config = mended(self._load(transformers.AutoConfig), name)
 
     @property
@@ -170,8 +173,10 @@ class Source:
         """The model, the names of its new parameters, and the names that only the checkpoint has.
 
         Raises:
-            ValueError: the new parameters include embeddings or layers: the weights don't match the configuration.
+            ValueError: the new parameters include embeddings or layers: the weights don't match the configuration; or
+                they are none that can be trained.
         """
+        check_whole(self.name, self._folder, self.config)
         model, report = self._load(
             kind,
             config=self._configured(settings),
@@ -196,6 +201,11 @@ class Source:
             return kind.from_pretrained(
                 self.path, revision=self.revision, trust_remote_code=self.trust_remote_code, **given
             )
+
+    @property
+    def _folder(self) -> Path | None:
+        """Where its files are, if that is known."""
+        return Path(self.path) if is_folder(self.path) else None
 
     def _border(self, path: str | None = None) -> AbstractContextManager[None]:
         folder = path if path is not None and is_folder(path) else None

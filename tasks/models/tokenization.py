@@ -18,7 +18,11 @@ from tasks.models.source import Source
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # RoBERTa's, ids 0..3 as in its own vocabulary
-FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model")
+FILES = (  # all that a tokenizer may be made of
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model"),
+    *("chat_template.jinja", "special_tokens_map.json", "added_tokens.json"),
+    *("spiece.model", "spm.model", "sentencepiece.bpe.model"),
+)
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> tuple[Any, str]:

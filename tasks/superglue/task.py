@@ -16,7 +16,7 @@ from tasks.data.order import batch_positions
 from tasks.data.rows import Row
 from tasks.data.tally import Tally
 from tasks.models.arguments import TaskArguments
-from tasks.models.classifier import MEASURED_TEXTS, Classifier, Example
+from tasks.models.classifier import Classifier, Example, sample
 from tasks.superglue import data as superglue_data
 from tasks.superglue.examples import NEEDLESS, Choice, examples
 
@@ -108,7 +108,7 @@ class SuperGlueTask:
 
     def _texts(self) -> list[tuple[str, str]]:
         """Some of the training texts, as they are encoded."""
-        return [(one.first, second) for one in self.train[:MEASURED_TEXTS] for second in _second_texts(one)]
+        return [(one.first, second) for one in sample(self.train) for second in _second_texts(one)]
 
     def lengths(self) -> list[int]:
         """See `tasks.HasLengths`."""

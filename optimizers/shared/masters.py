@@ -1,0 +1,52 @@
+"""fp32 masters of low-precision weights, where something else than the method changes these weights.
+
+A master would undo what a loop does to a weight between steps: `model.load_state_dict(best)`, a reset, a clamp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
+class Masters:
+    """Notices that weights were changed in place since a method last wrote them; then their masters follow.
+
+    It goes by torch's count of changes, which costs nothing; what is done to `p.data` isn't counted.
+    """
+
+    def __init__(self) -> None:
+        self._written: dict[Tensor, int] = {}  # the count when the method last wrote the weight
+
+    def forget(self) -> None:
+        """Compare all masters with their weights before they are used again: others were loaded."""
+        self._written.clear()
+
+    @torch.no_grad()
+    def follow(self, params: Iterable[Tensor], state: Any, weights_of: Callable[[Any], Tensor]) -> list[Tensor]:
+        """Give the masters of changed weights their new values; entries that are the same keep their last bits.
+
+        Args:
+            params: what is about to be updated.
+            state: of the method, by parameter.
+            weights_of: the weights of a parameter that its master stands for.
+
+        Returns:
+            those of `params` that may have masters, for `note`.
+        """
+        low = [p for p in params if p.dtype in LOW_PRECISION]
+        for p in low:
+            if self._written.get(p) != p._version and "master" in state[p]:
+                master, weights = state[p]["master"], weights_of(p)
+                master.copy_(torch.where(master.to(weights.dtype) == weights, master, weights))
+        return low
+
+    def note(self, params: Iterable[Tensor]) -> None:
+        """These were written by the method."""
+        for p in params:
+            self._written[p] = p._version

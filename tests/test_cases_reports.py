@@ -1,0 +1,104 @@
+"""What a folder of records tells after its data, its model or its study were changed."""
+
+import json
+
+import pytest
+from reports_factory import make_record
+from suites import check
+
+from membench.runs.progress import summarize
+from reports import studies, tables
+from reports.at_memory import at_memory
+
+CHANGED = {
+    "data": {"environment__data_sha256": "old"},
+    "model": {"environment__model_revision": "old"},
+    "tokenizer": {"environment__tokenizer": "old"},
+}
+NOW = {
+    "environment__data_sha256": "new",
+    "environment__model_revision": "new",
+    "environment__tokenizer": "new",
+    "environment__created": "2026-11-28",
+}
+
+
+def _setups(records) -> list[tuple[str | None, set[str]]]:
+    setups = json.loads(tables.render(records, "json"))["setups"]
+    return [(setup["conditions"]["version"], {row["method"] for row in setup["summary"]}) for setup in setups]
+
+
+@pytest.mark.parametrize("what", CHANGED)
+def test_runs_from_before_a_change_of_data_model_or_tokenizer_share_no_table_with_those_after_it(what):
+    after = [make_record(method=name, **NOW) for name in ("adamw", "badam")]
+    before = make_record(
+        method="lora", metrics={"accuracy": 0.9}, **{**NOW, "environment__created": "2026-11-27", **CHANGED[what]}
+    )
+    old, new = f"{what} before the latest change", None
+    if what == "tokenizer":  # one that is chosen has a name
+        old, new = "tokenizer old", "tokenizer new"
+    assert sorted(_setups([before, *after]), key=str) == sorted([(old, {"lora"}), (new, {"adamw", "badam"})], key=str)
+    words = studies.recommend([before, *after], [])
+    assert [": badam" in words_ or ": adamw" in words_ for words_ in words].count(True) == 1  # not lora over all
+    assert at_memory([before, *after], 1 << 33).count(f"- {old}\n") == 1
+
+
+def test_tasks_have_data_of_their_own_and_what_is_unknown_splits_nothing():
+    runs = [
+        make_record(task=f"superglue/{name}", **{**NOW, "environment__data_sha256": name}) for name in ("cb", "rte")
+    ]
+    unknown = make_record(method="badam", task="superglue/cb")
+    assert _setups([*runs, unknown]) == [(None, {"adamw", "badam"})]
+
+
+def test_older_runs_of_several_tasks_stay_together():
+    def made(created, **changes):
+        given = {**NOW, "environment__created": created, **changes}
+        return [make_record(task=f"superglue/{name}", **given) for name in ("cb", "rte")]
+
+    setups = json.loads(tables.render([*made("1", environment__model_revision="old"), *made("2")], "json"))["setups"]
+    assert [(one["conditions"]["version"], one["tasks"]) for one in setups] == [
+        ("model before the latest change", ["superglue/cb", "superglue/rte"]),
+        (None, ["superglue/cb", "superglue/rte"]),
+    ]
+
+
+@pytest.mark.parametrize(("visited", "of", "shown"), [(242, 243, "99.6%"), (1, 243, "0.4%"), (2, 3, "67%")])
+def test_blocks_that_were_not_visited_are_not_rounded_away(visited, of, shown):
+    badam = make_record(method="badam", block_coverage=visited / of, hyperparameters__switch_every=1)
+    text = tables.render([make_record(), badam])
+    assert f" {shown}  1 ok" in text and f"badam {shown} with switch_every 1" in text
+
+
+def test_a_saving_is_of_the_seeds_that_have_a_reference():
+    runs = [make_record(), *(make_record(method="badam", seed=seed) for seed in range(3))]
+    assert [one.seeds for one in check(runs, runs, "saving").findings if one.metric == "saving"] == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("score", "shown"),
+    [(0.8125, "0.812"), (12.346, "12.35"), (1234567.0, "1,234,567.00"), (2.2097e23, "2.21e+23"), (4.25e-5, "4.25e-05")],
+)
+def test_scores_of_any_size_are_told_apart_and_take_no_more_room_than_others(score, shown):
+    runs = [make_record(metrics={"loss": score}, headline="loss", higher_is_better=False)]
+    assert f"  {shown}  " in tables.render(runs)
+    assert f" {shown.replace(',', '')} " in at_memory(runs, 1 << 33)
+    assert f": {shown.replace(',', '')} loss in 100.0 MiB" in studies.recommend(runs, [])[0]
+    assert f"loss {shown.replace(',', '')}, peak" in summarize(runs[0])
+
+
+def test_trials_of_a_study_before_its_file_was_changed_are_rows_of_their_own(tmp_path):
+    scores = {100: {1e-4: 0.9, 1e-3: 0.5}, 200: {1e-3: 0.7, 1e-2: 0.6}}
+    trials = [
+        make_record(seed=1, training__steps=steps, hyperparameters={"lr": lr}, metrics={"accuracy": score})
+        for steps, found in scores.items()
+        for lr, score in found.items()
+    ]
+    rows = {row["training"]: row for row in studies.sensitivity(trials)}
+    assert {told: (row["trials"], row["chosen"]["lr"], row["best"]) for told, row in rows.items()} == {
+        "steps=100": (2, 1e-4, 0.9),
+        "steps=200": (2, 1e-3, 0.7),
+    }
+    text = tables.render([make_record(training__steps=200)], trials=trials)
+    assert "Tuning: 2 trials" in text and "steps=100" in text
+    assert "steps=" not in tables.render([make_record()], trials=trials[:2])  # of one training nothing is said
