@@ -7,7 +7,14 @@ import pytest
 import torch
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, RobertaConfig, RobertaForSequenceClassification
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    SqueezeBertConfig,
+    SqueezeBertForSequenceClassification,
+)
 
 from optimizers import LoRA
 from optimizers.contract import LAYERS, WIDTH, build_model, loss_of, train, weights_of
@@ -340,6 +347,13 @@ def test_what_can_not_be_adapted_is_refused_and_the_model_left_as_it_was():
     assert [name for name, _ in model.named_modules()] == names
     LoRA(model)
     with pytest.raises(ValueError, match="has adapters already: first finish()"):
+        LoRA(model)
+
+
+def test_layers_without_linear_modules_are_told_with_what_can_be_named_instead():
+    given = {"hidden_size": 32, "embedding_size": 32, "intermediate_size": 32, "num_attention_heads": 4}
+    model = SqueezeBertForSequenceClassification(SqueezeBertConfig(**given, num_hidden_layers=2, vocab_size=50))
+    with pytest.raises(ValueError, match="without adapters, or name modules elsewhere: dense, classifier"):
         LoRA(model)
 
 

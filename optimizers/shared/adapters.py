@@ -153,6 +153,9 @@ def _in_layers(model: nn.Module, names: Collection[str]) -> list[str]:
 
 def _hint(pattern: str, linear: Collection[str]) -> str:
     known = list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
+    if pattern == ALL_LINEAR:
+        elsewhere = f", or name modules elsewhere: {', '.join(known)}" if known else ""
+        return f"The layers have modules of other kinds: use a method without adapters{elsewhere}"
     return suggestion(pattern, known, unlisted=(ALL_LINEAR,))
 
 
