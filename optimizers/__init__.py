@@ -18,7 +18,7 @@ from optimizers.lora import LoRA
 from optimizers.mezo import MeZO
 from optimizers.muon import Muon
 from optimizers.qlora import QLoRA
-from optimizers.registry import available, create, expand, get, in_use, register, resolve, split
+from optimizers.registry import available, create, expand, get, in_use, module_of, register, resolve, split
 from optimizers.scale import SCALE
 from optimizers.sgd import SGD
 from optimizers.sinkgd import SinkGD
@@ -52,6 +52,7 @@ __all__ = [
     "expand",
     "get",
     "in_use",
+    "module_of",
     "register",
     "resolve",
     "split",

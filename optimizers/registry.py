@@ -114,6 +114,16 @@ def _find(name: str) -> Method:
     raise ValueError(f"unknown method {name!r}. {suggestion(name, available())}")
 
 
+def module_of(name: str) -> str | None:
+    """The module of a method from outside: a user's own, or an installed package's; None of ours."""
+    base, _ = split(name)
+    if base in _METHODS:
+        return None
+    if ":" in base:
+        return base.partition(":")[0]
+    return next((point.module for point in entry_points(group=ENTRY_POINTS) if point.name == base), None)
+
+
 def resolve(name: str, **given: Any) -> dict[str, Any]:
     """All hyper-parameters of a method, with the defaults filled in.
 

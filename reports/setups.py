@@ -104,10 +104,10 @@ def _conditions(record: Record) -> dict[str, Any]:
 
 
 def _versions(records: list[Record]) -> Callable[[Record], str | None]:
-    """In words, which of several data, models or tokenizers of one name a run had; None where there is only one.
+    """In words, which of several versions of its data, model, tokenizer, headline or a user's code a run had.
 
-    A name stays the same when a file is edited or a model trained on: then None is the latest, too, and so is what a
-    record doesn't know.
+    A name stays the same when a file is edited or a model trained on. None of the only version, or the latest where
+    versions have no names; what a record doesn't know is taken for the latest.
     """
     known: dict[Hashable, list[str]] = {}  # the versions of a thing, the latest first
     for run in sorted(records, key=_created, reverse=True):
@@ -117,27 +117,33 @@ def _versions(records: list[Record]) -> Callable[[Record], str | None]:
 
     def words(run: Record) -> str | None:
         told = [
-            _age(what, known[thing].index(value)) if what != "tokenizer" else f"{what} {_end(value)}"
-            for what, thing, value in _origins(run)
-            if value is not None and len(known[thing]) > 1
+            _told(what, value, known[thing]) for what, thing, value in _origins(run) if len(known.get(thing, [])) > 1
         ]
         return ", ".join(filter(None, told)) or None
 
     return words
 
 
-def _age(what: str, changes: int) -> str:
+def _told(what: str, value: str | None, known: list[str]) -> str:
+    """Which of the known versions it is: by its name where it has one that a reader knows."""
+    changes = 0 if value is None else known.index(value)
+    if what in ("tokenizer", "headline"):
+        return f"{what} {_end(known[changes])}"
     return f"{what} before the latest {f'{changes} changes' if changes > 1 else 'change'}" if changes else ""
 
 
 def _origins(run: Record) -> list[tuple[str, Hashable, str | None]]:
-    """What a run was made from: a word for each thing, what it goes by, and its version."""
+    """What a run was made from, and is judged by: a word for each thing, what it goes by, and its version."""
     known, task, model = run["environment"], run["task"], run["model"]
     data = known.get("data_sha256") or known.get("data_revision")
+    less = " (less is better)" if run["higher_is_better"] is False else ""
     return [
         ("data", ("data", task, run["training"]["data"]), data),
         ("model", ("model", model), known.get("model_revision")),
         ("tokenizer", ("tokenizer", task, model, data), known.get("tokenizer")),
+        ("task", ("code of task", task), known.get("task_code")),
+        ("method", ("code of method", run["method"]), known.get("method_code")),
+        ("headline", ("headline", task), f"{run['headline']}{less}" if run["headline"] else None),
     ]
 
 

@@ -26,6 +26,7 @@ from tasks.base import (
     kind,
 )
 from tasks.models.arguments import TaskArguments
+from tasks.plugins import module_of
 
 __all__ = [
     "FAMILIES",
@@ -44,6 +45,7 @@ __all__ = [
     "create",
     "expand",
     "kind",
+    "module_of",
 ]
 
 # Modules of this package, imported when a task is requested: their metrics and data need packages that the models,

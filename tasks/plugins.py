@@ -68,6 +68,14 @@ def installed(name: str | None = None) -> list[Family]:
     return [_load(point) for point in entry_points(group=ENTRY_POINTS) if name in (None, point.name)]
 
 
+def module_of(name: str) -> str | None:
+    """The module of a task from outside: a user's own, or an installed package's; None of ours."""
+    if ":" in name:
+        return name.partition(":")[0]
+    family = name.partition("/")[0]
+    return next((point.module for point in entry_points(group=ENTRY_POINTS) if point.name == family), None)
+
+
 def _load(point: EntryPoint) -> Family:
     PLUGGED_IN.add(point.module)
     try:

@@ -260,6 +260,7 @@ def test_n4_a_plan_is_of_no_longer_sequences_than_the_model_takes(real_model):
         (("--batch-size", "12345678901234567890"), ("--batch-size must be at most",)),
         (("--threads", "1" * 23), ("--threads must be at most",)),
         (("--steps", "abc"), ("--steps must be a whole number", "'abc'")),
+        (("--log-to", "wand"), ("--log-to must be a list of some of tensorboard, trackio, wandb, mlflow or none",)),
         (("--epochs", "1e"), ("--epochs must be a number", "'1e'")),
         (("--optimizers", ".x:Y"), ("method '.x:Y'", "importing .x fails")),
         (("--task", "builtins:print"), ("task 'builtins:print' can't be made",)),

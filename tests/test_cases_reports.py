@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from reports_factory import make_record
+from reports_factory import make_failure, make_record
 from suites import check
 
 from membench.runs.progress import summarize
@@ -13,12 +13,21 @@ from reports.at_memory import at_memory
 CHANGED = {
     "data": {"environment__data_sha256": "old"},
     "model": {"environment__model_revision": "old"},
+    "task": {"environment__task_code": "old"},
     "tokenizer": {"environment__tokenizer": "old"},
+    "headline": {"headline": "f1", "metrics": {"accuracy": 0.5, "f1": 0.9}},
+    "direction": {"higher_is_better": False},
+}
+NAMED = {  # what has a name that a reader knows
+    "tokenizer": ("tokenizer old", "tokenizer new"),
+    "headline": ("headline f1", "headline accuracy"),
+    "direction": ("headline accuracy (less is better)", "headline accuracy"),
 }
 NOW = {
     "environment__data_sha256": "new",
     "environment__model_revision": "new",
     "environment__tokenizer": "new",
+    "environment__task_code": "new",
     "environment__created": "2026-11-28",
 }
 
@@ -31,12 +40,9 @@ def _setups(records) -> list[tuple[str | None, set[str]]]:
 @pytest.mark.parametrize("what", CHANGED)
 def test_runs_from_before_a_change_of_data_model_or_tokenizer_share_no_table_with_those_after_it(what):
     after = [make_record(method=name, **NOW) for name in ("adamw", "badam")]
-    before = make_record(
-        method="lora", metrics={"accuracy": 0.9}, **{**NOW, "environment__created": "2026-11-27", **CHANGED[what]}
-    )
-    old, new = f"{what} before the latest change", None
-    if what == "tokenizer":  # one that is chosen has a name
-        old, new = "tokenizer old", "tokenizer new"
+    changed = {"metrics": {"accuracy": 0.9}, **NOW, "environment__created": "2026-11-27", **CHANGED[what]}
+    before = make_record(method="lora", **changed)
+    old, new = NAMED.get(what, (f"{what} before the latest change", None))
     assert sorted(_setups([before, *after]), key=str) == sorted([(old, {"lora"}), (new, {"adamw", "badam"})], key=str)
     words = studies.recommend([before, *after], [])
     assert [": badam" in words_ or ": adamw" in words_ for words_ in words].count(True) == 1  # not lora over all
@@ -47,8 +53,10 @@ def test_tasks_have_data_of_their_own_and_what_is_unknown_splits_nothing():
     runs = [
         make_record(task=f"superglue/{name}", **{**NOW, "environment__data_sha256": name}) for name in ("cb", "rte")
     ]
-    unknown = make_record(method="badam", task="superglue/cb")
+    unknown = make_failure(method="badam", task="superglue/cb", headline=None)
     assert _setups([*runs, unknown]) == [(None, {"adamw", "badam"})]
+    older = make_record(task="superglue/cb", method="lora", **CHANGED["headline"])
+    assert ("headline accuracy", {"adamw", "badam"}) in _setups([*runs, unknown, older])
 
 
 def test_older_runs_of_several_tasks_stay_together():

@@ -1,6 +1,9 @@
-"""One refusal stops nothing else: in a comparison and in a study it is a row and a record, and the rest runs."""
+"""One refusal stops nothing else: in a comparison and in a study it is a row and a record, and the rest runs; and what
+was changed is made anew."""
 
+import importlib
 import json
+import sys
 
 import pytest
 from architectures import ARCHITECTURES
@@ -83,3 +86,36 @@ def test_w2_a_task_whose_data_are_missing_stops_no_other(tmp_path):
     runs = prepare(resolve({"data": str(tmp_path), "optimizers": "sgd", "epochs": 1, "reference": False}))
     assert [(run.task, run.refused is None) for run in runs] == [("superglue/cb", False), ("superglue/rte", True)]
     assert "CB/val.jsonl is missing" in runs[0].refused and runs[0].training.record["steps"] is None
+
+
+OWN = """
+import torch
+from edited_helper import scaled
+
+class Mine(torch.optim.SGD):
+    def __init__(self, params, lr=1e-3):
+        super().__init__(params, lr=scaled(lr))
+"""
+
+
+def test_a_method_of_ones_own_whose_code_was_changed_is_another_run(given, tmp_path, monkeypatch):
+    code = tmp_path / "code"
+    code.mkdir()
+    monkeypatch.syspath_prepend(str(code))
+
+    def made(**files):
+        for name, text in files.items():
+            (code / f"{name}.py").write_text(text)
+            sys.modules.pop(name, None)
+        sys.modules.pop("edited_method", None)
+        importlib.invalidate_caches()
+        adamw, mine = prepare(resolve({**given, "optimizers": "edited_method:Mine,adamw", "reference": False}))
+        assert "method_code" in mine.environment and "method_code" not in adamw.environment
+        return mine.run_id, adamw.run_id
+
+    first = made(edited_method=OWN, edited_helper="def scaled(lr): return lr\n", other="x = 1\n")
+    assert made(other="x = 2\n") == first  # which the method doesn't use
+    edited = made(edited_method=OWN.replace("scaled(lr)", "10 * scaled(lr)"))
+    assert edited[0] != first[0] and edited[1] == first[1]
+    assert made(edited_method=OWN) == first
+    assert made(edited_helper="def scaled(lr): return 100 * lr\n")[0] not in (first[0], edited[0])

@@ -49,11 +49,13 @@ _LIBRARIES = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platli
 def own_code(error: BaseException) -> traceback.FrameSummary | None:
     """The last place that an error went through in a user's own module, which is neither ours nor a library's."""
     plugins = _plugins()
-    known = tuple(f"{place}/" for place in (*_OURS, *_LIBRARIES))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
-    return next(
-        (one for one in reversed(frames) if one.filename in plugins or not one.filename.startswith(known)), None
-    )
+    return next((one for one in reversed(frames) if one.filename in plugins or is_own(one.filename)), None)
+
+
+def is_own(file: str) -> bool:
+    """Is it a user's own, neither ours nor a library's?"""
+    return not file.startswith(tuple(f"{place}/" for place in (*_OURS, *_LIBRARIES)))
 
 
 def _plugins() -> set[str | None]:

@@ -65,6 +65,8 @@ def describe(annotation: Any) -> str:
         return "one of " + ", ".join(map(str, args))
     if origin in (tuple, list, Sequence, Iterable, Collection):
         kinds = [kind for kind in args if kind is not Ellipsis]
+        if kinds and get_origin(kinds[0]) is Literal:
+            return f"a list of some {describe(kinds[0]).removeprefix('one ')}"
         return "a list" if not kinds else f"a list of {describe(kinds[0]).removeprefix('a ')}s"
     return str(annotation)
 

@@ -20,6 +20,7 @@ from membench.config.fan_out import sharing
 from membench.config.run import Run, Training
 from membench.config.settings import Settings
 from membench.runs import environment
+from membench.runs.own_code import digest as own_code_digest
 from membench.training.activations import check_pieces
 from membench.training.build import build_model, build_optimizer, create_task
 from membench.training.loop import check_combination
@@ -72,8 +73,9 @@ def _prepare(settings: Settings) -> list[Run]:
     settings = _fitted(settings, list(names))
     check_pieces(settings)
     works = _works(settings, list(names), device, threads)
+    code = {(work.name, method): _code(work.name, method) for work in works for method in methods}
     runs = [
-        _run(settings, work, method, seed, surroundings)
+        _run(settings, work, method, seed, surroundings, code[work.name, method])
         for work in works
         for seed in dict.fromkeys(settings.seeds)
         for method in methods
@@ -227,11 +229,13 @@ def _steps(settings: Settings, task: tasks.Task) -> int:
     return max(1, math.ceil(settings.epochs * task.train_size / settings.batch_size))
 
 
-def _run(settings: Settings, work: _Work, method: str, seed: int, surroundings: dict[str, Any]) -> Run:
+def _run(
+    settings: Settings, work: _Work, method: str, seed: int, surroundings: dict[str, Any], code: dict[str, str]
+) -> Run:
     values = _values(settings, work, method, seed)
 
     def run_id(processes: int) -> str:
-        configuration = {"hyperparameters": values, **work.identity(processes)}
+        configuration = {"hyperparameters": values, **work.identity(processes), **code}
         return record.run_id(work.name, method, settings.model, seed, configuration)
 
     return Run(
@@ -244,9 +248,16 @@ def _run(settings: Settings, work: _Work, method: str, seed: int, surroundings: 
         training=work.training.on(settings.processes),
         device=str(work.device),
         threads=work.threads,
-        environment={**surroundings, **work.provenance},
+        environment={**surroundings, **work.provenance, **code},
         refused=work.refused,
     )
+
+
+def _code(task: str, method: str) -> dict[str, str]:
+    """Digests of the code of a task and a method from outside."""
+    modules = {"task_code": tasks.module_of(task), "method_code": optimizers.module_of(method)}
+    found = {name: own_code_digest(module) for name, module in modules.items() if module is not None}
+    return {name: digest for name, digest in found.items() if digest is not None}
 
 
 def _values(settings: Settings, work: _Work, method: str, seed: int) -> dict[str, Any]:
