@@ -313,6 +313,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         storages = [storage for t in tensors for storage in storages_of(t)]
         return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
+    @torch._disable_dynamo  # torch.compile(optimizer.step) would trace what changes from step to step
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
         """Update what is being trained.
