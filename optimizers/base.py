@@ -464,8 +464,10 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
             self._hook_gradients(_updating(self))
 
     def _check_used(self) -> None:
-        """With `in_backward`: refuse gradients that no backward pass has brought, as of `torch.autograd.grad`."""
-        if any(p.grad is not None and p.requires_grad for p in self._group_of):
+        """With `in_backward`: refuse gradients that no backward pass has brought, as of `torch.autograd.grad`; at a
+        rate of 0 they change nothing (torch.distributed.checkpoint makes such a step)."""
+        left = any(p.grad is not None and p.requires_grad for p in self._group_of)
+        if left and any(group["lr"] for group in self.param_groups):
             raise RuntimeError(
                 f"{type(self).__name__} updates inside the backward pass, so a p.grad that was set by hand is never "
                 "used: call optimizer.backward(loss), or use in_backward=False if the method has it"
