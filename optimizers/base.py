@@ -14,8 +14,8 @@ import functools
 import gc
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -313,6 +313,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         storages = [storage for t in tensors for storage in storages_of(t)]
         return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
+    @torch._disable_dynamo  # torch.compile(optimizer.step) would trace what changes from step to step
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
         """Update what is being trained.
@@ -337,7 +338,10 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         else:
             self.average_gradients()
             ranks.check(self, ((p, p.grad) for p in self._group_of))
-            with _without_autocast(next(iter(self._group_of)).device.type):
+            if torch._C._is_any_autocast_enabled():
+                with _without_autocast(next(iter(self._group_of))):
+                    self._update_all()
+            else:
                 self._update_all()
         torch.clear_autocast_cache()  # in a loop that is within autocast it holds casts of the weights as they were
         self._updated.clear()
@@ -356,7 +360,9 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
 
     def _update(self, pairs: list[tuple[nn.Parameter, Tensor]], group: dict[str, Any]) -> None:
         """`update`, on shards if the method can, else on one sharded tensor after another, gathered."""
-        low = self._masters.follow((p for p, _ in pairs), self.state, self.weights_with_master)
+        low = [p for p, _ in pairs if p.dtype in LOW_PRECISION]
+        if low:
+            self._masters.follow(low, self.state, self.weights_with_master)
         apart = [] if self.elementwise else [(p, g) for p, g in pairs if sharded.is_sharded(p)]
         together = [(p, g) for p, g in pairs if not sharded.is_sharded(p)] if apart else pairs
         if together:
@@ -364,7 +370,8 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         for p, g in apart:
             with sharded.whole(p, self.state[p]):
                 self.update([p], [sharded.gathered(g)], group)
-        self._masters.note(low)
+        if low:
+            self._masters.note(low)
 
     @torch.no_grad()
     def _receive(self, p: nn.Parameter) -> None:
@@ -382,8 +389,12 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         assert p.grad is not None  # a hook that torch calls after accumulating it
         if p.numel():
             self._check_dense([(p, p.grad)])
-            with _without_autocast(p.device.type):
-                self._update([(p, p.grad)], self.param_groups[self._group_of[p]])
+            group = self.param_groups[self._group_of[p]]
+            if torch._C._is_any_autocast_enabled():
+                with _without_autocast(p):
+                    self._update([(p, p.grad)], group)
+            else:
+                self._update([(p, p.grad)], group)
         self._updated.add(p)
         p.grad = None
 
@@ -453,8 +464,10 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
             self._hook_gradients(_updating(self))
 
     def _check_used(self) -> None:
-        """With `in_backward`: refuse gradients that no backward pass has brought, as of `torch.autograd.grad`."""
-        if any(p.grad is not None and p.requires_grad for p in self._group_of):
+        """With `in_backward`: refuse gradients that no backward pass has brought, as of `torch.autograd.grad`; at a
+        rate of 0 they change nothing (torch.distributed.checkpoint makes such a step)."""
+        left = any(p.grad is not None and p.requires_grad for p in self._group_of)
+        if left and any(group["lr"] for group in self.param_groups):
             raise RuntimeError(
                 f"{type(self).__name__} updates inside the backward pass, so a p.grad that was set by hand is never "
                 "used: call optimizer.backward(loss), or use in_backward=False if the method has it"
@@ -584,14 +597,9 @@ def _guarded(init: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
-@contextmanager
-def _without_autocast(device: str) -> Iterator[None]:
+def _without_autocast(p: Tensor) -> AbstractContextManager[Any]:
     """Within this context matrix products have the dtype of their factors, though a loop is within autocast."""
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        yield
-        return
-    with torch.autocast(device, enabled=False):
-        yield
+    return nullcontext() if p.is_meta else torch.autocast(p.device.type, enabled=False)
 
 
 def _check_alone(method: MemoryEfficientOptimizer) -> None:

@@ -84,6 +84,7 @@ class MeZO(MemoryEfficientOptimizer):
         self._number = {p: number for number, p in enumerate(self._group_of)}
         self._passed: set[nn.Parameter] = set()  # that the losses depend on
 
+    @torch._disable_dynamo
     def ask(self, closure: Callable[[], Tensor]) -> Tensor:
         """Measure the slopes of the loss that `closure` computes; those of several calls before a step add up."""
         if any(is_sharded(p) for p in self.model.parameters()):
@@ -101,6 +102,7 @@ class MeZO(MemoryEfficientOptimizer):
         """Refused: a single loss teaches nothing."""
         raise RuntimeError("MeZO asks for losses itself: call ask(closure) instead of backward(loss)")
 
+    @torch._disable_dynamo
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
         """Update all weights from the losses obtained by `ask`, or those that `closure` computes."""
         loss = None if closure is None else self.ask(closure)

@@ -96,7 +96,7 @@ def normalized(g: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     work = g.to(torch.float32, copy=True)
     size = (work.norm() / math.sqrt(g.numel())).clamp_(min=SMALLEST)
     squares = work.div_(size).square_()  # scaled to size 1, or the squares of a small gradient would underflow
-    of_columns = torch.ones(columns, device=g.device)  # c^2
+    of_columns = torch.ones(columns, dtype=work.dtype, device=g.device)  # c^2
     for _ in range(iterations):
         of_rows = (squares @ of_columns).clamp_(min=LEAST).reciprocal_().mul_(columns)  # r^2: rows of norm sqrt(n)
         of_columns = (squares.t() @ of_rows).clamp_(min=LEAST).reciprocal_().mul_(rows)

@@ -435,3 +435,18 @@ def test_a_rate_that_is_a_tensor_is_each_groups_own(method):
             group["lr"] *= 0.5
     assert [float(g["lr"]) for g in optimizer.param_groups] == pytest.approx([g["lr"] for g in plain.param_groups])
     assert train(models[1], optimizer, 3) == pytest.approx(train(models[0], plain, 3), abs=1e-3)
+
+
+@every_method
+def test_neither_the_default_dtype_nor_a_compiled_step_changes_an_update(method):
+    torch._dynamo.reset()
+    plain, other = build_model(), build_model()
+    expected = train(plain, subject(method).build(plain), 4)
+    optimizer = subject(method).build(other)
+    optimizer.step = torch.compile(optimizer.step, backend="eager")
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert train(other, optimizer, 4) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert not changed(weights_of(plain), other)

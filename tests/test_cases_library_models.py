@@ -336,3 +336,23 @@ def test_a_matrix_whose_first_gradient_is_zero_is_trained_as_soon_as_it_has_one(
     train(model, optimizer, 1, start=1)
     step = (model.layers[0].mlp.up_proj.weight - before).norm() / before.numel() ** 0.5
     assert step > 1e-3  # Adam's would be 1e-2, spread over r of 16 dimensions
+
+
+@every_method
+def test_weights_in_float64_keep_their_digits(method):
+    model = build_model(torch.float64)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train(model, subject(method).build(model), 3)
+    moved = [p.detach() for name, p in model.named_parameters() if not torch.equal(p, before.get(name, p))]
+    assert moved and all(not torch.equal(p.float().double(), p) for p in moved)
+
+
+@pytest.mark.parametrize("method", ["galore", "muon", "sinkgd", "adamw"])
+def test_a_cast_to_float16_is_met_as_a_model_in_float16(method):
+    model = build_model()
+    optimizer = subject(method, **({"master_weights": False} if method == "adamw" else {})).build(model)
+    model.half()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with pytest.raises(ValueError, match="would keep the moments of .* in float16"):
+        train(model, optimizer, 1)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())

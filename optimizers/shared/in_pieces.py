@@ -54,7 +54,7 @@ def _adamw(
 ) -> None:
     (beta1, beta2), lr = group["betas"], group["lr"]
     correction1, correction2 = 1.0 - beta1 ** state["step"], math.sqrt(1.0 - beta2 ** state["step"])
-    w, g = p.float(), g.float()
+    w, g = p.to(torch.promote_types(p.dtype, torch.float32)), g.float()
     m = _read(state, "exp_avg", piece).mul_(beta1).add_(g, alpha=1.0 - beta1)
     v = _read(state, "exp_avg_sq", piece).mul_(beta2).addcmul_(g, g, value=1.0 - beta2)
     del g

@@ -28,23 +28,18 @@ class Masters:
         self._written.clear()
 
     @torch.no_grad()
-    def follow(self, params: Iterable[Tensor], state: Any, weights_of: Callable[[Any], Tensor]) -> list[Tensor]:
+    def follow(self, params: Iterable[Tensor], state: Any, weights_of: Callable[[Any], Tensor]) -> None:
         """Give the masters of changed weights their new values; entries that are the same keep their last bits.
 
         Args:
-            params: what is about to be updated.
+            params: in low precision, about to be updated.
             state: of the method, by parameter.
             weights_of: the weights of a parameter that its master stands for.
-
-        Returns:
-            those of `params` that may have masters, for `note`.
         """
-        low = [p for p in params if p.dtype in LOW_PRECISION]
-        for p in low:
-            if self._written.get(p) != p._version and "master" in state[p]:
+        for p in params:
+            if self._written.get(p) != p._version and "master" in state.get(p, ()):
                 master, weights = state[p]["master"], weights_of(p)
                 master.copy_(torch.where(master.to(weights.dtype) == weights, master, weights))
-        return low
 
     def note(self, params: Iterable[Tensor]) -> None:
         """These were written by the method."""

@@ -125,6 +125,7 @@ def check_unchanged(method: MemoryEfficientOptimizer) -> None:
 
     Raises:
         RuntimeError: names a parameter, what is wrong with it, and the way out.
+        ValueError: it was cast to float16, and the method would keep second moments in that.
     """
     steps = method._steps_done
     seen = [p.dtype if p.requires_grad else None for p in method._requires_grad]
@@ -132,6 +133,7 @@ def check_unchanged(method: MemoryEfficientOptimizer) -> None:
         return
     if any(map(is_sharded, method._group_of)):
         return
+    check_moments(method)
     trained = method._group_of if method._chosen is None else method._chosen
     for name, p in method.model.named_parameters():
         if p.requires_grad:
