@@ -56,13 +56,17 @@ def sensitivity(trials: Iterable[Record]) -> list[Row]:
 
     Trials of different trainings, as a folder has them whose study was changed, are rows of their own.
     """
-    setups = group(list(trials))
-    groups: dict[tuple[str, str, str, str], list[Record]] = {}
+    trials = list(trials)
+    setups = group(trials)
+    told: dict[int, str] = {}  # by trial, what tells its training from others'
     for setup in setups:
-        told = ", ".join(differing(setup, [other for other in setups if _alike(setup, other)]))
-        for runs in setup.rows.values():
-            for trial in runs.values():
-                groups.setdefault((trial["task"], trial["model"], trial["method"], told), []).append(trial)
+        words = ", ".join(differing(setup, [other for other in setups if _alike(setup, other)]))
+        told |= {id(trial): words for runs in setup.rows.values() for trial in runs.values()}
+    groups: dict[tuple[str, str, str, str], list[Record]] = {}
+    for trial in trials:  # in their order, by which the first of equally good ones is chosen
+        if id(trial) in told:
+            key = (trial["task"], trial["model"], trial["method"], told[id(trial)])
+            groups.setdefault(key, []).append(trial)
     return [_sensitivity_row(key, found) for key, found in groups.items()]
 
 
