@@ -50,10 +50,15 @@ def scores(runs: Iterable[Record]) -> dict[str, Scores]:
     return found
 
 
+def default(method: str) -> float:
+    """A method's rate for narrow models; a variant without one of its own has its method's."""
+    return LEARNING_RATES.get(method, LEARNING_RATES[method.partition(":")[0]]).narrow
+
+
 def behind(method: str, found: Scores) -> float:
     """How much less a method scores at its default for narrow models than at its best rate; means over seeds."""
     means = {rate: statistics.fmean(values) for rate, values in found.items()}
-    return max(means.values()) - means[LEARNING_RATES[method].narrow]
+    return max(means.values()) - means[default(method)]
 
 
 def answer(found: dict[str, Scores]) -> str:
@@ -68,11 +73,11 @@ def table(found: dict[str, Scores]) -> Table:
     """A row a method."""
     lines = []
     for method, by_rate in found.items():
-        default = LEARNING_RATES[method].narrow
+        own = default(method)
         best = max(by_rate, key=lambda rate: statistics.fmean(by_rate[rate]))
-        others = [f"{rate:g}: {_told(values)}" for rate, values in by_rate.items() if rate != default]
+        others = [f"{rate:g}: {_told(values)}" for rate, values in by_rate.items() if rate != own]
         gap = f"{100 * behind(method, by_rate):.1f}"
-        lines.append([method, f"{default:g}", _told(by_rate[default]), f"{best:g}", gap, ", ".join(others)])
+        lines.append([method, f"{own:g}", _told(by_rate[own]), f"{best:g}", gap, ", ".join(others)])
     headers = ["method", "default", "score", "best", "behind", "other rates"]
     notes = ["score: mean ± standard deviation (seeds); behind: by how many points the best rate's mean is higher."]
     return Table("Each method at its default, and at other rates", headers, lines, {"method", "other rates"}, notes)

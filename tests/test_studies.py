@@ -118,8 +118,7 @@ def test_the_defaults_of_narrow_models_are_those_that_the_encoders_trials_choose
     found = rates.chosen(records.unpack(pages.HERE / "encoder" / "trials.json"))
     assert len(found) > 20
     for method, rate in found.items():
-        own = LEARNING_RATES.get(method, LEARNING_RATES[method.partition(":")[0]])  # LoRA-FA's are LoRA's
-        assert own.narrow == rate, method
+        assert rates.default(method) == rate, method
 
 
 def test_how_far_a_default_rate_is_behind_the_best_is_told():
