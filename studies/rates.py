@@ -17,16 +17,22 @@ Scores = dict[float, list[float]]  # by learning rate, a score for each seed
 def chosen(trials: Iterable[Record]) -> dict[str, float]:
     """By method, the rate to be its default: that with the best mean over the tasks.
 
-    Of neighbours within `TIE` of it the middle one; of an even number, the larger of the middle two.
+    Of neighbours within `TIE` of it the middle one; of an even number, the larger of the middle two. Rates at which all
+    scores are those at another rate taught nothing, and aren't chosen.
     """
-    found: dict[str, dict[float, list[float]]] = {}
-    for run in trials:
+    found: dict[str, Scores] = {}
+    for run in sorted(trials, key=lambda run: (run["task"], run["seed"])):
         by_rate = found.setdefault(run["method"], {})
         by_rate.setdefault(run["hyperparameters"]["lr"], []).append(run["metrics"][run["headline"]])
     return {
-        method: _middle({rate: statistics.fmean(by_rate[rate]) for rate in by_rate})
+        method: _middle({rate: statistics.fmean(values) for rate, values in _that_teach(by_rate).items()})
         for method, by_rate in found.items()
     }
+
+
+def _that_teach(by_rate: Scores) -> Scores:
+    found = list(by_rate.values())
+    return {rate: values for rate, values in by_rate.items() if found.count(values) == 1} or by_rate
 
 
 def _middle(means: dict[float, float]) -> float:

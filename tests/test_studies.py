@@ -106,6 +106,7 @@ def at_rate(lr: float, score: float, seed: int = 0, method: str = "badam", task:
         ([0.5, 0.6, 0.595, 0.5], 3),  # two: the larger
         ([0.6, 0.5, 0.601, 0.595], 4),  # not neighbours
         ([0.6, 0.5, 0.5, 0.5], 1),
+        ([0.6, 0.6, 0.5, 0.55], 4),  # the same scores at two rates: those of an untrained model
     ],
 )
 def test_a_default_rate_is_the_best_on_average_over_tasks_or_the_middle_of_those_as_good(means, rate):

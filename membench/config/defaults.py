@@ -48,7 +48,7 @@ LEARNING_RATES = {
     "lomo": Rates(3e-2, 3e-2, 1e-1, 1e-1),
     "adalomo": Rates(5e-4, 1.5e-3, 3e-3, 1e-2),
     "hft": Rates(2e-5, 2e-4, 1e-3, 1e-3),
-    "mezo": Rates(1e-6, 1e-5, 1e-3, 3e-4),
+    "mezo": Rates(1e-6, 1e-3, 1e-3, 3e-4),
     "adafactor": Rates(5e-5, 5e-5, 5e-4, 2e-3),
     "adam-mini": Rates(2e-5, 6e-5, 3e-4, 1e-3),
     "apollo": Rates(1e-4, 1e-3, 2e-3, 1e-2),
