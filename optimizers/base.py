@@ -614,8 +614,11 @@ def _check_alone(method: MemoryEfficientOptimizer) -> None:
 
 
 def _separate(groups: list[dict[str, Any]]) -> None:
-    """Give each group its own tensors for hyper-parameters, which schedulers and loops change in place."""
-    for group in groups:
+    """Give each group its own tensors for hyper-parameters, which schedulers and loops change in place.
+
+    The first keeps those that were given, so that a loop may also change these.
+    """
+    for group in groups[1:]:
         group |= {key: value.clone() for key, value in group.items() if torch.is_tensor(value)}
 
 
