@@ -191,6 +191,14 @@ def test_the_worst_case_probes_the_largest_of_the_others_until_tensors_are_chose
     assert len(turns) > 2
 
 
+def test_the_worst_case_has_the_largest_tensor_last_when_positions_of_the_others_are_held():
+    optimizer = BlockLLM(build_model(), sparsity=0.3)
+    for number in range(optimizer.worst_cases):
+        optimizer.worst_case(number)
+        sizes = [optimizer._pool[i].numel() for i in optimizer.rule.chosen]
+        assert min(sizes) < sizes[-1] == max(sizes)
+
+
 def test_the_worst_case_holds_the_largest_tensors():
     optimizer = BlockLLM(build_model(), sparsity=0.9)
     optimizer.worst_case()
