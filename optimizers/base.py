@@ -658,5 +658,6 @@ def _copy(value: Any, device: torch.device) -> Any:
 
 
 def has_values(t: Tensor) -> bool:
-    """False for fake and meta tensors: a choice that depends on values then takes the worst case in bytes."""
-    return not isinstance(t, FakeTensor) and not t.is_meta
+    """False for fake and meta tensors, and shards of them: a choice by values then takes the worst case in bytes."""
+    local = sharded.own_part(t)
+    return not isinstance(local, FakeTensor) and not local.is_meta

@@ -6,11 +6,13 @@ import random
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from optimizers import AdamW, BlockLLM, blockllm
 from optimizers.contract import build_model, loss_of, train, weights_of
 from optimizers.shared import partial
 from optimizers.shared.blockllm_rules import PaperRule, ReleaseRule
+from optimizers.shared.largest import largest_entries
 
 
 def chosen_of(optimizer):
@@ -197,6 +199,14 @@ def test_the_worst_case_has_the_largest_tensor_last_when_positions_of_the_others
         optimizer.worst_case(number)
         sizes = [optimizer._pool[i].numel() for i in optimizer.rule.chosen]
         assert min(sizes) < sizes[-1] == max(sizes)
+
+
+def test_without_values_every_tensor_has_an_entry_and_the_last_ones_have_the_rest():
+    with FakeTensorMode():
+        tensors = [torch.empty(10), torch.empty(4, 5), torch.empty(30)]
+        assert [len(positions) for positions in largest_entries(tensors, 25)] == [1, 1, 23]
+        assert [len(positions) for positions in largest_entries(tensors, 41)] == [1, 10, 30]
+        assert [len(positions) for positions in largest_entries(tensors, 2)] == [1, 1, 0]
 
 
 def test_the_worst_case_holds_the_largest_tensors():

@@ -8,7 +8,10 @@ import pytest
 import torch
 from plan_models import at_peak, blueprint, maxima
 from test_plan_metered import BOUNDED, BY_VALUES
+from torch import nn
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker, _FSDPRefType
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import optimizers
 from membench.memory.allocator import CUDA_CONTEXT_BYTES
@@ -16,6 +19,7 @@ from membench.memory.meter import MemoryMeter
 from membench.planning import planner
 from membench.planning.blueprint import Blueprint
 from membench.planning.budget import Limits
+from membench.planning.fake import QuickFakeTensorMode
 from membench.planning.gpus import needed
 from membench.planning.method import plan_method
 from membench.planning.planner import method_values, plan
@@ -25,6 +29,8 @@ from membench.planning.workload import Workload, loss_function
 from membench.training import parallel
 from membench.training.metering import train_selection
 from optimizers import welore
+from optimizers.base import has_values
+from optimizers.shared.sharded import is_sharded
 from reports import plans
 
 AGREEMENT = 512  # bytes: numbers by which real ranks see that they train the same
@@ -171,3 +177,12 @@ def test_a_plan_of_several_gpus_says_what_each_method_needs_and_the_formula_of_z
     assert "replaces" in document["refused"]["mezo"]
     text = plans.render(document, "table")
     assert "on each of 4 GPUs (fsdp2)" in text and "GPUs of 0.59 GiB that each needs: badam 1." in text
+
+
+def test_shards_of_fake_tensors_have_no_values():
+    with pretended(2):
+        mesh = init_device_mesh("cpu", (2,))
+        with QuickFakeTensorMode():
+            weight = fully_shard(nn.Linear(4, 4), mesh=mesh).weight
+            assert is_sharded(weight)
+            assert not has_values(weight)

@@ -55,10 +55,9 @@ class ModuleTracker:
     def _find(self, leaf: Tensor) -> bool:
         """Is it in the place of a parameter now, as FSDP2's unsharded ones are while their module runs?"""
         for module, name in self._names.items():
-            if any(p is leaf for p in module._parameters.values()):
-                self._owners[id(leaf)] = name
-                return True
-        return False
+            for p in module._parameters.values():
+                self._owners.setdefault(id(p), name)  # all that are there, since more of them will be asked about
+        return id(leaf) in self._owners
 
     def inside(self) -> bool:
         """Is a module's forward running?"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
@@ -124,28 +124,26 @@ class QuickFakeTensorMode(FakeTensorMode):
         tensors: list[FakeTensor] = []
         self._describe(described, tensors, args)
         if kwargs:
-            self._describe(described, tensors, kwargs)
+            described.append(tuple(kwargs))
+            self._describe(described, tensors, kwargs.values())
         return tuple(described), tensors
 
-    def _describe(self, key: list[Any], tensors: list[FakeTensor], values: Any) -> None:
-        if isinstance(values, Mapping):
-            key.append(tuple(values))
-            values = values.values()
+    def _describe(self, key: list[Any], tensors: list[FakeTensor], values: Iterable[Any]) -> None:
         for value in values:
             kind = type(value)
-            if kind is FakeTensor or isinstance(value, FakeTensor):
+            if kind in _PLAIN:
+                key += (kind, value)
+            elif kind is tuple or kind is list:
+                key += (kind, len(value))
+                self._describe(key, tensors, value)
+            elif kind is FakeTensor or isinstance(value, FakeTensor):
                 if value.fake_mode is not self or value.constant is not None or value.layout is not torch.strided:
                     raise _UnknownError
                 key += (value.shape, value.stride(), value.dtype, value.fake_device, value.storage_offset())
                 key += (value.requires_grad, value.is_conj(), value.is_neg())
                 tensors.append(value)
-            elif kind in _PLAIN:
-                key += (kind, value)
             elif kind is torch.Generator:
                 key.append(kind)
-            elif isinstance(value, Sequence):
-                key += (kind, len(value))
-                self._describe(key, tensors, value)
             else:
                 raise _UnknownError
 

@@ -14,6 +14,7 @@ from membench.memory.collectives import WAIT
 from membench.memory.meter import MemoryMeter
 from membench.memory.modules import AccumulateGrad
 from membench.planning.fake import UNKNOWN, QuickFakeTensorMode
+from optimizers.shared.sharded import own_part
 
 _EMPTY = torch.ops.aten.empty_strided.default
 
@@ -79,7 +80,7 @@ class FakeMeter(MemoryMeter):
 
         FSDP2 makes the shards of several gradients in one allocation.
         """
-        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        local = own_part(tensor)
         watch = self._alive.get(local.untyped_storage()._cdata)
         if watch is None or (local is tensor and self.trace.sizes[watch.index] != local.nbytes):
             return None

@@ -23,7 +23,8 @@ def largest_entries(tensors: list[Tensor], count: int) -> Iterator[Tensor]:
     """For each tensor the positions (k,), int32 and increasing, of its entries among the `count` largest |x| of all.
 
     Among entries equal to the limit the first are taken. Magnitudes are compared in fp32; NaN counts as the largest.
-    Of fake tensors the last are taken as a whole: who puts the largest tensor last sees the most bytes at once.
+    Of fake tensors the last are taken as a whole, and one entry of each other: who puts the largest tensor last sees
+    the most bytes at once.
 
     Args:
         tensors: of any shape; positions are those in each flattened tensor.
@@ -41,7 +42,7 @@ def largest_entries(tensors: list[Tensor], count: int) -> Iterator[Tensor]:
             if not fake:
                 ties -= _add_first(chosen, bits == limit, ties)
             del bits  # 4 bytes per entry, which aren't needed beside the positions
-            found.append(_positions(chosen, max(0, left - later)).add_(start))
+            found.append(_positions(chosen, min(left, max(1, left - later))).add_(start))
             del chosen
             left -= len(found[-1])
             start += length

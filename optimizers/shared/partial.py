@@ -18,13 +18,16 @@ PIECE = 2**18  # entries gathered at a time: 16 bytes each in fp32
 
 State = dict[str, Any]
 
+_PER_ENTRY = ("exp_avg", "exp_avg_sq", "master")  # of AdamW's state, what has a value for each entry
+
 
 def update_entries(adamw: InnerAdamW, state: State, p: Tensor, g: Tensor, group: dict[str, Any], key: Key) -> None:
     """One step of AdamW on the entries of `p` at `state["index"]` (k,), int32 positions in the flattened tensor."""
     index, flat, flat_g = state["index"], p.reshape(-1), g.reshape(-1)
     if "step" not in state:
         adamw.init_state(state, flat.index_select(0, index))
-    for number, (positions, part) in enumerate(zip(index.split(PIECE), _cut(state, PIECE), strict=True)):
+    for number, start in enumerate(range(0, len(index), PIECE)):
+        positions, part = index[start : start + PIECE], _piece(state, start)
         # twice as fast as `take` and `put_`, and a selection needs no index of 8 bytes per entry
         entries = flat.index_select(0, positions)
         entries_of_g = flat_g.index_select(0, positions)
@@ -121,9 +124,16 @@ def trained_rows(p: Tensor, cut: Cuts) -> Tensor:
     return torch.cat(rows_of(p).split(cut)[1::2])
 
 
-def _cut(state: State, sizes: int | list[int]) -> Iterator[State]:
+def _piece(state: State, start: int) -> State:
+    """AdamW's state of the `PIECE` entries from `start`, with its own step count."""
+    step = state["step"]
+    own_step = step.clone() if torch.is_tensor(step) else step
+    return {"step": own_step, **{name: state[name][start : start + PIECE] for name in _PER_ENTRY if name in state}}
+
+
+def _cut(state: State, sizes: list[int]) -> Iterator[State]:
     """AdamW's state split along its first dimension, each part with its own step count."""
-    names = [name for name in ("exp_avg", "exp_avg_sq", "master") if name in state]
+    names = [name for name in _PER_ENTRY if name in state]
     parts = list(zip(*(state[name].split(sizes) for name in names), strict=True))
     step = state["step"]
     steps = step.repeat(len(parts)).unbind() if torch.is_tensor(step) else [step] * len(parts)

@@ -24,6 +24,11 @@ def is_sharded(t: Any) -> bool:
     return isinstance(t, DTensor)
 
 
+def own_part(t: Tensor) -> Tensor:
+    """This rank's shard of a tensor; a plain one is returned as it is."""
+    return t.to_local() if isinstance(t, DTensor) else t
+
+
 def gathered(t: Tensor) -> Tensor:
     """All of a tensor, on every rank; a plain one is returned as it is."""
     return t.full_tensor() if isinstance(t, DTensor) else t
