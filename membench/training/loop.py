@@ -1,7 +1,6 @@
 """The training loop, the same for every method; the memory meter and the planner run its step, too."""
 
 import math
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,7 @@ from membench.training import parallel, shards, tracking
 from membench.training.activations import offloading
 from membench.training.clock import Clock
 from membench.training.schedule import scheduler
+from membench.training.seeding import seed_generators
 from optimizers import MemoryEfficientOptimizer
 from optimizers.shared.sharded import gathered
 from reports.schema import ANY as LARGEST_SCORE
@@ -208,6 +208,7 @@ class Loop:
         self.scheduler = scheduler(optimizer, training)
         self.clock = Clock(device)
         self.progress = Progress()
+        self._stepped = False  # in this process
         self._loss_fn = loss_function(task, training, device)
         self._gradient_norm: tracking.GradientNorm | None = None
         if not isinstance(task, HasReference):  # which knows no batch before it has seen the model
@@ -277,9 +278,13 @@ class Loop:
 
     def _step(self) -> float:
         progress, training = self.progress, self.training
-        key = f"{self.seed}/{progress.step}" + (f"/{parallel.rank()}" if parallel.rank() else "")
-        torch.manual_seed(zlib.crc32(key.encode()))  # CPU generators take 32 bits
+        seed_generators(self.seed, progress.step)
         whole = micro_batches(self.task, progress.step, training, self.device)
+        if not self._stepped:
+            parallel.check_same(whole)
+            self._stepped = True
+        if parallel.rank():  # its dropout masks are its own
+            seed_generators(self.seed, progress.step, parallel.rank())
         batches = [parallel.share_of(batch) for batch in whole]
         rate = self.optimizer.param_groups[0]["lr"]
         mean = training_step(
