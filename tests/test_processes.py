@@ -94,6 +94,16 @@ class FromGlobalGenerators(Task):
         return super().batch(int(torch.randint(100, ())) + np.random.randint(100) + random.randrange(100))
 
 
+class Unlabelled(Task):
+    """A half of some batches has no labels."""
+
+    def batch(self, step):
+        made = super().batch(step)
+        if step % 3:
+            made["labels"][self.size // 2 :] = -100
+        return made
+
+
 class FromNoSeed(Task):
     def batch(self, step):
         return super().batch(secrets.randbelow(10**6))
@@ -182,6 +192,11 @@ def drawn(rank, task):
 
 def test_ranks_share_the_batches_of_a_task_that_draws_from_global_generators():
     one, two = drawn(0, FromGlobalGenerators), gloo.run(drawn, FromGlobalGenerators)
+    assert two == [pytest.approx(one, rel=1e-6)] * 2
+
+
+def test_a_rank_whose_share_has_no_labels_counts_for_nothing():
+    one, two = drawn(0, Unlabelled), gloo.run(drawn, Unlabelled)
     assert two == [pytest.approx(one, rel=1e-6)] * 2
 
 

@@ -93,8 +93,10 @@ def training_step(
 def _backpropagate(
     model: nn.Module, optimizer: MemoryEfficientOptimizer, loss_fn: Loss, batch: Batch, weight: float, phase: Phase
 ) -> Tensor:
+    learned = batch if weight else _with_labels(batch)
+
     def weighted_loss() -> Tensor:
-        loss = loss_fn(model, batch)
+        loss = loss_fn(model, learned)
         return loss * weight if weight != 1 else loss
 
     with phase("forward"):
@@ -104,6 +106,11 @@ def _backpropagate(
     with phase("backward"):
         optimizer.backward(loss)
     return loss.detach()
+
+
+def _with_labels(batch: Batch) -> Batch:
+    """A batch that counts for nothing, with labels: the mean over none is NaN, and so would be 0 times that."""
+    return {**batch, "labels": torch.zeros_like(batch["labels"])} if "labels" in batch else batch
 
 
 def check_combination(optimizer: MemoryEfficientOptimizer, micro_batches: int, max_grad_norm: float | None) -> None:
@@ -155,16 +162,20 @@ def shares(batches: Sequence[Batch], whole: Sequence[Batch] | None = None) -> li
 
     A loss is a mean over labels, whose number varies between texts: with these weights the mean is the whole batch's.
     If `batches` are this rank's parts of the `whole` ones, it is so for the mean over ranks.
+
+    Raises:
+        ValueError: there are none.
     """
-    counts = [_labels(batch) for batch in batches]
-    if whole is None or parallel.ranks() == 1:
-        return [count / sum(counts) for count in counts]
-    total = sum(_labels(batch) for batch in whole) if "labels" in batches[0] else parallel.ranks() * len(batches)
-    return [parallel.ranks() * count / total for count in counts]
+    total = sum(map(_labels, batches if whole is None else whole))
+    if not total:
+        raise ValueError("a batch has nothing to learn, since all of its labels are -100: leave such rows out")
+    ranks = 1 if whole is None else parallel.ranks()
+    return [ranks * _labels(batch) / total for batch in batches]
 
 
 def _labels(batch: Batch) -> int:
-    return int((batch["labels"] != -100).sum()) if "labels" in batch else 1
+    """How many a batch has; rows of one without."""
+    return int((batch["labels"] != -100).sum()) if "labels" in batch else len(next(iter(batch.values())))
 
 
 def loss_function(task: Task, training: Training, device: torch.device) -> Loss:
