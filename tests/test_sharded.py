@@ -12,6 +12,7 @@ from torch import distributed, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+import optimizers
 from optimizers.contract import build_model, weights_of
 from optimizers.shared.sharded import gathered
 
@@ -40,6 +41,11 @@ def sharded(name, part):
     else:
         optimizer = tested.build(shard(model))
     return train_on(model, optimizer, part)
+
+
+def sharded_stock(path, part):
+    model = shard(model_without_dead_ends())
+    return train_on(model, optimizers.get(path)(model), part)
 
 
 def sharded_afterwards(name, part):
@@ -84,11 +90,15 @@ def kept_whole(name, part):
     return train_on(model, subject(name).build(model), part)
 
 
-def wrapped(name, part, on="wrapper", **given):
+class OwnWrapper(DistributedDataParallel):
+    pass
+
+
+def wrapped(name, part, on="wrapper", wrap=DistributedDataParallel, **given):
     model = model_without_dead_ends()
     model.unused.requires_grad_(False)  # without find_unused_parameters torch would wait for it
     before = subject(name).build(model, **given) if on == "before" else None
-    wrapper = DistributedDataParallel(model)
+    wrapper = wrap(model)
     optimizer = before or subject(name).build(wrapper if on == "wrapper" else model, **given)
     weights = train_on(wrapper, optimizer, part, steps=2)
     return {key.removeprefix("module."): p for key, p in weights.items()}
@@ -202,7 +212,12 @@ RIGHT = [  # what works although it could be asked for in a better order
 WRONG = {  # what is refused, and the way out
     (sharded_unseen, "lomo"): r"build it after fully_shard\(model\), or call optimizer.backward\(loss\)",
     (sharded_unseen, "badam in backward"): r"build it after fully_shard\(model\), or call optimizer.backward\(loss\)",
+    (sharded_stock, "torch.optim:Rprop"): r"Rprop can't update the shards of a tensor \(.*\): train replicas",
     (wrapped, "badam"): r"changes what it trains, .* call optimizer.data_parallel\(\)",
+    (
+        functools.partial(wrapped, wrap=OwnWrapper),
+        "badam",
+    ): r"changes what it trains, .* call optimizer.data_parallel\(\)",
     (wrapped, "lomo"): r"updates inside the backward pass, .* call optimizer.data_parallel\(\)",
     (wrapped, "blockllm"): r"must see the loss of all ranks, .* call optimizer.data_parallel\(\)",
     (functools.partial(wrapped, on="before"), "lisa"): r"changes what it trains, .* call optimizer.data_parallel\(\)",

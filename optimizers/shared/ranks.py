@@ -80,7 +80,7 @@ def check_wrapper(method: MemoryEfficientOptimizer) -> None:
 
 def _is_wrapped(model: nn.Module) -> bool:
     """Is there a `DistributedDataParallel` of this model? The model doesn't know."""
-    wrappers = (one for one in gc.get_objects() if type(one) is DistributedDataParallel)
+    wrappers = (one for one in gc.get_objects() if issubclass(type(one), DistributedDataParallel))
     return any(wrapper.module is model or model in wrapper.module.modules() for wrapper in wrappers)
 
 
