@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from optimizers.base import MemoryEfficientOptimizer
 from optimizers.shared.arithmetic import adamw_update, expected_adam_state
@@ -89,6 +90,8 @@ class StockMethod(MemoryEfficientOptimizer):
         self._inner.param_groups, self._inner.state = own, self.state
         try:
             self._inner.step()
+        except (DataDependentOutputException, DynamicOutputShapeException):  # in a plan: it isn't for the shards
+            raise
         except (RuntimeError, NotImplementedError) as error:
             if not any(map(is_sharded, self._group_of)):
                 raise
