@@ -136,7 +136,38 @@ def micro_batches(task: Task, step: int, training: Training, device: torch.devic
     """The micro-batches of update `step` (from 0), on `device`."""
     parts = training.gradient_accumulation_steps
     batches = [task.batch(step * parts + part) for part in range(parts)]
-    return [{key: value.to(device) for key, value in batch.items()} for batch in batches]
+    return [_on(device, batch) for batch in batches]
+
+
+def _on(device: torch.device, batch: Batch) -> Batch:
+    """Raises ValueError unless it is tensors, with a mask of its tokens."""
+    odd = next((key for key, value in batch.items() if not torch.is_tensor(value)), None)
+    if odd is not None or "attention_mask" not in batch:
+        what = "has no attention_mask, by which tokens are counted" if odd is None else f"has a {odd} that is no tensor"
+        raise ValueError(f"batch() of a task returns tensors with attention_mask among them: this one {what}")
+    return {key: value.to(device) for key, value in batch.items()}
+
+
+def _numbers(metrics: Any) -> dict[str, float]:
+    """What a task's `evaluate` returned, as plain numbers: those of numpy and torch can't be kept.
+
+    Raises:
+        ValueError: names what isn't a number.
+    """
+    if not isinstance(metrics, dict):
+        raise ValueError(f"evaluate() of a task returns its metrics by name, a dict, not {type(metrics).__name__}")
+    numbers = {}
+    for name, value in metrics.items():
+        try:
+            numbers[name] = value.__float__()  # not float(value), which takes texts
+        except (
+            AttributeError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # one of several values has no single one
+            raise ValueError(f"evaluate() of a task returned {name}={value!r:.60}, which is no number") from error
+    return numbers
 
 
 def largest_micro_batches(task: Task, training: Training, device: torch.device) -> list[Batch]:
@@ -351,9 +382,10 @@ class Loop:
 
         Raises:
             Diverged: a metric isn't finite, or larger than a record can hold.
+            ValueError: one isn't a number.
         """
         with self._evaluating():
-            metrics = self.task.evaluate(model)
+            metrics = _numbers(self.task.evaluate(model))
         parallel.reshard(model)
         for name, value in metrics.items():
             if not abs(value) <= LARGEST_SCORE:  # nor is a NaN
