@@ -33,7 +33,10 @@ class Task(Protocol):
         """A new model on the CPU; the same for the same model and seed."""
 
     def batch(self, step: int) -> dict[str, Tensor]:
-        """The training batch of a step, on the CPU: a function of (seed, step), so resuming needs no reader state."""
+        """The training batch of a step, on the CPU: a function of (seed, step), so resuming needs no reader state.
+
+        Tensors with a row for each example, `attention_mask` among them, by which tokens are counted.
+        """
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """The loss to minimise, a scalar: the mean over labels that aren't -100 or, without labels, over rows.

@@ -160,12 +160,7 @@ def _numbers(metrics: Any) -> dict[str, float]:
     for name, value in metrics.items():
         try:
             numbers[name] = value.__float__()  # not float(value), which takes texts
-        except (
-            AttributeError,
-            TypeError,
-            ValueError,
-            RuntimeError,
-        ) as error:  # one of several values has no single one
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"evaluate() of a task returned {name}={value!r:.60}, which is no number") from error
     return numbers
 

@@ -131,7 +131,12 @@ def _settings(method: MemoryEfficientOptimizer) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, Tensor) else value
+    """A value that is equal where it is the same; of an object that isn't so in two processes, its kind."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return value if value is None or isinstance(value, int | float | str) else type(value).__name__
 
 
 def _check_agreement(method: MemoryEfficientOptimizer, trained: tuple[int, ...], norm: float) -> None:
