@@ -209,6 +209,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients, and all else that was prepared for the next step: it may be skipped."""
         super().zero_grad(set_to_none)
+        self._averaged = False
         self.drop_step()
 
     def extra_state(self) -> dict[str, Any]:
@@ -256,6 +257,8 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         self._check_not_finished("advance")
         self._chosen = self._group_of.keys() & active
         train_only(self._group_of, self._chosen)
+        if any(map(sharded.is_sharded, self._group_of)):
+            sharded.follow_choice(self.model)
         return self._chosen
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -330,6 +333,8 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.follow_sharding()
+        if any(map(sharded.is_sharded, self._group_of)):
+            sharded.reshard(self.model)
         self._stepped = True
         if not self._updated:
             check_unchanged(self)
@@ -410,7 +415,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
                 nothing is averaged or compared.
 
         Raises:
-            ValueError: there is no process group, or the model is sharded.
+            ValueError: there is no process group, this process isn't in it, or the model is sharded.
         """
         if any(sharded.is_sharded(p) for p in self._requires_grad):
             raise ValueError("data_parallel() is for whole replicas; a sharded model averages its gradients by itself")
@@ -584,6 +589,7 @@ def _guarded(init: Callable[..., None]) -> Callable[..., None]:
         model, *others = args or (given.pop("model"),)
         check_model(type(self).__name__, model)
         plain = uncompiled(ranks.unwrapped(uncompiled(model)))
+        sharded.reshard(plain)
         with restored_on_error(plain):
             init(self, plain, *others, **given)
             _check_alone(self)

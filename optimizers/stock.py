@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from optimizers.base import MemoryEfficientOptimizer
 from optimizers.shared.arithmetic import adamw_update, expected_adam_state
 from optimizers.shared.matrices import layer_matrices, with_rate_of_the_rest
+from optimizers.shared.sharded import is_sharded
 
 ADAMW = {"betas": (0.9, 0.999), "eps": 1e-8}  # for what an optimizer of matrices doesn't take
 
@@ -79,10 +81,24 @@ class StockMethod(MemoryEfficientOptimizer):
         return [group for group in self.param_groups if group["params"][0] in self._matrices]
 
     def _update_all(self) -> None:
-        """The optimizer's own step, on this method's groups and state: loading a state replaces both."""
+        """The optimizer's own step, on this method's groups and state: loading a state replaces both.
+
+        Raises:
+            ValueError: the model is sharded, and the optimizer does with a tensor what torch can't do with its shards.
+        """
         own = self._own_groups()
         self._inner.param_groups, self._inner.state = own, self.state
-        self._inner.step()
+        try:
+            self._inner.step()
+        except (DataDependentOutputException, DynamicOutputShapeException):  # in a plan: it isn't for the shards
+            raise
+        except (RuntimeError, NotImplementedError) as error:
+            if not any(map(is_sharded, self._group_of)):
+                raise
+            raise ValueError(
+                f"{type(self).__name__} can't update the shards of a tensor ({str(error).partition('. ')[0]}): train "
+                "replicas, by optimizer.data_parallel() without fully_shard(), or with --strategy replicate"
+            ) from error
         for group in self.param_groups:
             if not any(group is one for one in own):
                 self.update(*_with_gradients(group), group)

@@ -8,15 +8,22 @@ from typing import Any
 
 
 def write(path: Path, content: bytes) -> Path:
-    """Put `content` at `path`, making its folder, all of it or none, at any moment."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Put `content` at `path`, making its folder, all of it or none, at any moment.
+
+    A link stays: what it leads to is replaced. A pipe or a device is written to as it is.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        path.write_bytes(content)
+        return path
+    place = Path(os.path.realpath(path))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, place)
     except OSError as error:
         why = error.strerror or str(error)
         raise OSError(error.errno, f"can't be written: {why}", str(path)) from error  # a full disk names no file

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from scipy.special import stdtrit
@@ -54,15 +54,21 @@ def _alike(values: Sequence[float], best: Sequence[float]) -> bool:
     return bool(test.pvalue >= SIGNIFICANCE)
 
 
+def point(scores: Iterable[float]) -> float:
+    """The size of a point: 0.01 of the scale, which is the least of 1, 10 and 100 that all of the scores are within."""
+    largest = max(map(abs, scores))
+    return 0.01 if largest <= 1 else 0.1 if largest <= 10 else 1.0
+
+
 def equivalent(values: Sequence[float], best: Sequence[float], *, higher_is_better: bool = True) -> bool:
     """Whether two samples are shown to differ by less than `SAME_POINTS`: two one-sided tests of Welch's (TOST).
 
-    A point is 0.01 of a score between 0 and 1, 1 of a larger one, and 1 % of the best of which less is better.
+    A point is 0.01 of the scores' scale, and 1 % of the best of which less is better.
     """
     if min(len(values), len(best)) < 2:
         return False
     one, other = summarise(values), summarise(best)
-    unit = 0.01 * abs(other.mean) if not higher_is_better else 0.01 if max(map(abs, [*values, *best])) <= 1 else 1.0
+    unit = point([*values, *best]) if higher_is_better else 0.01 * abs(other.mean)
     margin = SAME_POINTS * unit
     if not one.deviation and not other.deviation:
         return abs(one.mean - other.mean) < margin

@@ -33,10 +33,16 @@ class Task(Protocol):
         """A new model on the CPU; the same for the same model and seed."""
 
     def batch(self, step: int) -> dict[str, Tensor]:
-        """The training batch of a step, on the CPU: a function of (seed, step), so resuming needs no reader state."""
+        """The training batch of a step, on the CPU: a function of (seed, step), so resuming needs no reader state.
+
+        Tensors with a row for each example, `attention_mask` among them, by which tokens are counted.
+        """
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """The loss to minimise, a scalar."""
+        """The loss to minimise, a scalar: the mean over labels that aren't -100 or, without labels, over rows.
+
+        By these a batch is divided among micro-batches and processes: of a sum, each would have a part.
+        """
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """All metrics on the validation set, on the model's own device; `headline` is one of the keys."""

@@ -229,5 +229,6 @@ def test_n5_equal_is_what_two_one_sided_tests_show():
     steady, other = [0.800, 0.801, 0.799], [0.805, 0.806, 0.804]
     assert equivalent(other, steady) and not equivalent([0.83, 0.831, 0.829], steady)
     assert not equivalent([0.80, 0.84, 0.76], steady) and not equivalent([0.8], steady)
+    assert equivalent([6.51, 6.5], [6.6, 6.61]) and not equivalent([6.2, 6.21], [6.6, 6.61])  # a judge's, up to 10
     assert equivalent([20.1, 20.11], [20.0, 20.01], higher_is_better=False)  # of perplexities 2 %
     assert not equivalent([21.0, 21.01], [20.0, 20.01], higher_is_better=False)

@@ -192,6 +192,11 @@ def test_scores_up_to_100_have_points_of_1():
     assert check(seeds([80.0, 81.0, 82.0]), seeds([77.5, 78.4, 79.6])).code == 1
 
 
+def test_scores_up_to_10_have_points_of_a_tenth():
+    assert only(check([run(score=6.5)], [run(score=6.3)]), "quality").change == pytest.approx(-2)
+    assert check(seeds([6.5, 6.6, 6.4]), seeds([5.0, 5.2, 4.9])).code == 1
+
+
 def test_over_seeds_a_drop_beyond_the_margin_is_a_regression_if_a_paired_test_says_so():
     before, after = [0.80, 0.82, 0.78, 0.81, 0.79, 0.80, 0.83], [0.76, 0.79, 0.74, 0.76, 0.76, 0.76, 0.80]
     finding = only(check(seeds(before), seeds(after)), "quality")

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from pathlib import Path
 
 import junitparser
 import pytest
@@ -203,6 +204,18 @@ def test_update_makes_the_first_baseline_as_a_file_or_a_folder(capsys, two, tmp_
     assert record.read(tmp_path / name).records == record.load_folder(two[1])
     assert call(capsys, tmp_path / name, two[1])[0] == 0
     assert call(capsys, tmp_path / name, two[1], "--update")[0] == 0
+
+
+@pytest.mark.parametrize("name", ["real.json", "real"])
+def test_update_of_a_link_updates_what_it_leads_to(capsys, two, tmp_path, name):
+    real, link = tmp_path / "elsewhere" / name, tmp_path / f"link{Path(name).suffix}"
+    real.parent.mkdir()
+    call(capsys, real, two[1], "--update")
+    folder(two[1], run(method="badam", peak=100))
+    link.symlink_to(real)
+    assert call(capsys, link, two[1], "--update")[0] == 0
+    assert link.is_symlink() and record.read(real).records == record.load_folder(two[1])
+    assert os.listdir(real.parent) == [name] and not list(tmp_path.glob(".*"))
 
 
 def test_update_accepts_nothing_that_is_not_whole(capsys, two):

@@ -3,6 +3,7 @@ import math
 import time
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -364,3 +365,47 @@ def test_the_time_of_a_phase_is_the_median_of_the_steps_after_the_warm_up(monkey
 
 def test_a_net_of_the_tests_has_blocks():
     assert optimizers.create("badam", Net(), lr=0.1).cycle_length == 3
+
+
+class Scored(ToyTask):
+    def __init__(self, score):
+        super().__init__()
+        self.score = score
+
+    def evaluate(self, model):
+        return self.score
+
+
+@pytest.mark.parametrize("half", [np.float64(0.5), np.float32(0.5), torch.tensor(0.5), torch.tensor([0.5]), 0.5])
+def test_metrics_of_numpy_and_torch_are_kept_as_plain_numbers(half):
+    made = loop(task=Scored({"accuracy": half}))
+    assert [type(value) for value in made.evaluate(made.model).values()] == [float]
+    assert made.evaluate(made.model) == {"accuracy": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("score", "said"),
+    [
+        (None, "a dict, not NoneType"),
+        ({"f1": None}, "f1=None, which is no number"),
+        ({"f1": "0.5"}, "f1='0.5', which is no number"),
+        ({"f1": {"a": 1.0}}, "which is no number"),
+        ({"f1": torch.ones(2)}, "which is no number"),
+    ],
+)
+def test_a_metric_that_is_no_number_is_named(score, said):
+    made = loop(task=Scored(score))
+    with pytest.raises(ValueError, match=said):
+        made.evaluate(made.model)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"n": 5}, "has a n that is no tensor"), ({"attention_mask": None}, "attention_mask that is no")],
+)
+def test_a_batch_that_is_not_of_tensors_is_told(change, said, monkeypatch):
+    task = ToyTask()
+    batch = task.batch
+    monkeypatch.setattr(task, "batch", lambda step: batch(step) | change)
+    with pytest.raises(ValueError, match=said):
+        loop(task=task).run()

@@ -3,6 +3,8 @@
 import importlib
 import json
 import os
+import random
+import secrets
 import shutil
 import signal
 import subprocess
@@ -12,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import gloo
+import numpy as np
 import pytest
 import torch
 from commands import DATA, command
@@ -86,7 +89,27 @@ class Task:
             return {"error": float(self.loss(model, self.batch(10_000)))}
 
 
-def losses(case, path=None, stop_after=None):
+class FromGlobalGenerators(Task):
+    def batch(self, step):
+        return super().batch(int(torch.randint(100, ())) + np.random.randint(100) + random.randrange(100))
+
+
+class Unlabelled(Task):
+    """A half of some batches has no labels."""
+
+    def batch(self, step):
+        made = super().batch(step)
+        if step % 3:
+            made["labels"][self.size // 2 :] = -100
+        return made
+
+
+class FromNoSeed(Task):
+    def batch(self, step):
+        return super().batch(secrets.randbelow(10**6))
+
+
+def losses(case, path=None, stop_after=None, task=Task):
     """All losses of a run, with metrics and, where they are tracked, norms of gradients.
 
     With `stop_after`, those up to this step, the last with a checkpoint.
@@ -96,8 +119,7 @@ def losses(case, path=None, stop_after=None):
     torch.manual_seed(0)
     model = Net().double()
     optimizer = parallel.place(model, method, training.strategy, partial(optimizers.create, method, **given))
-    task = Task(training.micro_batch_size)
-    loop = Loop(model, optimizer, task, training, seed=0, device=torch.device("cpu"))
+    loop = Loop(model, optimizer, task(training.micro_batch_size), training, seed=0, device=torch.device("cpu"))
 
     def stop(step, loss):
         if stop_after is not None and step > stop_after:
@@ -159,6 +181,28 @@ def test_a_checkpoint_that_is_not_there_for_all_ranks_is_refused(checkpoints, mo
     monkeypatch.setattr(parallel, "of_all_ranks", lambda value: [value, None])  # as on a machine with another disk
     with pytest.raises(UserError, match=r"0\.pt: put --out on a disk that they share"):
         losses(next(iter(CASES)), checkpoints / "0.pt")
+
+
+def drawn(rank, task):
+    try:
+        return [loss for loss, _ in losses("adamw, replicas, clipped, accumulated", task=task)]
+    except ValueError as error:
+        return str(error)
+
+
+def test_ranks_share_the_batches_of_a_task_that_draws_from_global_generators():
+    one, two = drawn(0, FromGlobalGenerators), gloo.run(drawn, FromGlobalGenerators)
+    assert two == [pytest.approx(one, rel=1e-6)] * 2
+
+
+def test_a_rank_whose_share_has_no_labels_counts_for_nothing():
+    one, two = drawn(0, Unlabelled), gloo.run(drawn, Unlabelled)
+    assert two == [pytest.approx(one, rel=1e-6)] * 2
+
+
+def test_batches_that_differ_between_ranks_are_refused():
+    for said in gloo.run(drawn, FromNoSeed):
+        assert "drew different batches of one step" in said and "\n" not in said
 
 
 def without_room(rank, folder):

@@ -3,6 +3,7 @@
 import base64
 import builtins
 import json
+import os
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -55,6 +56,17 @@ def test_plots_are_files_in_a_folder_and_need_one(folder, tmp_path, capsys, monk
 def test_tables_go_to_a_file_too(folder, tmp_path, capsys, monkeypatch):
     report(capsys, monkeypatch, folder, "--format", "markdown", "--out", tmp_path / "report.md")
     assert (tmp_path / "report.md").read_text().startswith("## superglue/rte")
+
+
+def test_a_pipe_is_written_to_and_a_link_stays_one(folder, tmp_path, capsys, monkeypatch):
+    pipe, link = tmp_path / "pipe", tmp_path / "link.md"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    report(capsys, monkeypatch, str(folder), "--format", "markdown", "--out", str(pipe))
+    link.symlink_to("page.md")
+    report(capsys, monkeypatch, str(folder), "--format", "markdown", "--out", str(link))
+    assert link.is_symlink() and pipe.is_fifo()
+    assert os.read(reader, 1 << 20) == (tmp_path / "page.md").read_bytes() != b""
 
 
 def test_what_is_no_record_is_named_and_the_rest_is_on_the_page(folder, tmp_path, capsys, monkeypatch):

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -407,6 +407,25 @@ def test_two_comparisons_do_not_write_to_one_folder(tmp_path):
     with Folder(tmp_path).locked(), pytest.raises(UserError, match=f"process {os.getpid()} is writing there"):
         compare(resolve({**TINY, "out": str(tmp_path)}))
     with Folder(tmp_path).locked():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "together"),
+    [
+        ("-1-of-2", "-2-of-2", True),
+        ("-1-of-2", "-1-of-2", False),
+        ("-1-of-2", "-1-of-3", False),
+        ("-1-of-2", "-2-of-12", False),
+        ("-1-of-2", "", False),
+        ("", "-1-of-2", False),
+    ],
+)
+def test_only_parts_of_one_division_are_made_at_the_same_time(tmp_path, one, other, together):
+    refused = pytest.raises(UserError, match=f"process {os.getpid()} is writing there")
+    with Folder(tmp_path).locked(one), nullcontext() if together else refused, Folder(tmp_path).locked(other):
+        pass
+    with Folder(tmp_path).locked(other):  # afterwards it is free
         pass
 
 

@@ -17,8 +17,9 @@ _CURRENT_FOLDER, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 def replace(place: Path, records: list[Record]) -> None:
     """Make `place` hold these records: at any moment it has either all the old ones or all the new ones.
 
-    A path that ends in .json is a file, any other a folder; other files in the folder stay.
+    A path that ends in .json is a file, any other a folder; other files in the folder stay, and so does a link.
     """
+    place = Path(os.path.realpath(place))
     if place.is_file() or (not place.exists() and place.suffix == ".json"):
         files.write(place, (json.dumps(records, indent=1, allow_nan=False) + "\n").encode())
         return

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from membench.config.errors import UserError, about_file
 from membench.config.run import shards_of
@@ -23,8 +23,8 @@ class Folder:
 
     @contextmanager
     def locked(self, part: str = "") -> Iterator[None]:
-        """Keep other processes out while runs (a `part` of them) are made. The lock is released when the process ends,
-        however that happens.
+        """Keep other processes out while runs are made, or a `part` of them, "-1-of-2": then those that make the same
+        part, all, or one of another division. The lock is released when the process ends, however that happens.
 
         Raises:
             UserError: another process is using the folder, or it can't be created.
@@ -35,14 +35,10 @@ class Folder:
         except OSError as error:
             raise UserError(f"--out {about_file(error)}") from error
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.seek(0)
-                owner = file.read().strip() or "?"
-                raise UserError(
-                    f"--out {self.path}: process {owner} is writing there; wait for it or choose another folder"
-                ) from error
+            self._take(file, fcntl.LOCK_EX)
+            for path in self._overlapping(part):
+                with path.open() as other:
+                    self._take(other, fcntl.LOCK_SH)  # and let go: it is only to see whether somebody holds it
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
@@ -50,6 +46,25 @@ class Folder:
                 yield
             finally:
                 self._remove_empty_folders()
+
+    def _take(self, file: IO[str], how: int) -> None:
+        try:
+            fcntl.flock(file, how | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            owner = file.read().strip() or "?"
+            raise UserError(
+                f"--out {self.path}: process {owner} is writing there; wait for it or choose another folder"
+            ) from error
+
+    def _overlapping(self, part: str) -> list[Path]:
+        """The locks of others that may make the same runs: all but those of other parts of the same division."""
+        _, of, count = part.rpartition("-of-")
+        return [
+            path
+            for path in self.path.glob(".lock*")
+            if path.name != f".lock{part}" and not (of and path.name.endswith(of + count))
+        ]
 
     def finished(self, run_id: str, *, retry: bool = False) -> dict[str, Any] | None:
         """The record of a run that needn't be made again; with `retry`, only one that is ok.

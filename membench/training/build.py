@@ -12,12 +12,14 @@ import tasks
 from membench.config.defaults import trained_from_scratch
 from membench.config.run import Run, Training
 from membench.training.activations import set_up_activations
+from membench.training.seeding import seed_generators
 
 
 def create_task(training: Training, name: str, seed: int) -> tasks.Task:
     """The task `name`, with batches of the size of a micro-batch in `training`."""
     given = {field.name: getattr(training, field.name) for field in fields(tasks.TaskArguments) if field.name != "seed"}
     given |= {"batch_size": training.micro_batch_size, "seed": seed}
+    seed_generators(seed)
     return tasks.create(name, options=training.options, **given)
 
 

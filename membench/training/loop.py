@@ -1,7 +1,6 @@
 """The training loop, the same for every method; the memory meter and the planner run its step, too."""
 
 import math
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,7 @@ from membench.training import parallel, shards, tracking
 from membench.training.activations import offloading
 from membench.training.clock import Clock
 from membench.training.schedule import scheduler
+from membench.training.seeding import seed_generators
 from optimizers import MemoryEfficientOptimizer
 from optimizers.shared.sharded import gathered
 from reports.schema import ANY as LARGEST_SCORE
@@ -93,8 +93,10 @@ def training_step(
 def _backpropagate(
     model: nn.Module, optimizer: MemoryEfficientOptimizer, loss_fn: Loss, batch: Batch, weight: float, phase: Phase
 ) -> Tensor:
+    learned = batch if weight else _with_labels(batch)
+
     def weighted_loss() -> Tensor:
-        loss = loss_fn(model, batch)
+        loss = loss_fn(model, learned)
         return loss * weight if weight != 1 else loss
 
     with phase("forward"):
@@ -104,6 +106,11 @@ def _backpropagate(
     with phase("backward"):
         optimizer.backward(loss)
     return loss.detach()
+
+
+def _with_labels(batch: Batch) -> Batch:
+    """A batch that counts for nothing, with labels: the mean over none is NaN, and so would be 0 times that."""
+    return {**batch, "labels": torch.zeros_like(batch["labels"])} if "labels" in batch else batch
 
 
 def check_combination(optimizer: MemoryEfficientOptimizer, micro_batches: int, max_grad_norm: float | None) -> None:
@@ -129,7 +136,33 @@ def micro_batches(task: Task, step: int, training: Training, device: torch.devic
     """The micro-batches of update `step` (from 0), on `device`."""
     parts = training.gradient_accumulation_steps
     batches = [task.batch(step * parts + part) for part in range(parts)]
-    return [{key: value.to(device) for key, value in batch.items()} for batch in batches]
+    return [_on(device, batch) for batch in batches]
+
+
+def _on(device: torch.device, batch: Batch) -> Batch:
+    """Raises ValueError unless it is tensors, with a mask of its tokens."""
+    odd = next((key for key, value in batch.items() if not torch.is_tensor(value)), None)
+    if odd is not None or "attention_mask" not in batch:
+        what = "has no attention_mask, by which tokens are counted" if odd is None else f"has a {odd} that is no tensor"
+        raise ValueError(f"batch() of a task returns tensors with attention_mask among them: this one {what}")
+    return {key: value.to(device) for key, value in batch.items()}
+
+
+def _numbers(metrics: Any) -> dict[str, float]:
+    """What a task's `evaluate` returned, as plain numbers: those of numpy and torch can't be kept.
+
+    Raises:
+        ValueError: names what isn't a number.
+    """
+    if not isinstance(metrics, dict):
+        raise ValueError(f"evaluate() of a task returns its metrics by name, a dict, not {type(metrics).__name__}")
+    numbers = {}
+    for name, value in metrics.items():
+        try:
+            numbers[name] = value.__float__()  # not float(value), which takes texts
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"evaluate() of a task returned {name}={value!r:.60}, which is no number") from error
+    return numbers
 
 
 def largest_micro_batches(task: Task, training: Training, device: torch.device) -> list[Batch]:
@@ -155,16 +188,20 @@ def shares(batches: Sequence[Batch], whole: Sequence[Batch] | None = None) -> li
 
     A loss is a mean over labels, whose number varies between texts: with these weights the mean is the whole batch's.
     If `batches` are this rank's parts of the `whole` ones, it is so for the mean over ranks.
+
+    Raises:
+        ValueError: there are none.
     """
-    counts = [_labels(batch) for batch in batches]
-    if whole is None or parallel.ranks() == 1:
-        return [count / sum(counts) for count in counts]
-    total = sum(_labels(batch) for batch in whole) if "labels" in batches[0] else parallel.ranks() * len(batches)
-    return [parallel.ranks() * count / total for count in counts]
+    total = sum(map(_labels, batches if whole is None else whole))
+    if not total:
+        raise ValueError("a batch has nothing to learn, since all of its labels are -100: leave such rows out")
+    ranks = 1 if whole is None else parallel.ranks()
+    return [ranks * _labels(batch) / total for batch in batches]
 
 
 def _labels(batch: Batch) -> int:
-    return int((batch["labels"] != -100).sum()) if "labels" in batch else 1
+    """How many a batch has; rows of one without."""
+    return int((batch["labels"] != -100).sum()) if "labels" in batch else len(next(iter(batch.values())))
 
 
 def loss_function(task: Task, training: Training, device: torch.device) -> Loss:
@@ -208,6 +245,7 @@ class Loop:
         self.scheduler = scheduler(optimizer, training)
         self.clock = Clock(device)
         self.progress = Progress()
+        self._stepped = False  # in this process
         self._loss_fn = loss_function(task, training, device)
         self._gradient_norm: tracking.GradientNorm | None = None
         if not isinstance(task, HasReference):  # which knows no batch before it has seen the model
@@ -277,9 +315,13 @@ class Loop:
 
     def _step(self) -> float:
         progress, training = self.progress, self.training
-        key = f"{self.seed}/{progress.step}" + (f"/{parallel.rank()}" if parallel.rank() else "")
-        torch.manual_seed(zlib.crc32(key.encode()))  # CPU generators take 32 bits
+        seed_generators(self.seed, progress.step)
         whole = micro_batches(self.task, progress.step, training, self.device)
+        if not self._stepped:
+            parallel.check_same(whole)
+            self._stepped = True
+        if parallel.rank():  # its dropout masks are its own
+            seed_generators(self.seed, progress.step, parallel.rank())
         batches = [parallel.share_of(batch) for batch in whole]
         rate = self.optimizer.param_groups[0]["lr"]
         mean = training_step(
@@ -335,9 +377,10 @@ class Loop:
 
         Raises:
             Diverged: a metric isn't finite, or larger than a record can hold.
+            ValueError: one isn't a number.
         """
         with self._evaluating():
-            metrics = self.task.evaluate(model)
+            metrics = _numbers(self.task.evaluate(model))
         parallel.reshard(model)
         for name, value in metrics.items():
             if not abs(value) <= LARGEST_SCORE:  # nor is a NaN

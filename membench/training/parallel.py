@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 import optimizers
+from membench.training.checkpoint import digest
 from optimizers import MemoryEfficientOptimizer
 from optimizers.shared.blocks import find_layers
 from optimizers.shared.sharded import gathered, sharded_like
@@ -75,6 +76,19 @@ def share_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         raise ValueError(f"the batches of this task can't be divided among {count} processes: leave --processes out")
     size = len(next(iter(batch.values()))) // count
     return {key: value[rank() * size : (rank() + 1) * size] for key, value in batch.items()}
+
+
+def check_same(batches: Sequence[dict[str, Tensor]]) -> None:
+    """Refuse batches of which the ranks couldn't each take their share: they differ between them.
+
+    Raises:
+        ValueError: says what a task must do.
+    """
+    if ranks() > 1 and len(set(of_all_ranks(digest(batches)))) > 1:
+        raise ValueError(
+            "the processes drew different batches of one step: batch(step) of a task must be a function of its seed "
+            "and the step, so draw from torch.Generator().manual_seed(...) or numpy.random.default_rng((seed, step))"
+        )
 
 
 def mean_of(loss: Tensor) -> Tensor:

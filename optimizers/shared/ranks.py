@@ -80,7 +80,7 @@ def check_wrapper(method: MemoryEfficientOptimizer) -> None:
 
 def _is_wrapped(model: nn.Module) -> bool:
     """Is there a `DistributedDataParallel` of this model? The model doesn't know."""
-    wrappers = (one for one in gc.get_objects() if type(one) is DistributedDataParallel)
+    wrappers = (one for one in gc.get_objects() if issubclass(type(one), DistributedDataParallel))
     return any(wrapper.module is model or model in wrapper.module.modules() for wrapper in wrappers)
 
 
@@ -114,7 +114,7 @@ def check(method: MemoryEfficientOptimizer, pairs: Iterable[tuple[nn.Parameter, 
         return
     if method._agreed is None and method._replicas is None:
         check_wrapper(method)
-    _check_agreement(type(method).__name__, trained, _norm([g for p, g in pairs if g is not None]), method._replicas)
+    _check_agreement(method, trained, _norm([g for p, g in pairs if g is not None]))
     method._agreed = trained
 
 
@@ -123,18 +123,41 @@ def _norm(grads: Sequence[Tensor]) -> float:
     return torch.stack([norm.to(norms[0].device) for norm in norms]).norm().item() if norms else 0.0
 
 
-def _check_agreement(method: str, trained: tuple[int, ...], norm: float, replicas: Replicas | None) -> None:
-    group = replicas.group if replicas else None
+def _settings(method: MemoryEfficientOptimizer) -> dict[str, Any]:
+    """What must be the same on all ranks, by what a user would call it; of hyper-parameters, those of all groups."""
+    groups = method.param_groups
+    hyperparameters = {key: [_plain(group.get(key)) for group in groups] for key in method.defaults}
+    return {"steps made": method._steps_done, "seed": method.seed, **hyperparameters}
+
+
+def _plain(value: Any) -> Any:
+    """A value that is equal where it is the same; of an object that isn't so in two processes, its kind."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return value if value is None or isinstance(value, int | float | str) else type(value).__name__
+
+
+def _check_agreement(method: MemoryEfficientOptimizer, trained: tuple[int, ...], norm: float) -> None:
+    name, group = type(method).__name__, method._replicas.group if method._replicas else None
     found: list[Any] = [None] * distributed.get_world_size(group)
-    distributed.all_gather_object(found, (trained, norm), group=group)
-    if any(theirs != trained for theirs, _ in found):
+    distributed.all_gather_object(found, (trained, norm, _settings(method)), group=group)
+    for key, first in found[0][2].items():
+        for _, _, other in found:
+            if other[key] != first:
+                raise RuntimeError(
+                    f"{name} doesn't have the same {key} on all ranks ({first} and {other[key]}): build it on each "
+                    f"with the same seed and settings, and load the same state; or {ALONE}"
+                )
+    if any(theirs != trained for theirs, _, _ in found):
         raise RuntimeError(
-            f"{method} doesn't train the same parameters on all ranks: build it on each with the same model, seed and "
+            f"{name} doesn't train the same parameters on all ranks: build it on each with the same model, seed and "
             f"settings; or {ALONE}"
         )
-    largest = max(norm for _, norm in found)
-    if any(not largest - norm <= TOLERANCE * largest for _, norm in found):
+    largest = max(norm for _, norm, _ in found)
+    if any(not largest - norm <= TOLERANCE * largest for _, norm, _ in found):
         raise RuntimeError(
-            f"the gradients that {method} is about to use differ between ranks, since nothing has averaged them: call "
+            f"the gradients that {name} is about to use differ between ranks, since nothing has averaged them: call "
             f"optimizer.data_parallel(), or build it after fully_shard(model); or {ALONE}"
         )

@@ -22,12 +22,17 @@ class Replicas:
         group: a process group of torch.distributed; None for all processes.
 
     Raises:
-        ValueError: there is no process group.
+        ValueError: there is no process group, or this process isn't in it.
     """
 
     def __init__(self, group: Any = None):
         if not (distributed.is_available() and distributed.is_initialized()):
             raise ValueError("data_parallel() needs a process group: call torch.distributed.init_process_group() first")
+        if distributed.get_rank(group) < 0:
+            raise ValueError(
+                "data_parallel(group): this process isn't in the group, so it would train alone: call it in the "
+                "group's processes only, or give each the group that it is in"
+            )
         self.group = group
         self.size = distributed.get_world_size(group)
 

@@ -81,13 +81,37 @@ class _InPlaceOf(TorchFunctionMode):
         return type(value)(map(self._swap, value)) if type(value) in (list, tuple) else value  # tensors, together
 
 
+def reshard(model: nn.Module) -> None:
+    """Leave each sharded module with its shards alone.
+
+    Some have their whole parameters: between forward and backward pass, after an evaluation, or as a loop has it
+    (`set_reshard_after_backward(False)`). Those would be computed with after an update of the shards.
+    """
+    for module in _sharded_modules(model):
+        module.reshard()
+
+
+def follow_choice(model: nn.Module) -> None:
+    """Let a sharded model reduce gradients as its mixed precision says, of whatever requires them now.
+
+    FSDP2 notes the dtypes of a module's gradients at its first use, and none where all of it is frozen then.
+    """
+    for module in _sharded_modules(model):
+        state: Any = module._get_fsdp_state()
+        for group in vars(state).get("_fsdp_param_groups") or [state._fsdp_param_group]:  # the one of torch before 2.13
+            if group is not None:
+                group.lazy_init()
+
+
+def _sharded_modules(model: nn.Module) -> list[FSDPModule]:
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
 def replaced_parameters(model: nn.Module, known: Mapping[nn.Parameter, str]) -> dict[Tensor, nn.Parameter]:
     """For parameters that sharding has replaced since they were known by their names: the shards in their place."""
     if all(map(is_sharded, known)):
         return {}
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()  # between forward and backward pass some modules have their whole parameters
+    reshard(model)
     now = {_plain(name): p for name, p in model.named_parameters()}
     new = {p: now.get(_plain(name), p) for p, name in known.items() if not is_sharded(p)}
     return {p: shard for p, shard in new.items() if shard is not p and is_sharded(shard)}

@@ -13,6 +13,7 @@ from reports.regressions.metric import Metric, Suite, arrow
 from reports.regressions.noise import Noise, of_examples
 from reports.regressions.pairing import Pair, PairedRow, RowKey
 from reports.setups import score
+from reports.statistics import point
 
 _SHARES_OF_EXAMPLES = ("accuracy", "exact_match", "em")  # of other scores an example's part is between 0 and 1 at most
 _PRESUMED = 50  # examples, at least, where a record doesn't say: the smallest task of SuperGLUE has 56
@@ -43,10 +44,10 @@ def _scores(row: PairedRow) -> Measured | None:
         return None
     found = Measured()
     values = {seed: [score(run) for run in pair] for seed, pair in ok.items()}
-    scale = 100.0 if max(abs(value) for both in values.values() for value in both) <= 1 else 1.0
+    unit = point(value for both in values.values() for value in both)
     higher = next(iter(ok.values()))[0]["higher_is_better"]
     for seed, (old, new) in values.items():
-        found.add(seed, old, new, scale * (new - old) if higher else 100 * (old - new) / (abs(old) or 1))
+        found.add(seed, old, new, (new - old) / unit if higher else 100 * (old - new) / (abs(old) or 1))
     return found
 
 

@@ -34,8 +34,8 @@ class Thresholds:
     )
     quality_points: float = _limit(
         2.0,
-        "How much worse a score may be. A point is 0.01 of a score between 0 and 1, 1 of a score up to 100, and 1 % of "
-        "a metric of which less is better (loss, perplexity).",
+        "How much worse a score may be. A point is a hundredth of a score's scale (1, 10 or 100, the least that it "
+        "is within), and 1 % of a metric of which less is better (loss, perplexity).",
     )
     throughput_percent: float = _limit(
         25.0,
