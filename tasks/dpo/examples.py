@@ -82,18 +82,20 @@ class Pairs:
         return self.answers.lengths[self.places.ravel()]
 
     def batch(self, pairs: Sequence[int]) -> Batch:
-        """Pairs as `Preference.loss` takes them: chosen answers, then rejected ones, (2 pairs, length).
+        """Pairs as `Preference.loss` takes them, a row each, (pairs, 2, length).
 
         Raises:
             RuntimeError: the reference hasn't seen them.
         """
-        places = self.places[pairs].T.ravel()
-        return {**self._collate(places, self.length), "reference": self._known(places)}
+        return self._paired(self.places[pairs], self._known(self.places[pairs]))
 
     def full_batch(self, count: int) -> Batch:
         """A batch of `count` pairs for metering: with a reference of zeros."""
-        places = np.resize(self.places, (count, 2)).T.ravel()
-        return {**self._collate(places, self.length), "reference": torch.zeros(len(places))}
+        return self._paired(np.resize(self.places, (count, 2)), torch.zeros(count, 2))
+
+    def _paired(self, places: np.ndarray, reference: Tensor) -> Batch:
+        batch = self._collate(places.ravel(), self.length)
+        return {**{key: value.view(-1, 2, self.length) for key, value in batch.items()}, "reference": reference}
 
     def remember(self, model: nn.Module, pairs: Iterable[int]) -> None:
         """Keep the log-probabilities that `model` gives the answers of these pairs now, in evaluation mode."""
@@ -101,14 +103,14 @@ class Pairs:
         self.reference[torch.from_numpy(places)] = self._log_probabilities(model, places)
 
     def log_ratios(self, model: nn.Module) -> Tensor:
-        """By how much `model` finds all answers likelier than the reference, chosen ones first, (2 pairs,).
+        """By how much `model` finds all answers likelier than the reference, (pairs, 2).
 
         Raises:
             RuntimeError: the reference hasn't seen them.
         """
-        places, order = np.unique(self.places.T, return_inverse=True)  # in batches as when they were remembered
+        places, order = np.unique(self.places, return_inverse=True)  # in batches as when they were remembered
         log_ratios = self._log_probabilities(model, places) - self._known(places)
-        return log_ratios[torch.from_numpy(order.ravel())]
+        return log_ratios[torch.from_numpy(order.reshape(-1, 2))]
 
     def _known(self, places: np.ndarray) -> Tensor:
         found = self.reference[places]
@@ -118,8 +120,8 @@ class Pairs:
 
     @property
     def tokens(self) -> Tensor:
-        """How many each answer has, in the same order."""
-        return torch.tensor([int(self.answers[place][1].sum()) for place in self.places.T.ravel().tolist()])
+        """How many each answer has, (pairs, 2)."""
+        return torch.tensor([[int(self.answers[place][1].sum()) for place in pair] for pair in self.places.tolist()])
 
     @torch.no_grad()
     def _log_probabilities(self, model: nn.Module, places: np.ndarray) -> Tensor:
