@@ -54,6 +54,8 @@ def own_cache(tmp_path_factory):
         ({"conversations": [SHARED_HI], "chosen": SHARED_HELLO, "rejected": SHARED_BYE}, ASKED),
         ({"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: Bye."}, ASKED),
         ({"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Hello!", "rejected": " Bye."}, ASKED),
+        ({"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": "\n\nHuman: Hi\n\nAssistant: Hello!",
+          "rejected": "\n\nHuman: Hi\n\nAssistant: Bye."}, ASKED),
         ({"chosen": "Hi Hello!", "rejected": "Hi Bye."}, ASKED),
         ({"system": "Be kind.", "prompt": "Hi", "chosen": "Hello!", "rejected": "Bye."}, (KIND, *ASKED)),
     ],
@@ -79,6 +81,35 @@ def test_of_a_dialogue_only_the_answers_that_differ_are_learned():
     found = pair(Row("here", {"chosen": f"{said} Because.", "rejected": f"{said} No.\n\nOr yes."}), Tally())
     assert [one.learned for one in found.chosen.messages] == [True, False, True, True]
     assert [one.content for one in found.rejected.messages] == ["Hi", "Yes?", "Why: tell me", "No.\n\nOr yes."]
+
+
+DIALOGUES = [f"Human: Hi\n\nAssistant: {answer}" for answer in ("Hello!", "Bye.")]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Write a dialogue.", "chosen": DIALOGUES[0], "rejected": DIALOGUES[1]},
+        {"prompt": "Write a dialogue.", "chosen": DIALOGUES[0], "rejected": "No."},
+        {
+            name: [{"role": "user", "content": "Write a dialogue."}, {"role": "assistant", "content": dialogue}]
+            for name, dialogue in zip(("chosen", "rejected"), DIALOGUES, strict=True)
+        },
+        {"prompt": f"{DIALOGUES[0]}\n\nWho is polite?", "chosen": "Both.", "rejected": "Nobody."},
+        {"chosen": [{"role": "user", "content": f"{DIALOGUES[0]}\n\nHuman: Ho"}, HELLO],
+         "rejected": [{"role": "user", "content": f"{DIALOGUES[0]}\n\nHuman: Ho"}, BYE]},
+    ],
+)  # fmt: skip
+def test_what_is_said_in_a_turn_is_text_though_it_looks_like_a_transcript(row):
+    found = pair(Row("here", row), Tally())
+    whole = isinstance(row["chosen"], list)
+    asked, *answers = (
+        [row["chosen"][0]["content"], row["chosen"][1]["content"], row["rejected"][1]["content"]]
+        if whole
+        else [row["prompt"], row["chosen"], row["rejected"]]
+    )
+    for side, answer in zip((found.chosen, found.rejected), answers, strict=True):
+        assert side.messages == (Message("user", asked), Message("assistant", answer))
 
 
 @pytest.mark.parametrize(
