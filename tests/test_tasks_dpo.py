@@ -3,6 +3,7 @@
 import json
 import math
 
+import chat_templates
 import datasets
 import pytest
 import torch
@@ -328,6 +329,35 @@ def test_data_without_pairs_are_refused_with_the_reason(tmp_path, some, message)
 def test_what_is_left_out_is_counted_with_its_place(remembered):
     assert f"1 row left out: {SAME} (first: " in remembered.provenance["notes"]
     assert "pairs.jsonl, line 91)" in remembered.provenance["notes"]
+
+
+@pytest.mark.parametrize(
+    ("template", "chosen", "rejected"),
+    [
+        ("qwen3", [HI, HELLO, HI, HELLO], [HI, BYE, HI, BYE]),  # drops what was said before the last question
+        ("r1", [HI, {**HELLO, "content": "<think>\nA greeting.\n</think>\n\nHello!"}], [HI, BYE]),
+    ],
+)
+def test_a_pair_of_which_a_chat_template_keeps_two_prompts_is_left_out(data, tmp_path, template, chosen, rejected):
+    markup, names = chat_templates.MARKUP[template]
+    tokenizer = create(data).tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": list(names)})
+    tokenizer.chat_template = markup
+    tiny().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    mixed = [{"chosen": chosen, "rejected": rejected}, *rows()] * 2
+    task = create(write(tmp_path / "a.jsonl", mixed), model=str(tmp_path / "model"), sequence_length=128)
+    for side in (task.train, task.validation):
+        for one, other in side.places:
+            prompts = [
+                tokens[: is_answer.tolist().index(True)]
+                for tokens, is_answer in (side.answers[one], side.answers[other])
+            ]
+            assert prompts[0].tolist() == prompts[1].tolist()
+    assert (
+        "pairs left out, since the chat template doesn't put what is learned of both after the same prompt"
+        in (task.provenance["notes"])
+    )
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,9 @@ class Pairs:
         both = [answer for pair in pairs for answer in (pair.chosen, pair.rejected)]
         self.answers: Examples = fit(key, lambda tally: encode(both, language.tokenizer, tally), length)
         whole = self._whole()
-        self.places = np.array([pair for pair in whole if not self._is_same(pair)], dtype=np.int64).reshape(-1, 2)
-        self.same = len(whole) - len(self.places)
+        asked = [pair for pair in whole if self._has_one_prompt(pair)]
+        self.places = np.array([pair for pair in asked if not self._is_same(pair)], dtype=np.int64).reshape(-1, 2)
+        self.apart, self.same = len(whole) - len(asked), len(asked) - len(self.places)
         if not len(self):
             raise ValueError(
                 f"none of the {len(pairs):,} {side} pairs differs within sequence_length {length}"
@@ -60,6 +61,13 @@ class Pairs:
         numbers = ((2 * pair, 2 * pair + 1) for pair in range(self.given))
         return [(place[one], place[other]) for one, other in numbers if one in place and other in place]
 
+    def _has_one_prompt(self, pair: tuple[int, int]) -> bool:
+        """Do both answers follow the same tokens? Not if the chat template drops the answers at which they part."""
+        chosen, rejected = (
+            tokens[: int(is_answer.argmax())] for tokens, is_answer in map(self.answers.__getitem__, pair)
+        )
+        return np.array_equal(chosen, rejected)
+
     def _is_same(self, pair: tuple[int, int]) -> bool:
         (chosen, _), (rejected, _) = (self.answers[place] for place in pair)
         return np.array_equal(chosen, rejected)
@@ -73,6 +81,11 @@ class Pairs:
             yield f"{found.cut:,} of {2 * self.given:,} {self.side} answers cut at the end to fit the sequence"
         if found.unfit:
             yield f"{found.unfit:,} {self.side} answers that don't begin within the sequence left out with their pairs"
+        if self.apart:
+            yield (
+                f"{self.apart:,} {self.side} pairs left out, since the chat template doesn't put what is learned of "
+                "both after the same prompt"
+            )
         if self.same:
             yield f"{self.same:,} {self.side} pairs left out, since they are the same within the sequence"
 
