@@ -49,6 +49,7 @@ class StockMethod(MemoryEfficientOptimizer):
             raise ValueError(f"{self.optimizer.__name__} trains matrices in layers, and this model has none")
         super().__init__(model, self._made([_matrix()], keywords).defaults)
         self._inner = self._made([dict(group) for group in self._own_groups()], keywords)
+        self.state.update(self._inner.state)  # what its constructor keeps
 
     def _made(self, params: list[Any], keywords: dict[str, Any]) -> torch.optim.Optimizer:
         try:
@@ -57,14 +58,15 @@ class StockMethod(MemoryEfficientOptimizer):
             raise ValueError(f"{self.optimizer.__name__}: {error}") from error
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
-        """What the optimizer creates in a step on a meta tensor like `p`; anything is accepted if that step fails."""
+        """What the optimizer creates by itself or in a step on a meta tensor like `p`; anything if that step fails."""
         if self.only_matrices and p not in self._matrices:
             return expected_adam_state(p, master_weights=False)
         example = nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta"))
         example.grad = torch.empty_like(example)
         try:
             inner = self._made([example], self._keywords)
-            inner.step()
+            if saved.keys() != inner.state[example].keys():
+                inner.step()
         except Exception:  # third-party code, which may look at values
             return saved
         return dict(inner.state[example])

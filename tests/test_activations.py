@@ -1,5 +1,8 @@
 """The levers on activations: what is planned is what is metered, and what is trained stays the same."""
 
+from functools import partial
+
+import gloo
 import pytest
 import torch
 from commands import DATA
@@ -14,7 +17,7 @@ from membench.planning.method import plan_method
 from membench.planning.planner import method_values
 from membench.planning.simulate import simulate
 from membench.runs.compare import compare
-from membench.training import activations
+from membench.training import activations, parallel
 from membench.training.activations import OffloadedActivations, offloading, set_up_activations
 from reports import record
 from reports.parts import ACTIVATIONS
@@ -121,6 +124,22 @@ def test_weights_are_not_copied_to_the_host(monkeypatch):
     moved.clear()
     loss.backward()
     assert not moved
+
+
+def bytes_to_host(rank, *, sharded):
+    model, moved = build(llama), []
+    original = activations._to_host
+    optimizer = parallel.place(model, "sgd", "fsdp2", optimizers.get("sgd")) if sharded else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(activations, "_to_host", lambda tensor: moved.append(tensor.nbytes) or original(tensor))
+        offloading(text_loss)(model, text_batch(0, classes=False)).backward()
+    assert optimizer is None or parallel.is_sharded(model)
+    return sum(moved)
+
+
+def test_nor_are_the_gathered_weights_of_a_sharded_model():
+    alone = bytes_to_host(0, sharded=False)
+    assert gloo.run(partial(bytes_to_host, sharded=True)) == [alone, alone]
 
 
 def test_a_strided_tensor_comes_back_with_the_order_of_its_dimensions():

@@ -110,6 +110,12 @@ def test_attention_of_torch_has_heads_too_and_a_convolution_its_channels():
     assert found[model["conv"].weight].blocks == 5
 
 
+def test_a_bias_is_one_whatever_follows_in_its_name():
+    unit = nn.GRU(6, 5)
+    found = partitions(unit)
+    assert found[unit.bias_ih_l0].blocks == found[unit.bias_hh_l0].blocks == 3 * 5
+
+
 @pytest.mark.parametrize(("partition", "shape"), [
     (Partition((1,), ((3, 2),)), (6, 5)),
     (Partition((0,), ((2, 2), (3, 1))), (4, 7)),  # outputs are columns

@@ -60,6 +60,20 @@ def test_the_module_is_the_linear_one_on_the_dequantised_weight_forward_and_back
         assert model(x).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_cast_of_the_model_casts_the_weights_that_it_stands_for_and_what_finish_returns(dtype):
+    model, same = build_model(), build_model()
+    optimizer = QLoRA(model, rank=4)
+    QLoRA(same, rank=4).finish().to(dtype)  # the 4-bit weights' values, cast
+    model.to(dtype)
+    assert all(torch.equal(module.weight, same.get_submodule(name.removesuffix(".base_layer")).weight)
+               for name, module in quantized(model).items())  # fmt: skip
+    optimizer.finish()
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    for (name, ours), expected in zip(model.named_parameters(), same.parameters(), strict=True):
+        assert torch.equal(ours, expected), name
+
+
 def test_it_is_peft_on_bitsandbytes_to_the_last_bit(monkeypatch):
     # On a CPU with AVX-512 bitsandbytes restores rows shorter than a block, 64 weights, wrongly
     monkeypatch.setattr(contract, "WIDTH", 64)

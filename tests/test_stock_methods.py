@@ -41,6 +41,42 @@ def test_a_stock_optimizer_moves_weights_as_it_does_alone(name, keywords):
         assert torch.equal(weight, theirs.get_parameter(name)), name
 
 
+class Numbered(torch.optim.SGD):
+    """SGD whose step is scaled by a number that the constructor gives each tensor, as authors' packages keep seeds."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr=lr)
+        for number, p in enumerate(p for group in self.param_groups for p in group["params"]):
+            self.state[p]["number"] = number
+
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    state = self.state[p]
+                    state["steps"] = state.get("steps", 0) + 1
+                    p.data.add_(p.grad, alpha=-group["lr"] * state.get("number", 0) / state["steps"])
+
+
+def test_what_an_optimizer_keeps_from_its_construction_on_is_used_and_saved():
+    path = f"{__name__}:Numbered"
+    ours, theirs = build_model(), build_model()
+    method = optimizers.create(path, ours, lr=0.01)
+    groups = [[p for p in theirs.parameters() if p.dim() >= 2], [p for p in theirs.parameters() if p.dim() < 2]]
+    alone = Numbered([{"params": params} for params in groups], lr=0.01)
+    saved = method.state_dict()
+    for start in (0, 2):
+        method.load_state_dict(saved)
+        train(ours, method, 2, start=start)
+        saved = method.state_dict()
+    for step in range(4):
+        loss_of(theirs, step).backward()
+        alone.step()
+        alone.zero_grad()
+    for name, weight in weights_of(ours).items():
+        assert torch.equal(weight, theirs.get_parameter(name)), name
+
+
 def test_an_optimizer_of_matrices_gets_those_of_the_layers_and_adamw_the_rest():
     model, ours = build_model(), build_model()
     method = optimizers.create("torch.optim:Muon", ours, lr=0.02, weight_decay=0.1, adamw_lr=1e-2)

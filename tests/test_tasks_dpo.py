@@ -3,6 +3,7 @@
 import json
 import math
 
+import chat_templates
 import datasets
 import pytest
 import torch
@@ -14,6 +15,7 @@ import tasks
 from membench.config.defaults import hyperparameters
 from membench.config.run import Training
 from membench.planning.workload import Workload, make_batch
+from membench.training import parallel
 from membench.training.loop import Loop, shares
 from tasks.data.rows import Row
 from tasks.data.tally import Tally
@@ -53,6 +55,8 @@ def own_cache(tmp_path_factory):
         ({"conversations": [SHARED_HI], "chosen": SHARED_HELLO, "rejected": SHARED_BYE}, ASKED),
         ({"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: Bye."}, ASKED),
         ({"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Hello!", "rejected": " Bye."}, ASKED),
+        ({"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": "\n\nHuman: Hi\n\nAssistant: Hello!",
+          "rejected": "\n\nHuman: Hi\n\nAssistant: Bye."}, ASKED),
         ({"chosen": "Hi Hello!", "rejected": "Hi Bye."}, ASKED),
         ({"system": "Be kind.", "prompt": "Hi", "chosen": "Hello!", "rejected": "Bye."}, (KIND, *ASKED)),
     ],
@@ -78,6 +82,35 @@ def test_of_a_dialogue_only_the_answers_that_differ_are_learned():
     found = pair(Row("here", {"chosen": f"{said} Because.", "rejected": f"{said} No.\n\nOr yes."}), Tally())
     assert [one.learned for one in found.chosen.messages] == [True, False, True, True]
     assert [one.content for one in found.rejected.messages] == ["Hi", "Yes?", "Why: tell me", "No.\n\nOr yes."]
+
+
+DIALOGUES = [f"Human: Hi\n\nAssistant: {answer}" for answer in ("Hello!", "Bye.")]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Write a dialogue.", "chosen": DIALOGUES[0], "rejected": DIALOGUES[1]},
+        {"prompt": "Write a dialogue.", "chosen": DIALOGUES[0], "rejected": "No."},
+        {
+            name: [{"role": "user", "content": "Write a dialogue."}, {"role": "assistant", "content": dialogue}]
+            for name, dialogue in zip(("chosen", "rejected"), DIALOGUES, strict=True)
+        },
+        {"prompt": f"{DIALOGUES[0]}\n\nWho is polite?", "chosen": "Both.", "rejected": "Nobody."},
+        {"chosen": [{"role": "user", "content": f"{DIALOGUES[0]}\n\nHuman: Ho"}, HELLO],
+         "rejected": [{"role": "user", "content": f"{DIALOGUES[0]}\n\nHuman: Ho"}, BYE]},
+    ],
+)  # fmt: skip
+def test_what_is_said_in_a_turn_is_text_though_it_looks_like_a_transcript(row):
+    found = pair(Row("here", row), Tally())
+    whole = isinstance(row["chosen"], list)
+    asked, *answers = (
+        [row["chosen"][0]["content"], row["chosen"][1]["content"], row["rejected"][1]["content"]]
+        if whole
+        else [row["prompt"], row["chosen"], row["rejected"]]
+    )
+    for side, answer in zip((found.chosen, found.rejected), answers, strict=True):
+        assert side.messages == (Message("user", asked), Message("assistant", answer))
 
 
 @pytest.mark.parametrize(
@@ -157,13 +190,20 @@ def remembered(task):
     return task
 
 
-def test_a_batch_has_chosen_answers_first_and_learns_answers_with_their_end(remembered):
+def flat(batch):
+    """With the answers of all pairs in one dimension."""
+    return {key: value.flatten(0, 1) for key, value in batch.items()}
+
+
+def test_a_row_of_a_batch_is_a_pair_the_chosen_answer_first_and_learns_answers_with_their_end(remembered):
     batch, end = remembered.batch(0), remembered.tokenizer.eos_token_id
-    assert batch["input_ids"].shape == (6, 64) and "labels" not in batch
-    answers = [remembered.tokenizer.decode(row[row != -100]) for row in batch["targets"]]
-    assert {text.removesuffix("<|endoftext|>") for text in answers[:3]} <= {"Yes.", "No."}
-    assert answers[3:] == ["It depends, I would say.<|endoftext|>"] * 3
-    for ids, mask, targets in zip(*(batch[name] for name in ("input_ids", "attention_mask", "targets")), strict=True):
+    assert batch["input_ids"].shape == (3, 2, 64) and batch["reference"].shape == (3, 2) and "labels" not in batch
+    answers = [[remembered.tokenizer.decode(row[row != -100]) for row in pair] for pair in batch["targets"]]
+    assert {chosen.removesuffix("<|endoftext|>") for chosen, _ in answers} <= {"Yes.", "No."}
+    assert [rejected for _, rejected in answers] == ["It depends, I would say.<|endoftext|>"] * 3
+    for ids, mask, targets in zip(
+        *(flat(batch)[name] for name in ("input_ids", "attention_mask", "targets")), strict=True
+    ):
         last = int(mask.sum()) - 1
         assert targets[last] == ids[last] == end and (ids[targets != -100] == targets[targets != -100]).all()
 
@@ -171,8 +211,24 @@ def test_a_batch_has_chosen_answers_first_and_learns_answers_with_their_end(reme
 def test_what_is_metered_is_what_is_trained_on_and_what_is_planned(remembered):
     planned = make_batch(Workload("", batch_size=3, sequence_length=64, task="dpo"), None, "cpu")
     batches = (remembered.batch(0), remembered.largest_batch(), planned)
-    shapes = [{name: (one.shape, one.dtype) for name, one in batch.items()} for batch in batches]
+    shapes = [{name: (one.numel(), one.dtype) for name, one in batch.items()} for batch in batches]
     assert shapes[0] == shapes[1] == shapes[2] and not remembered.largest_batch()["attention_mask"].all()
+
+
+def test_processes_divide_a_batch_between_pairs_and_their_mean_loss_is_the_whole_batchs(data, monkeypatch):
+    task, model = create(data, batch_size=4), tiny(1)
+    task.remember_training(tiny(0), 1)
+    whole = task.batch(0)
+    expected = task.loss(model, whole)
+    monkeypatch.setattr(parallel, "ranks", lambda: 2)
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        parts.append(parallel.share_of(whole))
+    assert shares(parts[:1], [whole]) == [1.0]
+    torch.testing.assert_close(torch.stack([task.loss(model, part) for part in parts]).mean(), expected)
+    with pytest.raises(ValueError, match="can't be divided among 2 processes"):
+        parallel.share_of({name: one[:3] for name, one in whole.items()})
 
 
 def test_micro_batches_have_equal_weight_whatever_their_answers_lengths(remembered):
@@ -180,7 +236,7 @@ def test_micro_batches_have_equal_weight_whatever_their_answers_lengths(remember
 
 
 def test_log_probabilities_are_those_of_the_answers_tokens(remembered):
-    model, batch = tiny(), remembered.batch(1)
+    model, batch = tiny(), flat(remembered.batch(1))
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     expected = torch.zeros(6)
     for row, targets in enumerate(batch["targets"]):
@@ -193,7 +249,7 @@ def test_log_probabilities_are_those_of_the_answers_tokens(remembered):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_gradients_are_those_of_torchs_cross_entropy(remembered, dtype, monkeypatch):
     monkeypatch.setattr("tasks.models.token_losses.PIECES", 5)  # of 384 tokens: the last one is smaller
-    model, batch = tiny().to(dtype), remembered.batch(0)
+    model, batch = tiny().to(dtype), flat(remembered.batch(0))
     log_probabilities(model, batch).square().sum().backward()
     ours = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
@@ -212,8 +268,8 @@ def test_the_loss_in_pieces_of_the_sequence_is_the_same(remembered):
     torch.testing.assert_close(remembered.loss(model, batch), expected)
 
 
-PAIRED = torch.tensor([1.0, -2.0, 0.5, 3.0])  # log-ratios of two chosen answers, then of two rejected ones
-TOKENS = torch.tensor([2, 4, 5, 10])
+PAIRED = torch.tensor([[1.0, 0.5], [-2.0, 3.0]])  # log-ratios of a chosen and a rejected answer, of two pairs
+TOKENS = torch.tensor([[2, 5], [4, 10]])
 
 
 def test_the_loss_is_the_papers():
@@ -223,8 +279,7 @@ def test_the_loss_is_the_papers():
 
 
 def test_label_smoothing_is_the_expected_loss_of_pairs_some_of_which_are_the_wrong_way_round():
-    flipped = PAIRED.view(2, 2).flip(0).flatten()
-    right, wrong = (Preference(0.2).losses(log_ratios, TOKENS) for log_ratios in (PAIRED, flipped))
+    right, wrong = (Preference(0.2).losses(log_ratios, TOKENS) for log_ratios in (PAIRED, PAIRED.flip(1)))
     torch.testing.assert_close(Preference(0.2, 0.1).losses(PAIRED, TOKENS), 0.9 * right + 0.1 * wrong)
 
 
@@ -274,6 +329,35 @@ def test_data_without_pairs_are_refused_with_the_reason(tmp_path, some, message)
 def test_what_is_left_out_is_counted_with_its_place(remembered):
     assert f"1 row left out: {SAME} (first: " in remembered.provenance["notes"]
     assert "pairs.jsonl, line 91)" in remembered.provenance["notes"]
+
+
+@pytest.mark.parametrize(
+    ("template", "chosen", "rejected"),
+    [
+        ("qwen3", [HI, HELLO, HI, HELLO], [HI, BYE, HI, BYE]),  # drops what was said before the last question
+        ("r1", [HI, {**HELLO, "content": "<think>\nA greeting.\n</think>\n\nHello!"}], [HI, BYE]),
+    ],
+)
+def test_a_pair_of_which_a_chat_template_keeps_two_prompts_is_left_out(data, tmp_path, template, chosen, rejected):
+    markup, names = chat_templates.MARKUP[template]
+    tokenizer = create(data).tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": list(names)})
+    tokenizer.chat_template = markup
+    tiny().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    mixed = [{"chosen": chosen, "rejected": rejected}, *rows()] * 2
+    task = create(write(tmp_path / "a.jsonl", mixed), model=str(tmp_path / "model"), sequence_length=128)
+    for side in (task.train, task.validation):
+        for one, other in side.places:
+            prompts = [
+                tokens[: is_answer.tolist().index(True)]
+                for tokens, is_answer in (side.answers[one], side.answers[other])
+            ]
+            assert prompts[0].tolist() == prompts[1].tolist()
+    assert (
+        "pairs left out, since the chat template doesn't put what is learned of both after the same prompt"
+        in (task.provenance["notes"])
+    )
 
 
 @pytest.mark.parametrize(
@@ -339,7 +423,7 @@ def test_the_reference_is_the_model_that_a_run_starts_from_as_its_method_holds_i
     with torch.no_grad():
         run.model.eval()
         batch = run.task.batch(0)
-        torch.testing.assert_close(log_probabilities(run.model, batch), batch["reference"])
+        torch.testing.assert_close(log_probabilities(run.model, batch), batch["reference"].flatten())
     run.run()
     assert all(math.isfinite(entry["loss"]) for entry in run.progress.history)
     assert run.progress.history[0]["loss"] == pytest.approx(math.log(2), abs=0.1)  # adapters have dropout in training
@@ -390,18 +474,19 @@ def test_the_loss_is_trls(remembered, tmp_path):
     trainer = trl.DPOTrainer(policy, reference, args, train_dataset=some, processing_class=remembered.tokenizer)
     trainer.beta = 0.3
 
-    def theirs(places, kind, smoothing=0.0):
+    def theirs(pairs, kind, smoothing=0.0):
         trainer.loss_types, trainer.label_smoothing = [kind], smoothing
-        mask = (batch["targets"][places] != -100).long()
-        given = {name: batch[name][places] for name in ("input_ids", "attention_mask")}
+        chosen_first = {name: one[pairs].transpose(0, 1).flatten(0, 1) for name, one in batch.items()}
+        mask = (chosen_first["targets"] != -100).long()
+        given = {name: chosen_first[name] for name in ("input_ids", "attention_mask")}
         return trainer.compute_loss(policy, {**given, "completion_mask": mask}).item()
 
     def ours(*how):
         return Preference(0.3, *how).loss(policy, batch).item()
 
-    everything = list(range(6))
+    everything = [0, 1, 2]
     assert ours() == pytest.approx(theirs(everything, "sigmoid"), abs=1e-5)
     assert ours(0.0, "ipo") == pytest.approx(theirs(everything, "ipo"), abs=1e-5)
     # trl smooths the labels of "aot", which on a single pair is the sigmoid loss
-    single = [theirs([pair, 3 + pair], "aot", 0.1) for pair in range(3)]
+    single = [theirs([pair], "aot", 0.1) for pair in range(3)]
     assert ours(0.1) == pytest.approx(sum(single) / 3, abs=1e-5)

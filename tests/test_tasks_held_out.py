@@ -138,7 +138,7 @@ def create(name: str, model: str, data: str) -> Any:
 
 
 def words_of(task: Any, batches: Iterator[dict[str, torch.Tensor]]) -> str:
-    return " ".join(task.tokenizer.decode(ids) for batch in batches for ids in batch["input_ids"])
+    return " ".join(task.tokenizer.decode(ids) for batch in batches for ids in batch["input_ids"].flatten(0, -2))
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -78,13 +78,18 @@ class OnHost(NamedTuple):
 class OffloadedActivations(torch.autograd.graph.saved_tensors_hooks):
     """Within this context, what autograd saves goes to pinned host memory, until the backward pass asks for it.
 
-    Like torch's `save_on_cpu`, except that weights, which stay on the device anyway, aren't copied. Fake tensors are
-    all on the CPU: those that would be on the host are dropped.
+    Like torch's `save_on_cpu`, except that weights aren't copied: they stay on the device anyway, or FSDP gathers them
+    again. Fake tensors are all on the CPU: those that would be on the host are dropped.
     """
 
     def __init__(self, model: nn.Module):
-        weights = {_storage(t) for t in (*model.parameters(), *model.buffers())}
-        super().__init__(lambda tensor: tensor if _storage(tensor) in weights else _to_host(tensor), _from_host)
+        kept = {_storage(t) for t in (*model.parameters(), *model.buffers())}
+        super().__init__(lambda t: t if _storage(t) in kept or _is_weight(t) else _to_host(t), _from_host)
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    """Is it a parameter, or a view of one? FSDP's gathered weights aren't among the model's until its layer runs."""
+    return isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter)
 
 
 def _storage(tensor: Tensor) -> int:

@@ -97,7 +97,7 @@ def _collect(
 
 
 def _vector(name: str, p: Tensor) -> Partition:
-    return Partition((), ((p.numel(), 1),) if name.endswith("bias") else ((1, p.numel()),))
+    return Partition((), ((p.numel(), 1),) if "bias" in name else ((1, p.numel()),))
 
 
 def _matrix(module: nn.Module, name: str, p: Tensor, attention: nn.Module | None, config: Any) -> Partition:

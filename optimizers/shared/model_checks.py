@@ -78,15 +78,16 @@ def check_parameters(method: str, model: nn.Module, named: Iterable[tuple[str, T
 
 
 def check_moments(method: MemoryEfficientOptimizer) -> None:
-    """Refuse a second moment in float16, which holds no squares of gradients below 2e-4: steps would be divided by eps.
+    """Refuse moments in float16, whose range is too small: squares of gradients below 2e-4 are 0, and the rate that a
+    small first moment is multiplied by is infinite.
 
     Raises:
         ValueError: names a parameter and the way out.
     """
     for p, name in method._name_of.items():
         if p.dtype is torch.float16 and p.requires_grad and p in method._group_of:
-            moment = method.expected_state(p, {}).get("exp_avg_sq")
-            if moment is not None and moment.dtype is torch.float16:
+            expected = method.expected_state(p, {})
+            if any(expected[key].dtype is torch.float16 for key in ("exp_avg", "exp_avg_sq") if key in expected):
                 raise ValueError(
                     f"{type(method).__name__} would keep the moments of {name} in float16, where squares of gradients "
                     "below 2e-4 are 0: cast the model to bfloat16, or give master_weights=True if the method has it"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ class NF4Linear(nn.Module):
 
     W is dequantised to the compute dtype for each product, forward and backward, and kept by neither: autograd keeps
     only the input's gradient function. The bytes of W are buffers, so they are in `state_dict` and move with the
-    model.
+    model; a cast of the model is of the values that they stand for, never of their magnitudes.
 
     Args:
         dense: the module, which must be frozen. Its weight is empty until `restore`.
@@ -54,6 +54,16 @@ class NF4Linear(nn.Module):
 
     def _restored(self, dtype: torch.dtype) -> Tensor:
         return nf4.dequantize(dict(self.named_buffers()), self._shape, dtype, self._kernels)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """As any module's, called by `to()`, `half()`, ...; but a cast leaves the magnitudes in fp32."""
+        before = dict(self.named_buffers())
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in self.named_buffers():
+            if buffer.dtype is not before[name].dtype:
+                setattr(self, name, before[name].to(buffer.device))
+        self._dtype = fn(torch.empty(0, dtype=self._dtype, device=next(self.buffers()).device)).dtype
+        return self
 
     def restore(self) -> Any:
         """The dense module, its weight now dequantised from the bytes."""

@@ -71,8 +71,10 @@ def _times_gram(a: Tensor, gram: Tensor | None, basis: Tensor) -> Tensor:
 
 
 def _leading_eigenvectors(symmetric: Tensor, rank: int) -> Tensor:
-    symmetric = symmetric.nan_to_num(0.0, 0.0, 0.0)  # LAPACK would raise: see `exact_vectors`
-    return torch.linalg.eigh(symmetric).eigenvectors[:, -rank:].flip(1)  # eigenvalues come in increasing order
+    # in fp64: in fp32 LAPACK raises or returns NaN for one in ten matrices with rows of zeros, as idle neurons have
+    exact = symmetric.nan_to_num(0.0, 0.0, 0.0).double()  # LAPACK would raise: see `exact_vectors`
+    vectors = torch.linalg.eigh(exact).eigenvectors[:, -rank:].flip(1)  # eigenvalues come in increasing order
+    return vectors.to(symmetric.dtype)
 
 
 def _random(rows: int, columns: int, key: tuple[int, ...]) -> Tensor:

@@ -42,8 +42,9 @@ class Pairs:
         both = [answer for pair in pairs for answer in (pair.chosen, pair.rejected)]
         self.answers: Examples = fit(key, lambda tally: encode(both, language.tokenizer, tally), length)
         whole = self._whole()
-        self.places = np.array([pair for pair in whole if not self._is_same(pair)], dtype=np.int64).reshape(-1, 2)
-        self.same = len(whole) - len(self.places)
+        asked = [pair for pair in whole if self._has_one_prompt(pair)]
+        self.places = np.array([pair for pair in asked if not self._is_same(pair)], dtype=np.int64).reshape(-1, 2)
+        self.apart, self.same = len(whole) - len(asked), len(asked) - len(self.places)
         if not len(self):
             raise ValueError(
                 f"none of the {len(pairs):,} {side} pairs differs within sequence_length {length}"
@@ -60,6 +61,13 @@ class Pairs:
         numbers = ((2 * pair, 2 * pair + 1) for pair in range(self.given))
         return [(place[one], place[other]) for one, other in numbers if one in place and other in place]
 
+    def _has_one_prompt(self, pair: tuple[int, int]) -> bool:
+        """Do both answers follow the same tokens? Not if the chat template drops the answers at which they part."""
+        chosen, rejected = (
+            tokens[: int(is_answer.argmax())] for tokens, is_answer in map(self.answers.__getitem__, pair)
+        )
+        return np.array_equal(chosen, rejected)
+
     def _is_same(self, pair: tuple[int, int]) -> bool:
         (chosen, _), (rejected, _) = (self.answers[place] for place in pair)
         return np.array_equal(chosen, rejected)
@@ -73,6 +81,11 @@ class Pairs:
             yield f"{found.cut:,} of {2 * self.given:,} {self.side} answers cut at the end to fit the sequence"
         if found.unfit:
             yield f"{found.unfit:,} {self.side} answers that don't begin within the sequence left out with their pairs"
+        if self.apart:
+            yield (
+                f"{self.apart:,} {self.side} pairs left out, since the chat template doesn't put what is learned of "
+                "both after the same prompt"
+            )
         if self.same:
             yield f"{self.same:,} {self.side} pairs left out, since they are the same within the sequence"
 
@@ -82,18 +95,20 @@ class Pairs:
         return self.answers.lengths[self.places.ravel()]
 
     def batch(self, pairs: Sequence[int]) -> Batch:
-        """Pairs as `Preference.loss` takes them: chosen answers, then rejected ones, (2 pairs, length).
+        """Pairs as `Preference.loss` takes them, a row each, (pairs, 2, length).
 
         Raises:
             RuntimeError: the reference hasn't seen them.
         """
-        places = self.places[pairs].T.ravel()
-        return {**self._collate(places, self.length), "reference": self._known(places)}
+        return self._paired(self.places[pairs], self._known(self.places[pairs]))
 
     def full_batch(self, count: int) -> Batch:
         """A batch of `count` pairs for metering: with a reference of zeros."""
-        places = np.resize(self.places, (count, 2)).T.ravel()
-        return {**self._collate(places, self.length), "reference": torch.zeros(len(places))}
+        return self._paired(np.resize(self.places, (count, 2)), torch.zeros(count, 2))
+
+    def _paired(self, places: np.ndarray, reference: Tensor) -> Batch:
+        batch = self._collate(places.ravel(), self.length)
+        return {**{key: value.view(-1, 2, self.length) for key, value in batch.items()}, "reference": reference}
 
     def remember(self, model: nn.Module, pairs: Iterable[int]) -> None:
         """Keep the log-probabilities that `model` gives the answers of these pairs now, in evaluation mode."""
@@ -101,14 +116,14 @@ class Pairs:
         self.reference[torch.from_numpy(places)] = self._log_probabilities(model, places)
 
     def log_ratios(self, model: nn.Module) -> Tensor:
-        """By how much `model` finds all answers likelier than the reference, chosen ones first, (2 pairs,).
+        """By how much `model` finds all answers likelier than the reference, (pairs, 2).
 
         Raises:
             RuntimeError: the reference hasn't seen them.
         """
-        places, order = np.unique(self.places.T, return_inverse=True)  # in batches as when they were remembered
+        places, order = np.unique(self.places, return_inverse=True)  # in batches as when they were remembered
         log_ratios = self._log_probabilities(model, places) - self._known(places)
-        return log_ratios[torch.from_numpy(order.ravel())]
+        return log_ratios[torch.from_numpy(order.reshape(-1, 2))]
 
     def _known(self, places: np.ndarray) -> Tensor:
         found = self.reference[places]
@@ -118,8 +133,8 @@ class Pairs:
 
     @property
     def tokens(self) -> Tensor:
-        """How many each answer has, in the same order."""
-        return torch.tensor([int(self.answers[place][1].sum()) for place in self.places.T.ravel().tolist()])
+        """How many each answer has, (pairs, 2)."""
+        return torch.tensor([[int(self.answers[place][1].sum()) for place in pair] for pair in self.places.tolist()])
 
     @torch.no_grad()
     def _log_probabilities(self, model: nn.Module, places: np.ndarray) -> Tensor:

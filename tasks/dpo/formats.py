@@ -7,7 +7,8 @@ The answers are `chosen` and `rejected`: texts, turns, or lists of turns. What p
 - or how both begin: whole conversations, as turns or as transcripts ("\\n\\nHuman: ...\\n\\nAssistant: ...", HH-RLHF),
   or texts without a prompt, which part at a word.
 
-Only turns of the assistant after the prompt are learned.
+A prompt may be a transcript, too. An answer that looks like one is text, as is all else that is said in turns. Only
+turns of the assistant after the prompt are learned.
 """
 
 import re
@@ -60,7 +61,7 @@ def pair(row: Row, tally: Tally) -> Pair:
     Raises:
         RowError: there are no two answers to one prompt, or they are the same.
     """
-    sides = [_told(turns(row, name, ASSISTANT)) for name in SIDES]
+    sides = [turns(row, name, ASSISTANT) for name in SIDES]
     if sides[0] == sides[1]:
         raise RowError(row.where, SAME)
     asked, sides = _asked(row, sides)
@@ -85,7 +86,10 @@ def _asked(row: Row, sides: list[list[Message]]) -> tuple[Prompt, list[list[Mess
     """What precedes the answers, and the answers without it."""
     if any(side[0].role != ASSISTANT for side in sides):  # whole conversations
         return Prompt([], ""), [whole(row, side) for side in sides]
-    asked = prompt(row)
+    asked, told = prompt(row), [_transcript(side[0].content) if len(side) == 1 else [] for side in sides]
+    begin = "" if asked is None else asked.messages[-1].content.strip()
+    if all(told) and all(side[0].content.strip().startswith(begin) for side in sides):
+        return Prompt([], ""), [whole(row, side) for side in told]
     if asked is not None:
         return asked._replace(messages=_told(asked.messages)), sides
     return _begun(row, sides)
@@ -103,8 +107,9 @@ def _begun(row: Row, sides: list[list[Message]]) -> tuple[Prompt, list[list[Mess
 
 
 def _told(messages: Sequence[Message]) -> list[Message]:
-    """The turns, with a transcript in a single text as what it tells."""
-    return [turn for one in messages for turn in (_transcript(one.content) or [one])]
+    """The turns of a prompt; one that is a transcript, which the assistant continues, as what it tells."""
+    told = [(one, _transcript(one.content)) for one in messages]
+    return [turn for one, some in told for turn in (some if some and some[-1].role == USER else [one])]
 
 
 def _transcript(text: str) -> list[Message]:

@@ -30,7 +30,8 @@ class ChunkedOutput(ModelOutput):
 
     Attributes:
         loss: mean cross entropy over the tokens that have a label.
-        token_losses: cross entropy of each token's prediction of the next, (batch, tokens) fp32; 0 without a label.
+        token_losses: cross entropy of each token's prediction of the next, of all sequences, (batch x tokens,) fp32; 0
+            without a label.
     """
 
     loss: Tensor | None = None
@@ -76,7 +77,7 @@ class ChunkedForward:
         hidden = output.last_hidden_state.flatten(0, 1).chunk(self.chunks)
         pieces = zip(hidden, targets.flatten().chunk(self.chunks), strict=True)
         losses = [checkpoint(self._losses, type(output), *piece, use_reentrant=False) for piece in pieces]
-        token_losses = torch.cat(losses).view(targets.shape)
+        token_losses = torch.cat(losses)  # not a view of it, which FSDP warns of
         return ChunkedOutput(loss=token_losses.sum() / (targets != IGNORED).sum(), token_losses=token_losses)
 
     def _decode(self, *args: Any, **given: Any) -> Any:

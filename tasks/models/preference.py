@@ -52,14 +52,15 @@ class Preference:
 
         Args:
             model: a causal language model of transformers.
-            batch: of B pairs, chosen answers first: `input_ids`, `attention_mask` and `targets` (2 B, tokens), the
-                ids in answers and `IGNORED` elsewhere; and `reference` (2 B,) fp32, from `log_probabilities`.
+            batch: of B pairs, a chosen and a rejected answer each, so that the rows of a batch can be divided among
+                processes: `input_ids`, `attention_mask` and `targets` (B, 2, tokens), the ids in answers and `IGNORED`
+                elsewhere; and `reference` (B, 2) fp32, from `log_probabilities`.
         """
-        log_ratios = log_probabilities(model, batch) - batch["reference"]
-        return self.losses(log_ratios, answer_tokens(batch)).mean()
+        log_ratios = log_probabilities(model, batch) - batch["reference"].flatten()
+        return self.losses(log_ratios.view(-1, 2), answer_tokens(batch).view(-1, 2)).mean()
 
     def losses(self, log_ratios: Tensor, tokens: Tensor) -> Tensor:
-        """The loss of each pair, (B,), from answers' log-ratios and their numbers of tokens, both (2 B,)."""
+        """The loss of each pair, (B,), from answers' log-ratios and their numbers of tokens, both (B, 2)."""
         if self.form == "ipo":
             return (_margin(log_ratios / tokens) - 1 / (2 * self.beta)).square()
         reward = self.reward_margins(log_ratios)
@@ -72,16 +73,17 @@ class Preference:
 
 
 def _margin(both: Tensor) -> Tensor:
-    chosen, rejected = both.chunk(2)
+    chosen, rejected = both.unbind(1)
     return chosen - rejected
 
 
 def log_probabilities(model: nn.Module, batch: Batch) -> Tensor:
-    """Each answer's log-probability, the sum over its tokens, (sequences,) fp32."""
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    return -token_losses(model, inputs, batch["targets"]).sum(1)
+    """The log-probability of each answer, in pairs or not: the sum over its tokens, (answers,) fp32."""
+    flat = {name: batch[name].flatten(0, -2) for name in ("input_ids", "attention_mask", "targets")}
+    targets = flat.pop("targets")
+    return -token_losses(model, flat, targets).sum(1)
 
 
 def answer_tokens(batch: Batch) -> Tensor:
-    """How many tokens each answer has, (sequences,)."""
-    return (batch["targets"] != IGNORED).sum(1)
+    """How many tokens each answer has, (answers,)."""
+    return (batch["targets"] != IGNORED).sum(-1).flatten()

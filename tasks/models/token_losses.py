@@ -23,7 +23,7 @@ def token_losses(model: nn.Module, inputs: dict[str, Tensor], labels: Tensor) ->
         labels: the ids, or `IGNORED`, (batch, tokens).
     """
     if isinstance(model.forward, ChunkedForward):
-        return model(**inputs, labels=labels, use_cache=False).token_losses
+        return model(**inputs, labels=labels, use_cache=False).token_losses.view(labels.shape)
     logits = model(**inputs, use_cache=False).logits  # (batch, tokens, vocabulary)
     targets = nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
     return _CrossEntropy.apply(logits.flatten(0, 1), targets.flatten()).view(targets.shape)
