@@ -9,6 +9,7 @@ from membench.commands.options import takes
 from membench.config.declare import declared, hold_to_bounds, like, option, shared, typed
 from membench.config.errors import UserError
 from membench.config.options import RunOptions, WorkloadOptions
+from membench.garbage import collected_by_hand
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def answer(options: PlanOptions, *, fit_length: bool = False) -> str:
         UserError: a value is wrong, or a method or a model can't be planned.
     """
     try:
-        return _answer(options, fit_length)
+        with collected_by_hand():
+            return _answer(options, fit_length)
     except ValueError as error:
         raise UserError(str(error)) from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import multiprocessing
 import os
@@ -17,6 +16,7 @@ import torch
 import optimizers
 from membench.config.defaults import check_targets, hyperparameters
 from membench.config.errors import explain
+from membench.garbage import collected_by_hand
 from membench.memory.allocator import CUDA_CONTEXT_BYTES
 from membench.planning.advice import Advice, advise
 from membench.planning.blueprint import Blueprint
@@ -115,9 +115,7 @@ def method_values(blueprint: Blueprint, method: str, given: Given) -> dict[str, 
 
 def carry_out(jobs: Sequence[Job], report: Report = lambda method: None) -> Iterator[Planned]:
     """The jobs' plans in order, made on all cores that this process may use; `report(method)` after each."""
-    gc.collect()
-    gc.freeze()  # imported modules aren't garbage, and the meter collects before each step
-    try:
+    with collected_by_hand():
         workers = min(len(jobs), cores())
         if workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
             for job in jobs:
@@ -135,8 +133,6 @@ def carry_out(jobs: Sequence[Job], report: Report = lambda method: None) -> Iter
                 planned = made[number].result()
                 # autograd's threads, which this process may have started, aren't in a fork: torch then refuses
                 yield _carry_out(job) if planned.refused and NO_FORK in planned.refused else planned
-    finally:
-        gc.unfreeze()
 
 
 NO_FORK = "fork-based multiprocessing"  # in what torch says
