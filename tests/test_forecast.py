@@ -30,12 +30,23 @@ RUN = Run(
 )
 
 
-def test_it_needs_what_will_be_metered():
-    task = create_task(RUN.training, RUN.task, seed=0)
-    metered = _meter(RUN, task, {})["memory"]["peak_allocated_bytes"]
-    assert rehearsal.planned_bytes(RUN, task, 2**40) == pytest.approx(
-        metered, rel=0.01
-    )  # of two classes, not two answers
+WITH_HEAD = optimizers.resolve("badam", always_train=("lm_head",))  # as the runner sets it for random weights
+LANGUAGE = replace(TRAINING, model="config:llama-tiny", data="demo", sequence_length=64, weights="random")
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        RUN,  # of two classes, not two answers
+        replace(RUN, task="instruct", hyperparameters=WITH_HEAD, training=LANGUAGE),
+        replace(RUN, task="dpo", hyperparameters=WITH_HEAD, training=LANGUAGE),
+    ],
+    ids=lambda run: run.task,
+)
+def test_it_needs_what_will_be_metered(run):
+    task = create_task(run.training, run.task, seed=0)
+    metered = _meter(run, task, {})["memory"]["peak_allocated_bytes"]
+    assert rehearsal.planned_bytes(run, task, 2**40) == pytest.approx(metered, rel=0.01)
 
 
 @pytest.mark.parametrize("changes", [{"task": "mine:Task"}, {"training": replace(TRAINING, model="config:llama-tiny")}])

@@ -71,7 +71,10 @@ def planned_bytes(run: Run, task: Task, room: int) -> int | None:
             return None
         values = run.hyperparameters
         if values.get("always_train"):
-            values = {**values, "always_train": blueprint.head}  # a task's may have another name
+            values = {
+                **values,
+                "always_train": blueprint.head or values["always_train"],
+            }  # a head may have another name
         if run.training.weights == "random":
             values = from_scratch(run.method, values, blueprint.skeleton)
         made = plan_method(blueprint, run.method, values)
