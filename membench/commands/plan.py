@@ -9,7 +9,7 @@ from membench.commands.options import takes
 from membench.config.declare import declared, hold_to_bounds, like, option, shared, typed
 from membench.config.errors import UserError
 from membench.config.options import RunOptions, WorkloadOptions
-from membench.garbage import collected_by_hand
+from membench.memory.garbage import collected_by_hand
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import torch
 import optimizers
 from membench.config.defaults import check_targets, hyperparameters
 from membench.config.errors import explain
-from membench.garbage import collected_by_hand
 from membench.memory.allocator import CUDA_CONTEXT_BYTES
+from membench.memory.garbage import collected_by_hand
 from membench.planning.advice import Advice, advise
 from membench.planning.blueprint import Blueprint
 from membench.planning.budget import Limits, find_limits
