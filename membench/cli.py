@@ -1,5 +1,7 @@
 """The command line. Imports what a command needs when it runs, so that --help is immediate."""
 
+import atexit
+import gc
 import sys
 from functools import partial
 from typing import Annotated
@@ -60,6 +62,7 @@ def _common(
 def main() -> None:
     """The console script: a user's mistake is one line on stderr and exit code 2, in all processes of a launcher."""
     put_current_folder_last()
+    atexit.register(gc.freeze)  # what is left at the end isn't searched for garbage, which takes a second after imports
     arguments = sys.argv[1:]
     sys.argv[1:] = [argument for argument in arguments if argument != border.TRACEBACK]
     sys.exit(border.run(launched.group, []) or launched.together(partial(border.run, app, arguments)))
