@@ -17,7 +17,7 @@ from membench.training.clock import Clock
 from membench.training.schedule import scheduler
 from membench.training.seeding import seed_generators
 from optimizers import MemoryEfficientOptimizer
-from optimizers.shared.sharded import gathered
+from optimizers.shared.sharded import gathered, reshard
 from reports.schema import ANY as LARGEST_SCORE
 from tasks import ComparesScores, HasLargestBatch, HasReader, HasReference
 
@@ -381,7 +381,7 @@ class Loop:
         """
         with self._evaluating():
             metrics = _numbers(self.task.evaluate(model))
-        parallel.reshard(model)
+        reshard(model)  # an evaluation leaves the outermost weights whole
         for name, value in metrics.items():
             if not abs(value) <= LARGEST_SCORE:  # nor is a NaN
                 raise Diverged(f"{name} is {value:g} after step {self.progress.step}")

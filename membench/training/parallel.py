@@ -114,12 +114,6 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def reshard(model: nn.Module) -> None:
-    """After an evaluation, which leaves the outermost weights unsharded."""
-    if is_sharded(model):
-        model.reshard()  # type: ignore[operator]
-
-
 def whole(state: Any) -> Any:
     """A state with all of each sharded tensor, on the CPU of the first rank; the other ranks get None for it."""
     if isinstance(state, DTensor):
