@@ -6,6 +6,7 @@ Nothing here costs anything in a single process.
 from __future__ import annotations
 
 import gc
+import zlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -139,17 +140,26 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, int | float | str) else type(value).__name__
 
 
-def _check_agreement(method: MemoryEfficientOptimizer, trained: tuple[int, ...], norm: float) -> None:
-    name, group = type(method).__name__, method._replicas.group if method._replicas else None
+def _refuse_other_settings(name: str, settings: dict[str, Any], group: Any) -> None:
+    """Raise RuntimeError with what differs. Digests are compared before: settings take more bytes than numbers."""
     found: list[Any] = [None] * distributed.get_world_size(group)
-    distributed.all_gather_object(found, (trained, norm, _settings(method)), group=group)
-    for key, first in found[0][2].items():
-        for _, _, other in found:
+    distributed.all_gather_object(found, settings, group=group)
+    for key, first in found[0].items():
+        for other in found:
             if other[key] != first:
                 raise RuntimeError(
                     f"{name} doesn't have the same {key} on all ranks ({first} and {other[key]}): build it on each "
                     f"with the same seed and settings, and load the same state; or {ALONE}"
                 )
+
+
+def _check_agreement(method: MemoryEfficientOptimizer, trained: tuple[int, ...], norm: float) -> None:
+    name, group = type(method).__name__, method._replicas.group if method._replicas else None
+    settings = _settings(method)
+    found: list[Any] = [None] * distributed.get_world_size(group)
+    distributed.all_gather_object(found, (trained, norm, zlib.crc32(repr(settings).encode())), group=group)
+    if len({digest for _, _, digest in found}) > 1:
+        _refuse_other_settings(name, settings, group)
     if any(theirs != trained for theirs, _, _ in found):
         raise RuntimeError(
             f"{name} doesn't train the same parameters on all ranks: build it on each with the same model, seed and "
