@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from operator import itemgetter
 
 import pytest
@@ -25,6 +26,7 @@ from membench.planning.workload import Workload
 from membench.runs import compare as compare_module
 from membench.runs import processes
 from membench.runs.prepare import prepare
+from membench.runs.run_folder import Folder
 from membench.training import checkpoint
 from reports import record, tables
 
@@ -394,6 +396,25 @@ def test_t_a_full_disk_is_told_with_the_file_and_leaves_no_half_of_one(tmp_path,
         checkpoint.save({"step": 1}, tmp_path / "checkpoints" / "a.pt")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "runs"]
     assert len(list(runs.iterdir())) == 1 and not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_t_a_run_whose_record_finds_no_room_in_its_folder_is_kept_elsewhere(tmp_path, monkeypatch):
+    runs, elsewhere, sync = Folder(tmp_path / "runs"), tmp_path / "elsewhere", os.fsync
+    elsewhere.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+    monkeypatch.setattr(os, "fsync", lambda file: full() if not list(elsewhere.iterdir()) else sync(file))
+    made = make_record()
+    with pytest.raises(UserError, match=f"No space left.*its record is kept in {elsewhere}.*: move it to {runs.path}"):
+        runs.write(made)
+    (kept,) = elsewhere.iterdir()
+    kept.rename(runs.path / kept.name)
+    assert runs.finished(made["run_id"]) == made
+
+
+def test_t_a_run_whose_record_finds_no_room_anywhere_is_told_to_be_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"No space left.*its record is lost.*\.json: can't be written: No space"):
+        Folder(tmp_path / "runs").write(make_record())
 
 
 def test_t_output_that_nothing_takes_is_told(tmp_path):

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -82,8 +83,15 @@ class Folder:
         return found if found["status"] in (("ok",) if retry else _FINAL) else None
 
     def write(self, made: dict[str, Any], begun_as: str | None = None) -> None:
-        """Keep a record, and delete what only an unfinished run needs, also of the one that it was begun as."""
-        record.write(made, self.path)
+        """Keep a record, and delete what only an unfinished run needs, also of the one that it was begun as.
+
+        Raises:
+            UserError: it can't be written; it says where the record is now.
+        """
+        try:
+            record.write(made, self.path)
+        except OSError as error:
+            raise UserError(f"--out {about_file(error)}; {self._kept_elsewhere(made)}") from error
         if made["status"] in ("ok", "diverged"):
             for run_id in filter(None, (made["run_id"], begun_as)):
                 checkpoint = self.checkpoint(run_id)
@@ -91,6 +99,14 @@ class Folder:
                 shutil.rmtree(shards_of(checkpoint), ignore_errors=True)
         if made["status"] == "ok":
             self.log(made["run_id"]).unlink(missing_ok=True)
+
+    def _kept_elsewhere(self, made: dict[str, Any]) -> str:
+        """Keep the record of a run of hours although its folder takes none."""
+        try:
+            kept = record.write(made, tempfile.gettempdir())
+        except OSError as error:
+            return f"its record is lost, since there is no room for it elsewhere either: {about_file(error)}"
+        return f"its record is kept in {kept}: move it to {self.path}, and that run counts as made"
 
     def _remove_empty_folders(self) -> None:
         for path in (self.checkpoint("").parent, self.log("").parent):
