@@ -7,7 +7,7 @@ from typing import Any
 from reports import floors, rows, text
 from reports.floors import Floor
 from reports.rankings import Ranking, headline, render
-from reports.record import Record
+from reports.record import Record, how_it_ended
 from reports.setups import Setup, differing, group, heading, score
 from reports.statistics import SIGNIFICANCE, equivalent, summarise
 from reports.table import MIB, NOTHING, Column, Row, Table, lay_out, mib, score_text
@@ -78,7 +78,7 @@ def _ranking(setups: list[Setup], tasks: list[str], metric: str, higher: bool, b
     found = rows.compared({c.method: c.scores for c in ranked}, floor, own)
     others = sorted((c for c in chosen if c not in ranked), key=lambda c: c.needs_bytes or float("inf"))
     able = [c for c in ranked if found[c.method]["above_floor"] is not False]
-    equal = {c.method for c in able if equivalent(c.scores, able[0].scores, higher_is_better=higher)}
+    equal = {c.method for c in able if c is able[0] or equivalent(c.scores, able[0].scores, higher_is_better=higher)}
     shared = {"metric": metric, "higher_is_better": higher, **rows.floor_fields(floor)}
     made = [
         {
@@ -89,7 +89,7 @@ def _ranking(setups: list[Setup], tasks: list[str], metric: str, higher: bool, b
         }
         for c in [*ranked, *others]
     ]
-    head = heading(setups[0])[:1] if len(setups) > 1 else heading(setups[0])
+    head = heading(setups[0], tasks)[:1] if len(setups) > 1 else heading(setups[0], tasks)
     title = f"{_title(tasks)} within {budget / MIB:,.0f} MiB, by {metric}{'' if higher else ' (less is better)'}"
     return Ranking(head, _table(title, made, len(tasks), floor), made, _notes(made, contenders, tasks))
 
@@ -110,14 +110,15 @@ def _contender(setup: Setup, label: str, tasks: list[str], setups: list[Setup]) 
     scores = [statistics.fmean(score(runs[task, seed]) for task in sorted(have)) for seed in seeds]
     method = next(iter(setup.rows[label].values()))["method"]
     words = [label.removeprefix(method).strip(), *differing(setup, setups)]
-    statuses = {run["status"] for run in setup.rows[label].values() if run["task"] in tasks} - {"ok"}
+    endings = {how_it_ended(run) for run in setup.rows[label].values() if run["task"] in tasks} - {"ok"}
+    unfinished = "not run on every task" if len(have) < len(tasks) else "no seed has every task"
     return _Contender(
         method,
         ", ".join(filter(None, words)),
         max(map(_needs, runs.values()), default=None),
         scores,
         len(have) if scores else 0,
-        " / ".join(sorted(statuses)).replace("_", " ") or "not run on every task",
+        " / ".join(sorted(endings)).replace("_", " ") or unfinished,
         rows.counts(setup, label, tasks),
         list(runs.values()),
     )

@@ -1,7 +1,7 @@
 """Which runs may stand in one table: the same family of tasks, model, data, training and machine, side by side."""
 
 import json
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -211,11 +211,11 @@ def differing(setup: Setup, setups: list[Setup]) -> list[str]:
     return [f"{n}={v}" for n, v in setup.conditions.items() if any(other.conditions[n] != v for other in setups)]
 
 
-def heading(setup: Setup) -> list[str]:
-    """What the runs of a set-up have in common, in two lines: what was trained, and how."""
-    known = setup.conditions
+def heading(setup: Setup, tasks: Sequence[str] = ()) -> list[str]:
+    """What the runs of a set-up have in common, in two lines: what was trained, and how; of these `tasks`, or all."""
+    known, tasks = setup.conditions, tasks or setup.tasks
     weights = ", random weights" if known["weights"] == "random" else f", {known['weights']} weights"
-    what = setup.tasks[0] if len(setup.tasks) == 1 else f"{known['family']}, {len(setup.tasks)} tasks"
+    what = tasks[0] if len(tasks) == 1 else f"{known['family']}, {len(tasks)} tasks"
     model, data = (_end(known[name]) for name in ("model", "data"))
     first = " - ".join(filter(None, (what, f"{model}{weights}", f"data: {data}", known["version"])))
     return [first, ", ".join(_how(known, setup.machines))]

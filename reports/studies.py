@@ -154,7 +154,7 @@ def _sentence(ranking: Ranking, budget: int, finals: list[Record]) -> str:
     out = [f"{row['method']} ({row['remark']})" for row in ranking.rows if not row["rank"]]
     excluded = f" Out: {', '.join(out)}." if out else ""
     if not fit:
-        return f"{where}: nothing fits.{excluded}"
+        return f"{where}: nothing {_lacking(ranking.rows)}.{excluded}"
     floor = rows.floor_of(fit[0])
     if not able:
         scored = "; ".join(map(_whole, fit))
@@ -162,21 +162,32 @@ def _sentence(ranking: Ranking, budget: int, finals: list[Record]) -> str:
     below = [_whole(row) for row in fit if row not in able]
     excluded = (f" Not {floor.beaten} ({floor.words}): {'; '.join(below)}." if below else "") + excluded
     equal = [row for row in able if row["equivalent_to_best"]]
-    take = min(equal, key=lambda row: row["needs_bytes"]) if equal else able[0]
-    said = f"{where}: {take['method']}, because {_because(take, equal, able, fit)}{_speed(take, finals)}."
+    take = min(equal, key=lambda row: row["needs_bytes"])
+    said = f"{where}: {take['method']}, because {_because(take, equal, able, ranking.rows)}{_speed(take, finals)}."
     return said + _caution(take) + _others(take, equal, able) + excluded
 
 
-def _because(take: Row, equal: list[Row], able: list[Row], fit: list[Row]) -> str:
+def _because(take: Row, equal: list[Row], able: list[Row], made: list[Row]) -> str:
     reached = f"{_score_words(take)} {take['metric']} in {_mib(take)}"
     if len(able) == 1:
-        more = f" and is {rows.floor_of(take).beaten}" if len(fit) > 1 else ""
-        return f"nothing else fits{more}: {reached}"
+        return f"nothing else {_lacking(made) or 'was run'}: {reached}"
     if len(equal) > 1:
-        return (
-            f"of {len(equal)} shown to score within {SAME_POINTS:g} points of the best it needs least memory: {reached}"
-        )
+        within = f"{SAME_POINTS:g} points" if take["higher_is_better"] else f"{SAME_POINTS:g}%"
+        return f"of {len(equal)} shown to score within {within} of the best it needs least memory: {reached}"
     return f"it scores best: {reached}"
+
+
+def _lacking(made: Iterable[Row]) -> str:
+    """What none of these rows does that could be recommended: `fits and finished its runs`."""
+    return " and ".join(dict.fromkeys(words for row in made if (words := _lacks(row))))
+
+
+def _lacks(row: Row) -> str:
+    if row["needs_bytes"] is not None and not row["fits"]:
+        return "fits"
+    if not row["rank"]:
+        return "finished its runs"
+    return f"is {rows.floor_of(row).beaten}" if row["above_floor"] is False else ""
 
 
 def _caution(take: Row) -> str:

@@ -198,6 +198,25 @@ def test_n5_what_is_shown_to_be_as_good_and_needs_less_is_recommended():
     assert "As good: adamw 0.802 ± 0.001 (3), 200.0 MiB." in said
 
 
+def test_n5_the_best_is_as_good_as_itself_however_its_seeds_scatter():
+    steady, scattered = [0.799, 0.800, 0.7995, 0.801, 0.800], [0.775, 0.785, 0.800, 0.815, 0.8255]
+    assert equivalent(steady, scattered) and not equivalent(scattered, scattered)
+    said = recommended(seeds_of("adamw", scattered, 200), seeds_of("badam", steady, 100))
+    assert ": badam, because of 2 shown to score within 2 points of the best it needs least memory: 0.800" in said
+    assert "As good: adamw 0.800 ± 0.021 (5), 200.0 MiB" in said and "can't tell it from adamw: adamw" not in said
+
+
+def test_n5_a_point_of_a_perplexity_is_a_percent_and_is_called_so():
+    of_less = {"headline": "perplexity", "higher_is_better": False}
+    runs = [
+        run(method=method, seed=seed, peak=peak, metrics={"perplexity": value + seed}, **of_less)
+        for method, value, peak in (("adamw", 1000.0, 200), ("badam", 1008.0, 100))
+        for seed in range(3)
+    ]
+    said = recommended(runs)
+    assert ": badam, because of 2 shown to score within 2% of the best" in said and "points" not in said
+
+
 def test_n5_of_one_seed_nothing_is_called_equal_or_different():
     said = recommended(seeds_of("adamw", [0.80, 0.81], 200), seeds_of("badam", [0.80], 100))
     assert (

@@ -55,6 +55,8 @@ def test_a_method_without_every_task_or_that_ran_out_of_memory_ranks_nowhere():
     rows = within(runs, 1000)
     assert ranked(rows) == ["adamw"]
     assert rows["badam"]["remark"] == "not run on every task" and rows["lora"]["remark"] == "out of memory"
+    rows = within([run(task=1), run(task=2), run(1, "badam", seed=0), run(2, "badam", seed=1)], 1000)
+    assert rows["badam"]["remark"] == "no seed has every task"
 
 
 def test_rows_that_seeds_cannot_tell_apart_are_tied():

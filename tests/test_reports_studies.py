@@ -68,6 +68,38 @@ def test_one_budget_each_or_none_at_all():
     assert "Note on adamw: one seed. Not comparable, of one seed: badam 0.800, 60.0 MiB." in free
 
 
+def test_nothing_else_is_said_to_lack_what_it_has():
+    """Without a limit all fits: what isn't recommended lacks something else, or isn't there."""
+
+    def said(*others, tasks=(0,)):
+        (sentence,) = studies.recommend([*(run(task) for task in tasks), *others], [])
+        return sentence.partition("because ")[2].partition(":")[0]
+
+    lost = {"status": "diverged", "error": "nan", "method": "badam", "task": "superglue/t0"}
+    guess = {"constant_score": 0.5, "validation_examples": 277}
+    assert said() == "nothing else was run"
+    assert said(make_failure(**lost)) == "nothing else finished its runs"
+    assert said(run(method="badam"), tasks=(0, 1)) == "nothing else finished its runs"
+    assert said(run(method="badam", score=0.5, **guess)) == "nothing else is above chance"
+    (nobody,) = studies.recommend([make_failure(**lost)], [])
+    assert nobody.endswith(": nothing finished its runs. Out: badam (diverged).")
+    limited = studies.recommend([run(), run(method="lora", peak=999), make_failure(**lost)], [200 * MIB])[0]
+    assert "adamw, because nothing else fits and finished its runs: " in limited
+
+
+def test_a_task_that_is_ranked_apart_is_named():
+    less = {"headline": "perplexity", "higher_is_better": False}
+    finals = [run(0), run(1, metrics={"perplexity": 3.0}, **less)]
+    first, second = studies.recommend(finals, [])
+    assert first.startswith("Without a limit of memory (superglue/t0 - ")
+    assert second.startswith("Without a limit of memory (superglue/t1 - ")
+
+
+def test_what_cannot_run_is_called_refused_as_in_the_tables():
+    finals = [run(), make_failure("failed", "can't: it has no linear layers", method="lora", task="superglue/t0")]
+    assert "Out: lora (refused)." in studies.recommend(finals, [])[0]
+
+
 def test_what_ran_out_of_memory_is_out():
     finals = [run(), make_failure(method="lora", task="superglue/t0")]
     assert "Out: lora (out of memory)." in studies.recommend(finals, [])[0]
