@@ -17,3 +17,8 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def counted(count: int | str, what: str) -> str:
+    """`1 run`, `2 runs`; a count may be a text, such as `2 to 4`."""
+    return f"{count} {what}" + ("" if str(count) == "1" else "s")

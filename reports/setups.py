@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from reports.names import counted
 from reports.record import Record
 from reports.schema import TRAINING, Field, training
 
@@ -110,7 +111,7 @@ def _versions(records: list[Record]) -> Callable[[Record], str | None]:
     versions have no names; what a record doesn't know is taken for the latest.
     """
     known: dict[Hashable, list[str]] = {}  # the versions of a thing, the latest first
-    for run in sorted(records, key=_created, reverse=True):
+    for run in sorted(records, key=created, reverse=True):
         for _, thing, value in _origins(run):
             if value is not None and value not in known.setdefault(thing, []):
                 known[thing].append(value)
@@ -147,7 +148,8 @@ def _origins(run: Record) -> list[tuple[str, Hashable, str | None]]:
     ]
 
 
-def _created(run: Record) -> str:
+def created(run: Record) -> str:
+    """When it was made; what doesn't say is older than what does."""
     return str(run["environment"].get("created") or "")
 
 
@@ -178,7 +180,7 @@ def _setup(conditions: dict[str, Any], records: list[Record]) -> Setup:
     span = steps[0] if len(steps) == 1 else f"{steps[0]} to {steps[-1]}" if steps else None
     varied = varied_hyperparameters(records)
     rows: dict[str, dict[Key, Record]] = {}
-    for run in sorted(records, key=_created):
+    for run in sorted(records, key=created):
         rows.setdefault(row_label(run, varied[run["method"]]), {})[run["task"], run["seed"]] = run
     kept = sum(map(len, rows.values()))
     return Setup({**conditions, "steps": span}, rows, superseded=len(records) - kept)
@@ -228,11 +230,11 @@ def _end(path: str) -> str:
 
 def _how(known: dict[str, Any], machines: list[str]) -> list[str]:
     steps, batch_size, sequence_length = (known[name] for name in _SIZES)
-    words = [f"{steps or '?'} steps of {batch_size} x {sequence_length} tokens"]
+    words = [f"{counted(steps or '?', 'step')} of {batch_size} x {sequence_length} tokens"]
     words += [_said(one, known[one.name]) for one in TRAINING if one.apart and one.name not in _SAID_FIRST]
     name = f" ({machines[0]})" if len(machines) == 1 and machines[0] != known["device"] else ""
     words += [f"{known['device']}{name}"] if known["device"] is not None else []
-    words += [f"{known['threads']} threads"] if known["threads"] is not None else []
+    words += [counted(known["threads"], "thread")] if known["threads"] is not None else []
     return list(filter(None, words))
 
 

@@ -147,7 +147,7 @@ def speed_of(result):
 def test_s11_two_steps_tell_nothing_of_a_speed_and_it_says_so():
     result = check(*slower(timed_steps=2, step_spread=0.1))
     assert (speed_of(result).verdict, result.code) == ("unknown", 0)
-    assert "Speeds of 1 rows are shown, not checked: 2 steps are too few" in "".join(result.notes)
+    assert "Speeds of 1 row are shown, not checked: 2 steps are too few" in "".join(result.notes)
     assert check(*slower(timed_steps=97, step_spread=0.1)).code == 1
     old = [[made | {"training": made["training"] | {"steps": 2}} for made in part] for part in slower()]
     assert check(*old).code == 0  # of a record that doesn't say how many were timed

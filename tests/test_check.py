@@ -91,7 +91,8 @@ def test_without_a_reference_savings_and_speeds_are_not_judged_and_it_says_so():
     result = check([run(method="badam", peak=91, speed=100)], [run(method="badam", peak=91, speed=1)])
     assert result.code == 0 and not verdicts(result)
     assert any(
-        note.startswith("No run of adamw to compare with beside 1 runs: saving and throughput") for note in result.notes
+        note.startswith("No run of adamw to compare with beside 1 run: no check of saving and throughput there.")
+        for note in result.notes
     )
     other = check(
         [run(method="sgd"), run(method="badam", peak=50)],
@@ -128,6 +129,61 @@ def test_speeds_of_other_machines_are_shown_and_never_failed():
     result = check(before, after)
     assert result.code == 0
     assert "Speeds are from other machines (A, 2 threads -> B, 2 threads): shown, not checked." in result.notes
+
+
+def side(*machines):
+    """A run of adamw and one of badam, each on a machine."""
+    return [
+        run(method=method, environment__device_name=name)
+        for method, name in zip(("adamw", "badam"), machines, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "checked", "said"),
+    [
+        (side(None, None), side("A", "A"), True, None),  # what isn't known is no difference
+        (side("A", "A"), side("A", "A"), True, None),
+        (
+            side("A", "B"),
+            side("A", "B"),
+            False,
+            "of 1 run are from other machines (A, 2 threads and B, 2 threads -> A,",
+        ),
+        (side("A", "A"), side("A", "B"), False, "of 1 run are from other machines (A, 2 threads -> A, 2 threads and B"),
+    ],
+)
+def test_it_says_of_no_speed_that_it_is_not_checked_which_is_and_of_each_that_is_not(before, after, checked, said):
+    result = check(before, after)
+    assert any(finding.metric == "throughput" for finding in result.findings) == checked
+    notes = [note for note in result.notes if "other machines" in note]
+    assert notes == [] if said is None else said in notes[0]
+
+
+def test_what_an_old_record_lacks_is_as_it_was_meant():
+    """The fields of a later version keep no run from its reference's, nor make two of one."""
+    later = {"training__final_fraction": 0.0, "training__options": {}}
+    mixed = [run(**later), run(method="badam", peak=50)]
+    assert only(check(mixed, mixed), "saving").before == 0.5
+    again = [run(environment__created="2026-01-01", peak=200), run(**later, environment__created="2026-02-01")]
+    result = check(again, [run()])
+    assert (only(result, "memory").before, result.code) == (100 * MIB, 0)
+
+
+def test_a_run_that_does_not_say_when_it_was_made_is_not_the_newest():
+    of_two = [run(environment__created="2026-02-01", peak=100), run(environment__created=None, peak=200)]
+    for several in (of_two, of_two[::-1]):
+        assert only(check(several, [run()]), "memory").before == 100 * MIB
+
+
+def test_a_peak_without_its_parts_is_compared_and_nothing_is_named():
+    def stopped(peak):
+        sizes = {"peak_allocated_bytes": peak, "at_peak": None, "maximum": None}
+        lost = {"peak_reserved_bytes": None, "process_peak_bytes": None}
+        return make_failure("diverged", "nan", task="superglue/t0", memory={**sizes, **lost})
+
+    finding = only(check([stopped(100)], [stopped(200)]), "memory")
+    assert (finding.verdict, finding.reason) == ("regression", "")
 
 
 def test_speeds_of_runs_that_shared_a_device_are_not_judged():

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from reports.names import counted
 from reports.record import Found
 from reports.regressions import exact, findings, quality, throughput
 from reports.regressions.findings import Finding, exit_code
@@ -63,7 +64,8 @@ def _notes(suite: Suite, metrics: list[Metric]) -> list[str]:
     alone = [pair for pair in others if place(pair) not in suite.references]
     if relative and alone:
         name, what = suite.thresholds.reference, " and ".join(relative)
-        notes.append(f"No run of {name} to compare with beside {len(alone)} runs: {what} of these isn't checked.")
+        beside = counted(len(alone), "run")
+        notes.append(f"No run of {name} to compare with beside {beside}: no check of {what} there.")
     notes += [note for metric in metrics for note in metric.notes(suite)]
     return notes + _changed_hyperparameters(suite.rows)
 

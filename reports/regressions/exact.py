@@ -95,8 +95,10 @@ def _verdict(rise: Fraction, tolerance: Fraction) -> str:
 
 
 def _moved(old: Record, new: Record) -> str:
-    """Which parts of the peak changed, the largest change first."""
+    """Which parts of the peak changed, the largest change first; "" where a run doesn't say."""
     sides = [run["memory"]["at_peak"] for run in (new, old)]
+    if None in sides:
+        return ""
     parts = [(part.of(sides[0]) - part.of(sides[1]), part.words) for part in PARTS]
     told = sorted((part for part in parts if part[0]), key=lambda part: -abs(part[0]))
     return ", ".join(f"{name} {'+' if size > 0 else '-'}{mib(abs(size))} MiB" for size, name in told)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from reports.record import Record
 from reports.schema import training
-from reports.setups import row_label, varied_hyperparameters
+from reports.setups import created, row_label, varied_hyperparameters
 
 Pair = tuple[Record, Record]  # baseline, candidate
 
@@ -33,7 +33,7 @@ class PairedRow:
 def place(pair: Pair) -> str:
     """What a run has in common with those that it is a ratio to."""
     run = pair[1]
-    return json.dumps([run["task"], run["model"], run["seed"], run["training"]], sort_keys=True)
+    return json.dumps([run["task"], run["model"], run["seed"], training(run)], sort_keys=True)
 
 
 _PROVENANCE = ("data_sha256", "data_revision", "model_revision", "tokenizer", "device")  # of the environment
@@ -69,9 +69,9 @@ _Key = tuple[str, str, int, str]  # task, method, seed, model
 def _by_key(records: Iterable[Record]) -> dict[_Key, list[Record]]:
     """Records by what pairs them; of several runs of one configuration the last one made."""
     newest: dict[tuple[_Key, str], Record] = {}
-    for run in sorted(records, key=lambda run: str(run["environment"].get("created", ""))):
+    for run in sorted(records, key=created):
         key = (run["task"], run["method"], run["seed"], run["model"])
-        newest[key, json.dumps([run["training"], run["hyperparameters"]], sort_keys=True)] = run
+        newest[key, json.dumps([training(run), run["hyperparameters"]], sort_keys=True)] = run
     keys: dict[_Key, list[Record]] = {}
     for (key, _), run in newest.items():
         keys.setdefault(key, []).append(run)

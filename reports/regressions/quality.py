@@ -5,6 +5,7 @@ from itertools import pairwise
 
 from scipy.special import bdtrc
 
+from reports.names import counted
 from reports.regressions import findings
 from reports.regressions.evidence import SHARES, Judgement, Row, judge, together
 from reports.regressions.findings import Finding
@@ -121,8 +122,9 @@ def _notes(suite: Suite) -> list[str]:
     unknown = sum(_examples(row) is None for row in alone)
     presumed = f" (of {unknown}, whose records have no such number, of {_PRESUMED})" if unknown else ""
     return [
-        f"{len(alone)} rows have one seed: the noise of their scores is bounded by that of as many examples{presumed}, "
-        "as if a seed changed nothing but single answers. Several seeds tell more, and smaller changes."
+        f"One seed alone of {counted(len(alone), 'row')}: the noise of such scores is bounded by that of as many "
+        f"examples{presumed}, as if a seed changed nothing but single answers. Several seeds tell more, and smaller "
+        "changes."
     ]
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from reports import formats
+from reports.names import counted
 from reports.record import Record
 from reports.regressions import findings, junit
 from reports.regressions.check import METRICS, Check
@@ -49,9 +50,10 @@ def _words(name: str) -> str:
 
 def _heading(check: Check, names: tuple[str, str]) -> list[str]:
     baseline, candidate = (_printable(name) for name in names)
+    before, after = (counted(count, "run") for count in check.counts)
     return [
         verdict(check),
-        f"baseline: {baseline}, {check.counts[0]} runs; candidate: {candidate}, {check.counts[1]} runs",
+        f"baseline: {baseline}, {before}; candidate: {candidate}, {after}",
     ]
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from reports.names import counted
 from reports.record import Record, has_true_times
 from reports.regressions import findings
 from reports.regressions.evidence import SHARES, Row, judge
@@ -110,13 +111,16 @@ def _notes(suite: Suite) -> list[str]:
 
 
 def _machine_notes(suite: Suite) -> list[str]:
-    """The machines of both sides, where they differ."""
-    pairs = [pair for row in suite.rows.values() for pair in row.pairs.values()]
-    sides = [sorted({_machine(pair[side]) for pair in pairs}) for side in (0, 1)]
-    if sides[0] == sides[1]:
+    """The machines of the runs whose speeds aren't checked, since they or the reference's are from several."""
+    pairs = [
+        (pair, suite.references.get(place(pair), ())) for row in suite.rows.values() for pair in row.pairs.values()
+    ]
+    apart = [[*pair, *reference] for pair, reference in pairs if not _one_machine([*pair, *reference])]
+    if not apart:
         return []
-    machines = " -> ".join(" and ".join(side) for side in sides)
-    return [f"Speeds are from other machines ({machines}): shown, not checked."]
+    sides = [" and ".join(sorted({_machine(run) for runs in apart for run in runs[side::2]})) for side in (0, 1)]
+    where, machines = "" if len(apart) == len(pairs) else f" of {counted(len(apart), 'run')}", " -> ".join(sides)
+    return [f"Speeds{where} are from other machines ({machines}): shown, not checked."]
 
 
 def _unfit_notes(suite: Suite) -> list[str]:
@@ -125,12 +129,12 @@ def _unfit_notes(suite: Suite) -> list[str]:
         found = _ratios(row, suite.references)
         if found and not found[0].differences:
             counts[found[1]] = counts.get(found[1], 0) + 1
-    return [f"Speeds of {count} rows are shown, not checked: {reason}." for reason, count in counts.items()]
+    return [f"Speeds of {counted(count, 'row')} are shown, not checked: {reason}." for reason, count in counts.items()]
 
 
 def _machine(run: Record) -> str:
     name, threads = (run["environment"].get(name) for name in _SAME_MACHINE)
-    return f"{name or 'an unknown machine'}, {threads or '?'} threads"
+    return f"{name or 'an unknown machine'}, {counted(threads or '?', 'thread')}"
 
 
 def _speeds(row: PairedRow, finding: Finding | None) -> str:
