@@ -142,6 +142,12 @@ def _error(of: str, runs: Sequence[Record]) -> float | None:
 
 
 def _examples_of_shares(runs: Sequence[Record]) -> int | None:
-    """The examples, where all scores lie between 0 and 1 and more is better."""
-    shares = all(run["higher_is_better"] is not False and 0 <= score(run) <= 1 for run in runs)
+    """The examples, where more is better and all scores, guessing's and those before training too, lie in 0 to 1."""
+    shares = all(run["higher_is_better"] is not False and 0 <= one <= 1 for run in runs for one in _scores(run))
     return examples_of(runs) if shares else None
+
+
+def _scores(run: Record) -> list[float]:
+    """What a run says of its headline's scale."""
+    known = [score(run), run.get("constant_score"), (run.get("initial_metrics") or {}).get(run["headline"])]
+    return [one for one in known if one is not None]

@@ -122,7 +122,7 @@ def sight(one: Sequence[float], other: Sequence[float]) -> Sight | None:
     if not any(variances):
         return None
     counts = (len(one), len(other))
-    more = 6 if max(counts) < 6 else 2 * max(counts)
+    more = max(6, 2 * max(counts))  # fewer would see no smaller difference in four cases of five
     quantiles = [1 - SIGNIFICANCE / 2, POWER]
     least, then = (_quantiles(variances, n, of) for n, of in ((counts, quantiles[:1]), ((more, more), quantiles)))
     return Sight(tuple(sorted(set(counts))), least, more, then)

@@ -7,9 +7,10 @@ from typing import Any
 
 from reports import formats, rows
 from reports.at_memory import rankings
+from reports.names import counted
 from reports.rankings import Ranking
 from reports.record import Record
-from reports.setups import Setup, differing, group, row_label, score, varied_hyperparameters
+from reports.setups import Setup, created, differing, group, row_label, score, varied_hyperparameters
 from reports.statistics import SAME_POINTS
 from reports.table import MIB, NOTHING, Column, Row, Table, lay_out, mib, score_text
 
@@ -38,7 +39,7 @@ def document(finals: list[Record], trials: list[Record]) -> dict[str, Any]:
 
 def budgets_of(finals: list[Record]) -> list[int]:
     """The budgets of memory (bytes) that the latest of these runs were made for; none: no limit."""
-    latest = max(finals, key=lambda run: str(run["environment"].get("created") or ""), default=None)
+    latest = max(finals, key=created, default=None)
     return (latest["environment"].get("memory_budgets") or []) if latest else []
 
 
@@ -103,9 +104,9 @@ def _at_edge(name: str, chosen: Record, trials: list[Record]) -> bool:
 
 
 def _stated_budget(trials: list[Record], made: list[Row]) -> str:
-    number = " or ".join(map(str, sorted({row["trials"] for row in made})))
+    number = counted(" or ".join(map(str, sorted({row["trials"] for row in made}))), "trial")
     seeds = ", ".join(map(str, sorted({trial["seed"] for trial in trials})))
-    return f"Tuning: {number} trials of each method on each task, on validation data, on a seed of its own ({seeds})"
+    return f"Tuning: {number} of each method on each task, on validation data, on a seed of its own ({seeds})"
 
 
 def _sensitivity_table(made: list[Row]) -> Table:

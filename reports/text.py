@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from reports import rows as raw
+from reports.names import counted
 from reports.parts import Part, round_parts, shown
 from reports.record import had_device_alone
 from reports.rows import AVERAGE
@@ -14,9 +15,8 @@ LONGEST_ERROR = 64  # letters
 
 _TIED = f"* the best, or not significantly different from it (Welch's t-test over seeds, p ≥ {SIGNIFICANCE})."
 _FLOOR, _EXAMPLES = "floor", "examples"  # further rows of quality
-_FLOOR_NOTE = (
-    "floor: guessing, or the model before training if that is better; ± how far chance alone takes a score (95%)."
-)
+_FLOOR_NOTE = "floor: guessing, or the model before training if that is better{}."
+_FLOOR_WIDTH = "; ± how far chance alone takes a score (95%)"
 _EXAMPLES_NOTE = "examples: of validation; ± half of the 95% interval that so few leave the best score."
 _PARTIAL = "[a/b] averaged over a of b tasks only: not to be compared with a complete average."
 _PEAK = "peak: of the run that needs most; / {0}: against {0} on the same task and seed."
@@ -84,9 +84,14 @@ def summary(setup: Setup, *, compact: bool) -> Table:
         *([("blocks", _coverage)] if _partly(rows) else []),
         ("runs", _runs),
     ]
-    notes = [_PEAK, _SPEED] if setup.reference else []
-    told = [note.format(setup.reference) for note in notes] + _score_notes([_scored(row) for row in rows], setup)
-    return lay_out("Summary", rows, columns, {"method", score, "runs"}, told)
+    notes = [*_notes_of(_PEAK, "peak_ratio", rows, setup), *_notes_of(_SPEED, "tokens_per_second_ratio", rows, setup)]
+    notes += _score_notes([_scored(row) for row in rows], setup)
+    return lay_out("Summary", rows, columns, {"method", score, "runs"}, notes)
+
+
+def _notes_of(note: str, name: str, rows: list[Row], setup: Setup) -> list[str]:
+    """A note on a ratio to the reference, and on what it is a ratio of; none where no row has it."""
+    return [note.format(setup.reference)] * any(row.get(name) is not None for row in rows)
 
 
 def _partly(rows: list[Row]) -> bool:
@@ -121,7 +126,7 @@ def memory(setup: Setup, *, compact: bool) -> Table:
         ("task", lambda row: _short(row.get("task") or NOTHING) if len(tasks) > 1 else NOTHING),
         ("ok runs", _share),
     ]
-    notes = [_PEAK.format(setup.reference), _PARTS] if setup.reference else [_PARTS]
+    notes = [*_notes_of(_PEAK, "peak_ratio", rows, setup), _PARTS]
     where = f" on {_short(*tasks)}" if len(tasks) == 1 and len(setup.tasks) > 1 else ""
     return lay_out(f"Memory at the peak{where}, MiB", rows, columns, {"method", "phase", "task"}, notes)
 
@@ -146,7 +151,7 @@ def throughput(setup: Setup, *, compact: bool) -> Table:
         *((f"{phase} ms", _number(f"{phase}_seconds", "{:,.1f}", 1000)) for phase in ("forward", "backward", "update")),
         ("ok runs", _share),
     ]
-    notes = [_SPEED.format(setup.reference), _STEP] if setup.reference else [_STEP]
+    notes = [*_notes_of(_SPEED, "tokens_per_second_ratio", rows, setup), _STEP]
     notes += [_FEWER] if any(_share(row) != NOTHING for row in rows) else []
     return lay_out("Throughput", rows, columns, {"method"}, notes)
 
@@ -272,7 +277,8 @@ def _on(task: str) -> str:
 
 
 def _floor_notes(rows: list[Row]) -> list[str]:
-    notes = [_FLOOR_NOTE] * any(row["floor"] is not None for row in rows)
+    width = _FLOOR_WIDTH if any(row["floor_half_width"] is not None for row in rows) else ""
+    notes = [_FLOOR_NOTE.format(width)] * any(row["floor"] is not None for row in rows)
     notes += [_EXAMPLES_NOTE] * any(row["half_width"] is not None for row in rows)
     return notes + not_above_floor(rows)
 
@@ -357,10 +363,11 @@ def _coverage_notes(setup: Setup) -> list[str]:
     for row in raw.summary(setup):
         runs = [run for run in setup.finished(row["method"]).values() if "switch_every" in run["hyperparameters"]]
         if runs and (row["block_coverage"] or 1) < 1:
-            every = " or ".join(sorted({str(run["hyperparameters"]["switch_every"]) for run in runs}))
+            every = " or ".join(sorted({str(run["hyperparameters"]["switch_every"] or "none") for run in runs}))
             said.append(f"{row['method']} {_coverage(row)} with switch_every {every}")
     steps = setup.conditions["steps"]
-    return [f"Blocks that were visited in {steps} steps: {'; '.join(said)}. What wasn't is untrained."] if said else []
+    when = counted(steps, "step")
+    return [f"Blocks that were visited in {when}: {'; '.join(said)}. What wasn't is untrained."] if said else []
 
 
 def remarks(setup: Setup) -> list[str]:

@@ -52,8 +52,9 @@ class Winner:
 def winners(setup: Setup) -> dict[str, Winner]:
     """Winners of memory, speed and score; a column that nothing can be said of is missing.
 
-    Memory and speed are only of rows that have every run, since tasks differ in both; speeds only of one machine. What
-    isn't above the floor wins nothing: to learn nothing takes little memory and time.
+    Memory and speed are only of rows that have every run, speed of those whose times all tell something, since tasks
+    differ in both; speeds only of one machine. What isn't above the floor wins nothing: to learn nothing takes little
+    memory and time.
     """
     rows = [row for row in raw.summary(setup) if _complete(row) and _learned(setup, row)]
     columns = {"memory": _memory(rows), "speed": _speed(setup, rows), "score": _score(setup)}
@@ -84,7 +85,8 @@ def _memory(rows: list[Row]) -> Winner | None:
 def _speed(setup: Setup, rows: list[Row]) -> Winner | None:
     if not rows or len(setup.machines) > 1:
         return None
-    speeds = {row["method"]: row["tokens_per_second"] for row in rows if row["tokens_per_second"]}
+    timed = [row for row in rows if len(raw.rates(setup.finished(row["method"]))) == row["runs_ok"]]
+    speeds = {row["method"]: row["tokens_per_second"] for row in timed if row["tokens_per_second"]}
     if not speeds:
         return None
     best = max(speeds, key=lambda label: speeds[label])

@@ -124,6 +124,24 @@ def test_every_task_knows_its_floor_and_its_examples(name, model):
         assert task.validation_size == len(task.validation) and task.constant_score == len(task.tokenizer)
 
 
+@pytest.mark.parametrize("before", [{"constant_score": -0.2}, {"initial_metrics": {"r2": -0.3}}])
+def test_a_score_that_may_be_less_than_nothing_is_no_share(before):
+    """Of R² nobody knows how far few examples take it: there is a floor, and no width of it."""
+    runs = seeds_of("adamw", [0.6, 0.62], headline="r2", validation_examples=100, **before)
+    runs = [one | {"metrics": {"r2": one["metrics"]["accuracy"]}} for one in runs]
+    text = tables.render(runs)
+    assert "floor     -0." in text and "adamw     0.610 ± 0.014 (2)*\n" in text and "examples  100\n" in text
+    assert text.endswith("\nfloor: guessing, or the model before training if that is better.")
+
+
+@pytest.mark.parametrize("count", range(2, 30))
+def test_more_seeds_are_said_to_see_less(count):
+    steady, scattered = [0.5] * count, [0.5 + 0.01 * (-1) ** step for step in range(count)]
+    for pair in ([steady, scattered], [scattered, scattered]):
+        found = sight(*pair)
+        assert found.more > count and found.then < found.least
+
+
 # What the intervals and the powers promise
 
 

@@ -78,6 +78,24 @@ def test_blocks_that_were_not_visited_are_not_rounded_away(visited, of, shown):
     assert f" {shown}  1 ok" in text and f"badam {shown} with switch_every 1" in text
 
 
+def test_a_note_stands_where_there_is_what_it_explains():
+    def said(**changes):
+        runs = [make_record(method=method, **changes) for method in ("adamw", "badam")]
+        return tables.render(runs, tables=["summary", "memory", "quality"])
+
+    assert "tokens/s: all tokens" in said() and "tokens/s" not in said(environment__jobs=2)
+    assert "± how far chance" in said(constant_score=0.4, validation_examples=9)
+    assert "±" not in said(constant_score=0.4)
+
+
+def test_one_is_not_many():
+    heading = tables.render([make_record(training__steps=1, environment__threads=1)]).splitlines()[1]
+    assert heading.startswith("1 step of 16 x 64") and heading.endswith("cpu, 1 thread")
+    assert "Tuning: 1 trial of each method" in tables.render([make_record()], trials=[make_record(seed=9)])
+    drawn_once = make_record(method="hft", block_coverage=0.5, hyperparameters__switch_every=None)
+    assert "hft 50% with switch_every none" in tables.render([drawn_once])
+
+
 def test_a_saving_is_of_the_seeds_that_have_a_reference():
     runs = [make_record(), *(make_record(method="badam", seed=seed) for seed in range(3))]
     assert [one.seeds for one in check(runs, runs, "saving").findings if one.metric == "saving"] == [(0,)]

@@ -140,6 +140,12 @@ def test_an_average_over_fewer_tasks_is_no_point_and_is_named():
     assert pareto.left_out(setup, "average") == ["badam"]
 
 
+def test_the_seeds_of_error_bars_are_those_of_a_row_that_lacks_none():
+    runs = [make_record(seed=seed) for seed in range(3)]
+    runs += [make_record(method=method, seed=seed) for method in ("badam", "lora") for seed in range(2)]
+    assert pareto.spread_words(setup_of(*runs)).endswith("(3 where none is missing).")
+
+
 def test_no_average_is_drawn_of_tasks_of_which_less_is_better():
     runs = [run | {"task": f"lm/{task}"} for task in "ab" for run in perplexities(adamw=20.0)]
     gallery = figures.draw(setup_of(*runs))
@@ -156,6 +162,15 @@ def test_a_curve_is_the_mean_over_seeds_and_a_stretch_of_steps():
     assert len(curve.losses) == 20  # stretches of two steps
     assert curve.losses[0] == pytest.approx((1 + 2 + 3 + 4) / 4)
     assert curve.seconds[-1] == pytest.approx(0.02 * 39.5)
+
+
+@pytest.mark.parametrize("steps", [20, 101, 121, 161, 990])
+def test_a_curve_ends_with_the_mean_of_the_last_twentieth_of_the_steps(steps):
+    (curve,) = curves.curves_of(
+        setup_of(make_record(history=history([float(i) for i in range(steps)]))), "adamw", "superglue/rte"
+    )
+    assert len(curve.losses) == 20
+    assert curve.losses[-1] == pytest.approx(np.mean(np.arange(steps)[-(steps // 20) :]), abs=0.5)
 
 
 def test_a_run_that_diverged_has_a_line_of_its_own_that_says_where_it_ended():

@@ -187,6 +187,18 @@ def test_speeds_tie_unless_pairs_tell_them_apart():
     assert (winners(clear)["speed"].best, winners(clear)["speed"].others) == ("badam", [])
 
 
+def test_a_row_some_of_whose_times_tell_nothing_wins_no_speed_by_those_that_are_left():
+    """On cb all are fast and on rte slow: without rte badam would look faster than adamw, which it isn't."""
+    runs = [
+        make_record(method=method, task=f"superglue/{task}", time__tokens_per_second=speed * factor)
+        for method, factor in (("adamw", 1.0), ("badam", 0.9))
+        for task, speed in (("cb", 1000.0), ("rte", 100.0))
+    ]
+    assert winners(setup_of(*runs))["speed"].best == "adamw"
+    runs[-1]["environment"]["jobs"] = 2
+    assert winners(setup_of(*runs))["speed"].best == "adamw"
+
+
 def test_speeds_of_different_machines_have_no_winner():
     runs = [
         make_record(method=m, environment={"device": "cuda", "device_name": n}) for m, n in (("adamw", "A"), ("x", "B"))

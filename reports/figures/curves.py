@@ -122,10 +122,9 @@ def _curve(runs: list[Record]) -> Curve | None:
     if not points:
         return None
     last = max(point["step"] for point in points)
-    stretch = max(1, math.ceil(last / STRETCHES))
     stretches: dict[int, list] = {}
     for point in points:
-        stretches.setdefault((point["step"] - 1) // stretch, []).append(point)
+        stretches.setdefault((point["step"] - 1) * STRETCHES // last, []).append(point)
     groups = [group for _, group in sorted(stretches.items())]
     steps, tokens, seconds, losses = (
         [sum(point[name] for point in group) / len(group) for group in groups]
