@@ -276,13 +276,14 @@ def mean_known(setup: Setup, label: str, name: str) -> float | None:
 def benchmarks(setup: Setup) -> list[Row]:
     """Scores on public benchmarks after training, over the seeds; no rows where no model was evaluated."""
     scores: dict[tuple[Any, ...], list[float]] = {}
+    asked = ("fewshot", "limit", "chat_template")
     for label in setup.rows:
         for (task, _), run in setup.finished(label).items():
             for name, entry in (run.get("benchmarks") or {}).items():
                 for metric, value in entry["scores"].items():
-                    key = (label, task, name, metric, entry["fewshot"], entry["limit"])
+                    key = (label, task, name, metric, *(entry[one] for one in asked))
                     scores.setdefault(key, []).append(value)
-    names = ("method", "task", "benchmark", "metric", "fewshot", "limit", "mean", "standard_deviation", "n")
+    names = ("method", "task", "benchmark", "metric", *asked, "mean", "standard_deviation", "n")
     return [dict(zip(names, (*key, *summarise(values)), strict=True)) for key, values in scores.items()]
 
 

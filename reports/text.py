@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from reports import rows as raw
+from reports.floors import BEFORE
 from reports.names import counted
 from reports.parts import Part, round_parts, shown
 from reports.record import had_device_alone
@@ -17,6 +18,7 @@ _TIED = f"* the best, or not significantly different from it (Welch's t-test ove
 _FLOOR, _EXAMPLES = "floor", "examples"  # further rows of quality
 _FLOOR_NOTE = "floor: guessing, or the model before training if that is better{}."
 _FLOOR_WIDTH = "; ± how far chance alone takes a score (95%)"
+_FLOOR_WIDTHS = _FLOOR_WIDTH + ", on average of the methods, of which each is held to its own"
 _EXAMPLES_NOTE = "examples: of validation; ± half of the 95% interval that so few leave the best score."
 _PARTIAL = "[a/b] averaged over a of b tasks only: not to be compared with a complete average."
 _PEAK = "peak: of the run that needs most; / {0}: against {0} on the same task and seed."
@@ -277,7 +279,10 @@ def _on(task: str) -> str:
 
 
 def _floor_notes(rows: list[Row]) -> list[str]:
-    width = _FLOOR_WIDTH if any(row["floor_half_width"] is not None for row in rows) else ""
+    several = len({row["method"] for row in rows}) > 1
+    paired = several and any(row["floor_is"] == BEFORE and row["metric"] == "perplexity" for row in rows)
+    wide = any(row["floor_half_width"] is not None for row in rows)
+    width = (_FLOOR_WIDTHS if paired else _FLOOR_WIDTH) if wide else ""
     notes = [_FLOOR_NOTE.format(width)] * any(row["floor"] is not None for row in rows)
     notes += [_EXAMPLES_NOTE] * any(row["half_width"] is not None for row in rows)
     return notes + not_above_floor(rows)
@@ -313,9 +318,12 @@ def benchmarks(setup: Setup, *, compact: bool) -> Table | None:
         ("score", _benchmark_score),
         ("shots", _number("fewshot", "{}")),
         ("documents", lambda row: "all" if row["limit"] is None else str(row["limit"])),
+        ("asked", lambda row: "as in a chat" if row["chat_template"] else NOTHING),
     ]
     return (
-        lay_out("Benchmarks after training", rows, columns, {"method", "trained on", "benchmark", "metric"}, [])
+        lay_out(
+            "Benchmarks after training", rows, columns, {"method", "trained on", "benchmark", "metric", "asked"}, []
+        )
         if rows
         else None
     )

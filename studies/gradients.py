@@ -40,8 +40,9 @@ def answer(found: dict[str, dict[int, list[float]]]) -> list[str]:
 
 def _sentence(size: int, by_method: dict[str, list[float]]) -> str:
     ranked = sorted(by_method, key=lambda name: statistics.fmean(by_method[name]))
-    named = {"lowest": ranked[0], "highest": ranked[-1], "beside them": "adamw"}
-    told = [f"{word} {name} at {_told(by_method[name])}" for word, name in named.items() if name in by_method]
+    named = {ranked[0]: "lowest", ranked[-1]: "highest"}
+    named |= {} if "adamw" in named or "adamw" not in by_method else {"adamw": "beside them"}
+    told = [f"{word} {name} at {_told(by_method[name])}" for name, word in named.items()]
     return f"Batch {size}: over the last quarter of the steps the norm of the full gradient is {', '.join(told)}."
 
 

@@ -137,6 +137,19 @@ def test_tables_sort_by_a_click_on_a_header(tab, report):
     assert tab.trouble == []
 
 
+def test_large_numbers_sort_by_their_size_and_names_by_their_letters(tab, tmp_path):
+    scores = {"adamw": 5.0, "sgd": 1.23e10, "adamw8bit": 40.0, "lomo": 2e9, "mezo": 1.2e-5}
+    shared = {"headline": "perplexity", "higher_is_better": False}
+    made = [make_record(method=name, metrics={"perplexity": score}, **shared) for name, score in scores.items()]
+    path = tmp_path / "report.html"
+    path.write_text(page.render(made))
+    tab.open(path, 1400, "light")
+    click = "(t => [...t.tHead.rows[0].cells].find(c => c.textContent === %r).firstChild.click())"
+    for head, wanted in (("rte perplexity", sorted(scores, key=scores.__getitem__)), ("method", sorted(scores))):
+        tab.ask(f"{click % head}(document.querySelector('#setup-1 table'))")
+        assert tab.ask(CELLS % 0) == wanted
+
+
 def test_a_reader_chooses_both_axes_logs_and_methods(tab, report):
     tab.open(report, 1400, "light")
     (setup, *_) = group(records())

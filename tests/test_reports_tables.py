@@ -478,6 +478,15 @@ def test_scores_on_benchmarks_have_a_table_of_their_own_over_the_seeds():
     assert "Benchmarks" not in tables.render([make_record()], "plain")
 
 
+def test_answers_in_a_chat_and_bare_ones_share_no_mean():
+    bare, chat = evaluated(0.2), evaluated(0.6, seed=1)
+    chat["benchmarks"]["mmlu"]["chat_template"] = True
+    made = document([bare, chat], "summary")["benchmarks"]
+    assert [(row["mean"], row["n"], row["chat_template"]) for row in made] == [(0.2, 1, False), (0.6, 1, True)]
+    shown = tables.render([bare, chat], "plain")
+    assert shown.count("as in a chat") == 1 and "as in a chat" not in tables.render([bare], "plain")
+
+
 def test_runs_with_and_without_a_keyword_that_was_added_later_are_two_rows():
     old = make_record(method="badam", hyperparameters={"lr": 0.1})
     new = make_record(method="badam", hyperparameters={"lr": 0.1, "states": "8bit"})

@@ -68,6 +68,14 @@ def test_the_level_of_a_gradient_is_its_mean_over_the_last_quarter_for_each_batc
     assert gradients.levels([make_record()]) == {}
 
 
+def test_the_answer_names_nobody_twice():
+    levels = {"adamw": {4: [1.0]}, "badam": {4: [2.0]}, "lomo": {4: [3.0]}}
+    (said,) = gradients.answer(levels)
+    assert said.endswith("lowest adamw at 1.000 (1), highest lomo at 3.000 (1).")
+    (said,) = gradients.answer(levels | {"adamw": {4: [2.5]}})
+    assert said.endswith("lowest badam at 2.000 (1), highest lomo at 3.000 (1), beside them adamw at 2.500 (1).")
+
+
 def test_the_pages_show_what_the_records_hold():
     study = next(one for one in pages.all_studies() if one.name == "pretraining")
     text = pages.page(study)

@@ -8,15 +8,16 @@ function make(name, attributes, text, space) {
   return element;
 }
 
-// ---- tables: a click on a header sorts, a second one turns the order round
+// ---- tables: a click on a header sorts, by the first number of a cell, names as texts; a second one turns the order round
 
-const number = text => /^[^\d]*-?[\d,.]*\d/.test(text) ? parseFloat(text.replace(/,/g, '').match(/-?\.?\d[\d.]*(e-?\d+)?/)[0]) : NaN;
+const number = text => parseFloat((text.replace(/,/g, '').match(/-?\.?\d[\d.]*(e[-+]?\d+)?/) || [NaN])[0]);
 
 function sort(table, column, down) {
   const key = row => row.cells[column].textContent.trim();
+  const value = row => row.cells[column].tagName === 'TH' ? NaN : number(key(row));
   const rows = [...table.tBodies[0].rows];
   rows.sort((one, other) => {
-    const [a, b] = [number(key(one)), number(key(other))];
+    const [a, b] = [value(one), value(other)];
     const order = isNaN(a) && isNaN(b) ? key(one).localeCompare(key(other)) : isNaN(a) ? 1 : isNaN(b) ? -1 : a - b;
     return down && !(isNaN(a) !== isNaN(b)) ? -order : order;
   });
