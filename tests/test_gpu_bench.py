@@ -270,5 +270,27 @@ def test_the_page_is_not_stale():
     assert page.PAGE.read_text(encoding="utf-8") == made, "make it again: python -m benchmarks.on_gpu.page"
 
 
+def test_the_manual_tells_the_errors_of_plans_that_the_session_has():
+    """Of allocated bytes of each workload, and of reserved ones of all plans that were made again."""
+    session = page.documents(page.RESULTS)["h100"]
+    again, requested, reserved = session["replanned"]["plans"], {}, []
+    for name, part in session["parts"].items():
+        kind, _, row = name.partition("/")
+        if kind == "methods" and part["status"] == "ok" and part["planned"]:
+            planned, workspace = part["planned"] | again.get(row, {}), part["workspace_bytes"] or 0
+            error = planned["peak_allocated_bytes"] / (part["peak_requested_bytes"] - workspace) - 1
+            requested.setdefault(row.split("/")[0], []).append(abs(100 * error))
+            if row in again:
+                reserved.append(
+                    abs(100 * (planned["peak_reserved_bytes"] / (part["peak_reserved_bytes"] - workspace) - 1))
+                )
+    large, small = (f"{max(requested[workload]):.1f}".lstrip("0") for workload in ("badam", "galore"))
+    close = sum(error <= 0.1 for error in reserved)
+    text = " ".join((ROOT / "docs" / "measuring.md").read_text(encoding="utf-8").split())
+    assert f"differ by at most {large} % for Llama 3-8B, and by at most {small} % for a 1B model" in text
+    assert f"Of {len(reserved)} plans of methods on an H100, {close} are within .1 % of what was reserved" in text
+    assert f"the others within {max(reserved):.1f} %" in text
+
+
 def test_before_any_session_the_page_says_that_none_was_made():
     assert "No session on a GPU has been recorded yet" in page.render({})
