@@ -52,6 +52,17 @@ def test_the_decision_page_is_made_from_the_committed_plans():
     assert choice.PAGE.read_text() == choice.page(), f"docs/which-method.md {STALE}"
 
 
+def test_the_decision_page_says_which_methods_for_pretraining_the_study_has():
+    (row,) = [line for line in choice.page().splitlines() if line.startswith("| pretraining from random weights")]
+    names = re.findall(r"`([\w-]+)`", row.partition("made for it")[0])
+    have = {
+        line.split("|")[1].strip()
+        for line in (choice.ROOT / "docs/studies/pretraining.md").read_text().splitlines()
+        if line.count("|") > 5
+    }
+    assert [f"`{name}`" for name in names if name in have] == re.findall(r"`[\w-]+`", row.partition("made for it")[2])
+
+
 @pytest.mark.slow
 def test_all_pages_are_what_their_methods_say():
     made = method_page.pages()
