@@ -10,7 +10,8 @@ from reports.record import Record, has_true_times
 from reports.setups import Setup, group, heading
 from reports.table import NOTHING, Column, Row, Table, lay_out, score_text
 
-_LESS_IS_BETTER = ("loss", "perplexity")  # among metrics that aren't the headline, whose direction a record says
+# ends of the names of metrics that aren't the headline, whose direction a record says
+_LESS_IS_BETTER = ("loss", "perplexity", "error", "mae", "mse", "brier")
 
 
 def to_target(records: list[Record], metric: str, target: float, format: str = "plain") -> str:

@@ -12,6 +12,7 @@ from reports_factory import MIB, make_failure, make_record
 
 from reports import differences, figures, page
 from reports.figures.chart import Chart
+from reports.page import content
 from reports.setups import group
 from reports.winners import scores, winners
 
@@ -170,6 +171,8 @@ def test_least_memory_wins_and_within_a_percent_is_a_tie():
     setup = setup_of(peak(100), peak(50, method="badam"), peak(50.4, method="lisa"), peak(51, method="lomo"))
     found = winners(setup)["memory"]
     assert (found.best, found.others) == ("badam", ["lisa"])
+    memory, *_ = content.of(setup)["cards"]
+    assert memory["tied"] == "Within 1% of it: lisa"  # which is no matter of significance
 
 
 def test_a_row_that_lacks_runs_wins_neither_memory_nor_speed():

@@ -136,6 +136,16 @@ def test_where_less_is_better_the_target_is_an_upper_bound():
     assert race(runs, 0.6)["adamw"]["step"] == 20
 
 
+@pytest.mark.parametrize(("metric", "more"), [("exact_match", True), ("val_loss", False), ("rmse", False)])
+def test_of_another_metric_than_the_headline_its_name_tells_the_direction(metric, more):
+    run = curve("adamw", 0, [0.5, 0.9])
+    for point, value in zip(run["history"], (0.2, 0.4), strict=True):
+        point["metrics"][metric] = value
+    run["metrics"][metric] = 0.4
+    text = to_target.to_target([run], metric, 0.3)
+    assert f"{metric} of 0.3 or {'more' if more else 'less'}" in text and ("   20" in text) == more
+
+
 def test_an_unknown_metric_is_refused_with_those_there_are():
     with pytest.raises(
         ValueError, match=r"No run has a metric 'acuracy'. Did you mean 'accuracy'\? Available: accuracy"

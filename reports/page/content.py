@@ -109,12 +109,13 @@ def _cards(setup: Setup) -> list[dict[str, Any]]:
     """The winner of each column, what it reached, and who may be as good."""
     rows = {row["method"]: row for row in summary_rows(setup)}
     titles = {"memory": "Least memory", "speed": "Fastest", "score": f"Best {_score_name(setup)}"}
+    alike = {"memory": f"Within {best.SAME_MEMORY:.0%} of it"}  # which is exact
     return [
         {
             "title": titles[name],
             "who": shortened(winner.best),
             "figure": _figure(name, rows[winner.best], setup),
-            "tied": _doubt(winner),
+            "tied": _doubt(winner, alike.get(name, "Not significantly different")),
         }
         for name, winner in best.winners(setup).items()
     ]
@@ -139,8 +140,8 @@ def _figure(name: str, row: Row, setup: Setup) -> str:
     return value if ratio is None else f"{value}, {ratio:.2f} × {setup.reference}"
 
 
-def _doubt(winner: best.Winner) -> str:
-    said = [f"Not significantly different: {', '.join(winner.others)}"] if winner.others else []
+def _doubt(winner: best.Winner, alike: str) -> str:
+    said = [f"{alike}: {', '.join(winner.others)}"] if winner.others else []
     said += [winner.blind.words] if winner.blind else []
     if "one seed" in winner.caveats:
         said += ["One seed: it may be chance"] * bool(winner.untested)
