@@ -27,7 +27,7 @@ _SPEED = "tokens/s: all tokens over all training time; / {0}: geometric mean ove
 _STEP = "ms: the median of a run's steps, averaged over runs."
 _SHARED = "Speeds of runs that may have shared a device with others are left out: they tell nothing."
 _CHANGED = "Speeds of runs that went on on other processes are left out: they tell nothing of all their steps."
-_FEWER = "ok runs: where some are missing, only the ratios compare, not tokens/s and ms."
+_FEWER = "Where runs are missing, or their speeds left out, only ratios of speeds compare, not tokens/s and ms."
 
 
 def _number(name: str, pattern: str = "{:.2f}", scale: float = 1) -> Callable[[Row], str]:
@@ -87,13 +87,20 @@ def summary(setup: Setup, *, compact: bool) -> Table:
         ("runs", _runs),
     ]
     notes = [*_notes_of(_PEAK, "peak_ratio", rows, setup), *_notes_of(_SPEED, "tokens_per_second_ratio", rows, setup)]
-    notes += _score_notes([_scored(row) for row in rows], setup)
+    notes += _fewer_notes(rows, setup) + _score_notes([_scored(row) for row in rows], setup)
     return lay_out("Summary", rows, columns, {"method", score, "runs"}, notes)
 
 
 def _notes_of(note: str, name: str, rows: list[Row], setup: Setup) -> list[str]:
     """A note on a ratio to the reference, and on what it is a ratio of; none where no row has it."""
     return [note.format(setup.reference)] * any(row.get(name) is not None for row in rows)
+
+
+def _fewer_notes(rows: list[Row], setup: Setup) -> list[str]:
+    """Where a row has speeds of fewer runs than there are: tasks differ in speed."""
+    known = [row for row in rows if row["tokens_per_second"] is not None]
+    timed = [len(raw.rates(setup.finished(row["method"]))) for row in known]
+    return [_FEWER] * any(count < len(setup.tasks) * len(setup.seeds) for count in timed)
 
 
 def _partly(rows: list[Row]) -> bool:
@@ -154,7 +161,7 @@ def throughput(setup: Setup, *, compact: bool) -> Table:
         ("ok runs", _share),
     ]
     notes = [*_notes_of(_SPEED, "tokens_per_second_ratio", rows, setup), _STEP]
-    notes += [_FEWER] if any(_share(row) != NOTHING for row in rows) else []
+    notes += _fewer_notes(rows, setup)
     return lay_out("Throughput", rows, columns, {"method"}, notes)
 
 

@@ -88,6 +88,20 @@ def test_a_note_stands_where_there_is_what_it_explains():
     assert "±" not in said(constant_score=0.4)
 
 
+@pytest.mark.parametrize("what", ["whole", "missing", "beside others", "failed"])
+def test_speeds_of_unequal_runs_are_said_not_to_compare(what):
+    runs = [make_record(method=method, task=f"t/{task}") for method in ("adamw", "badam") for task in "ab"]
+    if what == "beside others":
+        runs[-1]["environment"]["jobs"] = 2
+    if what in ("missing", "failed"):
+        lost = runs.pop()
+    if what == "failed":
+        runs.append(make_failure(method="badam", task=lost["task"]))
+    for table in ("summary", "throughput"):
+        said = "only ratios of speeds compare" in tables.render(runs, tables=[table])
+        assert said == (what != "whole")
+
+
 def test_one_is_not_many():
     heading = tables.render([make_record(training__steps=1, environment__threads=1)]).splitlines()[1]
     assert heading.startswith("1 step of 16 x 64") and heading.endswith("cpu, 1 thread")
