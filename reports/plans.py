@@ -215,9 +215,10 @@ def verdict(document: dict[str, Any]) -> list[str]:
         f"Nothing fits into {gib(budget)} GiB: {nearest['method']} comes nearest, with "
         f"{gib(nearest['estimated_total_bytes'])} GiB; {gib(-nearest['left_bytes'])} GiB are missing."
     )
-    weights = min(row["at_peak"]["weights_bytes"] for row in rows)
+    least = min(rows, key=lambda row: row["at_peak"]["weights_bytes"])  # qlora's are in 4 bits
+    weights = least["at_peak"]["weights_bytes"]
     if weights + document["context_bytes"] > budget:
-        sentence += f" The weights alone take {gib(weights)} GiB in {document['setup']['dtype']}."
+        sentence += f" The weights alone take {gib(weights)} GiB at least ({least['method']})."
     return [sentence]
 
 

@@ -159,7 +159,21 @@ def test_a_budget_that_nothing_fits_says_what_is_missing(tmp_path):
     text = run("--model", "llama3-8b", "--optimizers", "lomo,lora", "--checkpointing", "--budget", "12GiB")
     said = re.sub(r"\s+", " ", text)
     assert "Nothing fits into 12.00 GiB: lora comes nearest, with 1" in said and "GiB are missing" in said
-    assert "The weights alone take 14.96 GiB in bfloat16" in said
+    assert "The weights alone take 14.96 GiB at least (lomo)." in said
+
+
+def test_the_least_weights_are_named_with_the_method_whose_they_are():
+    """QLoRA's are in 4 bits, so they aren't what the model takes in its dtype."""
+    gib = 2**30
+    rows = [
+        {"method": name, "fits": False, "estimated_total_bytes": total * gib, "left_bytes": (3 - total) * gib}
+        | {"at_peak": {"weights_bytes": weights * gib}}
+        for name, total, weights in (("lora", 17, 15), ("qlora", 9, 6))
+    ]
+    document = {"rows": rows, "budget_bytes": 3 * gib, "context_bytes": gib // 2}
+    (said,) = plans.verdict(document)
+    assert said.startswith("Nothing fits into 3.00 GiB: qlora comes nearest, with 9.00 GiB; 6.00 GiB are missing.")
+    assert said.endswith("The weights alone take 6.00 GiB at least (qlora).")
 
 
 def test_it_says_that_activations_are_those_of_a_gpu(tmp_path):
