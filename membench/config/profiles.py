@@ -111,7 +111,7 @@ C4 = {
         {
             **_TINY_LANGUAGE,
             "sequence_length": 64,
-            "hyperparameters": {**_TINY_LANGUAGE["hyperparameters"], "mezo": {"samples": 8, "lr": 2e-3}},
+            "hyperparameters": {**_TINY_LANGUAGE["hyperparameters"], "mezo": {"samples": 16, "lr": 4e-3}},
         },
         _TINY_NOTE,
     ),
