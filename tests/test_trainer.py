@@ -128,6 +128,19 @@ def test_what_a_method_that_updates_in_backward_cannot_honour_is_refused(given, 
         MethodTrainer(model=model, args=args, train_dataset=Sentences(), optimizers=(method, None))
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"optim": "adafactor"}, "so optim=adafactor would do nothing"),
+        ({"optim_args": "rank=64"}, "so optim=adamw_torch_fused, optim_args=rank=64 would do nothing"),
+    ],
+)
+def test_an_optimizer_that_the_method_replaces_is_refused(given, words, tmp_path):
+    args = arguments(tmp_path, **{"optim": "adamw_torch_fused", **given})
+    with pytest.raises(ValueError, match=words):
+        MethodTrainer(model=build_model(), args=args, train_dataset=Sentences(), method="badam").create_optimizer()
+
+
 @pytest.mark.parametrize("name", optimizers.available())
 def test_a_saved_model_and_a_checkpoint_load_as_what_was_trained(name, tmp_path):
     trainer = build_trainer(MethodTrainer, name, tmp_path)
@@ -163,6 +176,51 @@ def test_a_method_by_its_name_is_built_on_the_trainers_model_and_resumes_to_the_
     resumed.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{PAUSE}"))
     for p, q in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments_given", "expected"),
+    [
+        ("badam", {"learning_rate": 1, "weight_decay": 0}, {"lr": 1, "weight_decay": 0}),  # whole numbers
+        ("torch.optim:Adam", {"weight_decay": 0.25}, {"lr": 1e-3, "weight_decay": 0.25}),  # whose own default is 0
+        ("badam", {"adam_beta1": 0.5, "adam_epsilon": 1e-5}, {"betas": (0.5, 0.999), "eps": 1e-5}),
+        ("badam:lr=0.5:weight_decay=0.25", {"weight_decay": 0.125}, {"lr": 0.5, "weight_decay": 0.25}),
+    ],
+)
+def test_the_arguments_are_the_methods_defaults_unless_its_name_says_others(
+    method, arguments_given, expected, tmp_path
+):
+    args = arguments(tmp_path, **arguments_given)
+    trainer = MethodTrainer(model=build_model(), args=args, train_dataset=Sentences(), method=method)
+    trainer.create_optimizer()
+    assert {name: trainer.method.defaults[name] for name in expected} == expected
+
+
+def test_adams_epsilon_is_not_how_far_mezo_moves_the_weights(tmp_path):
+    args = arguments(tmp_path, adam_epsilon=1e-8)
+    trainer = MethodTrainer(model=build_model(), args=args, train_dataset=Sentences(), method="mezo")
+    trainer.create_optimizer()
+    assert trainer.method.eps == 1e-3
+
+
+def test_a_rate_that_a_file_gave_as_a_text_is_refused_in_a_sentence(tmp_path):
+    args = arguments(tmp_path, learning_rate="1e-4")
+    trainer = MethodTrainer(model=build_model(), args=args, train_dataset=Sentences(), method="badam")
+    with pytest.raises(ValueError, match="lr must be a finite number of at least 0, not '1e-4'"):
+        trainer.create_optimizer()
+
+
+def test_every_loss_that_a_method_asks_for_is_that_of_the_labels(tmp_path):
+    seen = []
+
+    def loss(outputs, labels, num_items_in_batch=None):
+        seen.append(labels)
+        return torch.nn.functional.cross_entropy(outputs.logits, labels)
+
+    args = arguments(tmp_path, max_steps=2)
+    given = {"method": "mezo", "compute_loss_func": loss}
+    MethodTrainer(model=build_model(), args=args, train_dataset=Sentences(), **given).train()
+    assert len(seen) == 4 and all(torch.is_tensor(labels) for labels in seen)
 
 
 class TrainerOfItsOwnModel(Trainer):

@@ -18,6 +18,7 @@ backward pass (`in_backward`), must see the loss (`needs_loss`: BlockLLM, clippe
 
 from __future__ import annotations
 
+import copy
 import inspect
 from pathlib import Path
 from typing import Any, NoReturn
@@ -41,8 +42,8 @@ class MethodTrainer(TrainerOnProcesses):
         method: name of a method, to build on the trainer's model.
         optimizer_cls_and_kwargs: its class and hyper-parameters.
         optimizers: the method, already built on `model`, and a scheduler or None.
-        method_kwargs: hyper-parameters of `method`; by default learning rate, weight decay, betas and eps are the
-            training arguments'.
+        method_kwargs: hyper-parameters of `method`; by default learning rate, weight decay, and for methods with
+            Adam's moments betas and eps, are the training arguments'.
 
     Attributes:
         method: the method, once built; call its `finish()` to get the plain model.
@@ -65,7 +66,7 @@ class MethodTrainer(TrainerOnProcesses):
         self._build: tuple[type[MemoryEfficientOptimizer], dict[str, Any]] | None = None
         if method is not None:
             optimizers.resolve(method, **(method_kwargs or {}))
-            self._build = optimizers.get(method), dict(method_kwargs or {})
+            self._build = optimizers.get(method), optimizers.split(method)[1] | (method_kwargs or {})
         elif method_kwargs:
             raise TypeError(f"method_kwargs={method_kwargs} needs the name of a method: method='badam'")
         if optimizer_cls_and_kwargs is not None:
@@ -113,7 +114,8 @@ class MethodTrainer(TrainerOnProcesses):
 
         def share() -> torch.Tensor:
             with self.compute_loss_context_manager():
-                loss: Any = self.compute_loss(model, prepared, num_items_in_batch=num_items_in_batch)
+                own = copy.copy(prepared)  # it may take the labels out
+                loss: Any = self.compute_loss(model, own, num_items_in_batch=num_items_in_batch)
             whole = self._is_of_whole_batch(num_items_in_batch)
             return loss if whole else loss / self.current_gradient_accumulation_steps
 
@@ -176,14 +178,11 @@ def _refuse(cls: type) -> NoReturn:
 
 def _from_arguments(cls: type[MemoryEfficientOptimizer], args: TrainingArguments) -> dict[str, Any]:
     """The training arguments that are also hyper-parameters of the method."""
-    known = {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
-    given = {
-        "lr": args.learning_rate,
-        "weight_decay": args.weight_decay,
-        "betas": (args.adam_beta1, args.adam_beta2),
-        "eps": args.adam_epsilon,
-    }
-    return {key: value for key, value in given.items() if key in known and type(known[key]) is type(value)}
+    known = inspect.signature(cls).parameters
+    given: dict[str, Any] = {"lr": args.learning_rate, "weight_decay": args.weight_decay}
+    if "betas" in known:  # without them its eps isn't Adam's: MeZO's is how far it moves the weights
+        given |= {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+    return {key: value for key, value in given.items() if key in known}
 
 
 def check_arguments(method: MemoryEfficientOptimizer, args: TrainingArguments) -> None:
@@ -193,6 +192,10 @@ def check_arguments(method: MemoryEfficientOptimizer, args: TrainingArguments) -
         ValueError: names the argument, its value and the way out.
     """
     name = type(method).__name__
+    if not args.optim.startswith("adamw_torch") or args.optim_args or args.optim_target_modules:  # its own default
+        given = {key: getattr(args, key) for key in ("optim", "optim_args", "optim_target_modules")}
+        said = ", ".join(f"{key}={getattr(value, 'value', value)}" for key, value in given.items() if value)
+        raise ValueError(f"{name} takes the optimizer's place, so {said} would do nothing: leave it out")
     if args.fp16:
         raise ValueError(f"{name} computes its own gradients, which fp16 loss scaling can't reach: use bf16=True")
     if method.asks_losses and args.max_grad_norm:

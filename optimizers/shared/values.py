@@ -17,8 +17,8 @@ def check_hyperparameters(given: dict[str, Any]) -> None:
     for name in ("lr", "weight_decay", "eps"):
         values = given.get(name, 0.0)
         for value in values if isinstance(values, tuple) else (values,):
-            if value is not None and not 0.0 <= value < float("inf"):
-                raise ValueError(f"{name} must be a finite number of at least 0, not {value}")
+            if value is not None and (isinstance(value, str) or not 0.0 <= value < float("inf")):
+                raise ValueError(f"{name} must be a finite number of at least 0, not {value!r}")
 
 
 def check_count(name: str, value: int | None, *, optional: bool = False) -> None:
