@@ -9,7 +9,8 @@ import yaml
 from transformers.training_args import OptimizerNames
 
 import optimizers
-from membench.planning.export import AXOLOTL, FACTORY, export
+from membench.planning.export import AXOLOTL, CAUSAL, FACTORY, export
+from membench.training.hf_trainer import _from_arguments
 
 SETUP = {
     "model": "meta-llama/Llama-3.1-8B",
@@ -22,10 +23,15 @@ SETUP = {
     "loss_chunks": 8,
     "offload_activations": False,
     "task": None,
+    "attention": "sdpa",
+    "trust_remote_code": False,
+    "gpus": 1,
+    "strategy": "fsdp2",
+    "auto_class": "AutoModelForCausalLM",
 }
 
 
-def document(*methods, **values):
+def document(*methods, setup=SETUP, **values):
     rows = [
         {
             "method": name,
@@ -35,7 +41,7 @@ def document(*methods, **values):
         }
         for place, name in enumerate(methods)
     ]
-    return {"setup": SETUP, "budget_bytes": 24 * 2**30, "rows": rows}
+    return {"setup": setup, "budget_bytes": 24 * 2**30, "rows": rows}
 
 
 @pytest.mark.parametrize("method", sorted(FACTORY))
@@ -61,6 +67,80 @@ def test_optimizers_are_those_that_transformers_knows():
     known = {name.value for name in OptimizerNames} | {"muon"}  # axolotl's own
     for table, key in ((FACTORY, "optim"), (AXOLOTL, "optimizer")):
         assert {fixed[key] for fixed, _ in table.values() if key in fixed} <= known
+
+
+def calls_in(text):
+    tree = ast.parse(text)
+    return {getattr(n.func, "id", getattr(n.func, "attr", "")): n for n in ast.walk(tree) if isinstance(n, ast.Call)}
+
+
+def values_in(call):
+    return {k.arg: ast.literal_eval(k.value) for k in call.keywords if isinstance(k.value, ast.Constant | ast.Dict)}
+
+
+@pytest.mark.parametrize("name", [*optimizers.available(), "badam:weight_decay=0.25:states=8bit", "apollo:rank=3"])
+@pytest.mark.parametrize("tool", ["trainer", "trl"])
+def test_the_code_trains_with_the_hyper_parameters_of_the_plan(name, tool):
+    planned = document(name)
+    calls = calls_in(export(planned, tool))
+    given = values_in(calls["SFTConfig" if tool == "trl" else "TrainingArguments"])
+    known = {field.name for field in fields(transformers.TrainingArguments)}
+    given = {key: value for key, value in given.items() if key in known} | {"use_cpu": True}
+    made = values_in(calls["Trainer" if tool == "trl" else "MethodTrainer"])
+    args = transformers.TrainingArguments(**given)
+    method = optimizers.get(made["method"])
+    trained = optimizers.resolve(made["method"], **_from_arguments(method, args) | made["method_kwargs"])
+    assert trained == planned["rows"][0]["hyperparameters"]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_trls_own_defaults_dont_change_the_planned_step(checkpointing):
+    trl = pytest.importorskip("trl")
+    for task, name in ((None, "SFT"), ("dpo", "DPO")):
+        setup = {**SETUP, "checkpointing": checkpointing, "task": task}
+        given = values_in(calls_in(export(document("badam", setup=setup), "trl"))[f"{name}Config"])
+        args = getattr(trl, f"{name}Config")(use_cpu=True, **given)
+        assert (args.gradient_checkpointing, args.bf16, args.max_length) == (checkpointing, False, 1024)
+
+
+def test_the_code_loads_a_model_that_can_be_loaded_as_it_was_planned():
+    setup = {**SETUP, "model": "roberta-base", "auto_class": "AutoModelForSequenceClassification"}
+    setup |= {"attention": "eager", "trust_remote_code": True}
+    text = export(document("lora", setup=setup), "trainer")
+    loaded = calls_in(text)["from_pretrained"]
+    assert loaded.func.value.id == "AutoModelForSequenceClassification" and loaded.args[0].value == "YOURS"
+    assert "# roberta-base has no weights: give a model of its kind." in text
+    assert values_in(loaded) == {"attn_implementation": "eager", "trust_remote_code": True}
+    with pytest.raises(ValueError, match="--export axolotl: it trains causal language models, not roberta-base"):
+        export(document("lora", setup=setup), "axolotl")
+    keys = yaml.safe_load(export(document("lora", setup={**setup, "auto_class": CAUSAL}), "llamafactory"))
+    assert (keys["model_name_or_path"], keys["flash_attn"], keys["trust_remote_code"]) == ("YOURS", "disabled", True)
+
+
+def test_preferences_are_trained_by_a_trainer_of_preferences():
+    text = export(document("badam", setup={**SETUP, "task": "dpo"}), "trl")
+    assert "class Trainer(MethodTrainer, DPOTrainer)" in text and "second model in memory" in text
+    with pytest.raises(ValueError, match="its Trainer has no loss for dpo: use --export trl"):
+        export(document("badam", setup={**SETUP, "task": "dpo"}), "trainer")
+
+
+def test_shards_are_expressed_or_said_to_be_missing():
+    sharded = document("badam", setup={**SETUP, "gpus": 4})
+    text = export(sharded, "trainer")
+    assert values_in(calls_in(text)["TrainingArguments"])["fsdp"] is True and "torchrun --nproc-per-node 4" in text
+    assert "needs more than planned: --loss-chunks 8, --gpus 4." in export(sharded, "llamafactory")
+    replicas = document("badam", setup={**SETUP, "gpus": 4, "strategy": "replicate"})
+    assert "fsdp" not in values_in(calls_in(export(replicas, "trainer"))["TrainingArguments"])
+    assert "--gpus" not in export(replicas, "llamafactory")
+
+
+def test_what_the_methods_name_says_is_told_or_said_to_be_missing():
+    assert "# Not expressed: states=8bit." in export(document("badam:states=8bit"), "llamafactory")
+    assert "max_grad_norm=0.0" in export(document("lomo:lr=0.01"), "trainer")
+    text = export(document("apollo"), "llamafactory")  # whose own defaults are a rank of 16 and a scale of 32
+    assert yaml.safe_load(text)["apollo_scale"] == 1.0 and "# Not expressed: rank=None." in text
+    keys = yaml.safe_load(export(document("apollo", scale_type="tensor"), "llamafactory"))
+    assert (keys["apollo_rank"], keys["apollo_scale"]) == (1, 128.0)
 
 
 @pytest.mark.parametrize("method", optimizers.available())

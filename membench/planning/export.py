@@ -12,10 +12,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import optimizers
+from membench.planning.blueprint import source_name
+from optimizers.apollo import SCALES
 from reports.table import Row, gib
+from tasks.models.packaged import PACKAGED
+from tasks.models.source import PREFIX
 
 Document = Mapping[str, Any]
 Keys = dict[str, Any]
+CAUSAL, YOURS = "AutoModelForCausalLM", "YOURS"
 
 # By method: what is set whatever its hyper-parameters are, and the tool's names of those.
 FACTORY: dict[str, tuple[Keys, dict[str, str]]] = {
@@ -76,16 +81,23 @@ AXOLOTL: dict[str, tuple[Keys, dict[str, str]]] = {
     "sgd": ({"optimizer": "sgd"}, {}),
 }
 SHARED = {"lr": "learning_rate", "weight_decay": "weight_decay"}
+EAGER: dict[str, Keys] = {"llamafactory": {"flash_attn": "disabled"}, "axolotl": {"eager_attention": True}}
+# What MethodTrainer takes from the arguments unless told, for methods with Adam's moments.
+OF_ARGUMENTS: Keys = {"betas": (0.9, 0.999), "eps": 1e-8}
 
 
 def export(document: Document, tool: str) -> str:
     """The configuration for `tool` of the method that leaves most room, of those that fit where there is a budget.
 
     Raises:
-        ValueError: none fits, or the tool doesn't have the method.
+        ValueError: none fits, or the tool doesn't have the method or the loss.
     """
-    row = _winner(document)
-    return {"trainer": _trainer, "trl": _trl, "llamafactory": _factory, "axolotl": _axolotl}[tool](document, row)
+    row, setup = _winner(document), document["setup"]
+    if tool == "trainer" and setup["task"]:
+        raise ValueError(f"--export trainer: its Trainer has no loss for {setup['task']}: use --export trl")
+    if tool != "trainer" and setup["auto_class"] != CAUSAL:
+        raise ValueError(f"--export {tool}: it trains causal language models, not {setup['model']}: use trainer")
+    return {"trainer": _code, "trl": _code, "llamafactory": _factory, "axolotl": _axolotl}[tool](document, row, tool)
 
 
 def _winner(document: Document) -> Row:
@@ -100,7 +112,15 @@ def _winner(document: Document) -> Row:
 def _heading(document: Document, row: Row) -> list[str]:
     setup = document["setup"]
     budget = f", of {gib(document['budget_bytes'])} GiB" if document["budget_bytes"] else ""
-    return [f"{row['method']} on {setup['model']}: planned {gib(row['estimated_total_bytes'])} GiB{budget}."]
+    planned = f"{row['method']} on {setup['model']}: planned {gib(row['estimated_total_bytes'])} GiB{budget}."
+    missing = [f"{setup['model']} has no weights: give a model of its kind."] if _model(setup) == YOURS else []
+    return [planned, *missing]
+
+
+def _model(setup: Mapping[str, Any]) -> str:
+    """The folder or hub id that a tool can load; built-in models have no weights."""
+    name = source_name(setup["model"])
+    return YOURS if name.startswith(PREFIX) or name in PACKAGED else name
 
 
 def _micro_batch(setup: Mapping[str, Any]) -> Keys:
@@ -108,49 +128,54 @@ def _micro_batch(setup: Mapping[str, Any]) -> Keys:
     return {"per_device_train_batch_size": setup["batch_size"] // parts, "gradient_accumulation_steps": parts}
 
 
-def _changed(row: Row) -> Keys:
-    """The hyper-parameters that aren't the method's defaults."""
-    default = optimizers.resolve(row["method"])
+def _unlike(row: Row, others: Keys) -> Keys:
+    """The hyper-parameters that are neither the method's own defaults nor, where there are, those of `others`."""
+    default = optimizers.resolve(optimizers.split(row["method"])[0]) | others
     return {key: value for key, value in row["hyperparameters"].items() if value != default[key]}
 
 
 # ---- code: the methods are membench's own
 
 
-def _trainer(document: Document, row: Row) -> str:
-    return _code(document, row, "TrainingArguments", {}, [])
-
-
-def _trl(document: Document, row: Row) -> str:
-    length = {"max_length": document["setup"]["sequence_length"]}
-    return _code(document, row, "SFTConfig", length, [])
-
-
-def _code(document: Document, row: Row, config: str, more: Keys, notes: list[str]) -> str:
+def _code(document: Document, row: Row, tool: str) -> str:
     setup, values = document["setup"], row["hyperparameters"]
-    given = {**_micro_batch(setup), "learning_rate": values["lr"], **more}
+    method, is_trl = optimizers.split(row["method"])[0], tool == "trl"
+    kind = {None: "SFT", "dpo": "DPO"}[setup["task"]]
+    config, base = (f"{kind}Config", f"{kind}Trainer") if is_trl else ("TrainingArguments", "MethodTrainer")
+    given = {**_micro_batch(setup), **{theirs: values[ours] for ours, theirs in SHARED.items() if ours in values}}
+    notes = []
     if setup["checkpointing"]:
         given |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-    if values.get("in_backward") or row["method"] in ("lomo", "adalomo", "mezo"):
+    if is_trl:  # whose own defaults are checkpointing and autocast
+        given |= {"max_length": setup["sequence_length"], "bf16": False}
+        given.setdefault("gradient_checkpointing", False)
+    else:
+        notes += [f"Cut texts to {setup['sequence_length']} tokens when you tokenize: TrainingArguments can't say so."]
+    if kind == "DPO":
+        notes += ["The reference is a second model in memory, which the plan has not."]
+    if values.get("in_backward") or method in ("lomo", "adalomo", "mezo"):
         given["max_grad_norm"] = 0.0
-        notes = [*notes, "It has no gradients to clip after the backward pass, nor to accumulate."]
-    if config == "TrainingArguments":
-        notes = [
-            *notes,
-            f"Cut texts to {setup['sequence_length']} tokens when you tokenize: TrainingArguments can't say so.",
-        ]
-    kwargs = {key: value for key, value in _changed(row).items() if key != "lr"}
-    is_trl = config == "SFTConfig"
+        notes += ["It has no gradients to clip after the backward pass, nor to accumulate."]
+    if setup["gpus"] > 1:
+        given |= {"fsdp": True} if setup["strategy"] == "fsdp2" else {}
+        notes += [f"Start it in {setup['gpus']} processes: torchrun --nproc-per-node {setup['gpus']}."]
+    kwargs = {k: v for k, v in _unlike(row, OF_ARGUMENTS if "betas" in values else {}).items() if k not in SHARED}
+    loaded = {"attn_implementation": setup["attention"]}
+    loaded |= {"trust_remote_code": True} if setup["trust_remote_code"] else {}
     lines = [
-        *(f"# {line}" for line in [*_heading(document, row), *notes, *_levers(setup, ("checkpointing",))]),
+        *(f"# {line}" for line in [*_heading(document, row), *notes, *_levers(setup)]),
         "import torch",
-        f"from transformers import AutoModelForCausalLM{'' if is_trl else ', TrainingArguments'}",
-        *(["from trl import SFTConfig, SFTTrainer"] if is_trl else []),
+        f"from transformers import {setup['auto_class']}{'' if is_trl else ', TrainingArguments'}",
+        *([f"from trl import {config}, {base}"] if is_trl else []),
         "",
         "from membench import MethodTrainer",
         "",
-        *(["", "class Trainer(MethodTrainer, SFTTrainer):", "    pass", "", ""] if is_trl else []),
-        f"model = AutoModelForCausalLM.from_pretrained({setup['model']!r}, dtype=torch.{setup['dtype']})",
+        *(["", f"class Trainer(MethodTrainer, {base}):", "    pass", "", ""] if is_trl else []),
+        f"model = {setup['auto_class']}.from_pretrained(",
+        f"    {_model(setup)!r},",
+        f"    dtype=torch.{setup['dtype']},",
+        *(f"    {key}={value!r}," for key, value in loaded.items()),
+        ")",
         f"args = {config}(",
         '    output_dir="output",',
         *(f"    {key}={value!r}," for key, value in given.items()),
@@ -159,7 +184,7 @@ def _code(document: Document, row: Row, config: str, more: Keys, notes: list[str
         "    model,",
         "    args=args,",
         "    train_dataset=...,  # yours",
-        f"    method={row['method']!r},",
+        f"    method={method!r},",
         f"    method_kwargs={kwargs!r},",
         ")",
         "trainer.train()",
@@ -167,36 +192,37 @@ def _code(document: Document, row: Row, config: str, more: Keys, notes: list[str
     return "\n".join(lines)
 
 
-def _levers(setup: Mapping[str, Any], known: tuple[str, ...]) -> list[str]:
-    """What of the plan's step a tool doesn't do, in words."""
-    found = {
+def _levers(setup: Mapping[str, Any], more: Mapping[str, bool] | None = None) -> list[str]:
+    """What of the plan's step a tool doesn't do, in words; of `more`, what is true."""
+    used = {
         "checkpointing_every": setup["checkpointing_every"] > 1,
         "loss_chunks": setup["loss_chunks"] > 1,
         "offload_activations": setup["offload_activations"],
+        **(more or {}),
     }
-    names = [f"--{name.replace('_', '-')} {setup[name]}" for name, used in found.items() if used and name not in known]
+    names = [f"--{name.replace('_', '-')} {setup[name]}" for name, is_used in used.items() if is_used]
     return [f"Not expressed, so it needs more than planned: {', '.join(names)}."] if names else []
 
 
 # ---- YAML
 
 
-def _factory(document: Document, row: Row) -> str:
+def _factory(document: Document, row: Row, tool: str) -> str:
     setup = document["setup"]
-    keys = {"model_name_or_path": setup["model"], "stage": "dpo" if setup["task"] else "sft", "do_train": True}
+    keys: Keys = {"model_name_or_path": _model(setup), "stage": "dpo" if setup["task"] else "sft", "do_train": True}
     own, unknown = _own_keys("LLaMA-Factory", FACTORY, row)
     keys |= own
     keys |= {"cutoff_len": setup["sequence_length"], **_micro_batch(setup)}
     keys |= {"pure_bf16" if own["finetuning_type"] == "full" else "bf16": True} if setup["dtype"] == "bfloat16" else {}
     keys |= {"use_reentrant_gc": False} if setup["checkpointing"] else {"disable_gradient_checkpointing": True}
     keys |= {"dataset": "YOURS", "template": "YOURS", "output_dir": "output"}
-    return _yaml([*_heading(document, row), *unknown, *_levers(setup, ())], keys)
+    return _yaml(_comments(document, row, unknown), keys | _loading(setup, tool))
 
 
-def _axolotl(document: Document, row: Row) -> str:
+def _axolotl(document: Document, row: Row, tool: str) -> str:
     setup = document["setup"]
     sizes = _micro_batch(setup)
-    keys = {"base_model": setup["model"], **({"rl": "dpo"} if setup["task"] else {})}
+    keys: Keys = {"base_model": _model(setup), **({"rl": "dpo"} if setup["task"] else {})}
     own, unknown = _own_keys("axolotl", AXOLOTL, row)
     keys |= own
     keys |= {
@@ -208,7 +234,14 @@ def _axolotl(document: Document, row: Row) -> str:
     keys["gradient_checkpointing"] = setup["checkpointing"]
     keys |= {"gradient_checkpointing_kwargs": {"use_reentrant": False}} if setup["checkpointing"] else {}
     keys |= {"datasets": [{"path": "YOURS", "type": "chat_template"}], "output_dir": "output"}
-    return _yaml([*_heading(document, row), *unknown, *_levers(setup, ())], keys)
+    return _yaml(_comments(document, row, unknown), keys | _loading(setup, tool))
+
+
+def _comments(document: Document, row: Row, unknown: list[str]) -> list[str]:
+    setup = document["setup"]
+    shards = setup["gpus"] > 1 and setup["strategy"] == "fsdp2"
+    levers = _levers(setup, {"gpus": shards, "dtype": setup["dtype"] == "float16"})
+    return [*_heading(document, row), *unknown, *levers]
 
 
 def _own_keys(tool: str, table: Mapping[str, tuple[Keys, dict[str, str]]], row: Row) -> tuple[Keys, list[str]]:
@@ -223,18 +256,32 @@ def _own_keys(tool: str, table: Mapping[str, tuple[Keys, dict[str, str]]], row: 
             f"--export: {tool} doesn't have {method}, only {', '.join(table)}; trainer and trl take every method"
         )
     fixed, names = table[method]
-    values, names = row["hyperparameters"], SHARED | names
+    values, names = _filled(row["hyperparameters"]), SHARED | names
     told = {theirs: values[ours] for ours, theirs in names.items() if values.get(ours) is not None}
-    if values.get("alpha", 0) is None:
-        told["lora_alpha"] = 4 * values["rank"]
-    left = {
-        key: value for key, value in _changed(row).items() if key not in names and key not in ("seed", "always_train")
-    }
+    left = {k: v for k, v in _unlike(row, {}).items() if k not in names and k not in ("seed", "always_train")}
+    left |= {ours: None for ours in names if ours in values and values[ours] is None}  # it has a default of its own
     if values.get("master_weights") and method not in ("badam", "lora", "qlora"):
         left["master_weights"] = True
     unknown = ", ".join(f"{key}={value}" for key, value in left.items())
     notes = [f"{tool} runs its own {method}: its other hyper-parameters, and what it needs, may differ from the plan."]
     return fixed | told, notes + ([f"Not expressed: {unknown}."] if unknown else [])
+
+
+def _filled(values: Mapping[str, Any]) -> Keys:
+    """Hyper-parameters with what a method takes for None, where that is one number for the whole model."""
+    filled = dict(values)
+    if "alpha" in values and values["alpha"] is None:
+        filled["alpha"] = 4 * values["rank"]
+    if "scale_type" in values:
+        filled["scale"] = values["scale"] or SCALES[values["scale_type"]]
+        filled["rank"] = values["rank"] or (1 if values["scale_type"] == "tensor" else None)
+    return filled
+
+
+def _loading(setup: Mapping[str, Any], tool: str) -> Keys:
+    """How the model is loaded, where that isn't the tool's default."""
+    eager = EAGER[tool] if setup["attention"] == "eager" else {}
+    return eager | ({"trust_remote_code": True} if setup["trust_remote_code"] else {})
 
 
 def _yaml(comments: list[str], keys: Keys) -> str:

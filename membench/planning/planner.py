@@ -96,7 +96,7 @@ def plan(
     if planned and planned[0].refused and all(one.refused for one in planned):
         raise ValueError(planned[0].refused)
     return {
-        "setup": {**asdict(workload), "attention": attention},
+        "setup": {**asdict(workload), "attention": attention, "auto_class": blueprint.kind.__name__},
         "parameters": blueprint.parameters,
         "budget_bytes": budget_bytes,
         "context_bytes": CUDA_CONTEXT_BYTES,
