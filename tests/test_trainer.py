@@ -223,6 +223,16 @@ def test_every_loss_that_a_method_asks_for_is_that_of_the_labels(tmp_path):
     assert len(seen) == 4 and all(torch.is_tensor(labels) for labels in seen)
 
 
+def test_a_trainer_that_makes_its_model_anew_resumes_with_adapters_in_the_new_one(tmp_path):
+    given = {"train_dataset": Sentences(), "method": "lora", "method_kwargs": {"always_train": ("classifier",)}}
+    trainer = MethodTrainer(model_init=lambda: build_model(), args=arguments(tmp_path), **given)
+    trainer.train()
+    expected = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{PAUSE}"))
+    for name, p in trainer.model.named_parameters():
+        assert torch.equal(p, expected[name]), name
+
+
 class TrainerOfItsOwnModel(Trainer):
     """As TRL's trainers, which take the path of a model."""
 

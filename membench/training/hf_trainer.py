@@ -152,7 +152,7 @@ class MethodTrainer(TrainerOnProcesses):
         if self.is_fsdp_enabled:  # whose checkpoints have the model as it is in training
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         path = Path(resume_from_checkpoint, UNMERGED)
-        if path.exists() and self.method is None:
+        if path.exists() and self.optimizer is None:
             self.create_optimizer()  # inserts the adapters, to which the weights belong
         if not self._has_adapters():
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
