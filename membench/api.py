@@ -7,7 +7,8 @@ needed, on platforms that fork and on those that spawn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, fields
 from io import StringIO
@@ -134,7 +135,6 @@ def plan(
     from membench.config.declare import hold_to_bounds, typed
     from membench.config.options import WorkloadOptions
     from membench.planning.blueprint import within_positions
-    from membench.planning.cards import budget_bytes
     from membench.planning.planner import plan as make
     from membench.planning.workload import Workload
 
@@ -142,18 +142,47 @@ def plan(
     hold_to_bounds(asked)
     if "sequence_length" not in workload:
         asked = within_positions(asked)
-    methods = registry.expand(_names(optimizers))
-    size = budget_bytes(budget) if isinstance(budget, str) else budget
-    document = make(asked, methods, hyperparameters or {}, budget_bytes=size)
+    methods = registry.expand(_names("optimizers", optimizers))
+    document = make(asked, methods, _by_method(hyperparameters), budget_bytes=_size(budget))
     names = [field.name for field in fields(PlanRow)]
     rows = {row["method"]: PlanRow(**{name: row[name] for name in names}) for row in document["rows"]}
     return Plan(rows, document["refused"], document)
 
 
-def _names(given: str | Sequence[str]) -> list[str]:
-    """Names of methods or tasks: from a list, or a string with commas."""
-    names = given.split(",") if isinstance(given, str) else given
-    return list(dict.fromkeys(name.strip() for name in names if name.strip()))
+def _names(option: str, given: str | Iterable[str]) -> list[str]:
+    """Names of methods, tasks or models, at least one: from a list, or a string with commas."""
+    several = given.split(",") if isinstance(given, str) else given if isinstance(given, Iterable) else [given]
+    names = [os.fspath(name) if isinstance(name, os.PathLike) else name for name in several]
+    for name in names:
+        if not isinstance(name, str):
+            raise UserError(f"{option}: give names, not {name!r}")
+    found = list(dict.fromkeys(name.strip() for name in names if name.strip()))
+    if not found:
+        raise UserError(f"{option} is empty: give at least one")
+    return found
+
+
+def _by_method(given: Hyperparameters | None) -> Hyperparameters:
+    for values in (given or {}, *(given.values() if isinstance(given, Mapping) else ())):
+        if not isinstance(values, Mapping):
+            raise UserError(f"hyperparameters are given by method, as {{'badam': {{'switch_every': 50}}}}: not {given}")
+    return given or {}
+
+
+def _size(budget: str | float | None) -> int | None:
+    """Bytes."""
+    from membench.config.values import convert
+    from membench.planning.cards import budget_bytes
+
+    if budget is None or isinstance(budget, str):
+        return None if budget is None else budget_bytes(budget)
+    try:
+        size = convert(budget, float)
+    except TypeError:
+        size = 0.0
+    if not 1 <= size < float("inf"):
+        raise UserError(f"budget={budget!r}: give bytes, or a text such as 24GiB")
+    return int(size)
 
 
 @told_in_a_sentence
@@ -183,9 +212,9 @@ def explore(
     from membench.commands.explore import ExploreOptions, write
     from membench.config.declare import hold_to_bounds, typed
 
-    given = {"models": _names(models), "optimizers": _names(optimizers), "out": str(out)}
-    given |= {"dtypes": _names(dtypes)} if dtypes else {}
-    options = ExploreOptions(**typed(ExploreOptions, {**given, "hyperparameters": hyperparameters or {}}))
+    given = {"models": _names("models", models), "optimizers": _names("optimizers", optimizers), "out": str(out)}
+    given |= {"dtypes": _names("dtypes", dtypes)} if dtypes else {}
+    options = ExploreOptions(**typed(ExploreOptions, {**given, "hyperparameters": _by_method(hyperparameters)}))
     hold_to_bounds(options)
     return write(options)
 
@@ -230,8 +259,9 @@ def compare(
     from membench.runs.compare import make_records
     from membench.runs.launched import together
 
-    given = {"optimizers": _names(optimizers), "task": _names(task), "out": str(out), "quiet": quiet}
-    asked = resolve({**given, "hyperparameters": hyperparameters or {}, **_options(Settings, "compare", settings)})
+    given: dict[str, Any] = {"optimizers": _names("optimizers", optimizers), "task": _names("task", task)}
+    given |= {"hyperparameters": _by_method(hyperparameters), "out": out, "quiet": quiet}
+    asked = resolve({**given, **_options(Settings, "compare", settings)})
     with redirect_stdout(StringIO()) if quiet else nullcontext():
         return together(lambda: make_records(asked))
 
@@ -246,6 +276,8 @@ def _options(owner: type, function: str, given: Mapping[str, Any]) -> dict[str, 
     for name in given:
         if name not in names:
             raise UserError(f"{function} has no option {name!r}. {suggestion(name, names)}")
+        if name != names[name] and names[name] in given:
+            raise UserError(f"{name} and {names[name]} are the same option: give one")
     return {names[name]: value for name, value in given.items()}
 
 
@@ -262,14 +294,15 @@ def load_records(place: str | Path) -> list[Record]:
     return _records(place)
 
 
-def _records(given: str | Path | Sequence[Record]) -> list[Record]:
-    """Records given directly, which are checked, or as the folder that holds them."""
+def _records(given: str | Path | Iterable[Record]) -> list[Record]:
+    """Records given directly (one, or any number), which are checked, or as the folder that holds them."""
     from reports import record
 
     if not isinstance(given, str | Path):
-        for number, one in enumerate(given):
+        records: list[Record] = [dict(given)] if isinstance(given, Mapping) else list(given)
+        for number, one in enumerate(records):
             record.check(one, f"record {number}")
-        return list(given)
+        return records
     found = record.read(Path(given))
     if found.problems:
         raise UserError(" ".join(found.problems))
@@ -326,7 +359,7 @@ def check(
     candidate: str | Path | Sequence[Record],
     *,
     thresholds: str | Path | None = None,
-    only: Sequence[str] | None = None,
+    only: str | Sequence[str] | None = None,
 ) -> Check:
     """Is a candidate worse than its baseline? The same as `membench check`, whose help explains the verdicts.
 
@@ -348,11 +381,12 @@ def check(
     from reports.regressions.check import check as judge
 
     known = [metric for metric in METRICS if metric != ALWAYS]
-    for name in only or ():
+    chosen = known if only is None else _names("only", only)
+    for name in chosen:
         if name not in known:
             raise UserError(f"only={name!r}: the checks are {', '.join(known)}")
     before, after = (Found(_records(records), []) for records in (baseline, candidate))
-    return judge(before, after, limits.load(Path(thresholds) if thresholds else None), only or known)
+    return judge(before, after, limits.load(Path(thresholds) if thresholds else None), chosen)
 
 
 # ---- memory of any model
@@ -394,7 +428,7 @@ def measure_memory(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     loss_fn: Callable[[nn.Module, Any], Tensor],
-    batches: Sequence[Any],
+    batches: Iterable[Any],
     *,
     max_grad_norm: float | None = None,
 ) -> MemoryUsage:
@@ -413,18 +447,22 @@ def measure_memory(
         max_grad_norm: clip the gradients' norm to this before each update.
 
     Raises:
-        ValueError: there are no batches, or the model has no parameters.
+        ValueError: there are no batches, the model has no parameters, or none that the optimizer trains.
     """
     from membench.training.metering import meter_cycle
 
-    if not batches:
+    steps = list(batches)
+    if not steps:
         raise UserError("batches is empty: give at least one")
+    own = set(model.parameters())
+    if own and not any(p in own for group in optimizer.param_groups for p in group["params"]):
+        raise UserError("the optimizer trains no parameter of this model: build it on the model that you measure")
     found = meter_cycle(
         model,
         optimizer,
         loss_fn,
-        lambda step: [batches[step % len(batches)]],
+        lambda step: [steps[step % len(steps)]],
         max_grad_norm=max_grad_norm,
-        steps_per_selection=max(2, len(batches)),
+        steps_per_selection=max(2, len(steps)),
     )
     return MemoryUsage(**{field.name: found[field.name] for field in fields(MemoryUsage)})

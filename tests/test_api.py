@@ -147,11 +147,35 @@ def test_a_mistake_is_a_value_error_of_one_sentence(tmp_path):
         (lambda: membench.report(tmp_path / "nowhere"), "nowhere"),
         (lambda: membench.check(tmp_path, tmp_path), "records"),
         (lambda: membench.check([], [], only=["speed"]), "speed"),
+        (lambda: membench.check([], [], only=[]), "only is empty"),
+        (lambda: membench.plan("llama3-8b", []), "optimizers is empty"),
+        (lambda: membench.plan("llama3-8b", [torch.optim.SGD]), "torch.optim"),
+        (lambda: membench.plan("llama3-8b", "lora", budget=0), "budget=0"),
+        (lambda: membench.plan("llama3-8b", "lora", hyperparameters={"lr": 1}), "by method"),
+        (lambda: membench.plan("llama3-8b", "lora", checkpointing=True, gradient_checkpointing=False), "same option"),
+        (lambda: membench.plan("llama-tiny", "lora", sequence_length=8, loss_chunks=64), "--loss-chunks 64"),
+        (lambda: membench.compare("badam", out=tmp_path, options=[1]), "--option must be values by name"),
     ]:
         with pytest.raises(membench.UserError) as caught:
             call()
         assert isinstance(caught.value, ValueError)
         assert word in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_numbers_of_numpy_and_paths_and_iterators_are_what_they_stand_for(tmp_path, runs):
+    import numpy
+
+    values = {"badam": {"switch_every": numpy.int64(3), "lr": numpy.float32(0.5)}}
+    folder = Path(plan_models.folder(tmp_path, "llama", 2))
+    given = {"batch_size": numpy.int64(2), "sequence_length": numpy.int32(8), "checkpointing": numpy.bool_(True)}
+    plan = membench.plan(folder, iter(["badam"]), hyperparameters=values, **given)
+    assert (plan.rows["badam"].hyperparameters["switch_every"], plan.rows["badam"].hyperparameters["lr"]) == (3, 0.5)
+    setup = json.loads(json.dumps(plan.document))["setup"]
+    assert (setup["batch_size"], setup["sequence_length"], setup["checkpointing"]) == (2, 8, True)
+    made, out = runs
+    assert membench.compare(iter(["sgd"]), out=out, seeds=range(1), **TINY) == made
+    assert len(membench.to_frame(iter(made))) == 2 and len(membench.to_frame(made[0])) == 1
+    assert membench.check(iter(made), iter(made), only="memory").regressions == []
 
 
 def linear():
@@ -165,6 +189,15 @@ def test_measured_memory_is_the_bytes_that_adam_is_known_to_keep():
     assert usage.maximum["weights_bytes"] == usage.maximum["gradients_bytes"] == 40
     assert usage.maximum["optimizer_state_bytes"] == 2 * 40 + 4  # two moments, and the step's count
     assert sum(usage.at_peak.values()) == usage.peak_allocated_bytes
+
+
+def test_memory_is_measured_with_clipping_of_batches_from_a_loader_and_of_the_optimizers_own_model():
+    model, batches, loss_fn = linear()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    usage = membench.measure_memory(model, optimizer, loss_fn, iter(batches), max_grad_norm=1.0)
+    assert usage.maximum["gradients_bytes"] == 40
+    with pytest.raises(membench.UserError, match="trains no parameter of this model"):
+        membench.measure_memory(linear()[0], optimizer, loss_fn, batches)
 
 
 def test_a_ceiling_holds_to_the_byte():

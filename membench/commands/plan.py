@@ -88,12 +88,10 @@ def _answer(options: PlanOptions, fit_length: bool) -> str:
     from membench.planning.blueprint import within_positions
     from membench.planning.planner import plan as make
     from membench.planning.workload import Workload
-    from membench.training.activations import check_pieces
 
     workload = Workload(**shared(WorkloadOptions, options))
     if fit_length:
         workload = within_positions(workload)
-    check_pieces(workload)
     methods, given = _methods(options), options.hyperparameters
     if options.verify:
         if options.gpus > 1:

@@ -115,7 +115,7 @@ def typed(owner: type, given: Mapping[str, Any], where: str | None = None) -> di
 def _typed(one: Declared, value: Any, kind: Any, where: str | None) -> Any:
     if isinstance(value, str) and not value.strip():
         raise UserError(f"{f'{where}: {one.name}' if where else one.flag} is empty: give a value, or leave it out")
-    if one.option.parse is not None and isinstance(value, list):
+    if one.option.parse is not None and isinstance(value, list) and all(isinstance(item, str) for item in value):
         return one.option.parse(value)
     try:
         return convert(value, kind)

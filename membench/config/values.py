@@ -2,8 +2,9 @@
 
 import ast
 import inspect
+import os
 import types
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 _TOO_LARGE = 10**308  # for a float
@@ -33,9 +34,12 @@ def parse(text: str) -> Any:
 def convert(value: Any, annotation: Any) -> Any:
     """Convert `value` to `annotation`: a whole number becomes a float, a list or a single item a tuple.
 
+    Numbers of numpy and torch become Python's, paths texts.
+
     Raises:
         TypeError: that's impossible; the message says what it must be ("a whole number or none").
     """
+    value = _plain(value)
     if annotation is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < _TOO_LARGE:
         return float(value)
     if annotation in _WORDS:
@@ -51,7 +55,15 @@ def convert(value: Any, annotation: Any) -> Any:
         raise TypeError(describe(annotation))
     if origin in (tuple, list, Sequence, Iterable, Collection):
         return _items(value, annotation)
+    if origin in (dict, Mapping) and not isinstance(value, Mapping):
+        raise TypeError(describe(annotation))
     return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def describe(annotation: Any) -> str:
@@ -68,7 +80,7 @@ def describe(annotation: Any) -> str:
         if kinds and get_origin(kinds[0]) is Literal:
             return f"a list of some {describe(kinds[0]).removeprefix('one ')}"
         return "a list" if not kinds else f"a list of {describe(kinds[0]).removeprefix('a ')}s"
-    return str(annotation)
+    return "values by name" if origin in (dict, Mapping) else str(annotation)
 
 
 def _first_that_fits(value: Any, annotation: Any) -> Any:
@@ -86,8 +98,8 @@ def _items(value: Any, annotation: Any) -> tuple:
     kinds = get_args(annotation)
     if isinstance(value, str):
         value = tuple(part.strip() for part in value.split(",") if part.strip())
-    if not isinstance(value, list | tuple):
-        value = (value,)
+    one = not isinstance(value, Iterable) or isinstance(value, bytes | Mapping)
+    value = (value,) if one else tuple(value)
     if len(kinds) > 1 and Ellipsis not in kinds:
         if len(kinds) != len(value):
             raise TypeError(f"{len(kinds)} values")

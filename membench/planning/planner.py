@@ -27,6 +27,7 @@ from membench.planning.gpus import needed
 from membench.planning.method import Plan, plan_method
 from membench.planning.simulate import chooses
 from membench.planning.workload import Workload
+from membench.training.activations import check_pieces
 from tasks.models.source import check_positions
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns about kernels that no plan runs
@@ -83,6 +84,7 @@ def plan(
     """
     check_targets(methods, given)
     blueprint = Blueprint(workload)
+    check_pieces(workload)
     check_positions(workload.model, blueprint.skeleton, workload.sequence_length)
     longest = blueprint.longest_sequence
     if longest is not None and workload.sequence_length > longest:
