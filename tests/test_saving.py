@@ -80,8 +80,24 @@ def test_a_saved_model_has_a_card_of_what_it_is(saved):
     assert "# config:roberta-tiny after lora on superglue/cb" in card
     assert f"| accuracy (validation) | {made['metrics']['accuracy']:.4g} |" in card
     assert "6 steps of 4 x 24 tokens" in card and "lr=0.01" in card and made["run_id"] in card
-    hub = {**made, "model": "FacebookAI/roberta-base", "training": {**made["training"], "weights": "pretrained"}}
-    assert 'base_model: "FacebookAI/roberta-base"\n' in model_card.card(hub)
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "base"),
+    [
+        ("FacebookAI/roberta-base", "e2da8e2f", 'base_model: "FacebookAI/roberta-base"\n'),
+        ("FacebookAI/roberta-base@main", "e2da8e2f", 'base_model: "FacebookAI/roberta-base"\n'),
+        ("gpt2", "607a30d7", 'base_model: "gpt2"\n'),
+        ("models/mine", "sha256:0123", None),  # a folder, though it could be a hub id
+        ("smollm2-135m", "sha256:0123", None),
+    ],
+)
+def test_the_card_names_a_model_of_the_hub_as_the_hub_does_and_no_folder(saved, name, revision, base):
+    made = saved[1]
+    environment = {**made["environment"], "model_revision": revision}
+    given = {**made, "model": name, "training": {**made["training"], "weights": "pretrained"}}
+    card = model_card.card({**given, "environment": environment})
+    assert base in card if base else "base_model" not in card
 
 
 def test_what_is_saved_is_not_made_twice_and_what_is_missing_is_made_again(saved, capsys):

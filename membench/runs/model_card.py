@@ -5,6 +5,7 @@ from typing import Any
 
 import membench
 from reports.table import mib
+from tasks.models.loading import FOLDER
 
 
 def card(made: dict[str, Any]) -> str:
@@ -33,10 +34,14 @@ def card(made: dict[str, Any]) -> str:
 
 def _header(made: dict[str, Any]) -> str:
     fields: dict[str, Any] = {"library_name": "transformers", "tags": ["membench", made["method"]]}
-    owner, _, name = made["model"].partition("/")
-    if made["training"]["weights"] == "pretrained" and owner and name and "/" not in name and not owner.startswith("."):
-        fields["base_model"] = made["model"]
+    if made["training"]["weights"] == "pretrained" and not _is_local(made["environment"].get("model_revision")):
+        fields["base_model"] = made["model"].partition("@")[0]
     return "".join(f"{key}: {json.dumps(value)}\n" for key, value in fields.items())  # JSON is YAML, too
+
+
+def _is_local(revision: str | None) -> bool:
+    """Of a folder or a package, whatever its name looks like, or of an unknown place: not the hub's."""
+    return revision is None or revision.startswith(FOLDER)
 
 
 def _cell(value: str) -> str:
