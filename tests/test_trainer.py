@@ -196,6 +196,16 @@ def test_the_arguments_are_the_methods_defaults_unless_its_name_says_others(
     assert {name: trainer.method.defaults[name] for name in expected} == expected
 
 
+def test_the_arguments_seed_is_that_of_the_methods_own_choices(tmp_path):
+    def first_values(seed):
+        args = arguments(tmp_path, seed=seed)
+        trainer = MethodTrainer(model=build_model(), args=args, train_dataset=Sentences(), method="lora")
+        trainer.create_optimizer()
+        return next(p for name, p in trainer.model.named_parameters() if "lora_A" in name)
+
+    assert torch.equal(first_values(1), first_values(1)) and not torch.equal(first_values(1), first_values(2))
+
+
 def test_adams_epsilon_is_not_how_far_mezo_moves_the_weights(tmp_path):
     args = arguments(tmp_path, adam_epsilon=1e-8)
     trainer = MethodTrainer(model=build_model(), args=args, train_dataset=Sentences(), method="mezo")

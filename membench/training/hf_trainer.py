@@ -42,8 +42,8 @@ class MethodTrainer(TrainerOnProcesses):
         method: name of a method, to build on the trainer's model.
         optimizer_cls_and_kwargs: its class and hyper-parameters.
         optimizers: the method, already built on `model`, and a scheduler or None.
-        method_kwargs: hyper-parameters of `method`; by default learning rate, weight decay, and for methods with
-            Adam's moments betas and eps, are the training arguments'.
+        method_kwargs: hyper-parameters of `method`; by default learning rate, weight decay, seed, and for methods
+            with Adam's moments betas and eps, are the training arguments'.
 
     Attributes:
         method: the method, once built; call its `finish()` to get the plain model.
@@ -179,7 +179,7 @@ def _refuse(cls: type) -> NoReturn:
 def _from_arguments(cls: type[MemoryEfficientOptimizer], args: TrainingArguments) -> dict[str, Any]:
     """The training arguments that are also hyper-parameters of the method."""
     known = inspect.signature(cls).parameters
-    given: dict[str, Any] = {"lr": args.learning_rate, "weight_decay": args.weight_decay}
+    given: dict[str, Any] = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "seed": args.seed}
     if "betas" in known:  # without them its eps isn't Adam's: MeZO's is how far it moves the weights
         given |= {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
     return {key: value for key, value in given.items() if key in known}
