@@ -7,7 +7,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 from transformers.models.auto.configuration_auto import AutoConfig
 
 import optimizers
-from membench.training.hf_trainer import MethodTrainer
+from membench.training.hf_trainer import MethodTrainer, check_arguments
 
 STEPS, PAUSE = 6, 4
 
@@ -126,6 +126,14 @@ def test_what_a_method_that_updates_in_backward_cannot_honour_is_refused(given, 
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[], **{"max_grad_norm": 0.0, **given})
     with pytest.raises(ValueError, match=words):
         MethodTrainer(model=model, args=args, train_dataset=Sentences(), optimizers=(method, None))
+
+
+def test_fp16_of_accelerates_configuration_is_refused_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")  # as `accelerate launch --mixed_precision fp16` does
+    args = arguments(tmp_path)
+    assert not args.fp16
+    with pytest.raises(ValueError, match="AdamW computes its own gradients, which fp16 loss scaling can't reach"):
+        check_arguments(optimizers.AdamW(build_model()), args)
 
 
 @pytest.mark.parametrize(

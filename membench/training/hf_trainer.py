@@ -50,9 +50,9 @@ class MethodTrainer(TrainerOnProcesses):
 
     Raises:
         TypeError: no method is given, or more than one.
-        ValueError: a hyper-parameter is refused, or the arguments ask for something the method can't do: gradient
-            accumulation or clipping by the trainer with a method that updates inside the backward pass, clipping with
-            one without gradients, fp16 loss scaling with either of them.
+        ValueError: a hyper-parameter is refused, or the arguments ask for something the method can't do: fp16 loss
+            scaling, gradient accumulation or clipping by the trainer with a method that updates inside the backward
+            pass, clipping with one without gradients.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ def check_arguments(method: MemoryEfficientOptimizer, args: TrainingArguments) -
         given = {key: getattr(args, key) for key in ("optim", "optim_args", "optim_target_modules")}
         said = ", ".join(f"{key}={getattr(value, 'value', value)}" for key, value in given.items() if value)
         raise ValueError(f"{name} takes the optimizer's place, so {said} would do nothing: leave it out")
-    if args.fp16:
+    if args.mixed_precision == "fp16":  # by fp16=True, or by accelerate's configuration
         raise ValueError(f"{name} computes its own gradients, which fp16 loss scaling can't reach: use bf16=True")
     if method.asks_losses and args.max_grad_norm:
         raise ValueError(f"{name} has no gradients, so max_grad_norm={args.max_grad_norm} can't work: set it to 0")
