@@ -71,6 +71,11 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_a_runs_seed_is_its_own_whatever_seed_its_method_was_given():
+    run = SimpleNamespace(task="t", method="lora", seed=2, hyperparameters={"lr": 1e-3, "seed": 5})
+    assert trackers.settings_of(run) == {"lr": 1e-3, "task": "t", "method": "lora", "seed": 2}
+
+
 def log(name, out, record, *, told=0):
     """Log a record, of whose history the first `told` entries come during the run."""
     run = SimpleNamespace(run_id=record["run_id"], task="t", method="m", seed=0, hyperparameters={"lr": 1e-3})

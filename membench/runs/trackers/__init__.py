@@ -121,6 +121,11 @@ class _Logs:
         print(f"--log-to {name}: {self.run.run_id} isn't logged there any further: {explain(error)}", flush=True)
 
 
+def settings_of(run: Run) -> dict[str, Any]:
+    """What identifies a run to its reader, with the run's seed: a method may have been given another of its own."""
+    return {**run.hyperparameters, "task": run.task, "method": run.method, "seed": run.seed}
+
+
 def values_of(entry: dict[str, Any], before: dict[str, Any] | None) -> Values:
     """The numbers of an entry of the history, with the tokens per second since the entry before."""
     values = {key: value for key, value in entry.items() if key not in ("step", "metrics") and value is not None}

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
 from membench.config.run import Run
-from membench.runs.trackers import PROJECT
+from membench.runs.trackers import PROJECT, settings_of
 
 _TAG = "membench.run_id"
 _AT_ONCE = 1000  # metrics, which a store takes
@@ -38,8 +38,7 @@ def begin(run: Run, out: Path) -> _Log:
     for earlier in client.search_runs([experiment], f"tags.`{_TAG}` = '{run.run_id}'"):
         client.delete_run(earlier.info.run_id)
     number = client.create_run(experiment, run_name=run.run_id, tags={_TAG: run.run_id}).info.run_id
-    given = {"task": run.task, "method": run.method, "seed": run.seed, **run.hyperparameters}
-    client.log_batch(number, params=[Param(name, str(value)) for name, value in given.items()])
+    client.log_batch(number, params=[Param(name, str(value)) for name, value in settings_of(run).items()])
     return _Log(client, number)
 
 

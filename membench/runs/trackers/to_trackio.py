@@ -9,7 +9,7 @@ import trackio
 from trackio import context_vars
 
 from membench.config.run import Run
-from membench.runs.trackers import PROJECT
+from membench.runs.trackers import PROJECT, settings_of
 
 
 class _Log:
@@ -27,7 +27,7 @@ class _Log:
 
 def begin(run: Run, out: Path) -> _Log:
     """Replaces what an earlier attempt has logged."""
-    config = {"task": run.task, "method": run.method, "seed": run.seed, **run.hyperparameters}
+    config = settings_of(run)
     quiet = {"embed": False, "auto_log_cpu": False, "auto_log_gpu": False}
     with suppress(ValueError):  # there is no such project yet
         for earlier in trackio.Api().runs(PROJECT):

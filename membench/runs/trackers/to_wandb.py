@@ -10,7 +10,7 @@ from typing import Any
 import wandb
 
 from membench.config.run import Run
-from membench.runs.trackers import PROJECT
+from membench.runs.trackers import PROJECT, settings_of
 
 
 class _Log:
@@ -27,5 +27,5 @@ class _Log:
 
 def begin(run: Run, out: Path) -> _Log:
     """A run beside those that are being logged now."""
-    config = {"run_id": run.run_id, "task": run.task, "method": run.method, "seed": run.seed, **run.hyperparameters}
+    config = {"run_id": run.run_id, **settings_of(run)}
     return _Log(wandb.init(project=PROJECT, name=run.run_id, config=config, dir=out, reinit="create_new"))
