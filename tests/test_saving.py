@@ -1,9 +1,11 @@
 """--save: what was trained is an ordinary model of transformers, with its record beside it."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 import transformers
 from commands import DATA
@@ -63,6 +65,20 @@ def test_a_saved_model_gives_the_same_logits_as_the_finished_one(tmp_path):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     example = task.train[0]
     assert tokenizer(example.first, example.second).input_ids == task.tokenizer(example.first, example.second).input_ids
+
+
+def test_a_saved_tokenizer_pads_and_cuts_as_it_did_before_the_training(tmp_path):
+    first = cb()
+    save(first.build_model(), first, tmp_path / "left")
+    settings = tmp_path / "left" / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "padding_side": "left"}))
+    given = {"model": str(tmp_path / "left"), "data": DATA, "batch_size": 4, "sequence_length": 24}
+    task = tasks.create("superglue/cb", **given)
+    task.batch(0)  # of texts that are cut to 24 tokens
+    save(task.build_model(), task, tmp_path / "again")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "again").padding_side == "left"
+    alone = tokenizers.Tokenizer.from_file(str(tmp_path / "again" / "tokenizer.json"))
+    assert len(alone.encode("a text of many tokens " * 20).ids) > 100
 
 
 def test_a_saved_model_scores_what_its_record_says(saved):

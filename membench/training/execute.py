@@ -149,6 +149,8 @@ def save(model: nn.Module, task: tasks.Task, folder: Path) -> None:
         with quiet():
             model.save_pretrained(folder)
             if isinstance(task, HasTokenizer):
+                if task.tokenizer.is_fast:  # its file would cut all texts as those of the training were cut
+                    task.tokenizer.backend_tokenizer.no_truncation()
                 task.tokenizer.save_pretrained(folder)
     except (OSError, SafetensorError) as error:
         why = (isinstance(error, OSError) and error.strerror) or str(error)

@@ -47,7 +47,6 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> tuple[Any, str
         raise ValueError(f"{name!r} has a model but no tokenizer: give {way_out}")
     if tokenizer.pad_token is None:  # causal models come without one
         tokenizer.pad_token = _stand_in(tokenizer)
-    tokenizer.padding_side = "right"
     return tokenizer, said
 
 
