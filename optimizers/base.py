@@ -37,7 +37,7 @@ from optimizers.shared.model_checks import (
 )
 from optimizers.shared.replicas import Replicas
 from optimizers.shared.storages import storages_of
-from optimizers.shared.values import check_choice, check_count, check_hyperparameters, check_positive
+from optimizers.shared.values import check_choice, check_count, check_hyperparameters, check_positive, plain
 
 __all__ = [
     "LOW_PRECISION",
@@ -111,6 +111,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         fp32_gradients: bool = False,
     ):
         check_hyperparameters(defaults)
+        defaults = plain(defaults)
         self.model = model
         self.in_backward = in_backward
         self._requires_grad = {p: p.requires_grad for p in model.parameters()}
@@ -539,7 +540,8 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         saved = super().state_dict()
         tensors = saved_states.count_tensors(saved["state"])
         own = {"method": type(self).__name__, "tensors": tensors, "steps_done": self._steps_done}
-        extra = {**own, **self.extra_state()}
+        extra = plain({**own, **self.extra_state()})
+        saved["param_groups"] = plain(saved["param_groups"])  # a scheduler may have put others there
         saved["param_groups"][0]["extra"] = extra  # torch.distributed.checkpoint drops everything but state and groups
         return {**saved, "extra": extra}
 

@@ -7,6 +7,7 @@ import pickle
 import random
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from library import (
@@ -25,6 +26,7 @@ from membench.config.errors import UserError
 from membench.training import checkpoint
 from optimizers import AdamW, BAdam, MemoryEfficientOptimizer
 from optimizers.contract import batch, build_model, train
+from optimizers.shared.blocks import matching
 
 # ---- state is checked before it is used
 
@@ -408,3 +410,29 @@ def test_n10_the_digest_sees_values_shapes_dtypes_names_and_order():
     ]
     digests = [checkpoint.digest(one) for one in (state, *variants)]
     assert len(set(digests)) == len(digests) and checkpoint.digest(copy.deepcopy(state)) == digests[0]
+
+
+# ---- values that aren't Python's own
+
+
+@every_method
+def test_a_state_with_numbers_of_numpy_can_be_read_as_weights_only(method):
+    rate = optimizers.get(method).example["lr"]
+    given = {"lr": numpy.float64(rate), "weight_decay": numpy.float64(0.125)}
+    given |= {"seed": numpy.int64(3)} if "seed" in subject(method).keywords else {}
+    plainly = {key: value.item() for key, value in given.items()}
+    (model, optimizer), (other, same_one) = trained(method, **given), trained(method, **plainly)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: numpy.float64(0.5))
+    torch.optim.lr_scheduler.LambdaLR(same_one, lambda step: 0.5)
+    assert all(type(rate) is float for rate in scheduler.base_lrs)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    same_one.load_state_dict(torch.load(file, weights_only=True))
+    assert train(other, same_one, 2, start=4) == train(model, optimizer, 2, start=4)
+
+
+def test_names_of_what_is_always_trained_may_be_one_text():
+    model = build_model()
+    assert matching(model, "classifier, embed_tokens") == matching(model, ("classifier", "embed_tokens"))
+    assert len(matching(model, "classifier")) > 0

@@ -270,9 +270,9 @@ def _seeded(seed: int, like: Tensor) -> Iterator[None]:
     """Seed the generators of the CPU and of `like`'s device, and restore them at the end."""
     devices = [like.device.index] if like.is_cuda and has_values(like) else []
     with torch.random.fork_rng(devices):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(int(seed))  # not a number of numpy
         for device in devices:
-            torch.cuda.default_generators[device].manual_seed(seed)
+            torch.cuda.default_generators[device].manual_seed(int(seed))
         yield
 
 

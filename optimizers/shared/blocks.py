@@ -142,8 +142,10 @@ def _matrices(layer: nn.Module) -> Blocks:
     return blocks
 
 
-def matching(model: nn.Module, patterns: Iterable[str]) -> list[nn.Parameter]:
+def matching(model: nn.Module, patterns: str | Iterable[str]) -> list[nn.Parameter]:
     """The trainable parameters whose name, or the name of a module above them, matches one of `patterns`.
+
+    They may also be one text, separated by commas.
 
     "classifier" matches `classifier.dense.weight`; "*.LayerNorm" every norm of that name ("*" matches dots too).
 
@@ -151,7 +153,7 @@ def matching(model: nn.Module, patterns: Iterable[str]) -> list[nn.Parameter]:
         ValueError: a pattern matches no parameter that requires gradients.
     """
     found: dict[nn.Parameter, None] = {}
-    for pattern in patterns:
+    for pattern in [part.strip() for part in patterns.split(",")] if isinstance(patterns, str) else patterns:
         named = model.named_parameters(remove_duplicate=False)  # a tied head is known by its own name, too
         matched = [p for name, p in named if p.requires_grad and _matches(name, pattern)]
         if not matched:

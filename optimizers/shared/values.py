@@ -21,6 +21,16 @@ def check_hyperparameters(given: dict[str, Any]) -> None:
                 raise ValueError(f"{name} must be a finite number of at least 0, not {value!r}")
 
 
+def plain(value: Any) -> Any:
+    """Numbers and arrays of numpy as Python's, also within lists and dicts: torch.load(weights_only=True) reads no
+    others, so a checkpoint with one in it couldn't be resumed."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [*map(plain, value)] if isinstance(value, list) else tuple(map(plain, value))
+    return value.tolist() if type(value).__module__ == "numpy" else value
+
+
 def check_count(name: str, value: int | None, *, optional: bool = False) -> None:
     """Refuse a count (of steps, blocks, ranks) that isn't a positive whole number.
 
