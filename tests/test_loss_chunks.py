@@ -66,6 +66,10 @@ def test_whatever_a_model_does_to_its_logits_is_done(kind):
     expect_equal(build(kind, **OTHERS[kind]), 3, batch())
 
 
+def test_a_trainers_number_of_items_divides_the_loss_as_in_the_model_itself():
+    expect_equal(build("llama"), 3, {**batch(), "num_items_in_batch": torch.tensor(70)})
+
+
 @pytest.mark.parametrize("chunks", [2, 11, 99])
 def test_any_number_of_pieces_will_do(chunks):
     expect_equal(build("llama"), chunks, batch())

@@ -68,7 +68,9 @@ class ChunkedForward:
     def __init__(self, model: nn.Module, decoder: nn.Module, chunks: int):
         self.whole, self.decoder, self.chunks = model.forward, decoder, chunks
 
-    def __call__(self, *args: Any, labels: Tensor | None = None, **given: Any) -> Any:
+    def __call__(
+        self, *args: Any, labels: Tensor | None = None, num_items_in_batch: Tensor | int | None = None, **given: Any
+    ) -> Any:
         if labels is None:
             return self.whole(*args, **given)
         output = self._decode(*args, **given)
@@ -78,7 +80,9 @@ class ChunkedForward:
         pieces = zip(hidden, targets.flatten().chunk(self.chunks), strict=True)
         losses = [checkpoint(self._losses, type(output), *piece, use_reentrant=False) for piece in pieces]
         token_losses = torch.cat(losses)  # not a view of it, which FSDP warns of
-        return ChunkedOutput(loss=token_losses.sum() / (targets != IGNORED).sum(), token_losses=token_losses)
+        # a Trainer gives the number of all micro-batches, and then doesn't divide by theirs
+        items = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        return ChunkedOutput(loss=token_losses.sum() / items, token_losses=token_losses)
 
     def _decode(self, *args: Any, **given: Any) -> Any:
         """The decoder's output; the head gets an empty sequence."""
