@@ -8,9 +8,11 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
+from architectures import ARCHITECTURES
 
 import tasks
 from tasks.models import source as models
+from tasks.models.source import Source
 from tasks.models.tokenization import load_tokenizer, train_tokenizer
 
 CLASSIFICATION, CHOICE = transformers.AutoModelForSequenceClassification, transformers.AutoModelForMultipleChoice
@@ -209,3 +211,18 @@ def test_outermost_names_modules_before_parameters():
     assert models.outermost(net, ["a.b.weight", "a.b.bias"]) == ("a.b",)
     assert models.outermost(net, ["a.b.weight", "a.b.bias", "a.c.weight", "a.c.bias"]) == ("a",)
     assert models.outermost(net, ["a.b.bias"]) == ("a.b.bias",)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_in_16_bits_a_model_is_what_transformers_loads(name, dtype, tmp_path):
+    architecture = ARCHITECTURES[name]
+    architecture.build().save_pretrained(tmp_path)
+    kind = transformers.AutoModelForCausalLM
+    expected = kind.from_pretrained(tmp_path, dtype=getattr(torch, dtype)).eval()
+    model = Source(str(tmp_path)).build(kind, 0, dtype).eval()
+    for (key, buffer), (other, found) in zip(expected.named_buffers(), model.named_buffers(), strict=True):
+        assert (key, buffer.dtype) == (other, found.dtype) and torch.equal(buffer, found), key
+    batch = architecture.batch()
+    batch["position_ids"] = torch.arange(10).expand(6, 10) + 40  # where rounded frequencies turn by another angle
+    assert torch.equal(model(**batch).logits, expected(**batch).logits)

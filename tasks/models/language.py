@@ -18,7 +18,7 @@ from tasks.data import cache
 from tasks.models.arguments import TaskArguments
 from tasks.models.loading import quiet
 from tasks.models.modes import evaluation
-from tasks.models.source import DTYPES, Source, check_positions, own_generator, without_dropout
+from tasks.models.source import Source, check_positions, own_generator, without_dropout
 from tasks.models.tokenization import byte_level_bpe, choose_tokenizer, tokenize, with_ids_of
 
 Batch = dict[str, Tensor]
@@ -121,7 +121,7 @@ class LanguageModel:
         model: Any = self.source.build(KIND, self.seed, "float32", **self._settings)
         with own_generator(self.seed), quiet():
             model.resize_token_embeddings(len(self.tokenizer))
-        return model.to(DTYPES[self.dtype])
+        return self.source.cast(model, KIND, self.dtype, **self._settings)
 
     @property
     def fingerprint(self) -> str:

@@ -130,7 +130,22 @@ class Source:
         """
         with own_generator(seed):
             model = self._new(kind, settings) if self.from_scratch else self._pretrained(kind, settings)[0]
-        return model.to(DTYPES[dtype])
+        return self.cast(model, kind, dtype, **settings)
+
+    def cast(self, model: nn.Module, kind: Any, dtype: str, **settings: Any) -> nn.Module:
+        """The model in `dtype`, as transformers loads it in that: frequencies of rotary positions stay in fp32, whose
+        values in 16 bits would turn distant positions by another angle."""
+        if dtype == "float32":
+            return model
+        with torch.device("meta"):
+            like = dict(self._new(kind, settings, dtype=DTYPES[dtype]).named_buffers())
+        saved = model.state_dict().keys()
+        computed = {name: buffer for name, buffer in model.named_buffers() if name in like and name not in saved}
+        model.to(DTYPES[dtype])
+        for name, buffer in computed.items():
+            module, _, own = name.rpartition(".")
+            setattr(model.get_submodule(module), own, buffer.to(like[name].dtype))
+        return model
 
     def skeleton(self, kind: Any, **settings: Any) -> nn.Module:
         """The same model without values, on the meta device.
@@ -160,10 +175,10 @@ class Source:
     def _compared(self, kind: Any, settings: dict[str, Any]) -> "Compared":
         return _compared(self.name, self.revision, self.trust_remote_code, kind, tuple(settings.items()))
 
-    def _new(self, kind: Any, settings: dict[str, Any]) -> nn.Module:
+    def _new(self, kind: Any, settings: dict[str, Any], **given: Any) -> nn.Module:
         try:
             with self._border():
-                return kind.from_config(self._configured(settings), trust_remote_code=self.trust_remote_code)
+                return kind.from_config(self._configured(settings), trust_remote_code=self.trust_remote_code, **given)
         except ValueError as error:
             if UNKNOWN_TO_KIND in str(error):
                 raise self._unsuitable(kind) from error
