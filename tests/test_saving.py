@@ -20,6 +20,7 @@ from membench.runs.compare import compare
 from membench.runs.model_folder import Models
 from membench.training.execute import save
 from reports import record
+from tasks.models.loading import FOLDER
 
 TINY = {"steps": 6, "batch_size": 4, "sequence_length": 24, "threads": 1, "quiet": True, "task": "superglue/cb"}
 TINY |= {"optimizers": "lora", "reference": False, "data": DATA}
@@ -104,8 +105,8 @@ def test_a_saved_model_has_a_card_of_what_it_is(saved):
         ("FacebookAI/roberta-base", "e2da8e2f", 'base_model: "FacebookAI/roberta-base"\n'),
         ("FacebookAI/roberta-base@main", "e2da8e2f", 'base_model: "FacebookAI/roberta-base"\n'),
         ("gpt2", "607a30d7", 'base_model: "gpt2"\n'),
-        ("models/mine", "sha256:0123", None),  # a folder, though it could be a hub id
-        ("smollm2-135m", "sha256:0123", None),
+        ("models/mine", f"{FOLDER}0123", None),  # a folder, though it could be a hub id
+        ("smollm2-135m", f"{FOLDER}0123", None),
     ],
 )
 def test_the_card_names_a_model_of_the_hub_as_the_hub_does_and_no_folder(saved, name, revision, base):
