@@ -77,9 +77,17 @@ def of_row(floor: Floor, runs: Sequence[Record]) -> Floor:
 
 
 def before_training(runs: Sequence[Record]) -> float | None:
-    """The mean headline before the first step of those runs that were scored then."""
-    scores = [run["initial_metrics"][run["headline"]] for run in runs if run.get("initial_metrics")]
-    return statistics.fmean(scores) if scores else None
+    """The headline before the first step, a mean over seeds; None if no run was scored then.
+
+    Of each seed's runs the best, which is the model as it was given: methods that change it first (4-bit weights,
+    factors) begin with a worse one.
+    """
+    by_seed: dict[int, list[float]] = {}
+    for run in runs:
+        if run.get("initial_metrics"):
+            by_seed.setdefault(run["seed"], []).append(run["initial_metrics"][run["headline"]])
+    best = min if runs and runs[0]["higher_is_better"] is False else max
+    return statistics.fmean(map(best, by_seed.values())) if by_seed else None
 
 
 def average(floors: Sequence[Floor]) -> Floor:

@@ -89,6 +89,14 @@ def test_a_perplexity_is_held_against_guessing_and_against_the_model_before_trai
     assert "Not better than before training on t0 (470.00 ± 43.87, 32 examples): adamw, badam." in text
 
 
+def test_methods_that_begin_with_a_changed_model_leave_the_floor_at_the_one_that_was_given():
+    shared = {"headline": "perplexity", "higher_is_better": False, "metrics": {"perplexity": 6.0}}
+    begun = {("adamw", 0): 5.8, ("lora", 0): 5.8, ("qlora", 0): 7.1, ("adamw", 1): 5.9, ("qlora", 1): 7.2}
+    runs = [run(method=m, seed=s, **shared, initial_metrics={"perplexity": v}) for (m, s), v in begun.items()]
+    assert "Before training: t0 perplexity 5.850." in tables.render(runs)
+    assert floors.of(runs).score == pytest.approx(5.85)
+
+
 def test_a_perplexity_is_paired_by_sequence_with_that_before_training_and_each_method_by_its_own_change():
     shared = {"headline": "perplexity", "higher_is_better": False, "initial_metrics": {"perplexity": 470.0}}
     made = {"perplexity": 460.0, "loss_standard_error": 0.05}
