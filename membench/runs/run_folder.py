@@ -106,7 +106,7 @@ class Folder:
             kept = record.write(made, tempfile.gettempdir())
         except OSError as error:
             return f"its record is lost, since there is no room for it elsewhere either: {about_file(error)}"
-        return f"its record is kept in {kept}: move it to {self.path}, and that run counts as made"
+        return f"its record is kept in {kept}: move it to {self.path}"
 
     def _remove_empty_folders(self) -> None:
         for path in (self.checkpoint("").parent, self.log("").parent):
