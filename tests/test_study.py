@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from commands import DATA, command
 
+from membench.runs.run_folder import Folder
 from reports import record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -128,6 +130,34 @@ def test_shards_make_all_of_it_between_them(small, tmp_path):
         assert done.returncode == 0 and f"Shard {shard[0]} of 2 is done" in done.stdout
     assert results(tmp_path) == results(folder / "out")
     assert results(tmp_path / "tuning") == results(folder / "out" / "tuning")
+
+
+def test_times_that_shards_measure_beside_each_other_are_not_true(tmp_path):
+    study, out = tmp_path / "study.toml", tmp_path / "out"
+    study.write_text(SMALL.partition("[tune]")[0])
+    with Folder(out).locked("-2-of-2", "cpu", at_once=3):
+        assert run(study, out, "--shard", "1/2").returncode == 0
+    (beside,) = record.load_folder(out)
+    assert beside["environment"]["jobs"] == 1 + 3 and not record.has_true_times(beside)
+    for file in out.glob("superglue*.json"):
+        file.unlink()
+    with Folder(out).locked("-2-of-2", "cuda:0 of all"):  # on something else
+        assert run(study, out, "--shard", "1/2").returncode == 0
+    (alone,) = record.load_folder(out)
+    assert record.has_true_times(alone)
+
+
+def test_runs_beside_are_those_of_living_processes_that_make_other_parts_on_the_same_device(tmp_path):
+    folder = Folder(tmp_path)
+    with folder.locked("-1-of-3", "cpu", 2), folder.locked("-2-of-3", "cpu"), folder.locked("-3-of-3", "cuda of all"):
+        assert [folder.runs_beside(f"-{part}-of-3", "cpu") for part in (1, 2, 3)] == [1, 2, 3]
+    assert folder.runs_beside("-1-of-3", "cpu") == 0
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (tmp_path / ".lock-2-of-3").write_text(f"{ended.pid} 1 {socket.gethostname()} cpu")
+    assert folder.runs_beside("-1-of-3", "cpu") == 0
+    (tmp_path / ".lock-2-of-3").write_text(f"{os.getpid()} 1 another-machine cpu")
+    assert folder.runs_beside("-1-of-3", "cpu") == 0
 
 
 @pytest.mark.slow

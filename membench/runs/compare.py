@@ -146,6 +146,7 @@ class Workplace:
     checkpoint_every: int = 0
     executor: Executor = Local()
     work: Work = worker.execute  # what measures a run, in its process
+    beside: Callable[[], int] = lambda: 0  # how many runs others make on the same device now
 
     def make(self, runs: Sequence[Run], display: Display) -> Iterator[Record]:
         """Each run in its own process, with its record (and model) on the disk; yields the records as runs end.
@@ -154,18 +155,24 @@ class Workplace:
         """
         for run in [run for run in runs if run.refused is not None]:
             display.begin(run)
-            yield self._end(run, Outcome("refused", error=run.refused), 0.0, display)
+            record = self._keep(run, Outcome("refused", error=run.refused))
+            display.end(run, record, 0.0)
+            yield record
         calls = (self._call(run, display) for run in runs if run.refused is None)
         for call, outcome in self.executor.call_all(calls):
             call.begin()  # if it ended before it began
-            yield self._end(call.run, outcome, time.monotonic() - call.start, display)
+            record = self._keep(call.run, outcome, max(call.beside, self.beside()))
+            display.end(call.run, record, time.monotonic() - call.start)
+            yield record
 
-    def _end(self, run: Run, outcome: Outcome, seconds: float, display: Display) -> Record:
+    def _keep(self, run: Run, outcome: Outcome, beside: int = 0) -> Record:
+        """Make the record of a run, and write it."""
         record = assemble(run, outcome)
+        if beside:
+            record["environment"]["jobs"] = record["environment"].get("jobs", 1) + beside
         if self.models:
             self.models.end(record)
         self.folder.write(record, run.begun_as)
-        display.end(run, record, seconds)
         return record
 
     def _call(self, run: Run, display: Display) -> "_Making":
@@ -179,7 +186,8 @@ class Workplace:
 
         save_to = self.models.begin(run.run_id) if self.models else None
         arguments = run, self.folder.checkpoint(run.begun_as or run.run_id), self.checkpoint_every, save_to
-        made = _Making(self.work, arguments, self.folder.log(run.run_id), show, run=run, display=display)
+        log = self.folder.log(run.run_id)
+        made = _Making(self.work, arguments, log, show, run=run, display=display, count=self.beside)
         made.on_start = made.begin
         return made
 
@@ -188,12 +196,14 @@ class Workplace:
 class _Making(processes.Call):
     run: Run
     display: Display
+    count: Callable[[], int]
     start: float = 0.0  # of time.monotonic; 0: it waits
+    beside: int = 0  # runs that others made when it began
 
     def begin(self) -> None:
         """It has begun: show it; a run on a cluster may say so again."""
         if not self.start:
-            self.start = time.monotonic()
+            self.start, self.beside = time.monotonic(), self.count()
             self.display.begin(self.run)
 
 

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,9 +24,14 @@ class Folder:
         self.path = path
 
     @contextmanager
-    def locked(self, part: str = "") -> Iterator[None]:
+    def locked(self, part: str = "", place: str = "", at_once: int = 1) -> Iterator[None]:
         """Keep other processes out while runs are made, or a `part` of them, "-1-of-2": then those that make the same
         part, all, or one of another division. The lock is released when the process ends, however that happens.
+
+        Args:
+            part: which.
+            place: the device of this machine where it is made; see `runs_beside`.
+            at_once: how many runs are made there at a time.
 
         Raises:
             UserError: another process is using the folder, or it can't be created.
@@ -41,11 +47,12 @@ class Folder:
                 with path.open() as other:
                     self._take(other, fcntl.LOCK_SH)  # and let go: it is only to see whether somebody holds it
             file.truncate(0)
-            file.write(str(os.getpid()))
+            file.write(f"{os.getpid()} {at_once} {_here(place)}")
             file.flush()
             try:
                 yield
             finally:
+                file.truncate(0)
                 self._remove_empty_folders()
 
     def _take(self, file: IO[str], how: int) -> None:
@@ -53,7 +60,7 @@ class Folder:
             fcntl.flock(file, how | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            owner = file.read().strip() or "?"
+            owner = file.read().partition(" ")[0] or "?"
             raise UserError(
                 f"--out {self.path}: process {owner} is writing there; wait for it or choose another folder"
             ) from error
@@ -66,6 +73,15 @@ class Folder:
             for path in self.path.glob(".lock*")
             if path.name != f".lock{part}" and not (of and path.name.endswith(of + count))
         ]
+
+    def runs_beside(self, part: str, place: str) -> int:
+        """How many runs those who make other parts of the folder make at the same time on the same device."""
+        beside = 0
+        for path in self.path.glob(".lock-*"):
+            owner, at_once, where = [*path.read_text().split(" ", 2), "", ""][:3]
+            if path.name != f".lock{part}" and where == _here(place) and _is_alive(int(owner)):
+                beside += int(at_once)
+        return beside
 
     def finished(self, run_id: str, *, retry: bool = False) -> dict[str, Any] | None:
         """The record of a run that needn't be made again; with `retry`, only one that is ok.
@@ -120,3 +136,19 @@ class Folder:
     def log(self, run_id: str) -> Path:
         """The path of a run's log."""
         return self.path / "logs" / f"{run_id}.log"
+
+
+def _here(place: str) -> str:
+    """A device of this machine by a name that no other machine has."""
+    return f"{socket.gethostname()} {place}"
+
+
+def _is_alive(process: int) -> bool:
+    """Whether it is there; to try its lock instead could keep out who is about to take it."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is somebody else's
+        return True
+    return True

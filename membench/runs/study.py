@@ -4,7 +4,8 @@ Everything is a run of a comparison in the study's folder, with trials in `tunin
 again. All tasks get their trials and first seed before any gets its second, so that there is a full table early.
 """
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -52,6 +53,7 @@ class _Workshop:
     tuning: Folder
     settings: Settings  # of any model: where and how runs are made
     executor: Executor
+    beside: Callable[[], int]
     trials: list[Record] = field(default_factory=list)
     finals: list[Record] = field(default_factory=list)
 
@@ -61,7 +63,7 @@ class _Workshop:
         missing = [run for run in runs if records[run.run_id] is None]
         display = trackers.create(create_display(missing, len(runs), quiet=self.settings.quiet), self.settings)
         with display:
-            workplace = Workplace(folder, None, self.settings.checkpoint_every, self.executor)
+            workplace = Workplace(folder, None, self.settings.checkpoint_every, self.executor, beside=self.beside)
             records |= {record["run_id"]: record for record in workplace.make(missing, display)}
         return [record for record in records.values() if record is not None]
 
@@ -78,7 +80,6 @@ def study(plan: Study, shard: tuple[int, int] = (1, 1)) -> int:
     folder = Folder(Path(first.out))
     tuning = Folder(folder.path / "tuning")
     executor = executors.create(first)
-    workshop = _Workshop(folder, tuning, first, executor)
     part = "" if shard == (1, 1) else f"-{shard[0]}-of-{shard[1]}"
     try:
         with waiting("importing torch and transformers, checking the settings", quiet=first.quiet):
@@ -98,7 +99,9 @@ def study(plan: Study, shard: tuple[int, int] = (1, 1)) -> int:
             return 0
         if executor.remark:
             print(executor.remark, flush=True)
-        with folder.locked(part):
+        place = _place(first, cells)
+        workshop = _Workshop(folder, tuning, first, executor, lambda: folder.runs_beside(part, place) if place else 0)
+        with folder.locked(part, place, first.jobs or 1):
             _carry_out(plan, cells, workshop)
             _note_budgets(plan, workshop)
     except KeyboardInterrupt:
@@ -111,6 +114,14 @@ def study(plan: Study, shard: tuple[int, int] = (1, 1)) -> int:
     else:
         print("\n" + _report(workshop))
     return 1 if any(record["status"] != "ok" for record in workshop.finals) else 0
+
+
+def _place(settings: Settings, cells: list[_Cell]) -> str:
+    """What runs here share with those of other shards on this machine; nothing if they are made elsewhere."""
+    if settings.executor != "local" or not cells:
+        return ""
+    names = ",".join(settings.devices or (cells[0].samples[0].device,))
+    return names if names == "cpu" else f"{names} of {os.environ.get('CUDA_VISIBLE_DEVICES', 'all')}"
 
 
 def _cells(plan: Study, shard: tuple[int, int]) -> Iterator[_Cell]:
