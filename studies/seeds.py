@@ -1,5 +1,6 @@
 """Does a study's ranking survive leaving one seed out?"""
 
+import math
 import statistics
 from collections.abc import Iterable
 
@@ -42,7 +43,10 @@ def survival(runs: list[Record]) -> str | None:
     others = sorted({next(iter(found)) for found in without.values()} - {first})
     taus = [kendalltau([whole[m] for m in found], [found[m] for m in found]).statistic for found in without.values()]
     instead = f" (otherwise {', '.join(others)})" if others else ""
+    stays_first = f"Leaving one seed out: {first} stays first in {stays} of {len(seeds)} cases{instead}"
+    if any(map(math.isnan, taus)):  # all methods score alike
+        return f"{stays_first}."
     return (
-        f"Leaving one seed out: {first} stays first in {stays} of {len(seeds)} cases{instead}; Kendall's "
-        f"tau between the ranking of {len(whole)} methods and the whole one is {min(taus):.2f} to {max(taus):.2f}."
+        f"{stays_first}; Kendall's tau between the ranking of {len(whole)} methods and the whole one is "
+        f"{min(taus):.2f} to {max(taus):.2f}."
     )
