@@ -17,7 +17,11 @@ CARD = cards.find("rtx4090")  # what is free on a card sold as 24 GB
 assert CARD is not None
 CARD_GIB = CARD.usable_bytes / 2**30
 _TEMPLATE = ROOT / "manual" / "choice.md"
-_STUDIES = {"encoder": "average", "pretraining": "c4 perplexity"}  # and the column of their summary with the quality
+_STUDIES = {  # and the column of their summary with the quality, and what it is
+    "encoder": ("average", "average score"),
+    "instruct": ("instruct perplexity", "perplexity"),
+    "pretraining": ("c4 perplexity", "perplexity"),
+}
 _LLAMA = "## llama3-8b, 2 x 728 tokens, bfloat16, each layer checkpointed"
 
 
@@ -48,11 +52,10 @@ def _row(row: dict[str, Any]) -> list[str]:
 
 def _measured() -> str:
     """What each method reached in the studies, and the memory that it needed there beside AdamW."""
-    seen = {name: [_in_study(study, quality, name) for study, quality in _STUDIES.items()] for name in available()}
+    seen = {name: [_in_study(study, quality, name) for study, (quality, _) in _STUDIES.items()] for name in available()}
     rows = [[f"[{name}](methods/{name}.md)", *sum(cells, [])] for name, cells in seen.items() if any(map(any, cells))]
-    pages = {study: f"[{study}](studies/{study}.md)" for study in _STUDIES}
-    head = [f"{pages['encoder']}, average score", "memory / adamw", f"{pages['pretraining']}, perplexity"]
-    return markdown(rows, ["method", *head, "memory / adamw"])
+    heads = [[f"[{study}](studies/{study}.md), {words}", "memory / adamw"] for study, (_, words) in _STUDIES.items()]
+    return markdown(rows, ["method", *sum(heads, [])])
 
 
 def _in_study(study: str, quality: str, method: str) -> list[str]:

@@ -149,6 +149,7 @@ def _row(made: _Contender, ranked: list[_Contender], budget: int) -> Row:
         "configuration": made.configuration,
         "fits": _fits(made, budget),
         "needs_bytes": made.needs_bytes,
+        "needs_reserved": any(run["memory"]["peak_reserved_bytes"] for run in made.runs),
         "left_bytes": None if made.needs_bytes is None else budget - made.needs_bytes,
         "mean": mean,
         "standard_deviation": deviation,

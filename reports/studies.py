@@ -15,6 +15,7 @@ from reports.statistics import SAME_POINTS
 from reports.table import MIB, NOTHING, Column, Row, Table, lay_out, mib, score_text
 
 NO_LIMIT = 1 << 62  # bytes
+_RESERVED = "; MiB as the GPU's allocator reserved them, more than the tables' peak"
 
 
 def best(trials: Sequence[Record]) -> int:
@@ -151,7 +152,8 @@ def _sentence(ranking: Ranking, budget: int, finals: list[Record]) -> str:
     fit = [row for row in ranking.rows if row["rank"]]
     able = [row for row in fit if row["above_floor"] is not False]
     limit = "Without a limit of memory" if budget == NO_LIMIT else f"For {budget / MIB:,.0f} MiB"
-    where = f"{limit} ({ranking.heading[0]})"
+    measured = _RESERVED if any(row["needs_reserved"] for row in ranking.rows) else ""
+    where = f"{limit} ({ranking.heading[0]}{measured})"
     out = [f"{row['method']} ({row['remark']})" for row in ranking.rows if not row["rank"]]
     excluded = f" Out: {', '.join(out)}." if out else ""
     if not fit:

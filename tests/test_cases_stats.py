@@ -238,6 +238,16 @@ def test_n5_a_seed_that_diverged_is_named_wherever_its_method_is_praised():
     assert winners(group(flat)[0])["score"].caveats == ("1 of 3 runs diverged",)
 
 
+def test_a_recommendation_says_where_its_memory_is_not_the_tables():
+    runs = seeds_of("adamw", [0.80, 0.81], 200)
+    assert "reserved" not in recommended(runs)
+    for made in runs:
+        made["memory"]["peak_reserved_bytes"] = 300 * MIB
+    said = recommended(runs)
+    assert "; MiB as the GPU's allocator reserved them, more than the tables' peak): adamw" in said
+    assert "in 300.0 MiB" in said
+
+
 def test_n5_a_score_that_takes_no_learning_is_not_recommended():
     runs = [seeds_of("adamw", [0.5, 0.5], constant_score=0.5), seeds_of("badam", [0.4, 0.41], constant_score=0.5)]
     assert ": no method is above chance (0.500). What fits: adamw 0.500 ± 0.000 (2)" in recommended(*runs)
