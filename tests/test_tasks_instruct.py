@@ -472,6 +472,47 @@ def test_generation_in_batches_with_a_cache_is_what_one_token_after_the_other_gi
     assert len(set(expected)) > 1
 
 
+def parrot(follows):
+    """A model that says after each token the one that `follows` it, and nearly as surely a second one."""
+    config = transformers.LlamaConfig(
+        vocab_size=1100,
+        hidden_size=1100,
+        intermediate_size=4,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        tie_word_embeddings=False,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        model.model.embed_tokens.weight.copy_(torch.eye(1100))
+        for p in (model.model.layers[0].self_attn.o_proj, model.model.layers[0].mlp.down_proj, model.lm_head):
+            p.weight.zero_()
+        for token, (first, second) in follows.items():
+            model.lm_head.weight[first, token], model.lm_head.weight[second, token] = 1.0, 0.9
+    return model
+
+
+@pytest.mark.parametrize("tokenizer_ends", [True, False])
+def test_an_answer_is_read_up_to_where_the_chat_template_ends_it(demo, chat_tokenizer, tokenizer_ends):
+    if not tokenizer_ends:  # as in Qwen 2.5's base models, Gemma and Phi 3: the end of text is another token
+        chat_tokenizer.add_special_tokens({"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"})
+    newline, three, seven = (demo.tokenizer.encode(text)[-1] for text in ("\n", "3", "7"))
+    end = chat_tokenizer.convert_tokens_to_ids("<|im_end|>")
+    model = parrot({newline: (three, seven), three: (end, seven), end: (seven, three), seven: (seven, three)})
+    prompt = chat_tokenizer.apply_chat_template([HI], add_generation_prompt=True)["input_ids"]
+    assert prompt[-1] == newline and (chat_tokenizer.eos_token_id == end) == tokenizer_ends
+    assert gsm8k.generate(model, chat_tokenizer, [prompt], 6) == ["3"]
+
+
+def test_an_answer_is_written_greedily_whatever_the_models_own_configuration_penalises(demo):
+    newline, three, seven = (demo.tokenizer.encode(text)[-1] for text in ("\n", "3", "7"))
+    model = parrot({newline: (three, seven), three: (three, seven), seven: (seven, three)})
+    model.generation_config = transformers.GenerationConfig(repetition_penalty=2.0, no_repeat_ngram_size=2)
+    assert gsm8k.generate(model, demo.tokenizer, [[newline]], 5) == ["33333"]
+    assert model.generation_config.repetition_penalty == 2.0  # which is saved with it
+
+
 # ---- real data
 
 

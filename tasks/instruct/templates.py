@@ -73,6 +73,15 @@ class Template:
         encoded = iter(tokenize(self._tokenizer, plain, **given)["input_ids"] if plain else [])
         return (self._mixed(text) if OPEN in text else next(encoded) for text in texts)
 
+    def ends(self) -> list[int]:
+        """The control token with which an answer ends, which needn't be the tokenizer's end of text; empty if none."""
+        try:
+            _, _, end = self._render([Message(USER, "?"), Message(ASSISTANT, PROBE)]).partition(PROBE)
+        except _RefusedError:
+            return []
+        found = self._control.search(end)
+        return [self._tokenizer.convert_tokens_to_ids(found[0])] if found else []
+
     # ---- the content of turns, and the template's markup
 
     def _hide(self, content: str) -> str:
