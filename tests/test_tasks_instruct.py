@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from letters import folder, letters
 from torch import nn
 
 import tasks
@@ -290,6 +291,60 @@ def test_the_loss_of_packed_texts_is_the_token_weighted_mean_of_each_alone(demo,
     # without positions and mask it is another one: texts see each other
     seen = {key: value for key, value in batch.items() if key != "position_ids"}
     assert abs(demo.loss(model, seen).item() - (total / count).item()) > 1e-5
+
+
+LITTLE = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+QWEN3_NEXT = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
+QWEN3_NEXT |= {"linear_num_key_heads": 2, "linear_num_value_heads": 2}
+MIXED = "can't keep packed texts apart"
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "words"),
+    [
+        ("llama", {}, None),
+        ("mistral", {"sliding_window": 24}, None),  # as long as the longest text
+        ("qwen2", {"sliding_window": 9, "use_sliding_window": False}, None),
+        ("mistral", {"sliding_window": 9}, "looks back on 9 tokens, but .* longest has 24: .* --sequence-length 9"),
+        ("gemma3_text", {"sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"]}, "back on 9 tok"),
+        ("lfm2", {"layer_types": ["conv", "full_attention"]}, MIXED),
+        ("qwen3_next", {"layer_types": ["linear_attention", "full_attention"], **QWEN3_NEXT}, MIXED),
+    ],
+)
+def test_packing_is_refused_of_models_to_which_a_packed_text_is_not_what_it_is_alone(kind, given, words, tmp_path):
+    own = {"num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.2}
+    config = transformers.AutoConfig.for_model(kind, **LITTLE, **own, pad_token_id=0, eos_token_id=2, **given)
+    torch.manual_seed(0)
+    path = folder(tmp_path / kind, transformers.AutoModelForCausalLM.from_config(config), letters())
+    tokenizer = letters()
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(path)
+    rows = [{"prompt": f"{'abcdefg'[n % 7]}?", "completion": "xyz"[n % 3] * (1 + n % 22)} for n in range(80)]
+    given = {"data": write(tmp_path, rows, "rows.jsonl"), "model": path, "sequence_length": 30}
+    plain = create(**given)
+    packed = collate([[plain.train[number] for number in (0, 5, 9)]], 30, 0, packed=True)
+    model, total, count = plain.build_model().eval(), 0.0, 0
+    with torch.no_grad():
+        for tokens, answers in (plain.train[number] for number in (0, 5, 9)):
+            ids, counted = torch.from_numpy(tokens.astype(np.int64))[None], torch.tensor(answers[1:])
+            logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+            total += nn.functional.cross_entropy(logits[counted], ids[0, 1:][counted], reduction="sum").item()
+            count += int(counted.sum())
+        same = abs(language.loss(model, packed).item() - total / count) < 1e-5
+    assert same == (words is None)
+    if words is None:
+        create(**given, options={"packing": True})
+    else:
+        with pytest.raises(ValueError, match=words):
+            create(**given, options={"packing": True})
+    if "back on" in (words or ""):
+        create(**{**given, "sequence_length": 9}, options={"packing": True})
 
 
 def test_in_low_precision_packed_texts_stay_apart_too(demo):

@@ -75,6 +75,8 @@ class Tuning:
         self.from_scratch, self.tokenizer = self.language.from_scratch, self.language.tokenizer
         self.train = self._fit(given.data, read, read.training, "training")
         self.validation = self._fit(given.data, read, scored, "held-out")
+        if packing:
+            self.language.check_packing(int(self.train.lengths.max()))
         self.references = [scored[number].answer for number in self.validation.kept]
         self.groups = pack(self.train.lengths, self.length) if packing else [[n] for n in range(len(self.train))]
         self.train_size = len(self.groups)

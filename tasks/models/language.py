@@ -28,6 +28,8 @@ END_OF_TEXT = "<|endoftext|>"
 IGNORED = -100  # the label of a token that the loss leaves out: torch's own ignore_index
 EVALUATION_TOKENS = 2048  # per batch: with a vocabulary of 32,000, 0.26 GB of fp32 logits
 
+WINDOWS = ("sliding_window", "attention_chunk_size")  # what configurations call the tokens that a layer looks back on
+
 TRAINING_TEXTS = 20_000  # the most a tokenizer is trained on
 
 
@@ -85,6 +87,31 @@ class LanguageModel:
     def grows(self) -> bool:
         """Does the tokenizer have ids for which the model has no embedding?"""
         return len(self.tokenizer) > self.entries
+
+    def check_packing(self, longest: int) -> None:
+        """Check that in a row with others a text of `longest` tokens is to the model what it is alone.
+
+        A mask decides that for attention alone, and takes the place of a mask that only looks back on a few tokens.
+
+        Raises:
+            ValueError: it isn't.
+        """
+        model: Any = self.source.skeleton(KIND)
+        config, name = model.config.get_text_config(decoder=True), self.source.name
+        kinds = getattr(config, "layer_types", None) or ()
+        convolutions = (one for one in model.get_decoder().modules() if isinstance(one, nn.Conv1d))
+        if model._is_stateful or any("linear" in kind for kind in kinds) or any(convolutions):
+            raise ValueError(
+                f"{name} ({config.model_type}) can't keep packed texts apart, since not all of its layers are "
+                "attention, which has a mask: leave the option packing out"
+            )
+        window = min((size for one in WINDOWS if isinstance(size := getattr(config, one, None), int)), default=longest)
+        if window < longest and set(kinds) != {"full_attention"}:
+            raise ValueError(
+                f"{name} ({config.model_type}) looks back on {window:,} tokens, but the mask of packed texts would let "
+                f"it see all of a text, and the longest has {longest:,}: leave the option packing out, or give "
+                f"--sequence-length {window}"
+            )
 
     @property
     def guess(self) -> float:
