@@ -472,6 +472,48 @@ def test_s6_names_of_control_tokens_are_text_for_every_architecture(name, tmp_pa
             assert [place for place, token in enumerate(tokens) if token in (0, 1, 2)] == [len(tokens) - 1]
 
 
+LITTLE = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+LITTLE |= {"num_attention_heads": 2, "pad_token_id": 0}
+SEQ2SEQ = {"vocab_size": 40, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "decoder_ffn_dim": 48}
+SEQ2SEQ |= {"encoder_ffn_dim": 48, "decoder_attention_heads": 2, "encoder_attention_heads": 2, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "why"),
+    [
+        ("llama", LITTLE, None),
+        ("bert", {**LITTLE, "is_decoder": True}, None),
+        ("bert-generation", {**LITTLE, "is_decoder": True}, None),
+        ("bert-generation", LITTLE, "sees the tokens that it has to predict"),
+        ("llama", {**LITTLE, "is_causal": False}, "sees the tokens that it has to predict"),
+        ("xlnet", {"vocab_size": 40, "d_model": 32, "n_layer": 1, "n_head": 2, "d_inner": 48}, "sees the tokens"),
+        ("marian", SEQ2SEQ, "asks for the token that was just read, not for the next"),
+        ("bart", {**SEQ2SEQ, "is_decoder": True, "is_encoder_decoder": False}, "asks for the token that was just read"),
+    ],
+)
+def test_a_language_model_that_learns_anything_but_the_next_token_from_those_before_is_refused(
+    kind, values, why, tmp_path
+):
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **values)).eval()
+    tokens = torch.arange(4, 20).view(2, 8)
+    with torch.no_grad():
+        found = model(input_ids=tokens, labels=tokens)
+        changed = model(input_ids=tokens.clone().index_fill_(1, torch.tensor([7]), 30)).logits
+    expected = torch.nn.functional.cross_entropy(found.logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    predicts_the_next = abs(found.loss - expected) < 1e-5
+    sees_no_later_one = torch.allclose(changed[:, :-1], found.logits[:, :-1], atol=1e-6)
+    assert bool(predicts_the_next and sees_no_later_one) == (why is None)
+    path = folder(tmp_path / "model", model, letters(), **({"is_causal": False} if "is_causal" in values else {}))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    given = {"model": path, "data": str(tmp_path / "a.jsonl"), "batch_size": 2, "sequence_length": 8}
+    if why is None:
+        tasks.create("c4", **given)
+    else:
+        with pytest.raises(ValueError, match=rf"\({kind}\) .*{why}"):
+            tasks.create("c4", **given)
+
+
 # ---- N4: what is cut
 
 

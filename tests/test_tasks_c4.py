@@ -250,7 +250,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_grows_its_embedding_and_says_s
     ("given", "message"),
     [
         ({"model": "config:llama-60m"}, "config:llama-60m has no tokenizer of its own: give --tokenizer"),
-        ({"model": "config:roberta-tiny"}, "is an encoder, which sees the tokens that it has to predict"),
+        ({"model": "config:roberta-tiny"}, r"\(roberta\) sees the tokens that it has to predict"),
         ({"sequence_length": 1}, "sequence_length 1 is too short"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"options": {"packing": True}}, "c4 has no option 'packing'. Available: validation_tokens"),

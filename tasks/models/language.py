@@ -28,6 +28,10 @@ END_OF_TEXT = "<|endoftext|>"
 IGNORED = -100  # the label of a token that the loss leaves out: torch's own ignore_index
 EVALUATION_TOKENS = 2048  # per batch: with a vocabulary of 32,000, 0.26 GB of fp32 logits
 
+# Architectures of transformers that are no causal language models, though it has such a class of them
+ENCODERS = {*modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, "bert-generation"}  # unless they are made decoders
+SEEING = {"cpmant", "xlm", "xlnet"}
+DECODERS = {*modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, "trocr", "whisper"}
 WINDOWS = ("sliding_window", "attention_chunk_size")  # what configurations call the tokens that a layer looks back on
 
 TRAINING_TEXTS = 20_000  # the most a tokenizer is trained on
@@ -188,13 +192,15 @@ def train_tokenizer(texts: Callable[[], Iterable[str]], size: int, data_sha256: 
 
 
 def _check_causal(source: Source) -> None:
-    """An encoder can be built with a head that predicts tokens, but it would see the token to predict."""
-    kind = source.config.model_type
-    if kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not source.config.to_dict().get("is_decoder"):
-        raise ValueError(
-            f"model {source.name!r} ({kind}) is an encoder, which sees the tokens that it has to predict: "
-            "give a causal language model such as Llama or GPT-2"
-        )
+    """Raises ValueError for what can be built with a head that predicts tokens, but not to predict the next one."""
+    kind, values = source.config.model_type, source.config.to_dict()
+    why = None
+    if kind in SEEING or (kind in ENCODERS and not values.get("is_decoder")) or values.get("is_causal") is False:
+        why = "sees the tokens that it has to predict"
+    elif kind in DECODERS:
+        why = "is for decoders of an encoder's output: its loss asks for the token that was just read, not for the next"
+    if why is not None:
+        raise ValueError(f"model {source.name!r} ({kind}) {why}: give a causal language model such as Llama or GPT-2")
 
 
 # ---- loss and scores
