@@ -245,6 +245,25 @@ def test_n11_what_is_new_or_left_out_is_said(bert, damaged, tmp_path):
     assert tasks.create("c4", model=path, batch_size=2, sequence_length=16).provenance["notes"] is None
 
 
+def test_n11_a_pooler_is_new_wherever_the_model_registers_it(tmp_path):
+    if "nomic_bert" not in transformers.CONFIG_MAPPING:
+        pytest.skip("this transformers doesn't have it")
+    config = transformers.AutoConfig.for_model("nomic_bert", **WIDE)
+    path = folder(tmp_path / "model", transformers.AutoModel.from_config(config), letters(ends=True))
+    task = classify(path, labelled(tmp_path / "a.jsonl", TEXTS))
+    assert task.head == ("nomic_bert.pooler", "classifier")
+    assert torch.isfinite(task.loss(task.build_model(), task.batch(0)))
+
+
+def test_w8_a_model_without_a_table_of_embeddings_classifies(tmp_path):
+    own = {"num_hash_functions": 2, "num_hash_buckets": 64, "local_transformer_stride": 8, "downsampling_rate": 2}
+    config = transformers.CanineConfig(**WIDE, **own)
+    path = folder(tmp_path / "model", transformers.CanineModel(config), letters(ends=True))
+    task = classify(path, labelled(tmp_path / "a.jsonl", TEXTS))
+    assert torch.isfinite(task.loss(task.build_model(), task.batch(0)))
+    assert 0 <= task.evaluate(task.build_model())["accuracy"] <= 1
+
+
 @pytest.mark.parametrize("kind", ["bitsandbytes", "gptq", "fp8"])
 def test_a_quantized_model_is_refused_before_it_is_loaded_and_can_be_planned(damaged, tmp_path, kind):
     copy = damaged(quantization_config={"quant_method": kind, "load_in_4bit": True, "bits": 4})

@@ -100,12 +100,14 @@ def of_layers(model: Any, names: Iterable[str]) -> list[str]:
 
 
 def _heads(model: Any) -> set[str]:
-    """Parameters outside the bare model, and those of linear modules in it that come after all layers: poolers."""
+    """Parameters outside the bare model, and those of linear modules in it that are called, or come as, poolers: after
+    all layers."""
     prefix = f"{model.base_model_prefix}."
     modules = [(name, isinstance(module, nn.ModuleList)) for name, module in model.named_modules()]
     last = max((place for place, (_, is_list) in enumerate(modules) if is_list), default=-1)
     later = {name for name, _ in modules[last + 1 :]}
-    poolers = {name for name in outside_of_layers(model) if name.rpartition(".")[0] in later}
+    outside = {name: name.rpartition(".")[0] for name in outside_of_layers(model)}
+    poolers = {name for name, module in outside.items() if module in later or "pooler" in module.split(".")}
     names = [name for name, _ in model.named_parameters()]
     return poolers | {
         name for name in names if not name.startswith(prefix) and any(n.startswith(prefix) for n in names)

@@ -330,13 +330,21 @@ def check_fit(name: str, model: Any, *, tokenizer: Any, sequence_length: int) ->
     Raises:
         ValueError: they don't.
     """
-    entries = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > entries:
+    entries = _entries(model)
+    if entries is not None and len(tokenizer) > entries:
         raise ValueError(
             f"the tokenizer has {len(tokenizer):,} entries, but {name} has only {entries:,} embeddings: "
             "give --tokenizer the one that belongs to the model, or leave it out"
         )
     check_positions(name, model, sequence_length)
+
+
+def _entries(model: Any) -> int | None:
+    """How many ids have an embedding; None if it hasn't a table of them, as CANINE, or one of its own kind (I-BERT)."""
+    try:
+        return model.get_input_embeddings().num_embeddings
+    except (NotImplementedError, AttributeError):
+        return None
 
 
 def check_positions(name: str, model: nn.Module, sequence_length: int) -> None:
