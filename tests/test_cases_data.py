@@ -165,8 +165,11 @@ def test_s6_control_tokens_named_in_a_conversation_are_text(shared_data, name):
     assert tokenizer.decode(ids[answers][:-1]).strip() == SAYING
     special = set(tokenizer.all_special_ids)
     assert [number for number, token in enumerate(ids) if token in special] in ([0, len(ids) - 1], [len(ids) - 1])
-    as_document = tokenizer(SAYING, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    assert ids[answers][:-1].tolist() == as_document
+    answer = ids[answers][:-1].tolist()
+    after_a_prompt = tokenizer(f"### Response:{SAYING}", add_special_tokens=False, split_special_tokens=True)[
+        "input_ids"
+    ]
+    assert after_a_prompt[-len(answer) :] == answer
 
 
 @pytest.fixture
@@ -202,8 +205,11 @@ def test_s6_without_such_words_the_tokens_are_those_of_the_template_alone(templa
     turns = [ASKED, ANSWERED]
     parts = Template(tokenizer).parts(turns, "here", Tally())
     ((ids, answers),) = encode([Conversation(tuple(turns))], tokenizer, Tally())
-    expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text, _ in parts]
-    assert ids.tolist() == sum(expected, []) and answers.sum() == len(expected[-1])
+    whole, prompt = (
+        tokenizer("".join(text for text, _ in some), add_special_tokens=False)["input_ids"]
+        for some in (parts, parts[:-1])
+    )
+    assert ids.tolist() == whole and ids[~answers].tolist() == prompt
 
 
 def test_s6_names_of_control_tokens_in_a_classified_text_are_text(tmp_path, shared_data):

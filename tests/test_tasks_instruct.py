@@ -1,13 +1,16 @@
 """Instruction tuning: the loss is that of answers, whatever is in a prompt, beside it in a sequence, or cut off."""
 
 import json
+import re
 
+import chat_templates
 import datasets
 import numpy as np
 import pytest
 import torch
 import transformers
 from letters import folder, letters
+from tokenizers.pre_tokenizers import Metaspace
 from torch import nn
 
 import tasks
@@ -212,6 +215,56 @@ def test_a_chat_template_is_used_where_there_is_one_and_every_answer_is_told_apa
     assert chat_tokenizer.decode(ids[answers]) == "Hello!<|im_end|>\nSee you.<|im_end|>\n"
     ((ids, _),) = encode([Conversation(TURNS, "there")], chat_tokenizer, Tally())
     assert "user\nHi\n\nthere<|im_end|>" in chat_tokenizer.decode(ids)
+
+
+ZEPHYR = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] }}"
+    "{{ ' [/INST]' }}{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+MARKUP = ["<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>"]
+
+
+@pytest.fixture(params=["prepend", "first", "always"])
+def spacing_tokenizer(shared_data, request):
+    """Llama's, which puts a space before a text; in the first file of it also after a control token."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(shared_data / "tokenizers" / "llama")
+    tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>", "additional_special_tokens": MARKUP})
+    tokenizer.pad_token = "</s>"
+    if request.param != "prepend":
+        tokenizer.backend_tokenizer.normalizer = None
+        tokenizer.backend_tokenizer.pre_tokenizer = Metaspace(prepend_scheme=request.param, split=False)
+    return tokenizer
+
+
+@pytest.mark.parametrize("template", [CHATML, ZEPHYR, MISTRAL, chat_templates.LLAMA2, chat_templates.GEMMA])
+def test_no_space_is_put_between_prompt_and_answer_where_the_template_has_none(spacing_tokenizer, template):
+    spacing_tokenizer.chat_template = template
+    turns = (*TURNS, Message("user", "What is it?"), Message("assistant", "42 things.\n#### 42"))
+    ((ids, answers),) = encode([Conversation(turns)], spacing_tokenizer, Tally())
+    dicts = [{"role": message.role, "content": message.content} for message in turns]
+    assert ids.tolist() == spacing_tokenizer.apply_chat_template(dicts)["input_ids"]
+    said = re.sub(r"<[^>]*>", " ", spacing_tokenizer.decode(ids[answers]))
+    assert said.split() == ["Hello!", "42", "things.", "####", "42"]
+
+
+def test_nor_is_one_put_in_an_answer_that_names_control_tokens_or_after_alpacas_prompt(spacing_tokenizer):
+    spacing_tokenizer.chat_template = CHATML
+    one = Conversation((TURNS[0], Message("assistant", "Say </s> or <|im_end|>.")))
+    ((ids, answers),) = encode([one], spacing_tokenizer, Tally())
+    text = spacing_tokenizer.apply_chat_template([HI], tokenize=False, add_generation_prompt=True)
+    assert spacing_tokenizer.decode(ids[~answers]).replace(" ", "") == text.replace(" ", "")
+    said = spacing_tokenizer.decode([13, *ids[answers]])
+    assert said.replace("<|im_end|> \n", "<|im_end|>\n") == "\nSay </s> or <|im_end|>.<|im_end|>\n"
+    spacing_tokenizer.chat_template = None
+    ((ids, _),) = encode([Conversation(TURNS)], spacing_tokenizer, Tally())
+    joined = "".join(text for text, _ in alpaca(Conversation(TURNS)))  # as Alpaca's own training tokenises it
+    assert joined.endswith("### Response:Hello!")
+    expected = spacing_tokenizer(joined, add_special_tokens=False)["input_ids"]
+    assert [token for token in ids.tolist() if token not in (1, 2)] == expected
 
 
 def test_templates_that_can_not_be_used_are_refused(chat_tokenizer, monkeypatch):

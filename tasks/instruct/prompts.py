@@ -13,7 +13,7 @@ from tasks.data.rows import RowError
 from tasks.data.tally import Errors, Tally
 from tasks.instruct.formats import ASSISTANT, SYSTEM, TOOL, USER, Conversation, Message
 from tasks.instruct.templates import Part, Template
-from tasks.models.tokenization import tokenize
+from tasks.models.tokenization import tokenize, tokenize_parts
 
 # Taori et al., 2023, stanford_alpaca/train.py
 PREAMBLE = "Below is an instruction that describes a task. "
@@ -57,8 +57,9 @@ def with_context(conversation: Conversation) -> list[Message]:
 def encode(conversations: Sequence[Conversation], tokenizer: Any, tally: Tally) -> list[Encoded | None]:
     """The tokens of each conversation, and which of them are answers; None for one that the chat template refuses.
 
-    Prompts and answers are tokenised separately, as when an answer is generated. Without a chat template to do so, an
-    answer ends with the end-of-text token, and a text begins with the token with which the model's texts begin.
+    Prompts and answers are tokenised separately, as when an answer is generated, but no space is put between them that
+    isn't there. Without a chat template to do so, an answer ends with the end-of-text token, and a text begins with the
+    token with which the model's texts begin.
 
     Raises:
         ValueError: the chat template refuses more than half of the conversations.
@@ -75,7 +76,7 @@ def encode(conversations: Sequence[Conversation], tokenizer: Any, tally: Tally) 
             tally.leave_out(error)
             found.append(None)
     errors.check("the data", len(conversations), "conversation")
-    tokens = iter(template.tokens([text for parts in found for text, _ in parts or ()]))
+    tokens = iter(template.tokens([parts or [] for parts in found]))
     return [
         _joined([], [(next(tokens), is_answer) for _, is_answer in parts], []) if parts else None for parts in found
     ]
@@ -83,15 +84,10 @@ def encode(conversations: Sequence[Conversation], tokenizer: Any, tally: Tally) 
 
 def _plain(split: Sequence[Sequence[Part]], tokenizer: Any) -> list[Encoded | None]:
     texts = [text for parts in split for text, _ in parts]
-    tokens = iter(as_text(texts, tokenizer))
+    continued = [place > 0 for parts in split for place in range(len(parts))]
+    tokens = iter(tokenize_parts(tokenizer, texts, continued, split_special_tokens=True))  # nothing is markup
     begin, end = _beginning(tokenizer), [tokenizer.eos_token_id]
     return [_joined(begin, [(next(tokens), is_answer) for _, is_answer in parts], end) for parts in split]
-
-
-def as_text(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
-    """Ids of texts in which nothing is markup."""
-    given = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-    return tokenize(tokenizer, list(texts), **given)["input_ids"] if texts else []
 
 
 def _beginning(tokenizer: Any) -> list[int]:

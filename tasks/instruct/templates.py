@@ -12,7 +12,7 @@ from typing import Any
 from tasks.data.rows import REPLACEMENT, RowError, listed
 from tasks.data.tally import Tally
 from tasks.instruct.formats import ASSISTANT, SYSTEM, USER, Message
-from tasks.models.tokenization import tokenize
+from tasks.models.tokenization import tokenize_parts
 
 Part = tuple[str, bool]  # a text; is it an answer?
 
@@ -43,6 +43,7 @@ class Template:
         self._names = sorted(names - {"<think>", REASONED}, key=len, reverse=True)
         self._control = re.compile(f"({'|'.join(map(re.escape, self._names))})" if self._names else "((?!))")
         self._added = added
+        self._known_to_go_on: dict[str, bool] = {}
 
     def parts(self, messages: Sequence[Message], where: str, tally: Tally) -> list[Part]:
         """The consecutive texts of a conversation; names of control tokens within turns are hidden.
@@ -66,12 +67,16 @@ class Template:
             return parts
         raise RowError(where, f"the chat template refuses it ({refusal})")
 
-    def tokens(self, texts: Sequence[str]) -> Iterator[list[int]]:
-        """The ids of each text that `parts` returns."""
-        plain = [text for text in texts if OPEN not in text]
-        given = {"add_special_tokens": False, "verbose": False}
-        encoded = iter(tokenize(self._tokenizer, plain, **given)["input_ids"] if plain else [])
-        return (self._mixed(text) if OPEN in text else next(encoded) for text in texts)
+    def tokens(self, conversations: Sequence[Sequence[Part]]) -> Iterator[list[int]]:
+        """The ids of each text that `parts` returns, of one conversation after another."""
+        texts = [text for parts in conversations for text, _ in parts]
+        continued = [self._is_continued(parts, place) for parts in conversations for place in range(len(parts))]
+        plain = [place for place, text in enumerate(texts) if OPEN not in text]
+        encoded = tokenize_parts(self._tokenizer, [texts[n] for n in plain], [continued[n] for n in plain])
+        known = dict(zip(plain, encoded, strict=True))
+        return (
+            known[place] if place in known else self._mixed(text, continued[place]) for place, text in enumerate(texts)
+        )
 
     def ends(self) -> list[int]:
         """The control token with which an answer ends, which needn't be the tokenizer's end of text; empty if none."""
@@ -88,7 +93,20 @@ class Template:
         content = content.replace(OPEN, REPLACEMENT).replace(CLOSE, REPLACEMENT).replace(PROBE, REPLACEMENT)
         return self._control.sub(lambda match: f"{OPEN}{self._names.index(match[0])}{CLOSE}", content)
 
-    def _mixed(self, text: str) -> list[int]:
+    def _is_continued(self, parts: Sequence[Part], place: int) -> bool:
+        """Does a part continue a text, of the template or of a turn?"""
+        before = parts[place - 1][0] if place else ""
+        control = next((name for name in self._names if before.endswith(name)), None)
+        return bool(before) and (control is None or self._goes_on_after(control))
+
+    def _goes_on_after(self, control: str) -> bool:
+        """Does a text go on after a control token? Some tokenizers treat what follows as the beginning of another."""
+        if control not in self._known_to_go_on:
+            begun, after = tokenize_parts(self._tokenizer, ["a", f"{control}a"], [False, False])
+            self._known_to_go_on[control] = after[-len(begun) :] != begun
+        return self._known_to_go_on[control]
+
+    def _mixed(self, text: str, continued: bool) -> list[int]:
         """The ids of a text with hidden names: everything between the template's control tokens is text."""
         ids: list[int] = []
         pieces = self._control.split(text)  # text, name, text, ...
@@ -98,13 +116,15 @@ class Template:
             pieces[before] = pieces[before].rstrip() if token and token.lstrip else pieces[before]
             pieces[after] = pieces[after].lstrip() if token and token.rstrip else pieces[after]
         for place, piece in enumerate(pieces):
-            ids += [self._tokenizer.convert_tokens_to_ids(piece)] if place % 2 else self._as_text(piece)
+            if place % 2:
+                ids.append(self._tokenizer.convert_tokens_to_ids(piece))
+            else:
+                ids += self._as_text(piece, self._goes_on_after(pieces[place - 1]) if place else continued)
         return ids
 
-    def _as_text(self, piece: str) -> list[int]:
+    def _as_text(self, piece: str, continued: bool) -> list[int]:
         shown = re.sub(f"{OPEN}(\\d+){CLOSE}", lambda match: self._names[int(match[1])], piece)
-        given = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-        return tokenize(self._tokenizer, shown, **given)["input_ids"]
+        return tokenize_parts(self._tokenizer, [shown], [continued], split_special_tokens=True)[0]
 
     # ---- where the answers are
 

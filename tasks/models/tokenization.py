@@ -18,6 +18,7 @@ from tasks.models.source import Source
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # RoBERTa's, ids 0..3 as in its own vocabulary
+BEFORE = ("\n", ":")  # put before a text to see what it is after another one: a tokenizer may drop one of them
 FILES = (  # all that a tokenizer may be made of
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model"),
     *("chat_template.jinja", "special_tokens_map.json", "added_tokens.json"),
@@ -65,6 +66,33 @@ def tokenize(tokenizer: Any, texts: Any, others: Any = None, **given: Any) -> An
             f"the tokenizer of {tokenizer.name_or_path[-100:]!r} can't encode all of the texts "
             f"({reason_of(error).rstrip('.')}): give --tokenizer with a whole one"
         ) from error
+
+
+def tokenize_parts(tokenizer: Any, texts: Sequence[str], continued: Sequence[bool], **given: Any) -> list[list[int]]:
+    """The ids of consecutive texts, without control tokens around them.
+
+    Many tokenizers put a space before a text (SentencePiece's do). Where a text is `continued` nobody wrote one: its
+    ids are those that it has after other text.
+
+    Raises:
+        ValueError: see `tokenize`.
+    """
+
+    def ids(some: Sequence[str]) -> list[list[int]]:
+        encoded = tokenize(tokenizer, list(some), add_special_tokens=False, verbose=False, **given)
+        return encoded["input_ids"]
+
+    found = ids(texts) if texts else []
+    for before in BEFORE if any(continued) else ():
+        first, letter, both = ids([before, "a", f"{before}a"])
+        if both != [*first, *letter]:
+            after = iter(ids([f"{before}{text}" for text, goes_on in zip(texts, continued, strict=True) if goes_on]))
+            for place, goes_on in enumerate(continued):
+                # a token may hold both what was put before and the beginning of the text
+                if goes_on and (joined := next(after))[: len(first)] == first:
+                    found[place] = joined[len(first) :]
+            break
+    return found
 
 
 def _stand_in(tokenizer: Any) -> str:
