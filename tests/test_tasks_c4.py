@@ -83,6 +83,29 @@ def test_each_document_is_on_one_side_and_equal_ones_on_the_same(tmp_path):
     assert 0.02 < len(set(sides[1])) / len(set(documents)) < 0.09  # one of 20
 
 
+@pytest.mark.parametrize("name", ["val.jsonl", "wiki.valid.txt", "my_test.csv"])
+def test_files_named_as_tests_are_held_out_and_nothing_of_them_is_trained_on(tmp_path, name):
+    training, apart = texts(200), texts(30, seed=1)
+    write(tmp_path, [*training, *apart[:3]], "train.jsonl")
+    if name.endswith("txt"):
+        apart = ["\n".join([*apart, ""])]
+        (tmp_path / name).write_text(apart[0])
+    elif name.endswith("csv"):
+        (tmp_path / name).write_text("text\n" + "".join(f"{text}\n" for text in apart))
+    else:
+        write(tmp_path, apart, name)
+    made = make_corpus(tmp_path)
+    assert Counter(read(made.validation_tokens).split("|")[:-1]) == Counter(apart)
+    repeated = [] if name.endswith("txt") else apart[:3]
+    kept = [*training, *(text for text in texts(30, seed=1)[:3] if text not in repeated)]
+    assert Counter(read(made.tokens).split("|")[:-1]) == Counter(kept)
+    noted = f"3 training documents left out, since they are held out too (first: {tmp_path}/train.jsonl)"
+    assert made.notes == ([noted] if repeated else [])
+    (tmp_path / name).rename(tmp_path / f"more{name[-6:]}")
+    assert make_corpus(tmp_path).validation_tokens.tolist() != made.validation_tokens.tolist()  # by hash
+    assert Documents(str(tmp_path)).is_held_out(training[0]) == is_held_out(training[0])
+
+
 def test_the_first_held_out_documents_are_a_sample_of_all_files(tmp_path):
     write(tmp_path, texts(400), "a.jsonl")
     made = make_corpus(write(tmp_path, texts(400, seed=1), "b.jsonl"))

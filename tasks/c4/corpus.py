@@ -23,6 +23,7 @@ SHORTEST = 2000  # characters of a .txt file's documents; only the last may be s
 LONGEST = 10_000  # for a document that ends at an empty line; a longer one is cut inside
 CUTS = (r"((?<=\n)[ \t]*\r?\n)", r"(\n)", r"(\s)", r"()")  # at empty lines; else at ends of lines, at spaces, anywhere
 BATCH = 1024  # documents tokenised together
+REPEATED = "training documents left out, since they are held out too"
 
 Tokenise = Callable[[Sequence[str]], list[list[int]]]
 
@@ -32,16 +33,21 @@ class Documents:
 
     Args:
         data: "demo", a file or a folder: rows (.jsonl, .json, .csv, .tsv, packed with gzip or not) with a field `text`,
-            or .txt, which is cut at empty lines into documents of at least 2,000 characters.
+            or .txt, which is cut at empty lines into documents of at least 2,000 characters. Of a folder, files that
+            are named as tests (valid.txt) are held out; without any, documents are by their hash.
 
     Raises:
         ValueError: there is no such file.
     """
 
     def __init__(self, data: str):
-        self._paths = [] if data == "demo" else files.find(data, SUFFIXES, "'demo' nor 'hub'")
-        self.sha256 = files.sha256(self._paths) if self._paths else hash_of("\0".join(stdlib_docs.documents())).hex()
-        self.name = ", ".join(map(str, self._paths)) or data
+        found = [] if data == "demo" else files.find(data, SUFFIXES, "'demo' nor 'hub'")
+        self._apart = files.named_as_tests(found)
+        self._paths = [path for path in found if path not in self._apart]
+        self.sha256 = files.sha256(found) if found else hash_of("\0".join(stdlib_docs.documents())).hex()
+        if self._apart:
+            self.sha256 = hash_of(f"{files.sha256(self._paths)} {files.sha256(self._apart)}").hex()
+        self.name = ", ".join(map(str, found)) or data
 
     def read(self, tally: Tally) -> Iterator[str]:
         """Each document; the tally notes what happens to the files' rows.
@@ -49,11 +55,21 @@ class Documents:
         Raises:
             ValueError: a file can't be read, or more than half of its rows can't be used.
         """
-        if not self._paths:
+        if self.name == "demo":
             yield from stdlib_docs.documents()
-        for path in self._paths:
+        for path, text in self._in(self._paths, tally):
+            if self._apart and self.is_held_out(text):
+                tally.mend(REPEATED, str(path))
+            else:
+                yield text
+        for _, text in self._in(self._apart, tally):
+            yield text
+
+    def _in(self, paths: Sequence[Path], tally: Tally) -> Iterator[tuple[Path, str]]:
+        for path in paths:
             rows = _pieces(path) if _is_text(path) else File.at(path).rows()
-            yield from tally.use(str(path), rows, _document)
+            for text in tally.use(str(path), rows, _document):
+                yield path, text
 
     def training(self) -> Iterator[str]:
         """The documents that aren't held out."""
@@ -61,7 +77,13 @@ class Documents:
 
     def is_held_out(self, text: str) -> bool:
         """Is the document in the validation set?"""
+        if self._apart:
+            return hash_of(text) in self._hashes_apart
         return is_held_out(text) or hash_of(text) == self._only_one
+
+    @functools.cached_property
+    def _hashes_apart(self) -> set[bytes]:
+        return {hash_of(text) for _, text in self._in(self._apart, Tally())}
 
     @functools.cached_property
     def _only_one(self) -> bytes | None:

@@ -3,6 +3,7 @@
 import codecs
 import gzip
 import hashlib
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from tasks.data.rows import Row, RowError
 PLAIN = (".jsonl", ".json", ".csv", ".tsv")
 ROWS = (*PLAIN, *(f"{suffix}.gz" for suffix in PLAIN))
 GZIP = b"\x1f\x8b"  # the first bytes of such a file, whatever its name
+HELD_OUT_NAME = re.compile(r"(^|[_.-])(test|val|valid|validation|dev|eval)([_.-])")
 MARKS = {  # byte-order marks; the first two begin like the last two
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -35,6 +37,11 @@ def find(data: str, suffixes: Sequence[str], what: str) -> list[Path]:
             f"data {data[:100]!r} is neither {what} nor a file or folder of files in {', '.join(suffixes)}"
         )
     return fitting
+
+
+def named_as_tests(paths: Sequence[Path]) -> list[Path]:
+    """Those of several files whose names say that they are held out: test.jsonl, gsm8k_test.jsonl, valid.txt."""
+    return [path for path in paths if HELD_OUT_NAME.search(path.name)] if len(paths) > 1 else []
 
 
 def _files(path: Path) -> list[Path]:

@@ -1,7 +1,6 @@
 """Items to train on and items held out, read from a demo, files or the hub."""
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,16 +131,12 @@ def _parts(kind: Kind[T], data: str) -> tuple[Iterable[Part], Iterable[Part] | N
         test = [_from_hub(known, known.test)] if known.test else None
         return [_from_hub(known, known.train)], test, known.revision
     paths = files.find(data, files.ROWS, "'demo'")
-    apart = [path for path in paths if _is_test(path)] if len(paths) > 1 else []
+    apart = files.named_as_tests(paths)
     return _of(path for path in paths if path not in apart), _of(apart) if apart else None, None
 
 
 def _of(paths: Iterable[Path]) -> Iterator[Part]:
     return (Part(str(path), File.at(path).rows()) for path in paths)
-
-
-def _is_test(path: Path) -> bool:
-    return re.search(r"(^|[_.-])(test|val|valid|validation|dev|eval)([_.-])", path.name) is not None
 
 
 def _from_hub(known: HubSet, split: str) -> Part:
