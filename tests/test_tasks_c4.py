@@ -83,7 +83,7 @@ def test_each_document_is_on_one_side_and_equal_ones_on_the_same(tmp_path):
     assert 0.02 < len(set(sides[1])) / len(set(documents)) < 0.09  # one of 20
 
 
-@pytest.mark.parametrize("name", ["val.jsonl", "wiki.valid.txt", "my_test.csv"])
+@pytest.mark.parametrize("name", ["val.jsonl", "wiki.valid.txt", "My_TEST.csv"])
 def test_files_named_as_tests_are_held_out_and_nothing_of_them_is_trained_on(tmp_path, name):
     training, apart = texts(200), texts(30, seed=1)
     write(tmp_path, [*training, *apart[:3]], "train.jsonl")

@@ -41,7 +41,7 @@ def find(data: str, suffixes: Sequence[str], what: str) -> list[Path]:
 
 def named_as_tests(paths: Sequence[Path]) -> list[Path]:
     """Those of several files whose names say that they are held out: test.jsonl, gsm8k_test.jsonl, valid.txt."""
-    return [path for path in paths if HELD_OUT_NAME.search(path.name)] if len(paths) > 1 else []
+    return [path for path in paths if HELD_OUT_NAME.search(path.name.lower())] if len(paths) > 1 else []
 
 
 def _files(path: Path) -> list[Path]:
