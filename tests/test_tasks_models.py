@@ -213,6 +213,32 @@ def test_outermost_names_modules_before_parameters():
     assert models.outermost(net, ["a.b.bias"]) == ("a.b.bias",)
 
 
+EXPERTS = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+EXPERTS |= {"num_attention_heads": 4, "num_key_value_heads": 2, "moe_intermediate_size": 16, "pad_token_id": 0}
+ROUTERS = {
+    "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 0},
+    "glm4_moe": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+}
+ROUTERS["glm4_moe"]["first_k_dense_replace"] = 0
+
+
+@pytest.mark.parametrize("kind", ROUTERS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_in_16_bits_routers_are_what_transformers_loads(kind, dtype, tmp_path):
+    causal = transformers.AutoModelForCausalLM
+    model = causal.from_config(transformers.AutoConfig.for_model(kind, **EXPERTS, **ROUTERS[kind]))
+    for name, tensor in model.state_dict().items():
+        if name.endswith("e_score_correction_bias"):
+            tensor.uniform_(10, 11)  # as large as those of real models, with differences that 16 bits don't hold
+    model.save_pretrained(tmp_path)
+    expected = causal.from_pretrained(tmp_path, dtype=getattr(torch, dtype)).state_dict()
+    found = Source(str(tmp_path)).build(causal, 0, dtype).state_dict()
+    assert found.keys() == expected.keys()
+    assert any(tensor.dtype == torch.float32 for tensor in expected.values())
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_in_16_bits_a_model_is_what_transformers_loads(name, dtype, tmp_path):

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import functools
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -134,17 +135,17 @@ class Source:
 
     def cast(self, model: nn.Module, kind: Any, dtype: str, **settings: Any) -> nn.Module:
         """The model in `dtype`, as transformers loads it in that: frequencies of rotary positions stay in fp32, whose
-        values in 16 bits would turn distant positions by another angle."""
+        values in 16 bits would turn distant positions by another angle, and so do routers' biases."""
         if dtype == "float32":
             return model
         with torch.device("meta"):
-            like = dict(self._new(kind, settings, dtype=DTYPES[dtype]).named_buffers())
-        saved = model.state_dict().keys()
-        computed = {name: buffer for name, buffer in model.named_buffers() if name in like and name not in saved}
-        model.to(DTYPES[dtype])
-        for name, buffer in computed.items():
-            module, _, own = name.rpartition(".")
-            setattr(model.get_submodule(module), own, buffer.to(like[name].dtype))
+            made = self._new(kind, settings, dtype=DTYPES[dtype])
+        own = {name: tensor.dtype for name, tensor in _tensors(made) if tensor.dtype != DTYPES[dtype]}
+        own |= dict.fromkeys(kept_in_fp32(model, DTYPES[dtype]), torch.float32)
+        kept = {name: tensor.data for name, tensor in _tensors(model) if name in own}
+        for name, tensor in _tensors(model.to(DTYPES[dtype])):
+            if name in kept:
+                tensor.data = kept[name].to(own[name])
         return model
 
     def skeleton(self, kind: Any, **settings: Any) -> nn.Module:
@@ -275,6 +276,17 @@ def without_dropout(config: transformers.PretrainedConfig) -> dict[str, float]:
     """What to change in a configuration, so that nothing is dropped in training."""
     given = config.to_dict().items()
     return {name: 0.0 for name, value in given if "drop" in name and isinstance(value, float) and value}
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+def kept_in_fp32(model: Any, dtype: torch.dtype) -> list[str]:
+    """The names of tensors that transformers leaves in fp32 when it loads a checkpoint in `dtype`."""
+    parts = model._get_dtype_plan(dtype)  # of names
+    kept = re.compile("|".join(part.replace("*", ".*") for part in parts) or "(?!)")
+    return [name for name, _ in _tensors(model) if kept.search(name)]
 
 
 @contextlib.contextmanager
