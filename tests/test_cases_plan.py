@@ -4,6 +4,8 @@ import itertools
 import json
 
 import pytest
+import torch
+import transformers
 from plan_models import at_peak, blueprint, folder
 from test_cli import call
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -23,6 +25,30 @@ from membench.planning.workload import LOSSES, Workload
 from membench.training.metering import meter_cycle
 
 # S1: what is planned counts weights
+
+
+ERNIE = {"model_type": "ernie4_5_moe", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48}
+ERNIE |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "moe_intermediate_size": 16}
+ERNIE |= {"moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 0, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize("saved", ["float32", "bfloat16"])
+@pytest.mark.parametrize("asked", ["float32", "bfloat16"])
+def test_s1_weights_are_in_the_dtype_that_is_asked_for_whatever_the_checkpoint_has(saved, asked, tmp_path):
+    config = transformers.AutoConfig.for_model(**ERNIE, dtype=saved)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == saved
+    # its routers stay in fp32
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=getattr(torch, asked))
+    expected = {name: tensor.dtype for name, tensor in (*loaded.named_parameters(), *loaded.named_buffers())}
+    with FakeTensorMode():
+        model = Blueprint(Workload(str(tmp_path), 2, 8, asked)).build(2)
+    assert {name: tensor.dtype for name, tensor in (*model.named_parameters(), *model.named_buffers())} == expected
+    assert len(set(expected.values())) == (1 if asked == "float32" else 2)
+    b = Blueprint(Workload(str(tmp_path), 2, 8, asked))
+    row = plan_method(b, "sgd", method_values(b, "sgd", {})).row
+    held = sum(tensor.nbytes for tensor in (*loaded.parameters(), *loaded.buffers()))
+    assert row["maximum"]["weights_bytes"] == held
 
 
 @pytest.mark.parametrize(("name", "weights"), [("deepseek-v3", 671_026_404_352), ("jamba-v0.1", 51_570_323_328)])

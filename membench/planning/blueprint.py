@@ -23,7 +23,7 @@ from membench.training.activations import set_up_activations
 from optimizers.base import has_values
 from tasks.models.damage import said_in_a_sentence
 from tasks.models.loading import quiet
-from tasks.models.source import CONFIGURATIONS, DTYPES, PREFIX, Source, longest_stated, without_dropout
+from tasks.models.source import CONFIGURATIONS, DTYPES, PREFIX, Source, kept_in_fp32, longest_stated, without_dropout
 
 CONFIG_FILE = "config.json"
 
@@ -136,6 +136,10 @@ class Blueprint:
         """
         with default_dtype(DTYPES[self.workload.dtype]), quiet(), no_values_for_none():
             model = self._new(depth)
+            for name in kept_in_fp32(model, DTYPES[self.workload.dtype]):
+                module, _, own = name.rpartition(".")
+                tensor = getattr(model.get_submodule(module), own)
+                tensor.data = tensor.data.float()
         set_up_activations(model, self.workload)
         return model.train()
 
@@ -151,6 +155,7 @@ class Blueprint:
         with said_in_a_sentence("model", self.workload.model, way_out, values=values):
             return self.kind.from_config(
                 self.config(depth),
+                dtype=DTYPES[self.workload.dtype],  # a checkpoint has its own in its configuration
                 attn_implementation=self.workload.attention,
                 trust_remote_code=self.workload.trust_remote_code,
             )
