@@ -9,6 +9,7 @@ from membench.config.defaults import hyperparameters
 from membench.config.errors import UserError
 from membench.config.profiles import SUPERGLUE, note
 from membench.config.settings import resolve
+from membench.config.units import steps_of
 from membench.config.values import convert, parse
 
 
@@ -43,6 +44,11 @@ def test_a_comparison_is_of_one_family_of_tasks():
     with pytest.raises(UserError, match="superglue and other belong to different task families"):
         resolve({"task": "superglue/rte,other"})
     assert resolve({"task": "mine/one,mine/two"}).steps == SUPERGLUE["demo"].values["steps"]
+
+
+def test_epochs_count_their_steps_in_the_decimals_in_which_they_are_written():
+    assert [steps_of(1.1, 10, 1), steps_of(0.07, 100, 1), steps_of(0.14, 100, 2)] == [11, 7, 7]
+    assert [steps_of(1.0, 950, 4), steps_of(1.0, 952, 4), steps_of(0.001, 10, 4)] == [238, 238, 1]
 
 
 def test_steps_replace_the_epochs_of_a_lower_layer():

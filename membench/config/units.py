@@ -1,6 +1,8 @@
-"""Sizes as users write them."""
+"""Sizes and lengths as users write them."""
 
+import math
 import re
+from decimal import Decimal
 
 _UNITS = {"": 1, "b": 1}
 _UNITS |= {f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)}
@@ -36,3 +38,11 @@ def parse_memory(text: str) -> int:
     if size < SMALLEST:
         raise ValueError(f"{text} is only {size:,} bytes: give a unit, such as 24GiB")
     return size
+
+
+def steps_of(epochs: float, examples: int, batch_size: int) -> int:
+    """Updates that `epochs` of so many examples take, the last of them with what is left.
+
+    In decimal, as `epochs` is written: 1.1 epochs of 10 examples are 11, in binary a little more.
+    """
+    return math.ceil(Decimal(str(epochs)) * examples / batch_size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,6 +13,7 @@ from membench.config.declare import typed
 from membench.config.defaults import hyperparameters
 from membench.config.errors import UserError
 from membench.config.settings import Settings, resolve
+from membench.config.units import steps_of
 from membench.planning.blueprint import Blueprint
 from membench.planning.planner import Job, carry_out, method_values
 from membench.planning.workload import Workload
@@ -58,7 +58,7 @@ class Need:
         """Updates."""
         if self.settings.steps is not None:
             return self.settings.steps
-        return math.ceil((self.settings.epochs or 0) * self.part.examples / self.settings.batch_size)
+        return steps_of(self.settings.epochs or 0, self.part.examples, self.settings.batch_size)
 
 
 def of(recipe: Recipe, given: Mapping[str, Any]) -> list[Need]:

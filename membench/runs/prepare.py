@@ -19,6 +19,7 @@ from membench.config.errors import UserError, about_file, explain, own_code
 from membench.config.fan_out import sharing
 from membench.config.run import Run, Training
 from membench.config.settings import Settings
+from membench.config.units import steps_of
 from membench.runs import environment
 from membench.runs.own_code import digest as own_code_digest
 from membench.training.activations import check_pieces
@@ -226,7 +227,7 @@ def _steps(settings: Settings, task: tasks.Task) -> int:
         return settings.steps
     if settings.epochs is None:
         raise UserError("say how long to train: --steps or --epochs")
-    return max(1, math.ceil(settings.epochs * task.train_size / settings.batch_size))
+    return max(1, steps_of(settings.epochs, task.train_size, settings.batch_size))
 
 
 def _run(
