@@ -580,6 +580,20 @@ def test_generation_in_batches_with_a_cache_is_what_one_token_after_the_other_gi
     assert len(set(expected)) > 1
 
 
+def test_a_model_that_mixes_the_prompts_of_a_batch_answers_them_one_by_one(demo, monkeypatch):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 1100, "hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2}
+    model = transformers.RwkvForCausalLM(transformers.RwkvConfig(**sizes)).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.3)  # so that what came before decides what comes next
+    prompts = [demo.validation[number][0][: 6 + 3 * (number // 2)].tolist() for number in range(6)]
+    alone = [gsm8k.generate(model, demo.tokenizer, [prompt], 8)[0] for prompt in prompts]
+    assert gsm8k.generate(model, demo.tokenizer, prompts, 8) == alone
+    monkeypatch.setattr(gsm8k, "SEEN", float("inf"))
+    assert gsm8k.generate(model, demo.tokenizer, prompts, 8) != alone
+
+
 def parrot(follows):
     """A model that says after each token the one that `follows` it, and nearly as surely a second one."""
     config = transformers.LlamaConfig(

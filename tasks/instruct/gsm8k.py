@@ -14,6 +14,7 @@ from tasks.models.loading import quiet
 MARK = "####"  # precedes the final number in the data set's own answers
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 GENERATION_TOKENS = 8192  # per batch, prompts and answers
+PADDING, SEEN = 8, 0.25  # tokens with which it is tried; of the logits' spread, more than 16 bits round
 
 
 def final_number(text: str) -> str | None:
@@ -38,19 +39,30 @@ def generate(model: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]],
     """What a model of transformers generates after each prompt, greedily, up to the end of its turn or `new_tokens`.
 
     The end is the end of text, or the token with which the chat template ends an answer. In batches of prompts of
-    similar length, padded on the left, with a key-value cache.
+    similar length, padded on the left, with a key-value cache; one by one if the model mixes them.
     """
     written: dict[int, str] = {}
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    tokens = 0 if len(order) > 1 and _mixes(model, tokenizer, prompts[order[0]]) else GENERATION_TOKENS
     while order:
-        longest = len(prompts[order[-1]]) + new_tokens
-        some = [order.pop() for _ in range(min(len(order), max(1, GENERATION_TOKENS // longest)))]
-        texts = _generate(model, tokenizer, [prompts[number] for number in some], new_tokens)
-        written |= dict(zip(some, texts, strict=True))
+        longest = len(prompts[order[-1]])
+        some = [order.pop() for _ in range(min(len(order), max(1, tokens // (longest + new_tokens))))]
+        out = _generate(model, tokenizer, [prompts[number] for number in some], new_tokens).sequences[:, longest:]
+        written |= dict(zip(some, tokenizer.batch_decode(out, skip_special_tokens=True), strict=True))
     return [written[number] for number in range(len(prompts))]
 
 
-def _generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[str]:
+def _mixes(model: Any, tokenizer: Any, prompt: Sequence[int]) -> bool:
+    """Does a model answer a prompt otherwise beside a longer one? RWKV does: it knows no mask, and mixes its states."""
+    beside = [*prompt, *prompt[:PADDING]]
+    alone = _generate(model, tokenizer, [prompt], 2, output_logits=True).logits
+    batched = _generate(model, tokenizer, [beside, prompt], 2, output_logits=True).logits
+    pairs = [(ours[0].float(), theirs[1].float()) for ours, theirs in zip(alone, batched, strict=False)]
+    return any(bool((ours - theirs).abs().max() > SEEN * ours.std()) for ours, theirs in pairs)
+
+
+def _generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new_tokens: int, **options: bool) -> Any:
+    """What transformers returns: sequences (prompts, longest prompt + new tokens), padded on the left, and more."""
     length = max(map(len, prompts))
     device, pad = next(model.parameters()).device, tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (length - len(prompt)) + list(prompt) for prompt in prompts], device=device)
@@ -60,7 +72,7 @@ def _generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new_
     own, model.generation_config = model.generation_config, transformers.GenerationConfig()
     try:
         with quiet():
-            out = model.generate(
+            return model.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=new_tokens,
@@ -69,7 +81,8 @@ def _generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new_
                 use_cache=True,
                 eos_token_id=ends,
                 pad_token_id=pad,
+                return_dict_in_generate=True,
+                **options,
             )
     finally:
         model.generation_config = own
-    return tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
