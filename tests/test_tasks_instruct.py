@@ -413,6 +413,21 @@ def test_in_low_precision_packed_texts_stay_apart_too(demo):
     assert torch.equal(logits[0][0, first:], logits[1][0, first:])
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.BloomConfig(vocab_size=1100, hidden_size=32, n_layer=2, n_head=4),
+        transformers.FalconConfig(**(LITTLE | {"vocab_size": 1100}), alibi=True),
+    ],
+    ids=["bloom", "falcon"],
+)
+def test_packing_is_refused_of_models_that_count_positions_by_their_mask(config, tmp_path):
+    path = folder(tmp_path / "model", transformers.AutoModelForCausalLM.from_config(config), letters())
+    data = write(tmp_path, [{"prompt": "a", "completion": "bc"[n % 2]} for n in range(40)], "rows.jsonl")
+    with pytest.raises(ValueError, match=r"counts positions by its mask \(ALiBi\), .*: leave the option packing out"):
+        create(data, model=path, sequence_length=600, options={"packing": True})
+
+
 # ---- packing and cutting
 
 

@@ -109,6 +109,11 @@ class LanguageModel:
                 f"{name} ({config.model_type}) can't keep packed texts apart, since not all of its layers are "
                 "attention, which has a mask: leave the option packing out"
             )
+        if config.model_type == "bloom" or getattr(config, "alibi", False):
+            raise ValueError(
+                f"{name} ({config.model_type}) counts positions by its mask (ALiBi), which that of packed texts does "
+                "not tell: leave the option packing out"
+            )
         window = min((size for one in WINDOWS if isinstance(size := getattr(config, one, None), int)), default=longest)
         if window < longest and set(kinds) != {"full_attention"}:
             raise ValueError(
