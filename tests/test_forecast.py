@@ -49,7 +49,10 @@ def test_it_needs_what_will_be_metered(run):
     assert rehearsal.planned_bytes(run, task, 2**40) == pytest.approx(metered, rel=0.01)
 
 
-@pytest.mark.parametrize("changes", [{"task": "mine:Task"}, {"training": replace(TRAINING, model="config:llama-tiny")}])
+UNKNOWN = [replace(TRAINING, model="config:llama-tiny"), replace(TRAINING, autocast="bfloat16")]
+
+
+@pytest.mark.parametrize("changes", [{"task": "mine:Task"}, *({"training": training} for training in UNKNOWN)])
 def test_what_plans_do_not_know_is_not_planned(changes):
     run = replace(RUN, **{"task": "superglue/cb", **changes})
     task = create_task(TRAINING, "superglue/cb", seed=0)

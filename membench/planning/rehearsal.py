@@ -52,7 +52,7 @@ def rehearse(run: Run, *, evaluates: bool) -> dict[str, Any]:
 def planned_bytes(run: Run, task: Task, room: int) -> int | None:
     """What the run needs at its peak, on batches like the task's largest; None of a step that plans don't know."""
     family = run.task.partition("/")[0]
-    if family not in PLANNED:  # a task of the user's own
+    if family not in PLANNED or run.training.autocast:  # a task of the user's own, or casts that no plan has
         return None
     batch = largest_micro_batches(task, run.training, torch.device("cpu"))[0]["input_ids"]
     of_pairs = family == "dpo"
