@@ -1,5 +1,6 @@
 """What fits into a budget: searches end at the last that fits, and curves pass through what a plan of its own takes."""
 
+import json
 import random
 from dataclasses import replace
 
@@ -128,6 +129,29 @@ def test_a_model_whose_weights_would_not_fit_does_in_4_bits(tmp_path, monkeypatc
     size = plan_method(larger, "qlora", values).total_bytes
     assert size - CUDA_CONTEXT_BYTES < larger.parameters * 4
     assert find_limits(plan_method(b, "qlora", values), b, values, size).model == "llama-130m"
+
+
+DISTILBERT = {"model_type": "distilbert", "dim": 64, "n_heads": 4, "hidden_dim": 128, "n_layers": 2, "vocab_size": 300}
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "largest"),
+    [
+        ("badam", {}, "roberta-tiny"),
+        ("badam", {"always_train": ("distilbert.embeddings.LayerNorm",)}, None),
+        ("lora", {"targets": "q_lin"}, None),
+    ],
+)
+def test_other_models_have_heads_of_their_own_and_those_that_a_method_refuses_do_not_fit(
+    method, given, largest, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(budget, "built_in_models", lambda causal: {"roberta-tiny": 2_000_000})
+    (tmp_path / "config.json").write_text(json.dumps(DISTILBERT))
+    b = Blueprint(Workload(str(tmp_path), 2, 16))
+    assert b.head == ("pre_classifier", "classifier")
+    values = method_values(b, method, {method: given})
+    limits = find_limits(plan_method(b, method, values), b, values, 2**30)
+    assert limits.model == largest and limits.batch > 2
 
 
 def test_nothing_fits_where_the_weights_alone_are_too_large(tmp_path):

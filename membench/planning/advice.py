@@ -147,10 +147,7 @@ def _try(plan: Plan, blueprint: Blueprint, values: Values, budget_bytes: int, le
     changes = {name: value for lever in levers for name, value in (lever.workload(blueprint) or {}).items()}
     given = {name: value for lever in levers for name, value in (lever.values(values) or {}).items()}
     other = blueprint.with_workload(**changes) if changes else blueprint
-    try:
-        made = plan_within(plan, other, {**values, **given}, budget_bytes)
-    except ValueError:  # the method refuses the combination
-        return None
+    made = plan_within(plan, other, {**values, **given}, budget_bytes)
     if made is None or made.total_bytes > budget_bytes:
         return None
     total = made.total_bytes

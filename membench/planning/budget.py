@@ -78,12 +78,12 @@ def _in_chunks(
 def plan_within(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], budget: int) -> Plan | None:
     """The plan of the same method for another model, training step or `values`, if it fits into `budget` bytes.
 
-    The process's own context is included.
+    The process's own context is included. There is none either if the method or the model refuses.
     """
     try:
         room = budget - CUDA_CONTEXT_BYTES
         made = plan_method(blueprint, plan.method, values, most_bytes=room, skipped=plan.skipped)
-    except TooLargeError:
+    except (TooLargeError, ValueError):
         return None
     return made if made.fits_in(budget) else None
 
@@ -206,9 +206,16 @@ def _largest_model(plan: Plan, blueprint: Blueprint, values: Mapping[str, Any], 
             return plan.fits_in(budget)
         other = _of_built_in(replace(blueprint.workload, model=name))
         takes = (other.longest_sequence or _MOST) >= blueprint.workload.sequence_length
-        return takes and plan_within(plan, other, values, budget) is not None
+        return takes and plan_within(plan, other, _with_head(values, blueprint, other), budget) is not None
 
     return walk(list(names), start, fits)
+
+
+def _with_head(values: Mapping[str, Any], blueprint: Blueprint, other: Blueprint) -> Mapping[str, Any]:
+    """The hyper-parameters with the name of another model's new head, which comes first of what is always trained."""
+    if "always_train" not in values:
+        return values
+    return {**values, "always_train": (*other.head, *values["always_train"][len(blueprint.head) :])}
 
 
 def walk(names: Sequence[str], start: int, fits: Callable[[str], bool]) -> str | None:
