@@ -52,7 +52,8 @@ class PlanRow:
         components: bytes by component of the model, and within each by part.
         smallest_card: the first of the listed cards, by memory, that it fits on; None if there is none.
         fits, left_bytes: does it fit into the budget, and what is left (missing, if negative); None without a budget.
-        limits: the largest batch, sequence and model that fit; None without a budget.
+        limits: the largest batch, sequence and model that fit; None without a budget, and of a model whose steps depend
+            on values, of which real ones are made.
         advice: if it doesn't fit, the changes with which it does, as planned: "options" in words, "workload", "values",
             "without" (what they rule out), "estimated_total_bytes", "left_bytes"; None if it fits, or none was found.
         gpus_needed: the fewest of 1, 2, 4, ... 64 on which it fits, with the budget on each; None if there is none,

@@ -28,6 +28,7 @@ _CARDS = "smallest card: of those listed, by memory (`--budget` takes their name
 _INSIDE = "What a kernel allocates and frees inside one operation (SVD, QR, cuBLAS) isn't counted."
 _KERNELS = "Activations are what a GPU's kernels keep: of sdpa, no attention weights, with or without dropout."
 _ON_CPU = "{methods}: the model's steps depend on values, so real ones were metered on a CPU, whose kernels keep more."
+_UNKNOWN = "Larger batches, sequences and models aren't looked for there: they would need as much of this machine."
 _MODELS = "largest model: of the built-in ones, with this batch and sequence."
 
 
@@ -36,7 +37,8 @@ def render(document: dict[str, Any], format: str) -> str:
     if format == "json":
         rows = [{key: value for key, value in row.items() if key != "modules"} for row in document["rows"]]
         return json.dumps({**document, "rows": rows}, indent=1, allow_nan=False)
-    tables = [_memory(document), _where(document), *([_limits(document)] if document["budget_bytes"] else [])]
+    limits = [_limits(document)] if any(row["limits"] for row in document["rows"]) else []
+    tables = [_memory(document), _where(document), *limits]
     section = (heading(document), tables, _remarks(document))
     return {"markdown": formats.markdown, "html": formats.html}.get(format, formats.plain)([section])
 
@@ -148,16 +150,19 @@ def _limits(document: dict[str, Any]) -> Table:
     batch, tokens = document["setup"]["batch_size"], document["setup"]["sequence_length"]
     columns: list[Column] = [
         ("method", lambda row: row["method"]),
-        (f"largest batch of {tokens} tokens", lambda row: _or_none(row["limits"]["batch"])),
-        (f"longest sequence at batch {batch}", lambda row: _or_none(row["limits"]["sequence"])),
-        ("largest model", lambda row: row["limits"]["model"] or "none"),
+        (f"largest batch of {tokens} tokens", lambda row: _limit(row, "batch")),
+        (f"longest sequence at batch {batch}", lambda row: _limit(row, "sequence")),
+        ("largest model", lambda row: _limit(row, "model")),
     ]
     title = f"What fits into {gib(document['budget_bytes'])} GiB"
     return lay_out(title, document["rows"], columns, {"method", "largest model"}, [_MODELS])
 
 
-def _or_none(count: int) -> str:
-    return f"{count:,}" if count else "none"
+def _limit(row: Row, name: str) -> str:
+    if row["limits"] is None:
+        return NOTHING
+    limit = row["limits"][name]
+    return f"{limit:,}" if limit and isinstance(limit, int) else limit or "none"
 
 
 def _remarks(document: dict[str, Any]) -> list[str]:
@@ -165,6 +170,7 @@ def _remarks(document: dict[str, Any]) -> list[str]:
     on_cpu = [row["method"] for row in document["rows"] if row["kernels"] == "cpu"]
     kernels = [_KERNELS] if len(on_cpu) < len(document["rows"]) else []
     kernels += [_ON_CPU.format(methods=_listed(on_cpu))] if on_cpu else []
+    kernels += [_UNKNOWN] if document["budget_bytes"] and on_cpu else []
     return [*verdict(document), *advice(document), *refused, *kernels, _INSIDE]
 
 
@@ -190,9 +196,11 @@ def advice(document: dict[str, Any]) -> list[str]:
 
 
 def _room(row: Row) -> str:
+    left = f"{gib(row['left_bytes'])} GiB left" if row["left_bytes"] >= 0 else "tightly"
+    if row["limits"] is None:
+        return f"{row['method']} ({left})"
     batch, chunked = row["limits"]["batch"], row["limits"]["in_chunks"]
     more = f", {chunked['batch']:,} with --loss-chunks {chunked['loss_chunks']}" if chunked else ""
-    left = f"{gib(row['left_bytes'])} GiB left" if row["left_bytes"] >= 0 else "tightly"
     return f"{row['method']} ({left}, batch {batch:,}{more})"
 
 

@@ -23,6 +23,7 @@ from membench.planning.planner import method_values, plan
 from membench.planning.simulate import simulate
 from membench.planning.workload import LOSSES, Workload
 from membench.training.metering import meter_cycle
+from reports import plans
 
 # S1: what is planned counts weights
 
@@ -169,6 +170,17 @@ def test_w1_where_values_are_needed_real_steps_are_metered(values, tmp_path):
     row = plan(Workload(str(tmp_path), 2, 8, "float32"), ["sgd"], {})["rows"][0]
     assert row["maximum"]["gradients_bytes"] == row["maximum"]["weights_bytes"] > 0 or row["trained_weights"]
     assert row["kernels"] == "cpu"
+
+
+def test_w1_where_values_are_needed_a_budget_says_what_fits_and_not_how_much_more(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**BART, **HEADS}))
+    workload = Workload(str(tmp_path), 2, 8, "float32")
+    document = plan(workload, ["sgd", "adamw"], {}, budget_bytes=2**30)
+    assert [(row["fits"], row["limits"]) for row in document["rows"]] == [(True, None)] * 2
+    said = plans.render(document, "table")
+    assert "use sgd (0.50 GiB left)" in said and "What fits into" not in said and "aren't looked for there" in said
+    (row,) = plan(workload, ["sgd"], {}, budget_bytes=2**29 + 1)["rows"]
+    assert not row["fits"] and row["advice"] is None
 
 
 def test_w1_a_model_whose_layers_are_counted_elsewhere_is_planned_as_it_is(tmp_path):

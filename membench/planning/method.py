@@ -40,6 +40,7 @@ class Plan:
         row: the keys are those in the JSON.
         modules: parts at the peak by component and module; layers are added up, with * as their number.
         simulation: of the model's own depth.
+        of_values: real steps were metered, since an operation depends on values.
     """
 
     method: str
@@ -48,6 +49,7 @@ class Plan:
     row: dict[str, Any]
     modules: dict[str, Table]
     simulation: Simulation
+    of_values: bool = False
 
     @property
     def total_bytes(self) -> int:
@@ -108,7 +110,7 @@ def plan_method(
             raise ValueError(
                 f"it fails without values, and is too large to try with real ones: {explain(error)}"
             ) from error
-    return _plan_on("cpu", blueprint, method, values, most_bytes, skipped)
+    return replace(_plan_on("cpu", blueprint, method, values, most_bytes, skipped), of_values=True)
 
 
 def _plan_on(

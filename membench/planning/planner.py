@@ -48,7 +48,9 @@ class Job:
 
 @dataclass
 class Planned:
-    """A plan, what fits into the budget and with what the method would if it doesn't; or why it can't be planned."""
+    """A plan, what fits into the budget and with what the method would if it doesn't; or why it can't be planned.
+
+    What fits besides isn't looked for where real steps must be made."""
 
     job: Job
     plan: Plan | None
@@ -155,7 +157,8 @@ def _carry_out(job: Job) -> Planned:
         made = plan_method(blueprint, job.method, job.values)
         limits, advice, gpus, fits = None, None, None, None
         if job.budget_bytes:
-            limits = find_limits(made, blueprint, job.values, job.budget_bytes)
+            if not made.of_values:  # the largest that fits would need as much of this machine
+                limits = find_limits(made, blueprint, job.values, job.budget_bytes)
             fits = made.fits_in(job.budget_bytes)
             if not fits:
                 advice = advise(made, blueprint, job.values, job.budget_bytes)
