@@ -44,6 +44,16 @@ def test_every_option_that_the_advice_names_makes_the_method_fit(model, tmp_path
     assert named >= 3
 
 
+def test_an_option_that_a_method_refuses_is_left_out_of_several_that_help_together(tmp_path):
+    b = blueprint(tmp_path, "large-vocabulary", 2, batch_size=4, sequence_length=256)
+    values = method_values(b, "lomo", {})  # updates inside the backward pass: it can't accumulate
+    ways = [{"loss_chunks": 8}, {"offload_activations": True}, {"loss_chunks": 8, "offload_activations": True}]
+    totals = [plan_method(b.with_workload(**way), "lomo", values).total_bytes for way in ways]
+    assert totals[2] < min(totals[:2])
+    found = advise(plan_method(b, "lomo", values), b, values, totals[2])
+    assert found is not None and "gradient_accumulation_steps" not in found.workload and len(found.options) > 1
+
+
 def test_the_advice_says_what_to_use_what_would_fit_with_which_option_and_what_nothing_helps():
     def row(method, left, advice=None, chunked=None):
         limits = {"batch": 3, "in_chunks": chunked}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import optimizers
 from membench.planning.blueprint import Blueprint
 from membench.planning.budget import CHUNKS, plan_within
-from membench.planning.method import Plan
+from membench.planning.method import Plan, TooLargeError, plan_method
 from reports.parts import ACTIVATIONS, FIELDS, GRADIENTS, OPTIMIZER_STATE, TEMPORARIES, WEIGHTS
 
 Values = Mapping[str, Any]
@@ -31,10 +31,9 @@ class Lever(NamedTuple):
     without: str = ""
 
 
-def _step(**changes: Any) -> Callable[[Blueprint], dict[str, Any] | None]:
-    """Changes of the workload that aren't there yet."""
-    name, value = next(iter(changes.items()))
-    return lambda blueprint: changes if getattr(blueprint.workload, name) in (False, 1) and value else None
+def _step(name: str) -> Callable[[Blueprint], dict[str, Any] | None]:
+    """An option of the workload that isn't on yet."""
+    return lambda blueprint: None if getattr(blueprint.workload, name) else {name: True}
 
 
 def _option(name: str, value: Any) -> Callable[[Values], dict[str, Any] | None]:
@@ -61,7 +60,7 @@ LEVERS = (
         without="no accumulation, no clipping by the loop",
     ),
     Lever(COMPUTED, workload=_accumulation),
-    Lever(COMPUTED, workload=_step(checkpointing=True)),
+    Lever(COMPUTED, workload=_step("checkpointing")),
     Lever((OPTIMIZER_STATE, TEMPORARIES), values=_option("states", "8bit")),
     Lever(
         (GRADIENTS, OPTIMIZER_STATE, *COMPUTED),
@@ -69,7 +68,7 @@ LEVERS = (
         without="embeddings and head stay as they are",
     ),
     Lever((WEIGHTS, *COMPUTED), values=_option("base", "nf4"), without="the frozen weights are rounded to 4 bits"),
-    Lever(COMPUTED, workload=_step(offload_activations=True), without="slow: activations go to host memory and back"),
+    Lever(COMPUTED, workload=_step("offload_activations"), without="slow: activations go to host memory and back"),
 )
 
 
@@ -110,7 +109,8 @@ def _together(
     plan: Plan, blueprint: Blueprint, values: Values, budget_bytes: int, levers: Sequence[Lever]
 ) -> Advice | None:
     """With all levers, if that fits: without those that aren't needed, the dearest left out first."""
-    kept = list(_compatible(levers, blueprint))
+    taken = [lever for lever in levers if not _is_refused(plan, blueprint, values, lever)]
+    kept = list(_compatible(taken, blueprint))
     best = _try(plan, blueprint, values, budget_bytes, kept)
     if best is None:
         return None
@@ -143,10 +143,22 @@ def _most_saved(plan: Plan, levers: Sequence[Lever]) -> int:
     return sum(plan.row["at_peak"][FIELDS[part]] for part in parts) + plan.surplus_bytes
 
 
+def _is_refused(plan: Plan, blueprint: Blueprint, values: Values, lever: Lever) -> bool:
+    """By the method, such as accumulation by LOMO, or by the model."""
+    other = blueprint.with_workload(**(lever.workload(blueprint) or {}))
+    try:
+        plan_method(other, plan.method, {**values, **(lever.values(values) or {})}, most_bytes=0, skipped=plan.skipped)
+    except TooLargeError:  # it's as far as a step
+        return False
+    except ValueError:
+        return True
+    return False
+
+
 def _try(plan: Plan, blueprint: Blueprint, values: Values, budget_bytes: int, levers: Sequence[Lever]) -> Advice | None:
     changes = {name: value for lever in levers for name, value in (lever.workload(blueprint) or {}).items()}
     given = {name: value for lever in levers for name, value in (lever.values(values) or {}).items()}
-    other = blueprint.with_workload(**changes) if changes else blueprint
+    other = blueprint.with_workload(**changes)
     made = plan_within(plan, other, {**values, **given}, budget_bytes)
     if made is None or made.total_bytes > budget_bytes:
         return None
