@@ -252,6 +252,15 @@ def test_passes_repeated_from_notes_leave_the_trace_that_real_ones_do(given, met
         assert others == [first, first]
 
 
+def test_notes_of_weights_in_4_bits_serve_no_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(passes, "_known", {})
+    b = blueprint(tmp_path, "llama", 2)
+    values = [method_values(b, "qlora", {"qlora": {"double_quantization": double}}) for double in (True, False)]
+    _, after = (simulate(b, "qlora", given, 2) for given in values)
+    passes._known.clear()
+    assert after.trace == simulate(b, "qlora", values[1], 2).trace
+
+
 def test_notes_are_made_once_for_all_methods_that_act_on_nothing_but_gradients(tmp_path, monkeypatch):
     from membench.planning import simulate as module
 

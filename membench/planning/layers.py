@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from torch import nn
@@ -29,7 +30,7 @@ def kinds(model: nn.Module, listed: Mapping[str, Sequence[Any]] | None = None) -
 
 
 def kind(module: nn.Module) -> Hashable:
-    """A value that two modules share if both have the same modules, shapes and flags."""
+    """A value that two modules share if both have the same modules, shapes of parameters and buffers, and flags."""
     return tuple([(name, type(inner), _flags(inner), _shapes(inner)) for name, inner in module.named_modules()])
 
 
@@ -39,7 +40,8 @@ def _flags(module: nn.Module) -> tuple[str, ...]:
 
 
 def _shapes(module: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    return tuple([(name, tuple(p.shape)) for name, p in module.named_parameters(recurse=False)])
+    own = chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+    return tuple([(name, tuple(tensor.shape)) for name, tensor in own])
 
 
 def ends(of: dict[str, Hashable]) -> set[str]:
