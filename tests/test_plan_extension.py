@@ -252,6 +252,22 @@ def test_passes_repeated_from_notes_leave_the_trace_that_real_ones_do(given, met
         assert others == [first, first]
 
 
+class Scaled(optimizers.get("sgd")):
+    """SGD with a backward pass of its own."""
+
+    def backward(self, loss):
+        super().backward(loss * 2)
+
+
+def test_a_users_own_backward_pass_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(passes, "_known", {})
+    b, name = blueprint(tmp_path, "llama", 2), f"{__name__}:{Scaled.__name__}"
+    alone = simulate(b, name, method_values(b, name, {}), 2)
+    simulate(b, "sgd", method_values(b, "sgd", {}), 2)
+    assert simulate(b, name, method_values(b, name, {}), 2).trace == alone.trace
+    assert "backward" in alone.trace.phases
+
+
 def test_notes_of_weights_in_4_bits_serve_no_others(tmp_path, monkeypatch):
     monkeypatch.setattr(passes, "_known", {})
     b = blueprint(tmp_path, "llama", 2)

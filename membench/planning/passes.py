@@ -20,6 +20,7 @@ from membench.planning.metered import FakeMeter, Place
 from membench.planning.notes import Notes, Noting
 from membench.planning.workload import Batch, Loss
 from optimizers import MemoryEfficientOptimizer
+from optimizers.lomo import LOMO
 from optimizers.shared.sharded import is_sharded
 
 KEPT = 256  # notes; the oldest are forgotten first
@@ -132,7 +133,8 @@ def _is_stateless(hook: Any) -> bool:
 def _differentiates(method: object) -> bool:
     """Is its whole backward pass `loss.backward()`, with no gradients before?"""
     assert isinstance(method, MemoryEfficientOptimizer)
-    plain = type(method).backward is MemoryEfficientOptimizer.backward or not method.needs_loss
+    own = type(method).backward
+    plain = own is MemoryEfficientOptimizer.backward or (own is LOMO.backward and not method.needs_loss)
     parameters = list(method.model.parameters())
     hooked = any(is_sharded(p) and p._post_accumulate_grad_hooks for p in parameters)  # they share an allocation
     return plain and not hooked and not method.asks_losses and all(p.grad is None for p in parameters)
