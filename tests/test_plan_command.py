@@ -148,6 +148,8 @@ def test_formulas_are_those_of_the_papers():
     for method, size in expected.items():
         assert formula(method, known, {"rank": 8})[1] == round(size)
     assert formula("sgd", known, {}) is None
+    others = {"lora": {"variant": "vera"}, "badam": {"inner": "sgd"}, "galore": {"states": "8bit"}}
+    assert [formula(method, known, {"rank": 8, **given}) for method, given in others.items()] == [None] * 3
     states = 0.164e9 + 2 * 58_073_600  # GaLore's 60M: what its formula gives, and the weights
     assert formula("galore", facts(Blueprint(Workload("llama-60m")), 58_073_600), {"rank": 128})[1] == pytest.approx(
         states, rel=0.01

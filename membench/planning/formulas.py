@@ -50,6 +50,14 @@ SHARDED: dict[str, Formula] = {
     "badam": ("(2M + 16M/D)/N", lambda facts, values: (2 + 16 / facts.layers) * facts.weights / facts.shards),
 }
 
+# What the papers count: with other values of these hyper-parameters a method keeps something else.
+COUNTED: dict[str, tuple[str, ...]] = {
+    "states": ("full",),
+    "base": ("full",),
+    "inner": ("adamw",),
+    "variant": ("lora", "rslora", "pissa", "lora+"),
+}
+
 
 def facts(blueprint: Blueprint, weights: int) -> Facts:
     """The facts about a model with `weights` weights."""
@@ -61,9 +69,9 @@ def facts(blueprint: Blueprint, weights: int) -> Facts:
 
 
 def formula(method: str, known: Facts, values: Mapping[str, Any]) -> tuple[str, int] | None:
-    """The formula of `method` and its value in bytes; None if its paper has none."""
+    """The formula of `method` and its value in bytes; None if its paper has none, or none with these `values`."""
     formulas = FORMULAS if known.shards == 1 else SHARDED
-    if method not in formulas:
+    if method not in formulas or any(values.get(name, usual[0]) not in usual for name, usual in COUNTED.items()):
         return None
     text, count = formulas[method]
     return text, round(count(known, values))
