@@ -122,10 +122,15 @@ class LISA(DrawnBlocks):
 
     @property
     def worst_cases(self) -> int:
-        return self.layers + 1
+        sizes = self._sizes()
+        return self.layers + 1 + (self.layers if sizes[0] < sorted(sizes)[-self.layers] else 0)
+
+    def _sizes(self) -> list[int]:
+        return [sum(p.numel() for p in params) for params in self.blocks.values()]
 
     def worst_case(self, number: int = 0) -> None:
-        """Train the largest layers; among equal ones the first and, for `number` of them, the last.
+        """Train the largest layers; among equal ones the first and, for `number` of them, the last. If the first of all
+        isn't among them, there are as many cases again with it, in which the backward pass goes furthest.
 
         At any moment of the backward pass a trained layer holds its gradients if it has been passed, and otherwise the
         inputs that its matrices need. Where activations outweigh gradients, the peak is early and the first layers hold
@@ -133,11 +138,12 @@ class LISA(DrawnBlocks):
         get the state that they will have in the end.
         """
         self._reach.at_worst = True
-        blocks = list(self.blocks.values())
-        sizes = [sum(p.numel() for p in params) for params in blocks]
-        first = sorted(range(len(blocks)), key=lambda i: (-sizes[i], i))[: self.layers - number]
-        last = sorted(set(range(len(blocks))).difference(first), key=lambda i: (-sizes[i], -i))[:number]
-        self._draws.take([*first, *last])
+        blocks, sizes = list(self.blocks.values()), self._sizes()
+        furthest, number = divmod(number, self.layers + 1)
+        others, left = range(furthest, len(blocks)), self.layers - furthest - number
+        first = sorted(others, key=lambda i: (-sizes[i], i))[:left]
+        last = sorted(set(others).difference(first), key=lambda i: (-sizes[i], -i))[:number]
+        self._draws.take([*range(furthest), *first, *last])
         self._select()
         if self.reset == "none":
             for p in (p for params in blocks for p in params if not self.state[p]):

@@ -1,5 +1,6 @@
 """LISA against AdamW on what is drawn, and the promise that its state never grows."""
 
+import itertools
 import math
 from collections import Counter
 
@@ -249,6 +250,41 @@ def test_the_worst_case_has_the_peak_of_all_selections(train_embeddings):
     assert len(seeds) == 3  # pairs of three layers
     peaks = dict(peak_bytes(False, seed, train_embeddings=train_embeddings) for seed in seeds.values())
     assert peak_bytes(True, 0, train_embeddings=train_embeddings)[1] == max(peaks.values())
+
+
+class Mixed(Stack):
+    """A first layer that is smaller than the others."""
+
+    def __init__(self):
+        super().__init__(1)
+        self.layers.extend(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4)) for _ in range(3))
+
+
+@pytest.mark.parametrize(("rows", "furthest"), [(1, False), (500, True)])
+def test_of_unequal_layers_the_worst_case_is_the_largest_or_goes_back_furthest(rows, furthest):
+    def peak(choose):
+        model = Mixed()
+        optimizer = LISA(model, layers=2, train_embeddings=False)
+        choose(optimizer)
+        with MemoryMeter(model, optimizer) as meter:
+            for _ in range(2):
+                with meter.phase("forward"):
+                    loss = model(torch.arange(5).repeat(rows)).square().mean()
+                with meter.phase("backward"):
+                    optimizer.backward(loss)
+                with meter.phase("update"):
+                    optimizer.step()
+                    optimizer.zero_grad()
+                del loss
+        return meter.report()["peak_allocated_bytes"], "layers.0" in optimizer.selection
+
+    def training(pair):
+        return lambda optimizer: (optimizer._draws.take(pair), optimizer._select())
+
+    every = [peak(training(pair)) for pair in itertools.combinations(range(4), 2)]
+    cases = LISA(Mixed(), layers=2, train_embeddings=False).worst_cases
+    found = max((peak(lambda one, n=n: one.worst_case(n)) for n in range(cases)), key=lambda one: one[0])
+    assert found == (max(size for size, _ in every), furthest)
 
 
 def test_the_worst_case_without_a_reset_is_the_full_state():

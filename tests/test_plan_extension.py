@@ -115,6 +115,12 @@ def test_where_depths_are_not_alike_the_full_depth_is_simulated(method, tmp_path
     assert plan.row == at_full_depth(b, method, values).row
 
 
+def test_where_shallow_models_have_fewer_worst_cases_the_full_depth_is_simulated(tmp_path, monkeypatch):
+    b = blueprint(tmp_path, "llama", DEPTH)
+    monkeypatch.setattr(planning, "trained_weights", lambda blueprint, method, values, depth: [1] * depth)
+    assert plan_method(b, "lisa", method_values(b, "lisa", {})).depths == (DEPTH,)
+
+
 def test_no_more_layers_are_simulated_than_the_model_has(tmp_path):
     b = blueprint(tmp_path, "llama", 8)
     plan = plan_method(b, "adamw", method_values(b, "adamw", {}))
