@@ -47,7 +47,7 @@ def test_every_option_that_the_advice_names_makes_the_method_fit(model, tmp_path
 def test_an_option_that_a_method_refuses_is_left_out_of_several_that_help_together(tmp_path):
     b = blueprint(tmp_path, "large-vocabulary", 2, batch_size=4, sequence_length=256)
     values = method_values(b, "lomo", {})  # updates inside the backward pass: it can't accumulate
-    ways = [{"loss_chunks": 8}, {"offload_activations": True}, {"loss_chunks": 8, "offload_activations": True}]
+    ways = [{"loss_chunks": 8}, {"checkpointing": True}, {"loss_chunks": 8, "checkpointing": True}]
     totals = [plan_method(b.with_workload(**way), "lomo", values).total_bytes for way in ways]
     assert totals[2] < min(totals[:2])
     found = advise(plan_method(b, "lomo", values), b, values, totals[2])

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import optimizers
 from membench.planning.blueprint import Blueprint
 from membench.planning.budget import CHUNKS, plan_within
-from membench.planning.method import Plan, TooLargeError, plan_method
+from membench.planning.method import Plan
+from membench.planning.simulate import simulate
 from reports.parts import ACTIVATIONS, FIELDS, GRADIENTS, OPTIMIZER_STATE, TEMPORARIES, WEIGHTS
 
 Values = Mapping[str, Any]
@@ -146,10 +147,9 @@ def _most_saved(plan: Plan, levers: Sequence[Lever]) -> int:
 def _is_refused(plan: Plan, blueprint: Blueprint, values: Values, lever: Lever) -> bool:
     """By the method, such as accumulation by LOMO, or by the model."""
     other = blueprint.with_workload(**(lever.workload(blueprint) or {}))
+    given, device = {**values, **(lever.values(values) or {})}, "cpu" if plan.of_values else None
     try:
-        plan_method(other, plan.method, {**values, **(lever.values(values) or {})}, most_bytes=0, skipped=plan.skipped)
-    except TooLargeError:  # it's as far as a step
-        return False
+        simulate(other, plan.method, given, plan.depths[0], steps=1, device=device)
     except ValueError:
         return True
     return False
