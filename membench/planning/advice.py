@@ -110,8 +110,10 @@ def _together(
     plan: Plan, blueprint: Blueprint, values: Values, budget_bytes: int, levers: Sequence[Lever]
 ) -> Advice | None:
     """With all levers, if that fits: without those that aren't needed, the dearest left out first."""
-    taken = [lever for lever in levers if not _is_refused(plan, blueprint, values, lever)]
-    kept = list(_compatible(taken, blueprint))
+    kept = list(_compatible(levers, blueprint))
+    if _is_refused(plan, blueprint, values, kept):
+        taken = [lever for lever in levers if not _is_refused(plan, blueprint, values, [lever])]
+        kept = list(_compatible(taken, blueprint))
     best = _try(plan, blueprint, values, budget_bytes, kept)
     if best is None:
         return None
@@ -144,27 +146,34 @@ def _most_saved(plan: Plan, levers: Sequence[Lever]) -> int:
     return sum(plan.row["at_peak"][FIELDS[part]] for part in parts) + plan.surplus_bytes
 
 
-def _is_refused(plan: Plan, blueprint: Blueprint, values: Values, lever: Lever) -> bool:
+def _is_refused(plan: Plan, blueprint: Blueprint, values: Values, levers: Sequence[Lever]) -> bool:
     """By the method, such as accumulation by LOMO, or by the model."""
-    other = blueprint.with_workload(**(lever.workload(blueprint) or {}))
-    given, device = {**values, **(lever.values(values) or {})}, "cpu" if plan.of_values else None
+    changes, given = _changes(blueprint, values, levers)
+    device = "cpu" if plan.of_values else None
     try:
-        simulate(other, plan.method, given, plan.depths[0], steps=1, device=device)
+        simulate(
+            blueprint.with_workload(**changes), plan.method, {**values, **given}, plan.depths[0], steps=1, device=device
+        )
     except ValueError:
         return True
     return False
 
 
 def _try(plan: Plan, blueprint: Blueprint, values: Values, budget_bytes: int, levers: Sequence[Lever]) -> Advice | None:
-    changes = {name: value for lever in levers for name, value in (lever.workload(blueprint) or {}).items()}
-    given = {name: value for lever in levers for name, value in (lever.values(values) or {}).items()}
-    other = blueprint.with_workload(**changes)
-    made = plan_within(plan, other, {**values, **given}, budget_bytes)
+    changes, given = _changes(blueprint, values, levers)
+    made = plan_within(plan, blueprint.with_workload(**changes), {**values, **given}, budget_bytes)
     if made is None or made.total_bytes > budget_bytes:
         return None
     total = made.total_bytes
     without = [lever.without for lever in levers if lever.without]
     return Advice(_words(plan.method, changes, given), changes, given, without, total, budget_bytes - total)
+
+
+def _changes(blueprint: Blueprint, values: Values, levers: Sequence[Lever]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of the workload, and of the hyper-parameters."""
+    changes = {name: value for lever in levers for name, value in (lever.workload(blueprint) or {}).items()}
+    given = {name: value for lever in levers for name, value in (lever.values(values) or {}).items()}
+    return changes, given
 
 
 def _words(method: str, changes: Mapping[str, Any], given: Values) -> list[str]:
