@@ -37,6 +37,12 @@ class Floor(NamedTuple):
             return None
         return (mean - self.score if self.higher else self.score - mean) > (self.half_width or 0)
 
+    def missed_by(self, score: float) -> bool:
+        """Whether a score is below it by more than chance."""
+        if self.score is None:
+            return False
+        return (self.score - score if self.higher else score - self.score) > (self.half_width or 0)
+
     @property
     def beaten(self) -> str:
         """What a method is that beats it, in words."""

@@ -140,6 +140,25 @@ def _task_rows(setup: Setup, task: str) -> list[Row]:
     ]
 
 
+def spoilt(setup: Setup) -> list[Row]:
+    """Rows of which some runs ended worse than what takes no learning, and others didn't: their mean is of neither.
+
+    Only where less is better: such a score, a perplexity, has no worst value.
+    """
+    found = []
+    for task in setup.tasks:
+        metric, higher = _headline(setup, task)
+        floor = floors.of(on_task(setup, task))
+        for label in () if higher else setup.rows:
+            runs = _finished(setup, label, task)
+            own = floors.of_row(floor, runs)
+            scores = {run["seed"]: score(run) for run in runs if own.missed_by(score(run))}
+            if 0 < len(scores) < len(runs):
+                what = {"method": label, "task": task, "metric": metric, "runs": len(runs), "than": own.what}
+                found.append({**what, "scores": scores})
+    return found
+
+
 # what `compared` says of a row that isn't
 ALONE: Row = {"above_floor": None, "tied_with_best": False, **dict.fromkeys(f"seen_{name}" for name in Sight._fields)}
 

@@ -171,7 +171,7 @@ def quality(setup: Setup, *, compact: bool) -> Table:
     cells = {(row["task"], row["method"]): row for row in rows}
     tasks = list(dict.fromkeys(task for task, _ in cells))
     seeds = f"mean ± std (n) over {len(setup.seeds)} seeds" if len(setup.seeds) > 1 else f"seed {setup.seeds[0]}"
-    notes = _before_notes(rows) + _score_notes(rows, setup) + _floor_notes(rows)
+    notes = _before_notes(rows) + _score_notes(rows, setup) + _floor_notes(rows) + spoilt_notes(setup)
     down = len(setup.tasks) > len(setup.rows)
     tight = compact and len(tasks) > 4 and not down
     lines = {label: [_score(cells[task, label], setup, tight=tight) for task in tasks] for label in setup.rows}
@@ -308,6 +308,16 @@ def not_above_floor(rows: list[Row]) -> list[str]:
             names = "" if len(below) == len(some) else ", ".join(below)
             alike.setdefault((floor.beaten, names), []).append(f"{_on(task)} ({floor.words})")
     return [_not_above(beaten, names, places) for (beaten, names), places in alike.items()]
+
+
+def spoilt_notes(setup: Setup) -> list[str]:
+    """`lomo on instruct: 1 of 2 runs ended worse than before training (seed 1: 2,797.57).`"""
+    notes = []
+    for row in raw.spoilt(setup):
+        scores = ", ".join(f"seed {seed}: {score_text(one, thousands=',')}" for seed, one in row["scores"].items())
+        runs = f"{len(row['scores'])} of {row['runs']} runs"
+        notes.append(f"{row['method']} {_on(row['task'])}: {runs} ended worse than {row['than']} ({scores}).")
+    return notes
 
 
 def _not_above(beaten: str, names: str, places: list[str]) -> str:

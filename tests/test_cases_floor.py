@@ -50,6 +50,26 @@ def test_a_method_at_chance_wins_nothing_though_it_needs_least_and_is_no_tie():
     assert "Not above chance (0.500 ± 0.059, 277 examples): mezo 0.550" in texts[2]
 
 
+def perplexities_of(method, scores):
+    known = {"headline": "perplexity", "higher_is_better": False}
+    runs = [run(method=method, seed=seed, **known) for seed, _ in enumerate(scores)]
+    for made, score in zip(runs, scores, strict=True):
+        made["metrics"] = {"perplexity": score, "loss_change_standard_error": 0.01}
+        made["initial_metrics"] = {"perplexity": 5.8}
+    return runs
+
+
+def test_a_mean_of_runs_that_learned_and_one_that_exploded_is_told_to_be_one():
+    runs = [*perplexities_of("adamw", [5.1, 5.2]), *perplexities_of("lomo", [5.0, 2797.574])]
+    exploded = "lomo on t0: 1 of 2 runs ended worse than before training (seed 1: 2,797.57)."
+    text = tables.render(runs)
+    assert exploded in text and "adamw on t0:" not in text and exploded in page.render(runs)
+    both = [*perplexities_of("adamw", [5.1, 5.2]), *perplexities_of("lomo", [2797.0, 2797.5])]
+    assert "ended worse" not in tables.render(both), "its mean is of what it does"
+    little = [*perplexities_of("adamw", [5.1, 5.2]), *perplexities_of("lomo", [5.0, 5.85])]
+    assert "ended worse" not in tables.render(little), "worse by chance"
+
+
 @pytest.mark.parametrize(("score", "above"), [(0.66, False), (0.67, True)])
 def test_of_36_examples_a_score_below_two_thirds_is_chance(score, above):
     runs = seeds_of("adamw", [score] * 6, constant_score=0.5, validation_examples=36)

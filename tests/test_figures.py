@@ -125,6 +125,16 @@ def test_where_less_is_better_the_least_is_on_the_front_and_the_axis_says_so():
     assert any("less is better" in text and "ppl" in text for text in words(plot))
 
 
+def test_a_score_that_would_hide_all_others_is_told_instead_of_drawn():
+    usual = {"adamw": 5.1, "badam": 5.3, "lora": 5.0, "galore": 5.7}
+    plot = pareto.overall(setup_of(*perplexities(**usual, lomo=2797.5)))
+    low, high = plot.figure.axes[0].get_ylim()
+    assert 4 < low < 5.0 and 5.7 < high < 7
+    assert "Beyond: lomo, 100.0 MiB, 2797.50" in words(plot) and "lomo 100.0 MiB, 2797.50" in plot.alt
+    drawn = pareto.overall(setup_of(*perplexities(**usual, lomo=20.0)))
+    assert not any("Beyond" in text for text in words(drawn)) and "lomo" in words(drawn)
+
+
 def test_error_bars_are_deviations_over_seeds_and_one_seed_has_none():
     runs = [make_record(seed=seed, metrics={"accuracy": score}) for seed, score in enumerate((0.5, 0.6, 0.7))]
     plot = pareto.overall(setup_of(*runs, make_record(method="badam", metrics={"accuracy": 0.6})))
@@ -180,6 +190,15 @@ def test_a_run_that_diverged_has_a_line_of_its_own_that_says_where_it_ended():
     plot = curves.panel(setup, "superglue/rte", "step", "x")
     assert "lomo: diverged after step 3" in hovers(plot)
     assert plot.figure.axes[0].get_ylim()[1] < 4  # and doesn't flatten the others
+
+
+def test_a_finished_run_that_exploded_does_not_flatten_the_others():
+    runs = [make_record(method=m, history=history([2.0, 1.5, loss])) for m, loss in (("adamw", 1.4), ("badam", 1.2))]
+    exploded = make_record(method="lomo", history=history([2.0, 30.0, 8.0]))
+    plot = curves.panel(setup_of(*runs, exploded), "superglue/rte", "step", "x")
+    assert plot.figure.axes[0].get_ylim()[1] < 2.2
+    higher = make_record(method="lomo", history=history([2.0, 5.5, 4.0]))
+    assert curves.panel(setup_of(*runs, higher), "superglue/rte", "step", "x").figure.axes[0].get_ylim()[1] > 5.5
 
 
 def test_a_failed_run_never_bends_the_mean_of_the_finished_ones():

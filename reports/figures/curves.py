@@ -1,6 +1,7 @@
 """Training loss against steps and against seconds, a panel a task."""
 
 import math
+import statistics
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +19,7 @@ from reports.setups import Setup
 
 STRETCHES = 20  # that a run is cut into
 MOST_ROWS = 18  # in one panel
+EXPLODED = 3  # times the largest loss of half of the curves: what others do can't be seen beside it
 _MARKED = 6  # points of a curve that show their figures
 
 Axis = Literal["step", "seconds"]
@@ -49,8 +51,8 @@ def by_time(setup: Setup, task: str, stem: str, alone: bool) -> Plot | None:
 def caption(setup: Setup) -> str:
     return (
         f"Each line is a mean over seeds and over 1/{STRETCHES} of the steps; a run that isn't ok has its own, ended "
-        f"by a cross. The axis ends with what finished runs reached.{rows_left_out(setup, MOST_ROWS)}"
-        f"{tasks_left_out(setup)}"
+        f"by a cross. The axis ends with what finished runs reached, but those that exploded."
+        f"{rows_left_out(setup, MOST_ROWS)}{tasks_left_out(setup)}"
     )
 
 
@@ -162,9 +164,10 @@ def _draw(plot: Plot, axes: Axes, label: str, curve: Curve, number: int, axis: A
 
 
 def _limit(axes: Axes, curves: list[Curve]) -> None:
-    """What finished sets the height: a loss that explodes leaves the panel at its top."""
-    losses = [loss for curve in curves if not curve.ended for loss in curve.losses]
-    losses = losses or [loss for curve in curves for loss in curve.losses]
+    """What finished sets the height: a loss that explodes leaves the panel at its top, also of a run that went on."""
+    curves = [curve for curve in curves if not curve.ended] or curves
+    usual = statistics.median_low([max(curve.losses) for curve in curves])
+    losses = [loss for curve in curves if max(curve.losses) <= max(usual, EXPLODED * usual) for loss in curve.losses]
     low, high = min(losses), max(losses)
     room = 0.06 * ((high - low) or abs(high) or 1)
     axes.set_ylim(low - room, high + room)

@@ -1,6 +1,7 @@
 """Memory against quality: error bars over seeds, and the front of what nothing else beats in both."""
 
 import itertools
+import statistics
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from reports.text import average_words
 
 MOST_POINTS = 60
 MOST_NAMES = 14  # beyond them only the front is named
+AFAR = 100
 MOST_MISSING = 40  # names of rows without a point
 
 Corner = tuple[float, float]
@@ -87,6 +89,13 @@ def front(points: Iterable[Point], *, higher_is_better: bool) -> list[Point]:
     return best
 
 
+def in_sight(points: list[Point], *, higher_is_better: bool) -> list[Point]:
+    """Without what lies `AFAR` times as far from the best as half of them: beside it no other could be told from it."""
+    best = (max if higher_is_better else min)(point.score for point in points)
+    usual = statistics.median([abs(point.score - best) for point in points])
+    return [point for point in points if not 0 < AFAR * usual < abs(point.score - best)]
+
+
 def _rows(setup: Setup, task: str) -> list[Row]:
     return [row for row in raw.quality(setup) if row["task"] == task]
 
@@ -124,11 +133,14 @@ def _plot(setup: Setup, task: str, name: str, title: str, peaks: dict[str, int],
     axes.tick_params(length=0)
     if width == style.SMALL:  # one of many
         axes.set_title(style.shortened(title), pad=8)
-    _spread(axes, points)
+    seen = in_sight(points, higher_is_better=higher)
+    _spread(axes, seen)
     staircase = _draw_front(plot, axes, best)
-    for point in points:
+    for point in seen:
         _draw_point(plot, axes, point, styles[point.label])
-    _name_points(axes, points if len(points) <= MOST_NAMES else best[:MOST_NAMES], points, staircase, styles)
+    _name_beyond(axes, [point for point in points if point not in seen])
+    named = seen if len(points) <= MOST_NAMES else [point for point in best if point in seen][:MOST_NAMES]
+    _name_points(axes, named, seen, staircase, styles)
     plot.alt = _alt(title, metric, points, best, higher)
     return plot
 
@@ -172,6 +184,14 @@ def _draw_point(plot: Plot, axes: Axes, point: Point, look: RowStyle) -> None:
 def _words(point: Point) -> str:
     deviation = "" if point.deviation is None else f" ± {score_text(point.deviation, point.score)}"
     return f"{point.memory:,.1f} MiB, {score_text(point.score)}{deviation}" + (f" ({point.n})" if point.n > 1 else "")
+
+
+def _name_beyond(axes: Axes, points: list[Point]) -> None:
+    if points:
+        text = "Beyond: " + "; ".join(f"{style.shortened(point.label, 24)}, {_words(point)}" for point in points[:3])
+        place: dict[str, Any] = {"xytext": (-6, -6), "textcoords": "offset points", "ha": "right", "va": "top"}
+        more = f"; {len(points) - 3} more" if len(points) > 3 else ""
+        axes.annotate(text + more, (1, 1), xycoords="axes fraction", fontsize=10, color=style.MUTED, **place)
 
 
 def _name_points(

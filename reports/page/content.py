@@ -79,7 +79,7 @@ def of(setup: Setup) -> dict[str, Any]:
     """Everything but the plots."""
     bad = text.unfinished(setup, compact=False)
     return {
-        "notices": [*_unlearned(setup), *differences.between_rows(setup)],
+        "notices": [*_unlearned(setup), *text.spoilt_notes(setup), *differences.between_rows(setup)],
         "remarks": text.remarks(setup),
         "cards": _cards(setup),
         "summary": _summary(setup),
