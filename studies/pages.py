@@ -8,7 +8,7 @@ from reports import figures, formats, tables
 from reports.figures import svg
 from reports.figures.svg import Plot
 from reports.record import Record
-from reports.setups import group
+from reports.setups import group, heading
 from reports.studies import recommend, sensitivity_section
 from studies import gradients, rates, seeds
 from studies.records import unpack
@@ -75,7 +75,8 @@ def _joined(study: Study, parts: list[str]) -> str:
 
 def _figures(study: Study) -> list[str]:
     sections: list[formats.Section] = []
-    plots = "\n".join(f"![{plot.title}]({_file(study, plot)})" for plot in draw(study))
+    drawn = draw(study)
+    plots = "\n\n".join(_shown(words if len(drawn) > 1 else "", files) for words, files in drawn.items())
     if found := gradients.levels(study.finals):
         sections.append((["The full gradient"], [gradients.table(found)], []))
     if study.trials:
@@ -84,15 +85,25 @@ def _figures(study: Study) -> list[str]:
     return [plots, *told, tables.render(study.finals, "markdown", SHOWN)]
 
 
-def draw(study: Study) -> list[Plot]:
-    """Its plots: those of `reports.figures` that its words name, and the gradients' norms where they were tracked."""
+def draw(study: Study) -> dict[str, dict[str, Plot]]:
+    """Its plots by file, for each set-up in words: those of `reports.figures` that its words name, and the gradients'
+    norms where they were tracked."""
     wanted = [chart for chart in figures.CHARTS if chart.name in study.words.get("plots", [])]
-    plots = [plot for setup in group(study.finals) for chart in wanted for plot in chart.draw(setup, alone=True)]
-    return [*plots, *gradients.draw(study.finals)]
+    found: dict[str, dict[str, Plot]] = {}
+    for number, setup in enumerate(group(study.finals), 1):
+        plots = [plot for chart in wanted for plot in chart.draw(setup, alone=True)]
+        found.setdefault(heading(setup)[0], {}).update({_file(study, plot, number): plot for plot in plots})
+    tracked = {_file(study, plot): plot for plot in gradients.draw(study.finals)}
+    return {words: files for words, files in {**found, "norms of the gradient": tracked}.items() if files}
 
 
-def _file(study: Study, plot: Plot) -> str:
-    return f"{study.name}-{plot.name}.svg"
+def _shown(words: str, files: dict[str, Plot]) -> str:
+    lines = [f"![{plot.title}]({file})" for file, plot in files.items()]
+    return "\n".join([f"{words}:\n", *lines] if words else lines)
+
+
+def _file(study: Study, plot: Plot, number: int = 1) -> str:
+    return f"{study.name}-{plot.name}{f'-{number}' if number > 1 else ''}.svg"
 
 
 def stale() -> list[Path]:
@@ -107,6 +118,6 @@ def write() -> list[Path]:
     changed = stale()
     for study in all_studies():
         (PAGES / f"{study.name}.md").write_text(page(study), encoding="utf-8")
-        for plot in draw(study):
-            (PAGES / _file(study, plot)).write_text(svg.standalone(plot), encoding="utf-8")
+        for file, plot in (item for files in draw(study).values() for item in files.items()):
+            (PAGES / file).write_text(svg.standalone(plot), encoding="utf-8")
     return changed

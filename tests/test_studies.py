@@ -85,6 +85,18 @@ def test_the_pages_show_what_the_records_hold():
     assert "not run" in text, "what is missing is said"
 
 
+def test_plots_of_two_data_sets_have_files_of_their_own():
+    study = next(one for one in pages.all_studies() if one.name == "instruct")
+    made = [
+        {**one, "training": {**one["training"], "data": data}} for data in ("a.json", "b.json") for one in study.finals
+    ]
+    both = study._replace(finals=[one for one in made if one["headline"] == "perplexity"])
+    (first, files), (second, others) = pages.draw(both).items()
+    assert "data: a.json" in first and "data: b.json" in second and len(files) == len(others) == 2
+    assert not files.keys() & others.keys()
+    assert all(f"({file})" in pages.page(both) for file in [*files, *others])
+
+
 def test_a_ranking_that_hangs_on_one_seed_is_told():
     scores = {"badam": [0.9, 0.5, 0.5], "lora": [0.6, 0.6, 0.6], "sgd": [0.1, 0.1, 0.1]}
     runs = [
