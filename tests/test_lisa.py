@@ -226,22 +226,26 @@ def test_more_layers_than_the_model_has_are_refused():
         LISA(build_model(), layers=4)
 
 
-def peak_bytes(worst, seed, **given):
-    model = build_model()
-    optimizer = LISA(model, layers=2, always_train=("classifier",), seed=seed, **given)
-    if worst:
-        optimizer.worst_case()
-    with MemoryMeter(model, optimizer) as meter:
+def peak_of_two_steps(optimizer, loss_at):
+    with MemoryMeter(optimizer.model, optimizer) as meter:
         for step in range(2):
             with meter.phase("forward"):
-                loss = loss_of(model, step)
+                loss = loss_at(step)
             with meter.phase("backward"):
                 optimizer.backward(loss)
             with meter.phase("update"):
                 optimizer.step()
                 optimizer.zero_grad()
             del loss
-    return optimizer.selection, meter.report()["peak_allocated_bytes"]
+    return meter.report()["peak_allocated_bytes"]
+
+
+def peak_bytes(worst, seed, **given):
+    model = build_model()
+    optimizer = LISA(model, layers=2, always_train=("classifier",), seed=seed, **given)
+    if worst:
+        optimizer.worst_case()
+    return optimizer.selection, peak_of_two_steps(optimizer, lambda step: loss_of(model, step))
 
 
 @pytest.mark.parametrize("train_embeddings", [False, True])
@@ -266,17 +270,8 @@ def test_of_unequal_layers_the_worst_case_is_the_largest_or_goes_back_furthest(r
         model = Mixed()
         optimizer = LISA(model, layers=2, train_embeddings=False)
         choose(optimizer)
-        with MemoryMeter(model, optimizer) as meter:
-            for _ in range(2):
-                with meter.phase("forward"):
-                    loss = model(torch.arange(5).repeat(rows)).square().mean()
-                with meter.phase("backward"):
-                    optimizer.backward(loss)
-                with meter.phase("update"):
-                    optimizer.step()
-                    optimizer.zero_grad()
-                del loss
-        return meter.report()["peak_allocated_bytes"], "layers.0" in optimizer.selection
+        peak = peak_of_two_steps(optimizer, lambda step: model(torch.arange(5).repeat(rows)).square().mean())
+        return peak, "layers.0" in optimizer.selection
 
     def training(pair):
         return lambda optimizer: (optimizer._draws.take(pair), optimizer._select())
