@@ -13,3 +13,8 @@ def announce_and_wait(file, send):
 def echo(value, send):
     send("message", "on the way")
     return value
+
+
+def variable(name, send):
+    """An environment variable of this process."""
+    return os.environ.get(name)

@@ -208,6 +208,52 @@ def test_what_the_server_imports_starts_no_thread_since_children_of_a_pool_of_th
     assert len([name for name in done.stdout.split() if name != "jemalloc_bg_thd"]) == 1  # it stops for a fork
 
 
+WAITING = """
+import pathlib, sys, announce
+from membench.runs import processes
+processes.start_server(crowded=sys.argv[1] == "crowded")
+print(processes.call(announce.variable, "OMP_WAIT_POLICY", log=pathlib.Path(sys.argv[2])).value)
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "own", "policy"),
+    [("crowded", {}, "passive"), ("alone", {}, "None"), ("crowded", {"OMP_WAIT_POLICY": "active"}, "active")],
+)
+def test_threads_that_share_processors_sleep_while_they_wait_unless_told_otherwise(given, own, policy, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | own
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    command = [sys.executable, "-c", WAITING, given, str(tmp_path / "log")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == policy
+
+
+@pytest.mark.parametrize(
+    ("given", "crowded"),
+    [
+        ({}, False),
+        ({"jobs": 2}, True),
+        ({"jobs": 2, "threads": 2}, False),
+        ({"jobs": 2, "threads": 3}, True),
+        ({"processes": 2}, True),
+        ({"processes": 4, "threads": 1}, False),
+        ({"devices": "cuda:0,cuda:1", "jobs": 2}, False),
+        ({"executor": "slurm", "jobs": 3}, False),
+    ],
+)
+def test_a_comparison_whose_runs_have_more_threads_than_there_are_processors_says_so(given, crowded, monkeypatch):
+    told = []
+
+    def start(crowded):
+        told.append(crowded)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(processes, "start_server", start)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    assert compare(resolve(TINY | {"threads": None, "batch_size": 4} | given)) == 130
+    assert told == [crowded]
+
+
 def test_a_process_killed_for_want_of_memory_is_told_from_one_that_somebody_killed():
     cause = processes.cause_of_death
     assert cause(-9, killed_for_memory=True).status == "out_of_memory"

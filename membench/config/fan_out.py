@@ -1,5 +1,7 @@
 """Which options of where runs are made go together, and how many of them share a device."""
 
+import os
+
 from membench.config.errors import UserError
 from membench.config.options import FanOutOptions
 
@@ -47,3 +49,9 @@ def _check_devices(options: FanOutOptions, devices: tuple[str, ...], processes: 
 def sharing(options: FanOutOptions) -> int:
     """Runs at a time on one device; on another machine, the run itself finds out."""
     return 1 if options.devices or options.executor != "local" else options.jobs or 1
+
+
+def crowded(options: FanOutOptions, processes: int) -> bool:
+    """Whether the runs that are made here at a time have more threads than this machine has processors."""
+    processors = os.cpu_count() or 1
+    return sharing(options) * processes * (options.threads or processors) > processors

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from membench.config.errors import UserError
+from membench.config.fan_out import crowded
 from membench.config.profiles import note
 from membench.config.run import Run
 from membench.config.settings import Settings
@@ -35,7 +36,7 @@ def compare(settings: Settings) -> int:
     """
     try:
         with waiting("importing torch and transformers, checking the settings", quiet=settings.quiet):
-            processes.start_server()
+            processes.start_server(crowded(settings, settings.processes))
             runs = prepare_apart(settings)
     except KeyboardInterrupt:
         print("\nInterrupted before the first run.")
@@ -56,7 +57,7 @@ def make_records(settings: Settings) -> list[Record]:
     Raises:
         UserError: a setting can't work, or the output folder is in use.
     """
-    processes.start_server()
+    processes.start_server(crowded(settings, settings.processes))
     runs = prepare_apart(settings)
     folder = Folder(Path(settings.out))
     with folder.locked():

@@ -32,8 +32,14 @@ class Outcome:
     died: bool = False
 
 
-def start_server() -> None:
-    """Start importing in the background; the first call waits for it."""
+def start_server(crowded: bool = False) -> None:
+    """Start importing in the background; the first call waits for it.
+
+    Args:
+        crowded: calls at the same time will have more threads than there are processors. These then sleep while they
+            wait for each other: spinning, as is their default, two runs of two threads on two processors take twenty
+            times as long. It holds as long as the server, which is as long as this process.
+    """
     multiprocessing.get_context("forkserver").set_forkserver_preload(["membench.runs.preload"])
     variables = {
         # the modules that we see, never one from the user's folder that shadows ours
@@ -42,6 +48,8 @@ def start_server() -> None:
         # numpy's thread pool would start when it is imported
         "OPENBLAS_NUM_THREADS": "1",
     }
+    if crowded and "OMP_WAIT_POLICY" not in os.environ:
+        variables["OMP_WAIT_POLICY"] = "passive"
     resource_tracker.ensure_running()  # it unblocks signals
     with environment_of(variables), blocked(signal.SIGINT):
         forkserver.ensure_running()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from membench.config.errors import UserError
+from membench.config.fan_out import crowded
 from membench.config.run import Run
 from membench.config.settings import Settings
 from membench.config.study_file import Study, Values, beyond
@@ -83,7 +84,7 @@ def study(plan: Study, shard: tuple[int, int] = (1, 1)) -> int:
     part = "" if shard == (1, 1) else f"-{shard[0]}-of-{shard[1]}"
     try:
         with waiting("importing torch and transformers, checking the settings", quiet=first.quiet):
-            processes.start_server()
+            processes.start_server(bool(part) or crowded(first, first.processes))
             cells = list(_cells(plan, shard))
             _prepare_trials(plan, cells)
         if first.dry_run:
