@@ -18,6 +18,8 @@ Record = dict[str, Any]
 MOST_FAULTS = 20  # that are told of a folder
 REFUSAL = "can't: "  # how the error of a run begins that can't work with its model, its data or its other settings
 
+_TOLERABLE_WAIT = 0.1
+
 _MISSING = object()
 _WORDS = {int: "an integer", float: "a number", str: "a text", bool: "true or false", dict: "an object", list: "a list"}
 
@@ -35,6 +37,15 @@ def had_device_alone(run: Record) -> bool:
 def has_true_times(run: Record) -> bool:
     """Whether its times tell something: it had its device alone, and the same processes made all its steps."""
     return had_device_alone(run) and not run.get("made_by")
+
+
+def waited_too_long(run: Record) -> float:
+    """How long its threads waited for processors that were taken, as a share of its training's time; 0 if that is at
+    most a tenth, or unknown."""
+    time = run["time"] or {}
+    waited, trained = time.get("waited_seconds"), time.get("train_seconds")
+    share = waited / trained if waited and trained else 0.0
+    return share if share > _TOLERABLE_WAIT else 0.0
 
 
 def check(record: Record, where: str) -> None:

@@ -174,6 +174,12 @@ SCHEMA: tuple[Field, ...] = (
     Field("time.forward_seconds", (float,), UNLESS_OK, "seconds, median of a step"),
     Field("time.backward_seconds", (float,), UNLESS_OK, "seconds, median of a step"),
     Field("time.update_seconds", (float,), UNLESS_OK, "seconds, median of a step"),
+    Field(
+        "time.waited_seconds",
+        (float,),
+        OPTIONAL,
+        "thread-seconds in which it was ready to run but all processors were taken; null: unknown",
+    ),
     Field("time.timed_steps", (int,), OPTIONAL, "that the medians are over"),
     Field(
         "time.step_spread",

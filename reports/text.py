@@ -6,7 +6,7 @@ from reports import rows as raw
 from reports.floors import BEFORE
 from reports.names import counted
 from reports.parts import Part, round_parts, shown
-from reports.record import had_device_alone
+from reports.record import had_device_alone, has_true_times, waited_too_long
 from reports.rows import AVERAGE
 from reports.setups import REFERENCE, Setup
 from reports.statistics import SIGNIFICANCE, Sight, sight_words
@@ -395,6 +395,18 @@ def _coverage_notes(setup: Setup) -> list[str]:
     return [f"Blocks that were visited in {when}: {'; '.join(said)}. What wasn't is untrained."] if said else []
 
 
+def _waiting_notes(setup: Setup) -> list[str]:
+    """Which of the times that are shown are too long."""
+    said = []
+    for label, of_method in setup.rows.items():
+        runs = [run for run in of_method.values() if has_true_times(run)]
+        if shares := [share for run in runs if (share := waited_too_long(run))]:
+            said.append(
+                f"{label} ({len(shares)} of {counted(len(runs), 'run')}) for up to {max(shares):.0%} of its time"
+            )
+    return [f"Slowed by other work, which had the processors that these waited for: {'; '.join(said)}."] if said else []
+
+
 def remarks(setup: Setup) -> list[str]:
     """What holds for all of a set-up's tables."""
     missing = [f"No run of {REFERENCE} to compare with: no ratios."] if setup.reference is None else []
@@ -405,4 +417,5 @@ def remarks(setup: Setup) -> list[str]:
     runs = [run for of_method in setup.rows.values() for run in of_method.values()]
     shared = [_SHARED] if not all(map(had_device_alone, runs)) else []
     shared += [_CHANGED] if any(run.get("made_by") for run in runs) else []
+    shared += _waiting_notes(setup)
     return missing + old + _coverage_notes(setup) + ([several] if len(setup.machines) > 1 else []) + shared

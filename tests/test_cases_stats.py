@@ -163,6 +163,15 @@ def test_s11_a_busy_machine_is_no_regression_and_it_says_so():
     assert check(*slower(timed_steps=97, step_spread=0.6)).code == 1  # a method of long and of short steps
 
 
+def test_speeds_of_runs_that_waited_for_processors_are_no_regression_and_it_says_so():
+    before, after = slower(timed_steps=97, step_spread=0.1, train_seconds=10.0, waited_seconds=0.5)
+    assert check(before, after).code == 1  # a twentieth is no excuse
+    after[1]["time"]["waited_seconds"] = 4.0
+    result = check(before, after)
+    assert result.code == 0 and speed_of(result).verdict == "unknown"
+    assert speed_of(result).reason == "the machine was busy: a run waited for processors for 40% of its time"
+
+
 # N5
 
 

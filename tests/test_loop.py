@@ -1,7 +1,11 @@
 import copy
 import math
+import os
+import subprocess
+import sys
 import time
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +15,8 @@ from toy import Net, ToyTask
 
 import optimizers
 from membench.config.run import Training
+from membench.training import clock as training_clock
+from membench.training import loop as training_loop
 from membench.training.clock import Clock
 from membench.training.loop import Diverged, Loop, micro_batches, shares, training_step
 from membench.training.schedule import learning_rate_factor
@@ -361,6 +367,45 @@ def test_the_time_of_a_phase_is_the_median_of_the_steps_after_the_warm_up(monkey
     assert medians(90, 80, 70, 1, 2, 3, 30) == 2.5
     assert medians(9, 1) == 1 and medians(9) == 9  # of few steps, the later half
     assert medians() is None
+
+
+BESIDE = """
+import os, subprocess, sys, time
+from membench.training.clock import waited_seconds
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+start, waited = time.perf_counter(), waited_seconds()
+ran = time.process_time()
+while time.process_time() - ran < 0.5:
+    pass
+print(time.perf_counter() - start, waited_seconds() - waited)
+other.kill()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_that_never_sleeps_has_waited_whenever_it_did_not_run():
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    done = subprocess.run([sys.executable, "-c", BESIDE], env=environment, capture_output=True, text=True, check=True)
+    passed, waited = map(float, done.stdout.split())
+    assert waited > 0.1  # the other had the processor for about half of the time
+    assert waited == pytest.approx(passed - 0.5, rel=0.1, abs=0.1)
+
+
+def test_what_the_system_does_not_say_is_unknown(monkeypatch, tmp_path):
+    monkeypatch.setattr(training_clock, "_TASKS", tmp_path)
+    assert training_clock.waited_seconds() is None
+    run = loop(steps=2)
+    run.run()
+    assert run.progress.waited_seconds is None
+
+
+def test_seconds_that_steps_waited_add_up(monkeypatch):
+    said = iter([1.0, 1.5, 10.0, 10.25])  # before and after each step; what passes between them isn't the training's
+    monkeypatch.setattr(training_loop, "waited_seconds", lambda: next(said))
+    run = loop(steps=2)
+    run.run()
+    assert run.progress.waited_seconds == 0.75
 
 
 def test_a_net_of_the_tests_has_blocks():

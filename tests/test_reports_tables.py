@@ -148,6 +148,17 @@ def test_speeds_of_runs_that_other_processes_have_begun_are_left_out():
     assert "shared a device" not in alone
 
 
+def test_tables_name_the_methods_whose_runs_waited_for_processors():
+    def waited(method, seed, seconds, **changes):
+        return make_record(method=method, seed=seed, time__train_seconds=10.0, time__waited_seconds=seconds, **changes)
+
+    runs = [waited("adamw", 0, 0.2), waited("adamw", 1, None), waited("badam", 0, 3.5), waited("badam", 1, 0.9)]
+    text = " ".join(tables.render(runs).split())
+    assert "these waited for: badam (1 of 2 runs) for up to 35% of its time." in text
+    assert "waited for" not in tables.render([waited("adamw", 0, 1.0)])
+    assert "waited for" not in tables.render([waited("adamw", 0, 9.0, environment__jobs=2)])  # no times are shown
+
+
 def test_times_are_printed_in_milliseconds():
     runs = [make_record(time__update_seconds=0.0123), make_record(time__update_seconds=0.0143, seed=1)]
     header, row = lines(tables.render(runs), "Throughput")

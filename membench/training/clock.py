@@ -3,12 +3,14 @@
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 
 PHASES = ("forward", "backward", "update")
 _WARM_UP = 3  # steps that the medians of long enough runs leave out
+_TASKS = Path("/proc/self/task")  # Linux tells of each thread how long it has been ready to run without running
 
 
 class Clock:
@@ -51,6 +53,16 @@ class Clock:
         if self._waits:
             torch.accelerator.synchronize()
         return time.perf_counter()
+
+
+def waited_seconds() -> float | None:
+    """Seconds that this process's threads, added up, have been ready to run while all processors were taken; None where
+    the system doesn't say."""
+    total = None
+    for path in _TASKS.glob("*/schedstat"):  # nanoseconds that it ran, that it waited, and how often it ran
+        with suppress(OSError, ValueError, IndexError):  # a thread may end now
+            total = (total or 0.0) + int(path.read_text().split()[1]) / 1e9
+    return total
 
 
 def _median(seconds: list[float]) -> float | None:

@@ -163,6 +163,7 @@ def times(loop: Loop) -> dict[str, Any]:
     *_, mine = progress.made_by or [{"tokens": 0, "train_seconds": 0.0}]
     return {
         "train_seconds": progress.train_seconds,
+        "waited_seconds": progress.waited_seconds,
         "evaluation_seconds": progress.evaluation_seconds,
         "tokens_per_second": mine["tokens"] / mine["train_seconds"] if mine["train_seconds"] else None,
         **loop.clock.medians(),

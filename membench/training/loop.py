@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from membench.config.run import Training
 from membench.training import parallel, shards, tracking
 from membench.training.activations import offloading
-from membench.training.clock import Clock
+from membench.training.clock import Clock, waited_seconds
 from membench.training.schedule import scheduler
 from membench.training.seeding import seed_generators
 from optimizers import MemoryEfficientOptimizer
@@ -44,6 +44,7 @@ class Progress:
     step: int = 0
     tokens: int = 0
     train_seconds: float = 0.0
+    waited_seconds: float | None = 0.0  # None: the system doesn't say
     evaluation_seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)  # since the last entry of the history
@@ -324,6 +325,7 @@ class Loop:
             seed_generators(self.seed, progress.step, parallel.rank())
         batches = [parallel.share_of(batch) for batch in whole]
         rate = self.optimizer.param_groups[0]["lr"]
+        waited = waited_seconds()
         mean = training_step(
             self.model,
             self.optimizer,
@@ -339,12 +341,20 @@ class Loop:
         progress.step += 1
         progress.tokens += tokens
         progress.train_seconds += seconds
+        self._add_waited(waited, waited_seconds())
         mine = progress.made_by[-1]
         mine["steps"] += 1
         mine["tokens"] += tokens
         mine["train_seconds"] += seconds
         self._remember(loss, rate)
         return loss
+
+    def _add_waited(self, before: float | None, after: float | None) -> None:
+        sum_before = self.progress.waited_seconds
+        if before is None or after is None or sum_before is None:
+            self.progress.waited_seconds = None
+        else:  # a thread that ended has taken with it what it had waited
+            self.progress.waited_seconds = sum_before + max(0.0, after - before)
 
     def _remember(self, loss: float, rate: float) -> None:
         progress = self.progress
