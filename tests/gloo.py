@@ -9,7 +9,7 @@ import traceback
 import torch
 from torch import distributed
 
-SECONDS = 300  # until a hanging process is ended
+SECONDS = 1800  # until a hanging process is ended, on a busy machine too
 
 
 def run(function, *arguments, size=2, seconds=SECONDS):
