@@ -129,14 +129,17 @@ def test_lomo_holds_about_one_gradient_and_galore_works_on_copies(tmp_path):
 
 
 @pytest.mark.slow
-def test_badams_first_block_peaks_3_4_times_as_high_as_its_last_and_the_plan_names_it():
+def test_badams_first_block_peaks_higher_than_its_last_by_what_frozen_layers_keep_and_the_plan_names_it():
     workload = Workload("roberta-large", 8, 256, "float32")
     blueprint = Blueprint(workload)
     trace = simulate(blueprint, "badam", method_values(blueprint, "badam", {}), blueprint.depth).trace
     peaks = [peak for peak, _ in find_peaks(trace)[0]]
     by_name = {name: peak for (_, name), peak in zip(trace.selections, peaks, strict=True)}
     first, last = by_name["roberta.encoder.layer.0"], by_name["roberta.encoder.layer.23"]
-    assert first / last == pytest.approx(3.4, abs=0.3)
+    # q, k, v and the output of fused attention, the inputs of two norms, GELU's input of four times the width, and two
+    # masks of dropout, a byte each; of each layer behind the first
+    states = 4 * 8 * 256 * 1024
+    assert first - last == pytest.approx(23 * (3 + 1 + 2 + 4 + 2 / 4) * states, rel=0.05)
     row = plan(workload, ["badam"], {})["rows"][0]
     assert row["peak_selection"] == "roberta.encoder.layer.0" and row["peak_allocated_bytes"] == first
 
