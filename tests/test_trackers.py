@@ -87,6 +87,70 @@ def log(name, out, record, *, told=0):
         tracked.end(run, record, 1.0)
 
 
+def test_a_run_that_goes_on_from_its_checkpoint_is_logged_once_to_its_last_entry(place):
+    """The command keeps waiting for it, as when Slurm puts a job back or a node of Ray is lost."""
+    pytest.importorskip("tensorboard")
+    made = make_record(history=HISTORY, metrics={"accuracy": 0.75})
+    run = SimpleNamespace(run_id=made["run_id"], task="t", method="m", seed=0, hyperparameters={"lr": 1e-3})
+    with trackers.create(Lines(1, 1), resolve({"log_to": "tensorboard", "out": str(place)})) as tracked:
+        tracked.begin(run)
+        for entry in (HISTORY[0], HISTORY[1], HISTORY[0], HISTORY[1]):
+            tracked.entry(run, entry)
+        tracked.end(run, made, 1.0)
+    scalars, record = tensorboard(place, made["run_id"])
+    expect(scalars, made)
+    assert scalars["tokens_per_second"] == [(step, pytest.approx(one)) for step, one in enumerate(PER_SECOND, 1)]
+    assert record == made
+
+
+def test_an_interrupted_run_is_left_ended_in_every_tracker(place, monkeypatch):
+    """Only those whose runs go on when the command ends; one that fails then keeps the others from nothing."""
+    ended = []
+
+    def begin(name):
+        def interrupt():
+            ended.append(name)
+            if name == "wandb":
+                raise OSError("no network")
+
+        return SimpleNamespace(log=lambda *_: None, end=lambda *_: ended.append("ok"), interrupt=interrupt)
+
+    for name in ("wandb", "mlflow"):
+        module = ModuleType(f"membench.runs.trackers.to_{name}")
+        module.begin = lambda run, out, name=name: begin(name)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(trackers, "find_spec", lambda name: name)
+    made = make_record(history=HISTORY)
+    log("wandb,mlflow", place, made)
+    assert ended == ["ok", "ok"]
+    run = SimpleNamespace(run_id=made["run_id"], task="t", method="m", seed=0, hyperparameters={"lr": 1e-3})
+    with (
+        pytest.raises(KeyboardInterrupt),
+        trackers.create(Lines(1, 1), resolve({"log_to": "wandb,mlflow", "out": str(place)})) as tracked,
+    ):
+        tracked.begin(run)
+        raise KeyboardInterrupt
+    assert ended == ["ok", "ok", "wandb", "mlflow"]
+
+
+@pytest.mark.slow
+def test_mlflow_shows_an_interrupted_run_as_killed(place):
+    pytest.importorskip("mlflow")
+    from mlflow import MlflowClient
+
+    made = make_record(history=HISTORY)
+    run = SimpleNamespace(run_id=made["run_id"], task="t", method="m", seed=0, hyperparameters={"lr": 1e-3})
+    with (
+        pytest.raises(KeyboardInterrupt),
+        trackers.create(Lines(1, 1), resolve({"log_to": "mlflow", "out": str(place)})) as tracked,
+    ):
+        tracked.begin(run)
+        raise KeyboardInterrupt
+    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+    (found,) = client.search_runs([client.get_experiment_by_name("membench").experiment_id])
+    assert found.info.status == "KILLED"
+
+
 def expect(scalars, record):
     """The history and what follows it, in the tracker's precision (32 bits in TensorBoard)."""
 

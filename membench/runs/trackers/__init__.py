@@ -1,7 +1,7 @@
 """`--log-to`: what a run measures, while it is made, in the form of a tracker. One small file each.
 
-A run is logged under its id: each entry of its history as soon as it is known, the rest from its record. A run that is
-continued or made again is logged anew, from its first step.
+A run is logged under its id: each entry of its history as soon as it is known, and once, the rest from its record. A
+run that is continued or made again by another command is logged anew, from its first step.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ class Log(Protocol):
     def end(self, record: dict[str, Any], values: Values) -> None:
         """With the whole record, and those of its values that aren't in its history."""
 
+    def interrupt(self) -> None:
+        """The command ends before the run: what is logged stays, and isn't shown as if it went on."""
+
 
 def create(display: Display, options: ExecutionOptions) -> Display:
     """A display that also logs to the trackers that are asked for.
@@ -62,7 +65,11 @@ class Tracked:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.display.__exit__(*exception)
+        try:
+            for logs in self._runs.values():
+                logs.interrupt()
+        finally:
+            self.display.__exit__(*exception)
 
     def begin(self, run: Run) -> None:
         self.display.begin(run)
@@ -91,7 +98,7 @@ class _Logs:
 
     run: Run
     logs: dict[str, Log] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)  # what is logged of it
+    history: dict[int, dict[str, Any]] = field(default_factory=dict)  # what is logged of it, by step
 
     def begin(self, name: str, out: Path) -> None:
         try:
@@ -100,14 +107,22 @@ class _Logs:
             self._say(name, error)
 
     def add(self, entry: dict[str, Any]) -> None:
-        values = values_of(entry, self.history[-1] if self.history else None)
-        self.history.append(entry)
-        self._each(lambda log: log.log(entry["step"], values))
+        """Log an entry, unless it is: a run that had to go on from its checkpoint tells its history again."""
+        step = entry["step"]
+        if step in self.history:
+            return
+        before = max((known for known in self.history if known < step), default=None)
+        values = values_of(entry, None if before is None else self.history[before])
+        self.history[step] = entry
+        self._each(lambda log: log.log(step, values))
 
     def end(self, record: dict[str, Any]) -> None:
-        for entry in (record["history"] or [])[len(self.history) :]:
+        for entry in record["history"] or []:
             self.add(entry)
         self._each(lambda log: log.end(record, final(record)))
+
+    def interrupt(self) -> None:
+        self._each(lambda log: log.interrupt())
 
     def _each(self, act: Any) -> None:
         for name, log in list(self.logs.items()):

@@ -30,6 +30,9 @@ class _Log:
         self._client.log_dict(self._number, record, "record.json")
         self._client.set_terminated(self._number, "FINISHED" if record["status"] == "ok" else "FAILED")
 
+    def interrupt(self) -> None:
+        self._client.set_terminated(self._number, "KILLED")
+
 
 def begin(run: Run, out: Path) -> _Log:
     """Replaces what an earlier attempt has logged."""

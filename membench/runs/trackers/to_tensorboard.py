@@ -31,6 +31,9 @@ class _Log:
         self._add([Summary.Value(tag="record", metadata=create_summary_metadata("record", ""), tensor=text)])
         self._writer.close()
 
+    def interrupt(self) -> None:
+        self._writer.close()
+
     def _add(self, values: list[Any]) -> None:
         self._writer.add_event(Event(wall_time=time.time(), step=self._last, summary=Summary(value=values)))
 

@@ -24,6 +24,9 @@ class _Log:
         self._run.log({**values, "record": json.dumps(record)}, step=self._last)
         self._run.finish()
 
+    def interrupt(self) -> None:
+        self._run.finish()
+
 
 def begin(run: Run, out: Path) -> _Log:
     """Replaces what an earlier attempt has logged."""

@@ -24,6 +24,9 @@ class _Log:
         self._run.summary.update({**values, "record": json.dumps(record)})
         self._run.finish(exit_code=int(record["status"] != "ok"))
 
+    def interrupt(self) -> None:
+        self._run.finish(exit_code=1)
+
 
 def begin(run: Run, out: Path) -> _Log:
     """A run beside those that are being logged now."""
