@@ -1,5 +1,6 @@
 """Many runs at once: on devices, on a Ray cluster that loses a node, as jobs of Slurm's stand-ins. Same records."""
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -126,6 +127,27 @@ def test_on_ray_a_run_takes_the_cards_of_all_its_processes_or_their_processors()
     assert needs(run) == {"num_cpus": 12}
 
 
+def test_a_later_command_is_told_a_rays_runs_history_from_its_beginning():
+    pytest.importorskip("ray")
+    from membench.runs.executors.on_ray import _Desk, _News
+
+    entries = [{"step": step} for step in (1, 2, 3)]
+
+    async def collected():
+        desk = _Desk(1)
+        desk._make = lambda name: asyncio.sleep(0)  # instead of having it carried out
+        await desk.submit("run", SimpleNamespace(files={}))
+        await desk.tell("run", _News([entries[0]]))
+        await desk.tell("run", _News([entries[1]]))
+        first = (await desk.collect())["run"].messages
+        await desk.submit("run", SimpleNamespace(files={}))
+        await desk.tell("run", _News([entries[2]]))
+        await desk.tell("run", _News([(4, 0.5)]))
+        return first, (await desk.collect())["run"].messages
+
+    assert asyncio.run(collected()) == (entries[:2], [*entries, (4, 0.5)])
+
+
 def test_devices_are_shared_out_to_runs_by_their_processes():
     """Each sees its own alone, by the numbers that CUDA knows them by."""
     made = executors.create(resolve({"devices": "cuda:0,cuda:1,cuda:2,cuda:3", "processes": 2}))
@@ -140,6 +162,16 @@ def test_an_option_that_sbatch_does_not_have_is_refused(tmp_path):
         slurm(tmp_path, partitoin="gpu")
     with pytest.raises(UserError, match="cluster=pbs: it must be one of slurm, local, debug"):
         slurm(tmp_path, cluster="pbs")
+
+
+def test_what_sbatch_refuses_is_told_in_its_words(tmp_path, monkeypatch):
+    for name in ("sbatch", "srun"):
+        (tmp_path / name).write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: gpu' >&2\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    calls = [Call(print, (prepared(1),), tmp_path / f"{number}.log") for number in range(2)]
+    with pytest.raises(UserError, match="^--executor slurm: sbatch: error: invalid partition specified: gpu: see"):
+        list(slurm(tmp_path / "slurm", partition="gpu").call_all(calls))
 
 
 # ---- the same study everywhere

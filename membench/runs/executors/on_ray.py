@@ -89,18 +89,22 @@ class _Desk:
 
     def __init__(self, at_once: int | None):
         self._news: dict[str, _News] = {}
+        self._history: dict[str, list[Any]] = {}  # all entries that a call has told, for a command that comes later
         self._parcels: dict[str, _Parcel] = {}  # of calls whose outcome hasn't been collected
         self._ready = asyncio.Event()
         self._room = asyncio.Semaphore(at_once or 1_000_000)
         self._tasks = set[asyncio.Task]()
 
     async def submit(self, name: str, parcel: _Parcel) -> None:
-        """Have a call carried out, unless it is on its way from an earlier command."""
+        """Have a call carried out, unless it is on its way from an earlier command: then its history is news again."""
         if name not in self._parcels:
-            self._parcels[name] = parcel
+            self._parcels[name], self._history[name] = parcel, []
             task = asyncio.create_task(self._make(name))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+        elif self._history[name]:
+            known = self._news.setdefault(name, _News())
+            known.messages = self._history[name] + [one for one in known.messages if not isinstance(one, dict)]
 
     async def _make(self, name: str) -> None:
         parcel, me = self._parcels[name], ray.get_runtime_context().current_actor
@@ -123,9 +127,12 @@ class _Desk:
 
     async def tell(self, name: str, news: _News) -> None:
         """Called by a task: something has happened."""
+        if name not in self._parcels:  # late: the call has ended
+            return
         known = self._news.setdefault(name, _News())
         entries = [message for message in known.messages if isinstance(message, dict)]
         known.messages = entries + news.messages if news.messages else known.messages
+        self._history[name] += [message for message in news.messages if isinstance(message, dict)]
         known.files |= news.files
         known.log, known.outcome = news.log or known.log, news.outcome or known.outcome
         self._parcels[name].files |= news.files  # it would be continued from there
@@ -138,7 +145,7 @@ class _Desk:
         self._ready.clear()
         news, self._news = self._news, {}
         for name in [name for name, one in news.items() if one.outcome]:
-            del self._parcels[name]
+            del self._parcels[name], self._history[name]
         return news
 
     async def is_empty(self) -> bool:

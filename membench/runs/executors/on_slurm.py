@@ -169,7 +169,11 @@ class Slurm:
         given = zip(*((call.function, call.arguments, call.log, self._told(call)) for call in calls), strict=True)
         # a job sees the modules that we see
         with environment_of({"PYTHONPATH": pathsep.join(sys.path), "PYTHONSAFEPATH": "1"}):
-            return self._executor(calls[0].arguments[0]).map_array(_Job(), *given)
+            executor = self._executor(calls[0].arguments[0])
+            try:
+                return executor.map_array(_Job(), *given)
+            except RuntimeError as error:  # submitit's, with what sbatch says
+                raise UserError(f"--executor slurm: {str(error) or repr(error)}: see --slurm") from error
 
     def _executor(self, run: Run) -> Any:
         try:
