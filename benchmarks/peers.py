@@ -61,9 +61,10 @@ class MeZOInPlace(StockOptimizer):
 
     @torch.no_grad()
     def _move(self, distance: float) -> None:
-        generator = torch.Generator().manual_seed(self._seed)
+        device = self.trainable[0].device
+        generator = torch.Generator(device).manual_seed(self._seed)
         for p in self.trainable:
-            p.add_(torch.randn(p.shape, generator=generator, dtype=p.dtype), alpha=distance)
+            p.add_(torch.randn(p.shape, generator=generator, dtype=p.dtype, device=device), alpha=distance)
 
 
 def two_groups(params: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

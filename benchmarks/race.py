@@ -5,39 +5,56 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from benchmarks.measure import run
+from benchmarks.measure import Result, run
 from benchmarks.models import SIZES
-from benchmarks.parts import parts
+from benchmarks.parts import Part, parts
 from benchmarks.races import RACES
 from benchmarks.report import as_json, render
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the requested races; returns 1 if one is lost, 0 if not."""
+    """Run the requested races; returns 1 if one is lost or fails, 0 if not."""
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     size = SIZES[options.model]
-    results, measured = [], []
+    results, measured, failed = list[Result](), list[Part](), list[str]()
     for name in options.methods:
         race = RACES[name]
         if race.installed:
             say(f"{name} against {race.peer} ...")
-            results.append(run(name, race, size, options.steps, options.warm_up))
+            with noting_failure(name, failed):
+                results.append(run(name, race, size, options.steps, options.warm_up))
         else:
             print(f"{name}: skipped, {race.peer} is not installed (pip install '.[peers]')")
     for name, measure in parts(size, SIZES["small" if options.model == "100m" else "tiny"]).items():
         if name.partition(".")[0] in options.methods:
             say(f"{name} ...")
-            measured.append(measure())
+            with noting_failure(name, failed):
+                measured.append(measure())
     settings = {name: getattr(options, name) for name in ("model", "steps", "warm_up", "threads")}
     print(render(results, measured, settings))
     if options.json:
         options.json.write_text(json.dumps(as_json(results, measured, settings), indent=1) + "\n")
-    return int(any(result.lost() for result in results) or not all(part.holds for part in measured))
+    if failed:
+        print(f"\nFailed: {', '.join(failed)}; see above for why")
+    return int(bool(failed) or any(result.lost() for result in results) or not all(part.holds for part in measured))
+
+
+@contextmanager
+def noting_failure(name: str, failed: list[str]) -> Iterator[None]:
+    """Whatever happens within this context, what was measured before, in many minutes, is still printed."""
+    try:
+        yield
+    except Exception:
+        traceback.print_exc()
+        failed.append(name)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

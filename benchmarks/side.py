@@ -68,13 +68,14 @@ def with_timed_hooks(base: type[MemoryEfficientOptimizer]) -> Any:
 
 
 def largest_difference(ours: nn.Module, theirs: nn.Module) -> float:
-    """The largest difference between corresponding weights of two models, matched by the order of their parameters.
+    """The largest difference between corresponding weights of two models, matched by the order of their parameters;
+    NaN if any of them is.
 
     Parameters that aren't floating-point are left out: bitsandbytes has its packed bytes among the parameters.
     """
     weights = ([p for p in model.parameters() if p.is_floating_point()] for model in (ours, theirs))
     pairs = zip(*weights, strict=True)
-    return max((p.detach() - q.detach()).abs().max().item() for p, q in pairs)
+    return torch.stack([(p.detach() - q.detach()).abs().max().double() for p, q in pairs]).max().item()
 
 
 def step_on_the_same_gradients(ours: Side, theirs: Side, number: int) -> None:

@@ -1,19 +1,21 @@
 """The session on a GPU, rehearsed on a CPU: what it needs, that no part ends it, and what its numbers are made of."""
 
+import contextlib
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import optimizers
-from benchmarks.on_gpu import command, methods, page, plans
+from benchmarks.on_gpu import command, methods, page, plans, promises
 from benchmarks.on_gpu.card import Card
 from benchmarks.on_gpu.journal import Broken, Journal, Part
-from benchmarks.on_gpu.workloads import PROGRAMS, TINY
+from benchmarks.on_gpu.workloads import GIB, PROGRAMS, TINY
 from membench.planning import budget
 from membench.planning.planner import plan
 
@@ -93,7 +95,11 @@ def raises(error):
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(ValueError("no"), "failed"), (torch.OutOfMemoryError("CUDA out of memory."), "out_of_memory")],
+    [
+        (ValueError("no"), "failed"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "out_of_memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "out_of_memory"),
+    ],
 )
 def test_a_part_that_fails_leaves_its_traceback_and_the_next_one_is_done(tmp_path, error, status):
     ours = journal(tmp_path)
@@ -116,6 +122,26 @@ def test_a_part_that_takes_too_long_is_stopped(tmp_path):
     ours = journal(tmp_path)
     ours.do(Part("slow", lambda: time.sleep(60) or {}, limit_seconds=0.05))
     assert saved(tmp_path)["slow"]["status"] == "out_of_time"
+
+
+@pytest.mark.parametrize(
+    ("sign", "status"),
+    [("CUDA error: device-side assert triggered", "failed"), ("CUDA out of memory.", "out_of_memory")],
+)
+def test_what_the_card_fails_is_no_broken_promise(tmp_path, monkeypatch, sign, status):
+    def fails(subject):
+        raise RuntimeError(sign)
+
+    monkeypatch.setattr(promises.contract, "CHECKS", [fails])
+    with contextlib.suppress(Broken):
+        journal(tmp_path).do(Part("promises/adamw", lambda: promises.check(CPU, "adamw")))
+    assert saved(tmp_path)["promises/adamw"]["status"] == status
+
+
+def test_the_end_of_the_time_is_no_broken_promise(tmp_path, monkeypatch):
+    monkeypatch.setattr(promises.contract, "CHECKS", [lambda subject: time.sleep(60)])
+    part = Part("promises/adamw", lambda: promises.check(CPU, "adamw"), limit_seconds=0.05)
+    assert journal(tmp_path).do(part)["status"] == "out_of_time"
 
 
 def test_the_file_is_complete_while_a_part_runs(tmp_path):
@@ -145,7 +171,7 @@ def test_another_process_goes_on_where_one_was_spoilt_or_died(tmp_path):
 
 def visited(method, **values):
     model = methods.Bench(CPU, TINY, method, values)
-    return list(methods.turns(model.optimizer)), model.optimizer
+    return list(methods.turns(model.optimizer, CPU)), model.optimizer
 
 
 def test_every_block_of_a_short_cycle_is_visited_and_an_even_part_of_a_long_one(monkeypatch):
@@ -161,6 +187,28 @@ def test_a_method_without_a_choice_is_visited_once_and_one_that_renews_twice():
     once, again = visited("galore")[0]
     assert once["switch_seconds"] is None
     assert again["switch_seconds"] > 0.0
+
+
+def test_a_switch_takes_until_the_card_has_done_its_work():
+    """A card that takes 50 ms for whatever was started on it since it was waited for."""
+
+    class Slow(Card):
+        started = False
+
+        def wait(self):
+            time.sleep(0.05 * self.started)
+            self.started = False
+
+    card, bench = Slow("cpu"), methods.Bench(CPU, TINY, "badam", {})
+    advance = bench.optimizer.advance
+
+    def start():
+        advance()
+        card.started = True
+
+    bench.optimizer.advance = start
+    _, switched, *_ = methods.turns(bench.optimizer, card)
+    assert 0.05 <= switched["switch_seconds"] < 0.5
 
 
 def test_the_worst_case_counts_for_memory_and_not_for_the_time_of_a_cycle():
@@ -198,15 +246,58 @@ def test_every_method_is_measured_on_every_workload(tmp_path):
     assert pairs[0] == ("badam", "adamw")
 
 
-def test_plans_made_before_are_taken_if_the_versions_are_the_same(tmp_path, monkeypatch, capsys):
-    path = tmp_path / "plans.json"
-    path.write_text(json.dumps({"planned_with": {"torch": "2", "transformers": "5"}, "plans": {"one": 1}}))
-    session = command.Session.__new__(command.Session)
-    session.options = command.parse(["--out", "gpu.json", "--plans", str(path)])
-    for torch_version, plans_taken in (("2", {"one": 1}), ("3", {})):
-        monkeypatch.setattr(command.card, "versions", lambda: {"torch": torch_version, "transformers": "5"})  # noqa: B023
-        assert session._made_before() == plans_taken
-    assert "made with torch 2, this is 3" in capsys.readouterr().err
+def session_of(monkeypatch, path, total_gib, *more):
+    """A session on a card of that size, without processes that plan."""
+    monkeypatch.setattr(command.plans, "Plans", lambda workers: SimpleNamespace(begin=lambda *_: None))
+    line = ["--out", str(path), "--card-gib", str(total_gib), *more]
+    options = command.parse(line)
+    return command.Session(options, Journal(options.out, options.minutes, options.resume))
+
+
+def row_of(gib, fits):
+    return {"estimated_total_bytes": int(gib * GIB), "fits": fits}
+
+
+def test_plans_made_before_are_taken_if_today_they_would_be_the_same(tmp_path, monkeypatch, capsys):
+    """On a smaller card a plan doesn't fit any more, on a larger one an earlier one does."""
+    made, path = session_of(monkeypatch, tmp_path / "made.json", 40).journal, tmp_path / "plans.json"
+    kept = {"methods/badam/lora": [row_of(20, True)], "largest/badam/badam/24 GiB": 3}
+    of_the_card = {
+        "methods/badam/adamw": [row_of(70, False), row_of(30, True)],
+        "methods/badam/hft": [row_of(50, False), row_of(39, True)],
+        "largest/galore/adamw/the card": 74,
+    }
+    path.write_text(json.dumps({**made.document, "plans": kept | of_the_card}))
+    for gib, taken in ((40, kept | of_the_card), (24, kept), (80, kept)):
+        session = session_of(monkeypatch, tmp_path / f"{gib}.json", gib, "--plans", str(path))
+        assert session.journal.document["plans"] == taken
+    assert "is of another card: 3 of 5 are planned again" in capsys.readouterr().err
+    for change, why in (
+        ({"planned_with": {"torch": "2", "transformers": "5"}}, "was made with torch 2, this is "),
+        ({"workloads": {}}, "is of other models: all is planned again"),
+    ):
+        path.write_text(json.dumps({**made.document, "plans": kept, **change}))
+        session = session_of(monkeypatch, tmp_path / "again.json", 40, "--plans", str(path))
+        assert session.journal.document["plans"] == {} and why in capsys.readouterr().err
+
+
+def test_what_another_card_measured_is_not_resumed(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "gpu.json"
+    session_of(monkeypatch, path, 80).journal.save()
+    assert session_of(monkeypatch, path, 80, "--resume").total_bytes == 80 * GIB
+    with pytest.raises(ValueError, match=r"of another card or of other models: give another --out"):
+        session_of(monkeypatch, path, 24, "--resume")
+    assert command.main(["--out", str(path), "--card-gib", "24", "--resume"]) == 2
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_no_larger_card_is_tried_on_a_smaller_one(tmp_path, monkeypatch):
+    """An RTX 4090 has less than 24 GiB: a batch for these may not run on it, through no fault of the plan."""
+    session = session_of(monkeypatch, tmp_path / "gpu.json", 23.6)
+    parts = {part.name: part for part in session.parts() if part.name.startswith("largest/")}
+    assert parts["largest/badam/badam/24 GiB"].work() == {"status": "skipped", "reason": "this card has less"}
+    planned = [name for name, *_ in session._plans() if name.startswith("largest/")]
+    assert planned == ["largest/galore/galore/16 GiB", "largest/galore/adamw/the card"]
 
 
 @pytest.mark.parametrize("arguments", [["--device", "cpu"], ["--methods", "adam"], ["--model", "huge"]])

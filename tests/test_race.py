@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import statistics
 from dataclasses import replace
 
@@ -110,6 +111,10 @@ def test_the_difference_is_the_largest_of_any_weight():
         other.weight[1, 2] += 0.25
         other.bias[0] -= 0.5
     assert largest_difference(one, other) == pytest.approx(0.5)
+    with torch.no_grad():
+        other.bias[1] = math.nan
+    assert math.isnan(largest_difference(one, other))  # which no limit holds
+    assert result(difference=math.nan, same_weights=1.0).lost()
 
 
 # ---- the races
@@ -221,6 +226,20 @@ def test_a_race_that_is_lost_is_named_and_the_command_fails(monkeypatch, capsys)
     printed = capsys.readouterr().out
     assert "LOST" in printed
     assert "update time 1.500 [1.400, 1.600] above 1.0" in printed
+
+
+def test_a_race_that_fails_costs_no_other_its_numbers(monkeypatch, tmp_path, capsys):
+    def runs(name, *given):
+        if name == "sgd":
+            raise torch.OutOfMemoryError("no memory left")
+        return replace(result(), method=name)
+
+    monkeypatch.setattr(race, "run", runs)
+    path = tmp_path / "race.json"
+    assert race.main(["adamw", "sgd", "hft", "--model", "tiny", "--threads", "1", "--json", str(path)]) == 1
+    assert [one["method"] for one in json.loads(path.read_text())["races"]] == ["adamw", "hft"]
+    printed = capsys.readouterr()
+    assert "Failed: sgd" in printed.out and "no memory left" in printed.err
 
 
 def test_a_peer_that_is_not_installed_is_skipped_and_said_so(monkeypatch, capsys):

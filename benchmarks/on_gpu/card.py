@@ -38,9 +38,14 @@ class Card:
     def settle(self) -> None:
         """Release memory that is no longer used."""
         gc.collect()
+        self.wait()
+        if self.on_gpu:
+            torch.cuda.empty_cache()
+
+    def wait(self) -> None:
+        """Until all that was started on the device is done."""
         if self.on_gpu:
             torch.cuda.synchronize()
-            torch.cuda.empty_cache()
 
     def start_peaks(self) -> None:
         """Reset the peaks: they count from here on."""
@@ -90,8 +95,9 @@ class Card:
 
 
 def nvidia_smi() -> dict[str, str]:
-    """What the driver says about the first GPU, if there is one; this needs no CUDA context in this process."""
-    command = ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader", "--id=0"]
+    """What the driver says about the GPU that is used, if there is one; this needs no CUDA context in this process."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]  # a number or a UUID
+    command = ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader", f"--id={first}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -147,14 +153,9 @@ def ceilings(card: Card, size: int = 8192, repeats: int = 10) -> dict[str, Any]:
 def _seconds(card: Card, work: Any, repeats: int) -> float:
     for _ in range(3):
         work()
-    _wait(card)
+    card.wait()
     start = time.perf_counter()
     for _ in range(repeats):
         work()
-    _wait(card)
+    card.wait()
     return (time.perf_counter() - start) / repeats
-
-
-def _wait(card: Card) -> None:
-    if card.on_gpu:
-        torch.cuda.synchronize()

@@ -16,14 +16,20 @@ from benchmarks.on_gpu import card, largest, meter, methods, plans, promises, ra
 from benchmarks.on_gpu.journal import Broken, Journal, Part
 from benchmarks.on_gpu.workloads import GIB, PROGRAMS, RACED_IN_BF16, REFERENCE, Budget, Program
 
+THE_CARD = "the card"  # ends the name of a plan for this card's own memory
 FIRST = ("adamw", "badam", "lora", "galore", "lomo", "blockllm", "lisa", "hft")  # the most important, on each workload
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do all parts for which there is time; returns 0 if none of those begun failed."""
     options = parse(arguments)
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # so that nvidia-smi and CUDA mean the same card
     journal = Journal(options.out, options.minutes, options.resume)
-    session = Session(options, journal)
+    try:
+        session = Session(options, journal)
+    except ValueError as error:
+        say(f"error: {error}")
+        return 2
     if options.plan_only:
         session.make_plans()
         return 0
@@ -74,7 +80,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 class Session:
-    """The parts in order of importance, and the plans with which they are compared."""
+    """The parts in order of importance, and the plans with which they are compared.
+
+    Raises:
+        ValueError: the journal is of another card or of other models.
+    """
 
     def __init__(self, options: argparse.Namespace, journal: Journal):
         self.options, self.journal = options, journal
@@ -82,7 +92,10 @@ class Session:
         self.program: Program = PROGRAMS[options.model]
         self.total_bytes = self._total_bytes()
         self.planner = plans.Plans(options.workers)
-        journal.document["workloads"] = {name: asdict(one) for name, one in self.program.workloads.items()}
+        about = {"workloads": self._workloads(), "total_bytes": self.total_bytes}
+        if any(journal.document.get(name, now) != now for name, now in about.items()):
+            raise ValueError(f"--resume {journal.path}: it is of another card or of other models: give another --out")
+        journal.document |= about
         journal.document["reference"] = REFERENCE
         journal.document["planned_with"] = card.versions()
         journal.document.setdefault("plans", self._made_before())
@@ -93,7 +106,11 @@ class Session:
             return int(self.options.card_gib * GIB)
         return driver_total_bytes() if self.card.on_gpu else None
 
+    def _workloads(self) -> dict[str, Any]:
+        return {name: asdict(one) for name, one in self.program.workloads.items()}
+
     def _made_before(self) -> dict[str, Any]:
+        """The plans in a file, but for those that would be others today, on this card."""
         if self.options.plans is None:
             return {}
         before = json.loads(self.options.plans.read_text(encoding="utf-8"))
@@ -102,7 +119,21 @@ class Session:
             if theirs != ours:
                 say(f"{self.options.plans} was made with {package} {theirs}, this is {ours}: all is planned again")
                 return {}
-        return before["plans"]
+        if before["workloads"] != self._workloads():
+            say(f"{self.options.plans} is of other models: all is planned again")
+            return {}
+        made = before["plans"]
+        same_card = before.get("total_bytes") == self.total_bytes
+        kept = {name: plan for name, plan in made.items() if same_card or self._holds_here(name, plan)}
+        if len(kept) < len(made):
+            say(f"{self.options.plans} is of another card: {len(made) - len(kept)} of {len(made)} are planned again")
+        return kept
+
+    def _holds_here(self, name: str, made: Any) -> bool:
+        """Would this plan for another card be the same for this one?"""
+        if isinstance(made, list):
+            return all(row["fits"] == plans.fits(row, self.total_bytes) for row in made)
+        return not name.endswith(THE_CARD)
 
     def make_plans(self) -> None:
         """Make all plans, and nothing on the device."""
@@ -142,7 +173,12 @@ class Session:
         for budget in self._budgets():
             workload = self.program.workloads[budget.workload]
             total = budget.total_bytes or self.total_bytes
-            yield _largest_name(budget), plans.planned_batch, workload, budget.method, total
+            if self._has(total):
+                yield _largest_name(budget), plans.planned_batch, workload, budget.method, total
+
+    def _has(self, total_bytes: int | None) -> bool:
+        """Can a card of so many bytes be tried on this one? A rehearsal tries nothing."""
+        return self.total_bytes is None or (total_bytes or 0) <= self.total_bytes
 
     def _methods(self) -> Iterator[tuple[str, str]]:
         """First the most important methods on all workloads, then the others."""
@@ -202,8 +238,10 @@ class Session:
         workload, name = self.program.workloads[budget.workload], _largest_name(budget)
 
         def work() -> dict[str, Any]:
-            planned = self._planned(name)
             total = budget.total_bytes or self.total_bytes
+            if not self._has(total):
+                return {"status": "skipped", "reason": "this card has less"}
+            planned = self._planned(name)
             return largest.check(self.card, workload, budget.method, total, planned)
 
         return Part(name, work, expected_seconds=12.0, limit_seconds=60.0)
@@ -219,7 +257,7 @@ class Session:
 
 
 def _largest_name(budget: Budget) -> str:
-    size = "the card" if budget.total_bytes is None else f"{budget.total_bytes >> 30} GiB"
+    size = THE_CARD if budget.total_bytes is None else f"{budget.total_bytes >> 30} GiB"
     return f"largest/{budget.workload}/{budget.method}/{size}"
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from tasks.models.damage import is_out_of_memory
 
 SCHEMA = 1
 _SPOILT = ("CUDA error", "device-side assert", "CUBLAS_STATUS_NOT_INITIALIZED", "cuDNN error")
@@ -45,8 +45,8 @@ class Broken(Exception):
     """Nothing more can be done on the device by this process."""
 
 
-class OutOfTime(Exception):
-    """A part has used up its time, or the session has."""
+class OutOfTime(BaseException):
+    """A part has used up its time, or the session has: not an error, which what runs might catch as one of its own."""
 
 
 class Journal:
@@ -99,7 +99,7 @@ class Journal:
         start = time.perf_counter()
         record = self._outcome(part)
         self._note(part, {**record, "part_seconds": round(time.perf_counter() - start, 3)})
-        if any(sign in record.get("error", "") for sign in _SPOILT):
+        if record["status"] == "failed" and is_spoilt(record["error"]):
             raise Broken(record["error"])
         return record
 
@@ -107,12 +107,10 @@ class Journal:
         try:
             with _alarm(min(part.limit_seconds, self.seconds_left)):
                 return {"status": "ok", **part.work()}
-        except torch.OutOfMemoryError as error:
-            return {"status": "out_of_memory", **_described(error)}
         except OutOfTime as error:
             return {"status": "out_of_time", **_described(error)}
         except Exception as error:
-            return {"status": "failed", **_described(error)}
+            return {"status": "out_of_memory" if is_out_of_memory(error) else "failed", **_described(error)}
 
     def _note(self, part: Part, record: dict[str, Any]) -> dict[str, Any]:
         self.parts[part.name] = record
@@ -120,7 +118,12 @@ class Journal:
         return record
 
 
-def _described(error: Exception) -> dict[str, Any]:
+def is_spoilt(error: str) -> bool:
+    """Has what says so made the whole process unusable?"""
+    return any(sign in error for sign in _SPOILT)
+
+
+def _described(error: BaseException) -> dict[str, Any]:
     text = str(error).strip().splitlines()
     frames = "".join(traceback.format_exception(error))
     return {"error": f"{type(error).__name__}: {text[0] if text else ''}", "traceback": frames[-3000:]}

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from benchmarks.on_gpu.card import Card
 from benchmarks.on_gpu.methods import MEMORY_STEPS, Bench, turns
 from membench.planning.workload import Workload
+from tasks.models.damage import is_out_of_memory
 
 MOST_TRIES = 5
 
@@ -43,10 +42,11 @@ def runs(card: Card, workload: Workload, method: str) -> bool:
     """Do a few steps on the largest selection succeed?"""
     try:
         bench = Bench(card, workload, method, {})
-        next(turns(bench.optimizer))
+        next(turns(bench.optimizer, card))
         bench.steps(MEMORY_STEPS)
-        if card.on_gpu:
-            torch.cuda.synchronize()
-    except torch.OutOfMemoryError:
+        card.wait()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         return False
     return True

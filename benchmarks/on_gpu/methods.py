@@ -72,12 +72,20 @@ def measure(card: Card, workload: Workload, method: str, variant: Mapping[str, A
     workspace = card.workspace_bytes()
     bench = Bench(card, workload, method, variant)
     card.start_peaks()
-    visits = [visit(bench, steps, **turn) for turn in turns(bench.optimizer)]
-    return {**summary(visits, workspace), "build_seconds": bench.build_seconds, "outside_bytes": card.outside_bytes()}
+    visits = [visit(bench, steps, **turn) for turn in turns(bench.optimizer, card)]
+    return {
+        **summary(visits, workspace),
+        "build_seconds": bench.build_seconds,
+        "outside_bytes": card.outside_bytes(),
+        "waits_for_switches": True,  # early sessions didn't
+    }
 
 
-def turns(optimizer: MemoryEfficientOptimizer) -> Iterator[dict[str, Any]]:
-    """Select what to visit: the worst case if the method knows it, then a cycle or an evenly spaced part of one."""
+def turns(optimizer: MemoryEfficientOptimizer, card: Card) -> Iterator[dict[str, Any]]:
+    """Select what to visit: the worst case if the method knows it, then a cycle or an evenly spaced part of one.
+
+    The seconds of a switch are those until the card has done it.
+    """
     method = type(optimizer)
     knows_worst = method.worst_case is not MemoryEfficientOptimizer.worst_case
     changes = method.advance is not MemoryEfficientOptimizer.advance
@@ -90,8 +98,10 @@ def turns(optimizer: MemoryEfficientOptimizer) -> Iterator[dict[str, Any]]:
     wanted = {round(number * (count - 1) / max(1, most - 1)) for number in range(most)}
     for turn in range(count):
         if turn or (knows_worst and changes):
+            card.wait()
             start = time.perf_counter()
             optimizer.advance()
+            card.wait()
             switch_seconds: float | None = time.perf_counter() - start
         else:
             switch_seconds = None

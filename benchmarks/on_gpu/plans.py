@@ -84,13 +84,18 @@ def fitting(workload: Workload, method: str, total_bytes: int | None) -> list[Ro
     for variant in variants(method):
         row = plan(workload, [method], given_to(method, variant))["rows"][0]
         keys = ("peak_allocated_bytes", "peak_reserved_bytes", "estimated_total_bytes", "peak_phase", "peak_selection")
-        fits = total_bytes is None or row["estimated_total_bytes"] <= total_bytes
+        enough = fits(row, total_bytes)
         rows.append(
-            {"given": variant, "fits": fits, **{key: row[key] for key in (*keys, "at_peak", "trained_weights")}}
+            {"given": variant, "fits": enough, **{key: row[key] for key in (*keys, "at_peak", "trained_weights")}}
         )
-        if fits:
+        if enough:
             break
     return rows
+
+
+def fits(row: Row, total_bytes: int | None) -> bool:
+    """Does a plan fit a card of so many bytes? If nothing limits it, it does."""
+    return total_bytes is None or row["estimated_total_bytes"] <= total_bytes
 
 
 def planned_batch(workload: Workload, method: str, total_bytes: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from benchmarks.races import RACES
 from reports.table import NOTHING, Table
 
 Record = dict[str, Any]
@@ -93,7 +94,10 @@ def blocks(measured: dict[str, Record]) -> Iterator[Table]:
             for visit in visits
         ]
         headers = ["trained", "requested GiB", "forward ms", "backward ms", "update ms", "switch ms", "first update ms"]
-        yield Table(method, headers, cells, {"trained"}, ["First update: the one right after a switch."])
+        notes = ["First update: the one right after a switch."]
+        if not part.get("waits_for_switches"):
+            notes.append("Switch: until its work was started, in this session, not until the card had done it.")
+        yield Table(method, headers, cells, {"trained"}, notes)
 
 
 def _short(selection: str | None) -> str:
@@ -102,15 +106,20 @@ def _short(selection: str | None) -> str:
 
 def race(document: Record) -> Table:
     """Ours over the peers'."""
+    raced = finished(document, "race/")
     cells = [
         [name, part["peer"], part["dtype"], ratio(part["update_ratio"]), ratio(part["step_ratio"])]
-        + [f"{part['our_peak_bytes'] / part['their_peak_bytes']:.3f}", f"{part['largest_difference']:.1e}"]
-        for name, part in finished(document, "race/").items()
+        + [f"{part['our_peak_bytes'] / part['their_peak_bytes']:.3f}"]
+        + [NOTHING if RACES[name].same_weights is None else f"{part['largest_difference']:.1e}"]
+        for name, part in raced.items()
     ]
+    unequal = ", ".join(name for name, part in raced.items() if not part["same_work"])
     headers = ["method", "peer", "in", "update time", "step time", "peak memory", "largest difference"]
     notes = [
         "Ours over theirs, as in the races on a CPU (benchmarks/README.md): medians of paired ratios with 95 % "
-        "confidence intervals; memory by our meter; the largest difference of any weight after all steps."
+        "confidence intervals; memory by our meter; the largest difference of any weight after all steps, of "
+        "those that compute the same.",
+        *([f"No race, since the two do different things: {unequal}."] if unequal else []),
     ]
     return Table("Races", headers, cells, {"method", "peer", "in"}, notes)
 
