@@ -193,6 +193,22 @@ def test_sizes_are_compared_in_percent_and_times_as_ratios_to_one_row():
     assert ("LoRA, rank 8", "8B backward, h") not in found  # its ratio to itself says nothing
 
 
+def test_no_ratio_is_taken_between_runs_of_different_cards():
+    """A folder begun on a small card, and ended on one that holds all rows."""
+    small, large = ({**make_record()["environment"], "device_name": name} for name in ("RTX 3090", "H200"))
+    recipe = find("badam-table-2", "paper")
+    results = [
+        result("LoRA, rank 8", make_record(environment=small, time__backward_seconds=1.2)),
+        result("BAdam", make_record(environment=small, time__backward_seconds=0.6)),
+        result("LOMO", make_record(environment=large, time__backward_seconds=0.3)),
+    ]
+    found = {(row["label"], row["column"]): row["ours"] for row in comparison.figures(recipe, results)}
+    assert found["BAdam", "8B backward, h"] == pytest.approx(0.5)
+    assert found["LOMO", "8B backward, h"] is None and found["LOMO", "parameters"] is not None
+    assert "several devices: no ratio between them" in comparison.render("badam-table-2", recipe, results, [])
+    assert "several devices" not in comparison.render("badam-table-2", recipe, results[:2], [])
+
+
 def test_tokens_a_second_are_those_of_a_median_step():
     """256 tokens in 10 + 20 + 20 ms, as a ratio to AdamW's in 10 + 10 + 5; whatever the first steps took."""
     times = {"AdamW": (0.010, 0.010, 0.005), "8-bit GaLore": (0.010, 0.020, 0.020)}

@@ -114,7 +114,7 @@ def _row(
     if target.over is not None:
         reference = results.get((target.over, column.part))
         theirs = _ratio(theirs, values[target.labels.get(target.over, target.over)][column.name])
-        ours = _ratio(ours, _ours(figure, reference, unit) if reference else None)
+        ours = _ratio(ours, _ours(figure, reference, unit) if reference and _made_alike(one, reference) else None)
     return {
         "table": target.table,
         "over": target.over,
@@ -127,6 +127,12 @@ def _row(
         "difference": _difference(ours, theirs, figure.points),
         "points": figure.points,
     }
+
+
+def _made_alike(one: Result, other: Result) -> bool:
+    """Were both made on the same kind of device? A folder's may come from several, with other times."""
+    devices = [result.record["environment"].get("device_name") for result in (one, other) if result.record]
+    return len(set(devices)) == 1
 
 
 def _ours(figure: Figure, one: Result, unit: int) -> float | None:
@@ -164,7 +170,13 @@ def render(name: str, recipe: Recipe, results: Sequence[Result], remarks: Sequen
         for target in recipe.targets
     ]
     heading = [table["title"], f"{table['source']}. {table['setup']}.", *_machines(results)]
-    notes = [*remarks, *map(_why, filter(_is_missing, results)), *recipe.notes, *table["notes"]]
+    notes = [
+        *remarks,
+        *map(_why, filter(_is_missing, results)),
+        *_mixed(recipe, results),
+        *recipe.notes,
+        *table["notes"],
+    ]
     return formats.plain([(heading, tables, notes)])
 
 
@@ -201,9 +213,20 @@ def _change(row: Row) -> str:
 
 def _machines(results: Sequence[Result]) -> list[str]:
     """Where ours were made, in a line."""
-    names = [one.record["environment"].get("device_name") for one in results if one.record]
-    known = list(dict.fromkeys(name for name in names if name))
+    known = _devices(results)
     return [f"Ours: {', '.join(known)}."] if known else []
+
+
+def _devices(results: Sequence[Result]) -> list[str]:
+    names = [one.record["environment"].get("device_name") for one in results if one.record]
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def _mixed(recipe: Recipe, results: Sequence[Result]) -> list[str]:
+    """That some ratios are left out, and what helps."""
+    if len(_devices(results)) < 2 or not any(target.over for target in recipe.targets):
+        return []
+    return ["Ours are of several devices: no ratio between them is shown. Give another --out to make all on one."]
 
 
 def _is_missing(one: Result) -> bool:
