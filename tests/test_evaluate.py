@@ -3,6 +3,7 @@
 import importlib.machinery
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -287,6 +288,24 @@ def test_what_the_harness_can_not_load_or_does_not_know_is_said_in_a_sentence(fo
         "arc_challenge",
         "one",
     ]
+
+
+def test_what_was_scored_is_told_if_the_next_model_does_not_fit(folder, stand_in, monkeypatch, capsys, tmp_path):
+    """And the record of the first has its scores."""
+    for name in ("a", "b"):
+        shutil.copytree(model_of(folder), tmp_path / name)
+    scored = sys.modules["lm_eval"].simple_evaluate
+
+    def simple_evaluate(**given):
+        if given["model_args"]["pretrained"].endswith("/b"):
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return scored(**given)
+
+    sys.modules["lm_eval"].simple_evaluate = simple_evaluate
+    options = ["--tasks", "one", "--device", "cpu", "--batch-size", "64"]
+    assert run_command(monkeypatch, tmp_path, *options) == 2
+    told = capsys.readouterr()
+    assert "0.7500" in told.out and "b on one: out of memory with --batch-size 64: give a smaller one" in told.err
 
 
 # ---- what is refused, also without the harness

@@ -30,12 +30,15 @@ def evaluate(
     harness.check_request(models, request)
     manager = harness.index(request)
     known = harness.resolve(request.tasks, manager.all_tasks)
-    found = {}
-    for model in models:
-        found[model] = harness.evaluate(model, known, request, manager)
-        if harness.add_to_record(model, found[model]) is None:
-            typer.echo(f"{model}: it has no record beside it, so its scores are only printed", err=True)
-    print(table(found))
+    found: dict[Path, dict[str, Any]] = {}
+    try:
+        for model in models:
+            found[model] = harness.evaluate(model, known, request, manager)
+            if harness.add_to_record(model, found[model]) is None:
+                typer.echo(f"{model}: it has no record beside it, so its scores are only printed", err=True)
+    finally:  # scores of hours are told even if another model's can't be had, or a record can't be written
+        if found:
+            print(table(found))
 
 
 def table(found: dict[Path, dict[str, Any]]) -> str:

@@ -13,6 +13,7 @@ from membench.config.options import EvaluationOptions
 from membench.runs.model_folder import CONFIG
 from reports import record
 from reports.names import suggestion
+from tasks.models.damage import is_out_of_memory
 
 # The names that papers use, and the harness's own.
 BENCHMARKS: dict[str, tuple[str, ...]] = {
@@ -102,7 +103,7 @@ def evaluate(model: Path, names: Sequence[str], request: EvaluationOptions, mana
         manager: see `index`.
 
     Raises:
-        UserError: a task's data or the model can't be loaded.
+        UserError: a task's data or the model can't be loaded, or the memory doesn't suffice.
     """
     import lm_eval
 
@@ -127,6 +128,11 @@ def evaluate(model: Path, names: Sequence[str], request: EvaluationOptions, mana
     except (OSError, ValueError, ImportError) as error:  # no network, no such data set, a missing package
         reason = str(error).strip().splitlines()
         raise UserError(f"{model.name} on {', '.join(names)}: {reason[0] if reason else repr(error)}") from error
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        tried = f"{model.name} on {', '.join(names)}: out of memory with --batch-size {request.batch_size}"
+        raise UserError(f"{tried}: give a smaller one, or another --device") from error
     return summarize(results, names, request)
 
 
