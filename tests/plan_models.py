@@ -15,7 +15,15 @@ GEMMA = {"model_type": "gemma2", **TINY, "num_key_value_heads": 2, "head_dim": 1
 ROBERTA = {"model_type": "roberta", **TINY, "max_position_embeddings": 130, "type_vocab_size": 1}
 GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "vocab_size": 300, "n_positions": 128}
 LARGE_VOCABULARY = {**LLAMA, "vocab_size": 20_000}
-MODELS = {"llama": LLAMA, "large-vocabulary": LARGE_VOCABULARY, "gemma": GEMMA, "roberta": ROBERTA, "gpt2": GPT2}
+MISTRAL = {**LLAMA, "model_type": "mistral", "max_position_embeddings": 400, "sliding_window": 64}
+MODELS = {
+    "llama": LLAMA,
+    "large-vocabulary": LARGE_VOCABULARY,
+    "mistral": MISTRAL,
+    "gemma": GEMMA,
+    "roberta": ROBERTA,
+    "gpt2": GPT2,
+}
 
 
 def blueprint(path: Path, name: str, depth: int, **given: Any) -> Blueprint:

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import browser
+import numpy as np
 import plan_models
 import pytest
 
@@ -25,7 +26,8 @@ from membench.planning.extrapolate import NotAlikeError
 from membench.planning.method import plan_method
 from membench.planning.planner import method_values
 from membench.planning.spread import Point, Spread
-from membench.planning.table import Setting
+from membench.planning.summits import _above
+from membench.planning.table import Setting, peak_parts, plan_setting
 from membench.planning.traces import Traces, Unpacked
 from membench.planning.workload import Workload
 from reports.page import fit
@@ -319,6 +321,35 @@ def test_traces_are_aligned_where_one_lacks_some_allocations_and_by_nothing_else
     for other in ("aabb", "abcabc", "abcdabcd"):
         with pytest.raises(NotAlikeError):
             aligned(trace("abcbac"), trace(other))
+
+
+def test_a_moment_that_is_the_peak_at_a_few_lengths_alone_is_found(tmp_path):
+    """Of this model's moments one is the peak from 33 to 40 tokens, between two others."""
+    setting = Setting(plan_models.folder(tmp_path, "mistral", 5), "float32", False)
+    (row,) = plan_setting(setting, ["adamw"], {})["rows"]
+    for tokens in (35, 38):
+        made = plan_once(setting.model, "float32", False, "adamw", 1, tokens).row
+        assert sum(peak_parts(row, Point(1, tokens))) == made["peak_allocated_bytes"]
+
+
+def test_no_size_is_left_where_another_curve_is_above_those_that_are_known():
+    """Held to all sizes, one after another."""
+    draw = np.random.default_rng(4)
+    first, last = Point(2, 16), Point(9, 90)
+    b, s = (grid.ravel() for grid in np.meshgrid(np.arange(2, 10), np.arange(16, 91), indexing="ij"))
+    terms = np.stack([b**0, s, s * s, b, b * s, b * s * s])
+    counts = set()
+    for _ in range(40):
+        curves = draw.integers(0, [10**6, 10**4, 150, 10**5, 2000, 20], (60, 6))
+        known = curves[:1]
+        while point := _above(curves.astype(float), known.astype(float), first, last):
+            there = terms[:, (b == point.batch) & (s == point.sequence)]
+            best = int((curves @ there).argmax())
+            assert (curves[best] @ there).item() > (known @ there).max()
+            known = np.concatenate([known, curves[best : best + 1]])
+        assert ((known @ terms).max(0) == (curves @ terms).max(0)).all()
+        counts.add(len(known))
+    assert max(counts) > 3
 
 
 def test_mistakes_are_told_in_a_sentence(tmp_path):

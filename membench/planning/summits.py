@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from reports.parts import FIELDS
 
 Bytes = NDArray[np.int64]
 _NEAR = 64  # bytes: rounding of floats while the highest moments are looked for
+_HALF_A_BYTE = 0.5  # the same of differences
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,21 @@ class Mountains:
         parts = np.asarray(trace.parts)[replay.index]
         levels = [np.where((parts == part)[:, None], changes, 0).cumsum(0)[made] for part in range(len(FIELDS))]
         self._bytes: Bytes = np.stack(levels, 1)  # (moments, parts, points)
+        self._curves = _curves(spread, np.unique(self._bytes.sum(1), axis=0))
         self._phases = [trace.phases[index] for index in replay.index[made].tolist()]
 
-    def summits(self, points: Sequence[Point]) -> list[Summit]:
-        """The moments that are the peak at some of `points`, in order of time."""
+    def summits(self, first: Point, last: Point) -> list[Summit]:
+        """The moments that are the peak at some batch and sequence from `first` to `last`, in order of time."""
+        points = [first, last]
+        while True:
+            found = self._highest(points)
+            missed = _above(self._curves, np.array([one.whole for one in found], dtype=float), first, last)
+            if missed is None or missed in points:
+                return found
+            points.append(missed)
+
+    def _highest(self, points: Sequence[Point]) -> list[Summit]:
+        """Those that are the peak at some of `points`."""
         weigh = _matrix(self._spread, points)  # (points, known points)
         totals = weigh @ self._bytes.sum(1).T  # (points, moments)
         near = totals >= totals.max(1, keepdims=True) - _NEAR
@@ -102,6 +115,52 @@ def value_at(numbers: Sequence[int], point: Point) -> int:
 def peak_bytes(summits: Sequence[Summit], point: Point) -> int:
     """The highest of them."""
     return max(value_at(summit.whole, point) for summit in summits)
+
+
+def _curves(spread: Spread, given: Bytes) -> Any:
+    """As `coefficients`, (curves, terms), of many polynomials at once: as floats, which hold whole bytes exactly."""
+    (x0, x1, x2), (one, *others) = spread.sequences, spread.batches
+    y = given.reshape(len(given), len(spread.batches), 3).astype(float)
+    first = (y[..., 1] - y[..., 0]) / (x1 - x0)
+    second = ((y[..., 2] - y[..., 1]) / (x2 - x1) - first) / (x2 - x0)
+    rows = np.stack([y[..., 0] - first * x0 + second * x0 * x1, first - second * (x0 + x1), second], -1)
+    if not others:
+        return rows[:, 0]
+    slopes = (rows[:, 1] - rows[:, 0]) / (others[0] - one)
+    return np.concatenate([rows[:, 0] - one * slopes, slopes], 1)
+
+
+def _above(curves: Any, known: Any, first: Point, last: Point) -> Point | None:
+    """A batch and a sequence from `first` to `last` where one of the curves is above all `known` ones; None if none is.
+
+    By halves: within bounds, a difference of two curves is at most what its terms are, each where it is largest.
+    """
+    boxes = [(first, last, curves)]
+    while boxes:
+        low, high, curves = boxes.pop()
+        least, most = (_terms(point)[: known.shape[1]] for point in (low, high))
+        over = curves[:, None] - known  # (curves, known, terms)
+        curves = curves[np.maximum(over * least, over * most).sum(2).min(1) > _HALF_A_BYTE]
+        for point, terms in ((low, least), (high, most)):
+            if len(curves) and (curves @ terms).max() > (known @ terms).max() + _HALF_A_BYTE:
+                return point
+        if len(curves) and low != high:
+            boxes += [(*half, curves) for half in _halves(low, high)]
+    return None
+
+
+def _halves(low: Point, high: Point) -> list[tuple[Point, Point]]:
+    """The two halves of what is between, along what grows more."""
+    if high.batch * low.sequence > high.sequence * low.batch:
+        middle = isqrt(low.batch * high.batch)
+        return [(low, Point(middle, high.sequence)), (Point(middle + 1, low.sequence), high)]
+    middle = isqrt(low.sequence * high.sequence)
+    return [(low, Point(high.batch, middle)), (Point(low.batch, middle + 1), high)]
+
+
+def _terms(point: Point) -> Any:
+    b, s = point
+    return np.array([1, s, s * s, b, b * s, b * s * s], dtype=float)
 
 
 def newton(xs: Sequence[int], values: Sequence[int]) -> list[Fraction]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 from membench.config.errors import explain
@@ -109,16 +108,16 @@ def _named(methods: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
 def _row(blueprint: Blueprint, method: str, values: Mapping[str, Any], sequences: Sequence[int], traces: Traces) -> Row:
     """Notes the method's traces, too. Raises NotAlikeError and ValueError."""
     plan = plan_method(blueprint, method, values)
-    learner, lengths = Learner(plan, blueprint, values, sequences), _lengths(sequences[-1])
+    learner, longest = Learner(plan, blueprint, values, sequences), sequences[-1]
     several = learner.spread(BATCHES)
-    more = _summits(method, several, [Point(*at) for at in product(_batches(), lengths)])
+    more = _summits(method, several, Point(LARGEST_BATCH, longest))
     try:
         single = learner.spread((1,))
     except NotAlikeError:  # more than a few copies differ: a batch of one has a plan of its own
         blueprint = blueprint.with_workload(batch_size=1)
         plan = plan_method(blueprint, method, values)
         single = Learner(plan, blueprint, values, sequences).spread((1,))
-    one = _summits(method, single, [Point(1, tokens) for tokens in lengths])
+    one = _summits(method, single, Point(1, longest))
     return {
         "single": [_packed(summit) for summit in one],
         "several": [_packed(summit) for summit in more],
@@ -146,29 +145,19 @@ def peak_parts(row: Row, point: Point) -> list[int]:
     return max(found, key=sum)  # the first of them
 
 
-def _summits(method: str, spread: Spread, points: Sequence[Point]) -> list[Summit]:
-    """The moments that are the peak at some of `points`; at a few others the plan's trace is replayed.
+def _summits(method: str, spread: Spread, most: Point) -> list[Summit]:
+    """The moments that are the peak at some size up to `most`; at a few sizes the plan's trace is replayed.
 
     Raises:
         NotAlikeError: another moment is the peak there.
     """
-    found, draw = Mountains(spread).summits(points), random.Random(method)
-    most = max(points)
+    least = Point(spread.batches[0], min(LEAST, most.sequence))
+    found, draw = Mountains(spread).summits(least, most), random.Random(method)
     for _ in range(CHECKED):
-        point = Point(draw.randint(spread.batches[0], most.batch), draw.randint(LEAST, most.sequence))
+        point = Point(draw.randint(least.batch, most.batch), draw.randint(least.sequence, most.sequence))
         if spread.replay.peak_bytes(spread.at(point)) != peak_bytes(found, point):
             raise NotAlikeError(f"at {point.batch} x {point.sequence} tokens another moment is the peak")
     return found
-
-
-def _lengths(longest: int) -> list[int]:
-    """Sequences at which the peak is looked for."""
-    steps = 64
-    return sorted({round(LEAST * (longest / LEAST) ** (step / steps)) for step in range(steps + 1)})
-
-
-def _batches() -> list[int]:
-    return [2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, LARGEST_BATCH]
 
 
 def _packed(summit: Summit) -> dict[str, Any]:
