@@ -290,6 +290,11 @@ def test_the_time_of_all_runs_is_estimated_from_a_few_steps_of_each_model(tmp_pa
     recipe = find("badam-table-11", "tiny")
     wanted = needs.of(recipe, {"device": "cpu", "threads": 1, "quiet": True, "out": str(tmp_path)})
     said = measured.time_said(recipe, [replace(need, settings=replace(need.settings, steps=10**6)) for need in wanted])
+    with pytest.MonkeyPatch.context() as patch:  # another card's steps are its own
+        patch.setattr(measured.steps, "make", lambda settings: places.extend(one.out for one in settings) or [stopped])
+        places, stopped = [], {"status": "failed", "error": "not made"}
+        measured.time_said(recipe, wanted, "NVIDIA H200/2")
+    assert places == [str(tmp_path / "steps" / "NVIDIA-H200-2")]
     (record,) = load_folder(tmp_path / "steps")
     seconds = sum(record["time"][name] for name in PHASE_FIELDS)
     assert record["training"]["steps"] == 8 and record["method"] == "adamw"

@@ -33,10 +33,11 @@ _TINY = "Scale tiny: a tiny model and a few steps show that everything works; no
 
 @dataclass(frozen=True)
 class Machine:
-    """Where runs are made: the device's name, and its memory; None on a CPU."""
+    """Where runs are made: the device, its memory (None on a CPU), and what card it is."""
 
     device: str
     total_bytes: int | None
+    card: str = ""
 
 
 def reproduce(name: str, options: ReproduceOptions) -> int:
@@ -84,8 +85,9 @@ def _without(options: ReproduceOptions) -> str:
 def describe(device: str, send: Send) -> Machine:
     """The machine; in another process, as one that looks at a GPU takes memory there."""
     found = find_device(device)
-    total = torch.cuda.mem_get_info(found)[1] if found.type == "cuda" else None
-    return Machine(str(found), total)
+    if found.type != "cuda":
+        return Machine(str(found), None)
+    return Machine(str(found), torch.cuda.mem_get_info(found)[1], torch.cuda.get_device_name(found))
 
 
 def results(name: str, recipe: Recipe, wanted: Sequence[Need], machine: Machine) -> list[Result] | None:
@@ -118,7 +120,7 @@ def _fits(need: Need, machine: Machine) -> bool:
 def _learn(recipe: Recipe, wanted: Sequence[Need], machine: Machine) -> list[Record]:
     """The records of comparisons, one for each part; all are prepared first, which downloads what they need."""
     if machine.total_bytes is not None:
-        print(f"\n{time_said(recipe, wanted)}", flush=True)
+        print(f"\n{time_said(recipe, wanted, machine.card)}", flush=True)
     parts = [list(group) for _, group in groupby(wanted, key=lambda need: need.part.name)]
     settings = [replace(part[0].settings, optimizers=tuple(need.method for need in part)) for part in parts]
     prepared = [_prepared(recipe, one) for one in settings]

@@ -14,10 +14,13 @@ from membench.training.clock import PHASES
 COUNT = 8
 
 
-def time_said(recipe: Recipe, wanted: Sequence[Need]) -> str:
-    """A sentence: the hours of all runs, if every method takes as long as the first of its model."""
+def time_said(recipe: Recipe, wanted: Sequence[Need], card: str = "") -> str:
+    """A sentence: the hours of all runs, if every method takes as long as the first of its model.
+
+    Each kind of `card` has steps of its own: a folder may be continued on another one.
+    """
     first = {need.settings.model: need for need in reversed(wanted)}
-    records = steps.make([_few(recipe, need) for need in first.values()])
+    records = steps.make([_few(recipe, need, card) for need in first.values()])
     per_step = {}
     for model, record in zip(first, records, strict=True):
         if record["status"] != "ok":
@@ -28,7 +31,7 @@ def time_said(recipe: Recipe, wanted: Sequence[Need]) -> str:
     return f"By {COUNT} steps measured on this {where}: about {duration(hours)} of training steps for all of it."
 
 
-def _few(recipe: Recipe, need: Need) -> steps.Settings:
+def _few(recipe: Recipe, need: Need, card: str) -> steps.Settings:
     """A few of a run's steps, on random tokens: nothing is downloaded for an estimate."""
     settings = need.settings
     return replace(
@@ -38,5 +41,5 @@ def _few(recipe: Recipe, need: Need) -> steps.Settings:
         steps=COUNT,
         epochs=None,
         hyperparameters={need.method: {"lr": 1e-6}},
-        out=str(Path(settings.out) / "steps"),
+        out=str(Path(settings.out) / "steps" / "".join(sign if sign.isalnum() else "-" for sign in card)),
     )
