@@ -178,6 +178,13 @@ def test_a_reader_chooses_both_axes_logs_and_methods(tab, report):
     assert {float(d["x"]) for d in tab.ask(DOTS % 1)} == {180, 360, 540} and tab.trouble == []
 
 
+def test_a_method_hidden_in_one_section_is_shown_in_the_others(tab, report):
+    tab.open(report, 1400, "light")
+    tab.ask(CHANGE % ("e.checked = false", "[type=checkbox]", 0))
+    names = "[...document.querySelectorAll('#setup-%d .explore circle')].map(c => c.dataset.name)"
+    assert "adamw" not in tab.ask(names % 1) and "adamw" in tab.ask(names % 2)
+
+
 def test_untrusted_names_run_nothing(tab, tmp_path):
     path = tmp_path / "report.html"
     name = '"><script>document.title="run"</script><svg onload=document.title="run">'

@@ -26,7 +26,7 @@ function axis(values, log) {
   return {low, high, log, place: v => (at(v) - at(low)) / (at(high) - at(low))};
 }
 
-function draw(svg, series, x, y) {
+function draw(svg, hidden, series, x, y) {
   const W = Math.round(Math.min(640, Math.max(280, svg.parentNode.clientWidth))), H = 380, L = 64, R = 16, T = 12, B = 48, shown = series.filter(s => !hidden.has(s.name));
   const write = (text, place) => make('text', {style: 'fill:var(--muted)', ...place}, text, SVG);
   svg.replaceChildren();
@@ -64,19 +64,19 @@ function draw(svg, series, x, y) {
 
 // ---- choosing what is drawn, and which methods are shown
 
-const hidden = new Set(), redraw = [];
+const redraw = [];
 
-function panel(home, title, build) {
+function panel(home, hidden, title, build) { // hidden: names of the methods that its section doesn't show
   const box = make('div', {class: 'choices'}), svg = make('svg', {viewBox: '0 0 640 380', role: 'img', 'aria-label': title}, undefined, SVG);
   home.append(make('h4', {}, title), box, svg);
-  const controls = build(box), again = () => draw(svg, ...controls.read());
+  const controls = build(box), again = () => draw(svg, hidden, ...controls.read());
   for (const control of controls.all) control.addEventListener('change', again);
   redraw.push(again);
 }
 
-function scatter(home, data) {
+function scatter(home, hidden, data) {
   const names = Object.keys(data.figures);
-  panel(home, 'Any two figures', box => {
+  panel(home, hidden, 'Any two figures', box => {
     const x = chooser(box, 'across', names, names[0]), y = chooser(box, 'up', names, names[1] || names[0]);
     const logs = [tick(box, 'log across'), tick(box, 'log up')];
     return {all: [x, y, ...logs], read: () => [
@@ -85,10 +85,10 @@ function scatter(home, data) {
   });
 }
 
-function curves(home, data) {
+function curves(home, hidden, data) {
   const tasks = Object.keys(data.curves), measures = [...new Set(tasks.flatMap(task => Object.keys(data.curves[task])))];
   if (!measures.length) return;
-  panel(home, 'Training', box => {
+  panel(home, hidden, 'Training', box => {
     const task = chooser(box, 'task', tasks), what = chooser(box, 'up', measures), along = chooser(box, 'across', data.along);
     const logs = [tick(box, 'log across'), tick(box, 'log up')];
     return {all: [task, what, along, ...logs], read: () => [
@@ -97,7 +97,7 @@ function curves(home, data) {
   });
 }
 
-function showing(section, home, data) {
+function showing(section, home, hidden, data) {
   const box = make('fieldset', {class: 'choices'});
   box.append(make('legend', {}, 'Methods shown'));
   data.methods.forEach((name, i) => {
@@ -115,14 +115,14 @@ function showing(section, home, data) {
 
 addEventListener('resize', () => redraw.forEach(again => again()));
 for (const home of document.querySelectorAll('.explore')) {
-  const data = JSON.parse(home.dataset.figures), section = home.closest('section');
+  const data = JSON.parse(home.dataset.figures), section = home.closest('section'), hidden = new Set();
   home.hidden = false;
   home.append(make('h3', {}, 'Explore'));
-  showing(section, home, data);
+  showing(section, home, hidden, data);
   const plots = make('div', {class: 'pair'}), [left, right] = [make('div', {}), make('div', {})];
   plots.append(left, right);
   home.append(plots);
-  scatter(left, data);
-  curves(right, data);
+  scatter(left, hidden, data);
+  curves(right, hidden, data);
 }
 redraw.forEach(again => again());
