@@ -26,9 +26,11 @@ Document = dict[str, Any]  # what `race --json` writes
 
 def main(files: Sequence[str]) -> int:
     """Take the races of `files`; returns 0."""
-    taken = {names(one): one for one in documents()}
-    taken |= {names(one): one for one in (json.loads(Path(file).read_text(encoding="utf-8")) for file in files)}
-    lines = ",\n".join(json.dumps(one, separators=(",", ":")) for _, one in sorted(taken.items()))
+    taken = documents()
+    for file in files:
+        new = json.loads(Path(file).read_text(encoding="utf-8"))
+        taken = [left for one in taken if (left := _without(one, names(new)))["races"]] + [new]
+    lines = ",\n".join(json.dumps(one, separators=(",", ":")) for one in sorted(taken, key=names))
     TAKEN.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     README.write_text(renewed(README.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
@@ -43,6 +45,13 @@ def documents() -> list[Document]:
 def names(document: Document) -> tuple[str, ...]:
     """The races of a document."""
     return tuple(race["method"] for race in document["races"])
+
+
+def _without(document: Document, methods: Sequence[str]) -> Document:
+    """What is left of it without these methods' races, and without what was measured apart of them."""
+    races = [race for race in document["races"] if race["method"] not in methods]
+    parts = [part for part in document["parts"] if part["name"].partition(":")[0] not in methods]
+    return {**document, "races": races, "parts": parts}
 
 
 def renewed(page: str) -> str:

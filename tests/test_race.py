@@ -288,4 +288,11 @@ def test_a_race_taken_again_replaces_the_one_before(tmp_path, monkeypatch):
         assert seen.main([str(tmp_path / f"{number}.json")]) == 0
     text = readme.read_text(encoding="utf-8")
     assert "| `lora` | 0.750 [" in text and "0.500" not in text and "old" not in text
+    both = {**document, "races": [{**document["races"][0], "method": name} for name in ("lora", "vera")]}
+    both["races"][0]["update_ratio"] = {"median": 0.875, "low": 0.8, "high": 0.9}
+    (tmp_path / "both.json").write_text(json.dumps(both))
+    for files, lora in ((["both.json"], "0.875"), (["1.json"], "0.750")):  # with another race, and alone again
+        assert seen.main([str(tmp_path / file) for file in files]) == 0
+        text = readme.read_text(encoding="utf-8")
+        assert text.count("| `lora` |") == text.count("| `vera` |") == 1 and f"| `lora` | {lora} [" in text
     assert text.startswith("above\n") and text.endswith("below\n")
