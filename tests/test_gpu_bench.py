@@ -288,6 +288,9 @@ def test_what_another_card_measured_is_not_resumed(tmp_path, monkeypatch, capsys
     with pytest.raises(ValueError, match=r"of another card or of other models: give another --out"):
         session_of(monkeypatch, path, 24, "--resume")
     assert command.main(["--out", str(path), "--card-gib", "24", "--resume"]) == 2
+    monkeypatch.setattr(command.card, "nvidia_smi", dict)
+    options = command.parse(["--out", str(path), "--resume"])
+    assert command.Session(options, Journal(path, 9.0, resume=True)).total_bytes == 80 * GIB
     assert "--resume" in capsys.readouterr().err
 
 

@@ -104,7 +104,8 @@ class Session:
     def _total_bytes(self) -> int | None:
         if self.options.card_gib is not None:
             return int(self.options.card_gib * GIB)
-        return driver_total_bytes() if self.card.on_gpu else None
+        # after an error of the card the driver may be silent for a while
+        return (driver_total_bytes() if self.card.on_gpu else None) or self.journal.document.get("total_bytes")
 
     def _workloads(self) -> dict[str, Any]:
         return {name: asdict(one) for name, one in self.program.workloads.items()}
