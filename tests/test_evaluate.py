@@ -308,6 +308,22 @@ def test_what_was_scored_is_told_if_the_next_model_does_not_fit(folder, stand_in
     assert "0.7500" in told.out and "b on one: out of memory with --batch-size 64: give a smaller one" in told.err
 
 
+def test_a_trial_on_few_documents_replaces_no_score_on_all(folder, stand_in, monkeypatch, capsys, tmp_path):
+    path = tmp_path / model_of(folder).name
+    shutil.copytree(model_of(folder), path)
+    record.write(make_record(method="lora"), tmp_path)
+
+    def limit_after(*options):
+        assert not run_command(monkeypatch, tmp_path, "--tasks", "one", "--device", "cpu", *options)
+        return record.load(path.with_name(f"{path.name}.json"))["benchmarks"]["one"]["limit"]
+
+    assert limit_after("--limit", "8") == 8
+    assert limit_after("--limit", "4") == 8
+    assert "keeps its scores of one on more documents" in capsys.readouterr().err
+    assert limit_after() is None
+    assert limit_after("--limit", "8") is None
+
+
 # ---- what is refused, also without the harness
 
 

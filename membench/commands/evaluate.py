@@ -34,8 +34,11 @@ def evaluate(
     try:
         for model in models:
             found[model] = harness.evaluate(model, known, request, manager)
-            if harness.add_to_record(model, found[model]) is None:
+            fuller = harness.add_to_record(model, found[model])
+            if fuller is None:
                 typer.echo(f"{model}: it has no record beside it, so its scores are only printed", err=True)
+            elif fuller:
+                typer.echo(f"{model}: its record keeps its scores of {', '.join(fuller)} on more documents", err=True)
     finally:  # scores of hours are told even if another model's can't be had, or a record can't be written
         if found:
             print(table(found))

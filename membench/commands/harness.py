@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from importlib import metadata, util
@@ -180,8 +181,10 @@ def _scores(found: Mapping[str, Any], *, errors: bool = False) -> dict[str, floa
     return scores
 
 
-def add_to_record(model: Path, benchmarks: Mapping[str, Any]) -> Path | None:
+def add_to_record(model: Path, benchmarks: Mapping[str, Any]) -> list[str] | None:
     """Put scores into the record beside a saved model; None if it has no record.
+
+    Those on fewer documents replace none: returns the names of which the record has more.
 
     Raises:
         UserError: the file with the record's name isn't a record.
@@ -191,6 +194,19 @@ def add_to_record(model: Path, benchmarks: Mapping[str, Any]) -> Path | None:
         return None
     try:
         made = record.load(path)
-        return record.write({**made, "benchmarks": {**(made.get("benchmarks") or {}), **benchmarks}}, path.parent)
+        before = made.get("benchmarks") or {}
+        fuller = [
+            name
+            for name, entry in benchmarks.items()
+            if name in before and _documents(entry) < _documents(before[name])
+        ]
+        new = {name: entry for name, entry in benchmarks.items() if name not in fuller}
+        record.write({**made, "benchmarks": {**before, **new}}, path.parent)
     except ValueError as error:
         raise UserError(str(error)) from error
+    return fuller
+
+
+def _documents(entry: Mapping[str, Any]) -> float:
+    """Of each task, at most."""
+    return math.inf if entry["limit"] is None else entry["limit"]
