@@ -32,6 +32,11 @@ def test_what_is_not_finite_stays_so():
     assert found[:, 2].isnan().all() and (found[:, 3] == 0.0).all()
 
 
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, -1, 0x7F800001, 0x7FC00000], ids=hex)
+def test_any_nan_stays_one_also_that_of_a_gpu_whose_bits_are_all_ones(bits):
+    assert rounded(torch.full((4,), bits, dtype=torch.int32).view(torch.float32), 20).isnan().all()
+
+
 def test_the_random_numbers_are_a_function_of_the_key():
     torch.manual_seed(0)
     values = torch.rand(1000)

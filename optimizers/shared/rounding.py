@@ -7,6 +7,7 @@ an fp32 master.
 
 from __future__ import annotations
 
+import math
 import random
 
 import torch
@@ -38,6 +39,8 @@ def write(target: Tensor, values: Tensor, source: torch.Generator | None = None)
     overwritten.
     """
     if source is not None and target.dtype is torch.bfloat16:
+        # random bits added to other NaNs, such as a GPU's (all bits 1), would overflow and make zeros of them
+        values.nan_to_num_(math.nan, math.inf, -math.inf)
         noise = torch.randint(1 << 16, values.shape, dtype=torch.int32, device=values.device, generator=source)
         values.view(torch.int32).add_(noise).bitwise_and_(-1 << 16)
     target.copy_(values)
