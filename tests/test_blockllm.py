@@ -70,11 +70,15 @@ def test_only_the_kept_entries_move_until_the_next_choice(dtype, form, monkeypat
         assert torch.equal(moved, trained) if dtype is torch.float32 else not (moved & ~trained).any(), name
 
 
-def test_marked_and_gathered_entries_are_trained_alike(monkeypatch):
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.0)])
+def test_marked_and_gathered_entries_are_trained_alike(betas, monkeypatch):
+    given = {"lr": 1e-2, "weight_decay": 0.3, "betas": betas}
     marked, gathered = build_model(torch.float64), build_model(torch.float64)
-    train(marked, BlockLLM(marked, lr=1e-2, weight_decay=0.3), 12)
+    optimizer = BlockLLM(marked, **given)
+    train(marked, optimizer, 12)
+    assert not any("index" in state for state in optimizer.state.values())
     monkeypatch.setattr(blockllm, "marks_are_smaller", lambda *_: False)
-    train(gathered, BlockLLM(gathered, lr=1e-2, weight_decay=0.3), 12)
+    train(gathered, BlockLLM(gathered, **given), 12)
     for p, q in zip(marked.parameters(), gathered.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
 

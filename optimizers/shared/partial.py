@@ -18,6 +18,8 @@ PIECE = 2**18  # entries gathered at a time: 16 bytes each in fp32
 
 State = dict[str, Any]
 
+_LEAST_DECAY = 1e-30  # of a second moment: at 0, infinite ones would become NaN
+
 _PER_ENTRY = ("exp_avg", "exp_avg_sq", "master")  # of AdamW's state, what has a value for each entry
 
 
@@ -74,7 +76,8 @@ def update_marked(
     share = float(group["lr"]) * group["weight_decay"]
     for state, p in zip(states, params, strict=True) if share else ():
         _decay_marked(state.get("master", p), state["exp_avg_sq"], share)
-    adamw.update(states, params, grads, {**group, "weight_decay": 0.0}, [])
+    betas = (group["betas"][0], max(group["betas"][1], _LEAST_DECAY))
+    adamw.update(states, params, grads, {**group, "betas": betas, "weight_decay": 0.0}, [])
 
 
 def _decay_marked(weight: Tensor, moment: Tensor, share: float) -> None:
