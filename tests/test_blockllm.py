@@ -53,6 +53,22 @@ def test_exactly_the_budget_of_entries_is_kept_and_they_have_the_largest_gradien
     assert torch.cat(kept).min() >= torch.cat(left).max()
 
 
+def test_a_weight_that_layers_share_counts_once():
+    model = build_model()
+    for layer in model.layers[1:]:
+        layer.mlp.up_proj.weight = model.layers[0].mlp.up_proj.weight
+    optimizer = BlockLLM(model, lr=1e-2, sparsity=0.5, patience=1)
+    budget = round(0.5 * sum(p.numel() for p in model.layers.parameters()))
+    choices = 0
+    for step in range(12):
+        train(model, optimizer, 1, start=step)
+        if optimizer.state:  # empty at a step that ends with a new choice
+            assert sum(trained_of(optimizer, p).sum() for p in chosen_of(optimizer)) == budget
+        else:
+            choices += 1
+    assert choices > 1
+
+
 @pytest.mark.parametrize(
     ("dtype", "form"), [(torch.float32, "marks"), (torch.float32, "index"), (torch.bfloat16, "marks")]
 )

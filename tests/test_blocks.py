@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelF
 from transformers.models.auto.configuration_auto import AutoConfig
 
 from optimizers.contract import TinyTransformer, build_model
-from optimizers.shared.blocks import find_layers, matching, shuffled, split_into_blocks, train_only
+from optimizers.shared.blocks import GRANULARITIES, find_layers, matching, shuffled, split_into_blocks, train_only
 
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "vocab_size": 50, "intermediate_size": 32}
 FAMILIES = {
@@ -91,6 +91,18 @@ def test_tied_weights_are_in_one_block():
     model.lm_head.weight = model.embed_tokens.weight
     blocks = split_into_blocks(model, embeddings=True)
     assert model.lm_head.weight in blocks["embeddings"] and all(p is not model.lm_head.weight for p in blocks["head"])
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_what_layers_share_is_in_the_block_of_the_first(granularity):
+    model = TinyTransformer()
+    for layer in model.layers[1:]:
+        layer.mlp.up_proj.weight = layer.mlp.gate_proj.weight = model.layers[0].mlp.up_proj.weight
+    blocks = split_into_blocks(model, granularity)
+    members = [p for params in blocks.values() for p in params]
+    assert len(members) == len(set(members)) and set(members) == set(model.layers.parameters())
+    (owner,) = (name for name, params in blocks.items() if any(p is model.layers[2].mlp.up_proj.weight for p in params))
+    assert owner.startswith("layers.0")
 
 
 def test_a_sequential_serves_where_there_is_no_list_and_nothing_is_an_error_with_the_way_out():

@@ -19,7 +19,8 @@ def split_into_blocks(
 ) -> Blocks:
     """The blocks of a model, in the order of its modules: name -> parameters that require gradients.
 
-    The layers are the members of the model's outermost `nn.ModuleList`s (of its `nn.Sequential`s, if it has no list).
+    Each is in one block: what several layers share is in that of the first. The layers are the members of the model's
+    outermost `nn.ModuleList`s (of its `nn.Sequential`s, if it has no list).
 
     Args:
         model: any model with its layers in lists.
@@ -39,7 +40,11 @@ def split_into_blocks(
     if embeddings:
         before, after = outside_layers(model)
         blocks = {"embeddings": before, **blocks, "head": after}
-    return without(blocks, {*leave_out, *(p for p in model.parameters() if not p.requires_grad)})
+    taken = {*leave_out, *(p for p in model.parameters() if not p.requires_grad)}
+    for name, params in blocks.items():
+        blocks[name] = [p for p in dict.fromkeys(params) if p not in taken]
+        taken.update(params)
+    return without(blocks, ())
 
 
 def without(blocks: Blocks, left_out: Collection[nn.Parameter]) -> Blocks:
