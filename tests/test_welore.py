@@ -10,6 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from optimizers import WeLore
 from optimizers.contract import build_model, loss_of, weights_of
+from optimizers.shared import low_rank_linear
 from optimizers.shared.low_rank_linear import kept_ranks, low_rank_linears
 
 SHAPES = [(16, 16), (8, 24), (24, 8), (12, 12), (3, 9), (1, 5), (2, 2)]
@@ -70,6 +71,16 @@ def test_the_factors_are_the_best_product_of_their_rank_and_everything_else_stay
     for name, p in model.named_parameters():
         assert name in before and torch.equal(p, before[name]) or name.endswith((".up", ".down"))
         assert p.requires_grad == (name.endswith((".up", ".down")) or "norm" in name or name.startswith("classifier"))
+
+
+def test_a_matrix_of_a_lower_rank_than_is_kept_has_factors_that_multiply_to_it():
+    # its other singular values are rounding errors, of squares that may come out below 0
+    for seed in range(200):
+        torch.manual_seed(seed)
+        matrix = torch.randn(2, 24).repeat(8, 1)
+        for w in (matrix, matrix.t()):
+            up, down = low_rank_linear._leading_factors(w, 7)
+            torch.testing.assert_close(up @ down, w.double(), rtol=0, atol=1e-6)
 
 
 def test_training_is_torchs_fused_adamw_on_two_linear_modules_in_a_row():

@@ -115,9 +115,10 @@ def _leading_factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """U sqrt(S) (m, rank) and sqrt(S) V^T (rank, n) of the leading singular values of `matrix` (m, n); fp64."""
     wide = _wide(matrix)
     squares, vectors = torch.linalg.eigh(_gram(wide))  # squares in increasing order
-    roots = squares[-rank:].flip(0).pow(0.25)
-    short = vectors[:, -rank:].flip(1)
-    left, right = short * roots, (short.t() @ wide.double()) / roots[:, None]
+    squares, short = squares[-rank:].flip(0), vectors[:, -rank:].flip(1)
+    known = squares > squares[0] * torch.finfo(squares.dtype).eps  # the others are 0 but for rounding, of either sign
+    roots = squares.where(known, 0.0).pow(0.25)
+    left, right = short * roots, (short.t() @ wide.double()) / roots.where(known, torch.inf)[:, None]
     return (left, right) if matrix.shape[0] <= matrix.shape[1] else (right.t(), left.t())
 
 
