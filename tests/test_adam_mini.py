@@ -6,6 +6,7 @@ import torch
 import transformers
 from architectures import ARCHITECTURES
 from torch import nn
+from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen2_vl
 
 from optimizers import AdamMini, AdamW
 from optimizers.contract import build_model, train
@@ -101,6 +102,27 @@ def test_blocks_are_those_counted_by_hand(name, matrices):
             assert count == 1
     embeddings = model.get_input_embeddings().weight
     assert partitions(model)[embeddings].blocks == len(embeddings)
+
+
+def test_whatever_a_family_calls_its_queries_and_keys_they_are_cut_by_head():
+    small = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 1}
+    relative = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "share_att_key": False}
+    with torch.device("meta"):
+        deberta = transformers.DebertaV2Model(transformers.DebertaV2Config(**small, **relative, vocab_size=40))
+        longformer = transformers.LongformerModel(
+            transformers.LongformerConfig(**small, attention_window=4, vocab_size=40)
+        )
+        speech = transformers.Wav2Vec2BertModel(transformers.Wav2Vec2BertConfig(**small))
+        sight = qwen2_vl.VisionAttention(qwen2_vl.Qwen2VLVisionConfig(embed_dim=32, num_heads=4))
+    found = blocks(deberta, "encoder.layer.0.attention.self")
+    for part in ("query_proj", "key_proj", "pos_query_proj", "pos_key_proj"):
+        assert found[f"{part}.weight"] == 4 and found[f"{part}.bias"] == 32
+    assert found["value_proj.weight"] == 32
+    found = blocks(longformer, "encoder.layer.0.attention.self")
+    assert found["query_global.weight"] == found["key_global.weight"] == 4 and found["value_global.weight"] == 32
+    found = blocks(speech, "encoder.layers.0.self_attn")
+    assert partitions(sight)[sight.qkv.weight].blocks == 4 + 4 + 32
+    assert found["linear_q.weight"] == found["linear_k.weight"] == 4 and found["linear_v.weight"] == 32
 
 
 def test_attention_of_torch_has_heads_too_and_a_convolution_its_channels():
