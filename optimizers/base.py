@@ -115,6 +115,8 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         self.model = model
         self.in_backward = in_backward
         self._requires_grad = {p: p.requires_grad for p in model.parameters()}
+        self._dropped = weakref.finalize(self, _mark_frozen, self._requires_grad, type(self).__name__)
+        self._dropped.atexit = False
         self._name_of = {p: name for name, p in model.named_parameters()}
         if may_train is not None:
             chosen = set(may_train)
@@ -245,6 +247,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
             p.requires_grad_(requires_grad)
             p.grad = None
         _set_gradient_dtypes(self._gradient_dtypes)
+        self._dropped.detach()
         self._finished = True
         return self.model
 
@@ -596,6 +599,7 @@ def _guarded(init: Callable[..., None]) -> Callable[..., None]:
             init(self, plain, *others, **given)
             _check_alone(self)
             check_moments(self)
+        _warn_of_frozen(self)
         _built.add(self)
         if uncompiled(model) is not model and self.chooses and not self.asks_losses:
             warnings.warn(COMPILED.format(name=type(self).__name__), stacklevel=2)
@@ -619,6 +623,26 @@ def _check_alone(method: MemoryEfficientOptimizer) -> None:
         gc.collect()  # one that nobody holds any more doesn't count
         for name in others():
             raise ValueError(f"{type(method).__name__}: {name} is training this model: call its finish() first")
+
+
+def _mark_frozen(before: dict[nn.Parameter, bool], name: str) -> None:
+    """When a method of this name is gone without `finish()`: mark what it leaves frozen. `before`: as it found it."""
+    for p, requires_grad in before.items():
+        if requires_grad and not p.requires_grad:
+            p._left_frozen_by = name  # type: ignore[attr-defined]
+
+
+def _warn_of_frozen(method: MemoryEfficientOptimizer) -> None:
+    """Say it, once, if a method that nobody holds any more has left a part of the model frozen."""
+    marked = {p: vars(p).pop("_left_frozen_by") for p in method._requires_grad if "_left_frozen_by" in vars(p)}
+    left = [p for p in marked if not method._requires_grad[p]]
+    if left:
+        warnings.warn(
+            f"{type(method).__name__} won't train {len(left)} parameters, the first being {method._name_of[left[0]]}: "
+            f"{marked[left[0]]}, which was dropped without finish(), left them frozen; call finish() on each method, "
+            "or model.requires_grad_(True) before building the next",
+            stacklevel=3,
+        )
 
 
 def _separate(groups: list[dict[str, Any]]) -> None:

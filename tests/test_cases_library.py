@@ -5,6 +5,7 @@ import io
 import math
 import pickle
 import random
+import warnings
 from typing import Any
 
 import numpy
@@ -319,6 +320,32 @@ def test_l_one_that_nobody_holds_any_more_is_not_in_the_way():
         optimizer.cycle = optimizer  # as a scheduler's wrapper of step() may be
         del optimizer
     train(model, AdamW(model), 1)
+
+
+@pytest.mark.parametrize("method", ["badam", "blockllm", "hft", "lisa", "welore"])
+def test_what_a_method_leaves_frozen_when_it_is_dropped_unfinished_is_said_once(method):
+    model, optimizer = trained(method, always_train=("classifier",))
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    del optimizer
+    with pytest.warns(
+        UserWarning, match=rf"won't train {len(frozen)} parameters, the first being {frozen[0]}: \w+, wh"
+    ):
+        AdamW(model).finish()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        AdamW(model).finish()
+
+
+def test_what_a_user_froze_before_or_unfroze_since_is_not_said_to_be_left_frozen():
+    model = build_model()
+    model.embed_tokens.requires_grad_(False)
+    optimizer = BAdam(model)
+    del optimizer
+    for part in (model.layers, model.norm, model.classifier, model.unused):
+        part.requires_grad_(True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        AdamW(model).finish()
 
 
 @every_method

@@ -18,9 +18,9 @@ from optimizers.shared.matrices import input_dims
 
 Runs = tuple[tuple[int, int], ...]  # (how many blocks, outputs of each)
 
-QUERIES_OR_KEYS = ("q_proj", "k_proj", "query", "key", "q_lin", "k_lin", "q", "k", "wq", "wk", "to_q", "to_k", "q_attn")
-QUERIES_OR_KEYS += ("query_proj", "key_proj", "pos_query_proj", "pos_key_proj")  # DeBERTa
-QUERIES_OR_KEYS += ("query_global", "key_global", "linear_q", "linear_k")  # Longformer, conformers
+QUERIES_OR_KEYS: tuple[str, ...] = ("q_proj", "k_proj", "query", "key", "q_lin", "k_lin", "q", "k", "wq", "wk")
+QUERIES_OR_KEYS += ("to_q", "to_k", "q_attn", "linear_q", "linear_k", "query_global", "key_global")
+QUERIES_OR_KEYS += ("query_proj", "key_proj", "pos_query_proj", "pos_key_proj")  # DeBERTa's
 SIDE_BY_SIDE = ("c_attn", "qkv_proj", "qkv", "Wqkv", "in_proj_weight")  # all queries, all keys, all values
 BY_HEAD = ("query_key_value",)  # for each head of keys: its queries, the key, the value
 HEAD_SIZE = ("head_dim", "head_size", "attention_head_size", "key_value_proj_dim")  # as attention modules call it
