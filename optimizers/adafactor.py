@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from optimizers.base import LOW_PRECISION, MemoryEfficientOptimizer, check_choice, check_positive
 from optimizers.registry import register
-from optimizers.shared.factored import chunks_of, rms, update_moments
+from optimizers.shared.factored import chunks_of, rms, subtract, update_moments
 
 
 @register("adafactor")
@@ -106,7 +106,7 @@ class Adafactor(MemoryEfficientOptimizer):
         rate = rate / (update_rms / group["clip_threshold"]).clamp(min=1.0)
         for (weight, grad), fs in zip(chunks, factors, strict=True):
             step = rule.scaled(grad, *fs, eps=eps).mul_(rate)
-            _subtract(weight, step, 1.0 - group["lr"] * group["weight_decay"])
+            subtract(weight, step, 1.0 - group["lr"] * group["weight_decay"] if group["weight_decay"] else None)
 
 
 class TransformersRule:
@@ -195,13 +195,3 @@ def _cut(factors: list[Tensor], grads: list[Tensor]) -> list[tuple[Tensor, ...]]
     if factors[-1].dim() == 1 and len(factors) == 2:
         return [(row, factors[1]) for row in factors[0].split(sizes)]
     return list(zip(*(factor.split(sizes) for factor in factors), strict=True))
-
-
-def _subtract(weight: Tensor, step: Tensor, shrink: float) -> None:
-    """weight = shrink weight - step, in place and rounded once."""
-    exact = weight.to(step.dtype)  # the weight itself, unless it is in low precision
-    if shrink != 1.0:
-        exact.mul_(shrink)
-    exact.sub_(step)
-    if exact is not weight:
-        weight.copy_(exact)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from optimizers.base import LOW_PRECISION, MemoryEfficientOptimizer, check_positive
 from optimizers.registry import register
-from optimizers.shared.factored import chunks_of, rms, update_moments
+from optimizers.shared.factored import chunks_of, rms, subtract, update_moments
 
 
 @register("adalomo")
@@ -109,8 +109,9 @@ def _update_one(state: dict[str, Any], p: Tensor, g: Tensor, group: dict[str, An
     r *= rate / (update_rms / group["clip_threshold"]).clamp(min=1.0)  # the pieces hold views of it
     for weight, grad, part in pieces:
         if group["weight_decay"]:
-            weight.mul_(1.0 - rate * group["weight_decay"])
-        weight.sub_(_scaled(grad, part, c))
+            subtract(weight, _scaled(grad, part, c), 1.0 - rate * group["weight_decay"])
+        else:
+            weight.sub_(_scaled(grad, part, c))
 
 
 def _scaled(grad: Tensor, r: Tensor, c: Tensor) -> Tensor:

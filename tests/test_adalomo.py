@@ -154,12 +154,13 @@ def test_the_layout_in_memory_does_not_matter():
     torch.testing.assert_close(*results)
 
 
-def test_low_precision_weights_are_updated_in_fp32_and_rounded_once():
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_low_precision_weights_are_updated_in_fp32_and_rounded_once(weight_decay):
     weight, gradient = random(20, 30, scale=0.1).bfloat16(), random(20, 30, seed=1).bfloat16()
     model = Holder(weight.clone())
-    optimizer = AdaLomo(model, lr=0.1)
+    optimizer = AdaLomo(model, lr=0.1, weight_decay=weight_decay)
     step(model, optimizer, gradient)
-    plain = Plain(weight, 0.1)
+    plain = Plain(weight, 0.1, weight_decay)
     plain.step(gradient)
     assert {value.dtype for value in optimizer.state[model.weights[0]].values() if torch.is_tensor(value)} == {
         torch.float32

@@ -47,3 +47,13 @@ def rms(chunks: Iterable[Tensor], count: int) -> Tensor:
     """Root mean square over all `count` entries."""
     norms = [torch.linalg.vector_norm(chunk) for chunk in chunks]
     return (norms[0] if len(norms) == 1 else torch.stack(norms).norm()) / math.sqrt(count)
+
+
+def subtract(weight: Tensor, step: Tensor, shrink: float | Tensor | None) -> None:
+    """weight = shrink weight - step, in place and rounded once; `step` is in fp32 or better. None doesn't shrink."""
+    exact = weight.to(step.dtype)  # the weight itself, unless it is in low precision
+    if shrink is not None:
+        exact.mul_(shrink)
+    exact.sub_(step)
+    if exact is not weight:
+        weight.copy_(exact)
