@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import register_parametrization
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 from transformers.models.auto.configuration_auto import AutoConfig
 
@@ -110,6 +111,25 @@ def test_a_sequential_serves_where_there_is_no_list_and_nothing_is_an_error_with
     assert list(find_layers(model)) == ["0", "2"]
     with pytest.raises(ValueError, match=r"Linear has no layers .* nn\.ModuleList"):
         split_into_blocks(nn.Linear(2, 2))
+
+
+class LowRank(nn.Module):
+    def __init__(self, weight):
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.zeros(len(weight), 1)), nn.Parameter(torch.ones(1, weight.shape[1]))
+
+    def forward(self, weight):
+        return weight + self.up @ self.down
+
+
+def test_parametrizations_which_are_lists_too_are_parts_of_their_layers():
+    model = build_model()
+    plain = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    for module in (model.classifier, model.layers[0].mlp.up_proj, plain[0]):
+        register_parametrization(module, "weight", LowRank(module.weight))
+    assert list(find_layers(model)) == ["layers.0", "layers.1", "layers.2"]
+    assert list(find_layers(plain)) == ["0", "2"]
+    assert split_into_blocks(plain)["0"] == list(plain[0].parameters())
 
 
 def test_a_pattern_matches_parts_of_a_name_and_one_that_matches_nothing_is_an_error():

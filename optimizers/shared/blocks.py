@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 Blocks = dict[str, list[nn.Parameter]]
 
@@ -81,7 +82,7 @@ def _members(module: nn.Module, container: type[nn.Module], prefix: str) -> dict
     found: dict[str, nn.Module] = {}
     for name, child in module.named_children():
         path = f"{prefix}.{name}" if prefix else name
-        if isinstance(module, container):
+        if isinstance(module, container) and not isinstance(module, ParametrizationList):  # one of a weight's parts
             found |= {path: child} if any(True for _ in child.parameters()) else {}
         else:
             found |= _members(child, container, path)
