@@ -163,6 +163,11 @@ class BlockLLM(MemoryEfficientOptimizer):
         """Share of the tensors chosen at least once."""
         return sum(count > 0 for count in self.rule.counts) / len(self._pool)
 
+    def before_backward(self, loss: Tensor) -> None:
+        super().before_backward(loss)
+        if all(p.grad is None for p in self.trainable):  # of a step that was skipped, by model.zero_grad()
+            self._loss = None
+
     def note_loss(self, loss: Tensor) -> None:
         """Micro-batches' losses, each divided by their number, add up."""
         self._loss = mean_loss(self, loss.detach()) + (0.0 if self._loss is None else self._loss)

@@ -188,6 +188,18 @@ def test_with_accumulation_it_sees_the_mean_over_micro_batches():
     assert optimizer.rule.losses == pytest.approx([sum(loss.item() for loss in losses) / 4])
 
 
+@pytest.mark.parametrize("owner", ["model", "optimizer"])
+def test_the_loss_of_a_step_that_was_skipped_does_not_count(owner):
+    model = build_model()
+    optimizer = BlockLLM(model)
+    optimizer.backward(1e3 * loss_of(model, 0))
+    (model if owner == "model" else optimizer).zero_grad()
+    loss = loss_of(model, 1)
+    optimizer.backward(loss)
+    optimizer.step()
+    assert optimizer.rule.losses == [loss.item()]
+
+
 def test_the_first_choice_is_random_and_a_function_of_the_seed():
     def first(seed):
         return BlockLLM(build_model(), seed=seed).rule.chosen
