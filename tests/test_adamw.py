@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
+from torch.optim.sgd import sgd as torch_sgd
 
 from optimizers import SGD, AdamW
 from optimizers.contract import build_model, loss_of, train, weights_of
+from optimizers.shared import arithmetic
 
 
 def torch_groups(model):
@@ -38,6 +41,19 @@ def test_sgd_is_torchs_sgd_to_the_last_bit(momentum, dtype):
     groups = torch_groups(other)
     train_plainly(other, torch.optim.SGD(groups, lr=0.1, weight_decay=0.1, momentum=momentum, foreach=False), 20)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_momentum_of_a_weight_that_is_reached_late_works_with_torchs_fused_kernel_as_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(arithmetic, "sgd", lambda *given, fused, **more: torch_sgd(*given, fused=True, **more))
+    model, other = (nn.ParameterList([torch.ones(3), torch.ones(3)]) for _ in range(2))
+    optimizer, plain = SGD(model, lr=0.1, momentum=0.9), torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9)
+    for step in range(6):
+        for (first, second), one in ((model, optimizer), (other, plain)):
+            ((step + 1) * first.sum() + ((first * second).sum() if step > 2 else 0.0)).backward()
+            one.step()
+            one.zero_grad()
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
 
 
 def test_a_master_makes_bfloat16_weights_the_rounding_of_an_fp32_run_with_the_same_gradients():

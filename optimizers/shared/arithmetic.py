@@ -161,16 +161,18 @@ def _sgd_kernel(
     states: list[dict[str, Any]], weights: list[Tensor], grads: list[Tensor], group: dict[str, Any]
 ) -> None:
     momentum = group.get("momentum", 0.0)
-    buffers = [s.get("momentum_buffer") for s in states]
-    filled = [[w if buffer is None else buffer for buffer, w in zip(buffers, weights, strict=True)]] if momentum else []
+    for state, weight in zip(states, weights, strict=True) if momentum else ():
+        if "momentum_buffer" not in state:  # torch's fused kernel takes a list of all buffers or none
+            state["momentum_buffer"] = torch.zeros_like(weight)
+    kept: list[Tensor] = [state["momentum_buffer"] for state in states] if momentum else []
     sgd(
         weights,
         grads,
-        buffers,
+        [*kept] or [None] * len(weights),
         # On a CPU torch 2.13's fused SGD is no faster, and leaves most entries of a low-precision tensor unchanged;
         # `foreach` would hold a copy of all gradients when there is weight decay.
         foreach=False,
-        fused=weights[0].is_cuda and not _laid_out_unlike([weights, grads, *filled]),
+        fused=weights[0].is_cuda and not _laid_out_unlike([weights, grads, *([kept] if momentum else [])]),
         weight_decay=group["weight_decay"],
         momentum=momentum,
         lr=group["lr"],
@@ -178,6 +180,3 @@ def _sgd_kernel(
         nesterov=False,
         maximize=False,
     )
-    if momentum:
-        for state, buffer in zip(states, buffers, strict=True):
-            state["momentum_buffer"] = buffer
