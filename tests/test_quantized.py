@@ -1,5 +1,8 @@
 """Numbers in few bits: the nearest value, the bytes of bitsandbytes, and no more memory than is said."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from bitsandbytes_kernels import golden, torch_kernels
@@ -184,3 +187,26 @@ def test_the_dynamic_map_is_that_of_bitsandbytes_to_the_byte(signed, kernels):
     assert torch.equal(codes, their_codes) and torch.equal(magnitudes, their_magnitudes)
     theirs = kernels["dequantize_blockwise"](their_codes, their_magnitudes, values_of(codebook), 256, torch.float32)
     assert torch.equal(codebook.dequantize(codes, magnitudes, 256), theirs)
+
+
+DIGEST = """
+import hashlib, torch
+from optimizers.shared import affine, nf4, quantized, subspace
+numbers = torch.linspace(-1.0, 2.0, 6000, dtype=torch.float32, device="cpu").view(60, 100)
+tensors = [
+    *subspace.randomized_vectors(numbers.sin(), 2, True, True, (0, 1)),
+    *nf4.quantize(numbers, double=True).values(),
+    *affine.quantize(numbers, 4).values(),
+    nf4.dequantize(nf4.quantize(numbers, double=True), numbers.shape, numbers.dtype),
+    *quantized.UNSIGNED.quantize_(numbers.flatten(), 256),
+]
+digest = hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for t in tensors)).hexdigest()
+"""
+DEFAULTS = "import torch; torch.set_default_dtype(torch.float64); torch.set_default_device('meta')"
+
+
+def test_neither_values_nor_subspaces_depend_on_the_default_dtype_and_device():
+    here: dict[str, str] = {}
+    exec(DIGEST, here)
+    command = [sys.executable, "-c", f"{DEFAULTS}\n{DIGEST}\nprint(digest)"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == here["digest"]

@@ -42,7 +42,9 @@ VALUES = torch.tensor(
         0.5626170039176941,
         0.7229568362236023,
         1.0,
-    ]
+    ],
+    dtype=torch.float32,
+    device="cpu",
 )
 NF4 = Codebook(VALUES)
 # (256,): the two values of each byte as one 64-bit number: lookup is twice as fast

@@ -8,6 +8,7 @@ near ones. Its CPU kernel for 8 bits is coarser: it looks numbers up in a table 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,7 +87,7 @@ class Codebook:
         self.values = Constant(values)
         codes = np.searchsorted(boundaries.numpy(), _ends_of_cells()[0])
         self._lowest = Constant(torch.from_numpy(codes.astype(np.uint8)))
-        self._boundary_above = Constant(torch.cat([boundaries, torch.full((1,), torch.inf)]))
+        self._boundary_above = Constant(torch.cat([boundaries, torch.full_like(values[:1], torch.inf)]))
 
     def quantize_(self, numbers: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Codes (n,), uint8, and magnitudes (blocks,), fp32, of a piece of numbers (n,), fp32, which is overwritten."""
@@ -118,9 +119,10 @@ def dynamic_values(*, signed: bool) -> Tensor:
     """The 8-bit dynamic map (Dettmers et al., 2110.02861, section 2): a power of ten, and a linear fraction in the
     remaining bits; the smaller the power, the fewer bits remain.
     """
-    values = [torch.tensor([0.0, 1.0])]
+    exact: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever the defaults are
+    values = [torch.tensor([0.0, 1.0], **exact)]
     for power in range(7):
-        edges = torch.linspace(0.1, 1.0, (1 if signed else 2) * 2**power + 1)
+        edges = torch.linspace(0.1, 1.0, (1 if signed else 2) * 2**power + 1, **exact)
         means = 10 ** (power - 6) * ((edges[:-1] + edges[1:]) / 2)
         values += [means, -means] if signed else [means]
     return torch.cat(values).sort().values

@@ -79,4 +79,5 @@ def _leading_eigenvectors(symmetric: Tensor, rank: int) -> Tensor:
 
 def _random(rows: int, columns: int, key: tuple[int, ...]) -> Tensor:
     seed = random.Random("/".join(map(str, key))).getrandbits(63)
-    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(rows, columns, generator=generator, dtype=torch.float32, device="cpu")
