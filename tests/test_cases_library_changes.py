@@ -53,6 +53,14 @@ def test_a_parameter_that_would_never_be_trained_stops_the_first_step_before_it_
     assert not changed(before, model)
 
 
+@every_method
+def test_weights_that_were_replaced_stop_the_very_next_step(method):
+    model, optimizer = trained(method, steps=5)  # not one of those after which all is looked through anyway
+    assign_weights(model)
+    with pytest.raises(RuntimeError, match="came into the model|no weight was read"):
+        train(model, optimizer, 1, start=5)
+
+
 @pytest.mark.parametrize("method", ["badam", "lisa", "hft", "blockllm"])
 def test_a_block_whose_turn_it_is_not_can_not_be_unfrozen(method):
     model, optimizer = trained(method)

@@ -122,7 +122,7 @@ def check_unchanged(method: MemoryEfficientOptimizer) -> None:
 
     Of a sharded model nothing is checked, since its whole parameters come and go. To go through all modules takes as
     long as to update the adapters in them, so that is done where a parameter came to require gradients, ceased to or
-    has another dtype, and now and then.
+    has another dtype, where no gradient reached any, and now and then.
 
     Raises:
         RuntimeError: names a parameter, what is wrong with it, and the way out.
@@ -130,7 +130,8 @@ def check_unchanged(method: MemoryEfficientOptimizer) -> None:
     """
     steps = method._steps_done
     seen = [p.dtype if p.requires_grad else None for p in method._requires_grad]
-    if seen == method._seen and steps & (steps - 1) and steps % CHECKED_EVERY:
+    reached = method.asks_losses or any(p.grad is not None for p in method._group_of)
+    if reached and seen == method._seen and steps & (steps - 1) and steps % CHECKED_EVERY:
         return
     if any(map(is_sharded, method._group_of)):
         return
