@@ -132,7 +132,7 @@ class MeZO(MemoryEfficientOptimizer):
         if group["weight_decay"]:
             p.mul_(1 - group["lr"] * group["weight_decay"])
         for sample, slope in enumerate(self._slopes):
-            p.addcmul_(self._direction(p, sample), (slope * (group["lr"] / self.samples)).to(p.dtype), value=-1)
+            p.addcmul_(self._direction(p, sample), (slope * (group["lr"] / self.samples)).to(p), value=-1)
 
     def after_step(self) -> None:
         self.steps += 1

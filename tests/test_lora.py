@@ -145,6 +145,16 @@ def test_lora_fa_moves_the_weight_as_closely_along_its_gradient_as_b_a_can(rank)
     torch.testing.assert_close(s * (corrected @ a).double(), (s * a.T.double() @ closest).T, rtol=1e-3, atol=1e-3)
 
 
+def test_lora_fa_corrects_gradients_where_they_are_though_the_model_is_spread_over_devices():
+    def pair(device):
+        return nn.Parameter(torch.ones(4, 2, device=device)), (torch.eye(2, 6, device=device), 0.5)
+
+    frozen = dict([pair("meta"), pair("cpu")])
+    elsewhere, here = corrected_gradients(frozen, list(frozen), [torch.ones_like(b) for b in frozen])
+    assert elsewhere.device.type == "meta"
+    torch.testing.assert_close(here, torch.full((4, 2), 4.0))  # 1 / s^2
+
+
 def test_veras_modules_share_one_random_pair_of_the_largest_sides_which_is_a_function_of_the_seed():
     def pairs(seed, dtype=torch.float32):
         model = build_model(dtype)

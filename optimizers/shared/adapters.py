@@ -218,13 +218,17 @@ def corrected_gradients(
         frozen: what `freeze_a` returned.
         params, grads: pairs of equal shapes.
     """
-    of_b = [i for i, p in enumerate(params) if p in frozen] if frozen else []
+    of_b: dict[torch.device, list[int]] = {}
+    for i, p in enumerate(params) if frozen else ():
+        if p in frozen:
+            of_b.setdefault(p.device, []).append(i)
     if not of_b:
         return grads
     corrected = list(grads)
-    inverses = torch.linalg.pinv(torch.stack([_gram(*frozen[params[i]]) for i in of_b]), hermitian=True)
-    for i, inverse in zip(of_b, inverses, strict=True):
-        corrected[i] = (grads[i].float() @ inverse).to(grads[i].dtype)
+    for places in of_b.values():
+        inverses = torch.linalg.pinv(torch.stack([_gram(*frozen[params[i]]) for i in places]), hermitian=True)
+        for i, inverse in zip(places, inverses, strict=True):
+            corrected[i] = (grads[i].float() @ inverse).to(grads[i].dtype)
     return corrected
 
 
