@@ -126,7 +126,9 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         super().__init__(self.group_parameters(model, defaults), defaults)
         _separate(self.param_groups)
         self._hooks: list[Any] = []
-        self._group_of = {p: index for index, group in enumerate(self.param_groups) for p in group["params"]}
+        self._group_of: dict[nn.Parameter, int | None] = {}
+        for index, group in enumerate(self.param_groups):
+            self._group_of |= dict.fromkeys(group["params"], index)
         self._number_of = {p: number for number, p in enumerate(self._group_of)}
         self._chosen: set[nn.Parameter] | None = None  # what it trains now; None: all that it may
         self._seen: list[torch.dtype | None] = []  # of the model's parameters that required gradients when last checked
@@ -396,9 +398,12 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         """The hook of `in_backward`: update one parameter and free its gradient."""
         self._check_not_updated(p)
         assert p.grad is not None  # a hook that torch calls after accumulating it
-        if p.numel():
+        if not self._updated:
+            self._follow_groups()
+        index = self._group_of[p]
+        if p.numel() and index is not None:
             self._check_dense([(p, p.grad)])
-            group = self.param_groups[self._group_of[p]]
+            group = self.param_groups[index]
             if torch._C._is_any_autocast_enabled():
                 with _without_autocast(p):
                     self._update([(p, p.grad)], group)
@@ -406,6 +411,12 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
                 self._update([(p, p.grad)], group)
         self._updated.add(p)
         p.grad = None
+
+    def _follow_groups(self) -> None:
+        """Note in which group each parameter is now: a loop may have made others of them."""
+        now = {p: index for index, group in enumerate(self.param_groups) for p in group["params"]}
+        for p in self._group_of:
+            self._group_of[p] = now.get(p)
 
     def data_parallel(self, group: Any = None) -> None:
         """Keep the replicas of the model in the processes of `group` equal, without a wrapper of the model.
@@ -572,7 +583,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         # torch casts floating-point state to the parameter's dtype, so the tensors are put in place afterwards
         super().load_state_dict({**state_dict, "param_groups": groups, "state": {}})
         _separate(self.param_groups)
-        params = list(self._group_of)
+        params = [p for group in self.param_groups for p in group["params"]]
         self._steps_done = extra.get("steps_done", 0)
         self._dtypes.clear()
         self._masters.forget()

@@ -450,3 +450,35 @@ def test_neither_the_default_dtype_nor_a_compiled_step_changes_an_update(method)
     finally:
         torch.set_default_dtype(torch.float32)
     assert not changed(weights_of(plain), other)
+
+
+# ---- groups that a loop divides up
+
+
+def divided(method, **more):
+    """A method on a model whose classifier has a group of its own, at a rate of 0, before the others."""
+    model = build_model()
+    optimizer = subject(method, **more).build(model)
+    head = model.classifier.weight
+    (group,) = (group for group in optimizer.param_groups if any(p is head for p in group["params"]))
+    group["params"] = [p for p in group["params"] if p is not head]
+    optimizer.param_groups.insert(0, {**group, "params": [head], "lr": 0.0})
+    return model, optimizer
+
+
+@pytest.mark.parametrize(
+    ("method", "variant"),
+    [(m, {}) for m in optimizers.available() if not optimizers.get(m).adds_parameters]
+    + [(m, {"in_backward": True}) for m in optimizers.available() if "in_backward" in subject(m).keywords],
+)
+def test_each_weight_has_the_rate_of_the_group_that_a_loop_put_it_into_and_resumes_with_its_own_state(method, variant):
+    model, optimizer = divided(method, **variant)
+    before = weights_of(model)
+    train(model, optimizer, 5)
+    moved = changed(before, model)
+    assert "classifier.weight" not in moved and len(moved) > 1
+    again, resumed = divided(method, **variant)
+    again.load_state_dict(model.state_dict())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert train(again, resumed, 4, start=5) == train(model, optimizer, 4, start=5)
+    assert not changed(weights_of(model), again)
