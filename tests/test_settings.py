@@ -256,6 +256,15 @@ def test_a_new_head_is_always_trained_whatever_else_is():
     assert "always_train" not in values("adamw")
 
 
+def test_values_in_a_methods_name_are_read_like_others():
+    assert values("badam:always_train=norm", head=())["always_train"] == ("norm",)
+    assert values("badam:always_train=a,b")["always_train"] == ("classifier", "a", "b")
+    rate = values("badam:lr=1")["lr"]
+    assert rate == 1 and isinstance(rate, float)
+    with pytest.raises(UserError, match=r"badam.switch_every must be a whole number, not 5\.5"):
+        values("badam:switch_every=5.5")
+
+
 def test_the_seed_reaches_the_methods_that_draw():
     assert values("badam", seed=5)["seed"] == 5
     assert "seed" not in values("adamw", seed=5)

@@ -118,7 +118,7 @@ def hyperparameters(
         chosen["lr"] = learning_rate
     chosen = {key: value for key, value in {**chosen, **given.get(ALL_METHODS, {})}.items() if key in known}
     asked = {**chosen, **given.get(base, {}), **own, **(given.get(method, {}) if own else {})}
-    values = _typed(method, optimizers.resolve(method, **asked))
+    values = _typed(base, optimizers.resolve(method, **asked))
     if "always_train" in known:
         values["always_train"] = tuple(dict.fromkeys([*head, *values["always_train"]]))
     return optimizers.in_use(method, values)
