@@ -90,6 +90,12 @@ def test_hyper_parameters_reach_the_method(tmp_path):
     assert large["trained_weights"] == 2 * small["trained_weights"]
 
 
+def test_preferences_are_planned_with_their_own_rates(tmp_path):
+    pairs = replace(tiny(tmp_path), task="dpo")
+    rates = [plan(one, ["lora"], {})["rows"][0]["hyperparameters"]["lr"] for one in (tiny(tmp_path), pairs)]
+    assert rates == [6e-4, 3e-5]  # a twentieth, as `compare --task dpo` has
+
+
 def test_a_new_classifier_is_always_trained(tmp_path):
     rows = {row["method"]: row for row in plan(tiny(tmp_path, "roberta"), ["badam", "lora"], {})["rows"]}
     for row in rows.values():

@@ -9,7 +9,7 @@ import yaml
 from transformers.training_args import OptimizerNames
 
 import optimizers
-from membench.planning.export import AXOLOTL, CAUSAL, FACTORY, export
+from membench.planning.export import AXOLOTL, CAUSAL, FACTORY, TWO_MODELS, export
 from membench.training.hf_trainer import _from_arguments
 
 SETUP = {
@@ -120,17 +120,103 @@ def test_the_code_loads_a_model_that_can_be_loaded_as_it_was_planned():
 
 def test_preferences_are_trained_by_a_trainer_of_preferences():
     text = export(document("badam", setup={**SETUP, "task": "dpo"}), "trl")
-    assert "class Trainer(MethodTrainer, DPOTrainer)" in text and "second model in memory" in text
+    assert "class Trainer(MethodTrainer, DPOTrainer)" in text
     with pytest.raises(ValueError, match="its Trainer has no loss for dpo: use --export trl"):
         export(document("badam", setup={**SETUP, "task": "dpo"}), "trainer")
 
 
+def test_a_preferences_reference_is_not_a_second_model_or_the_comment_says_that_it_is():
+    setup = {**SETUP, "task": "dpo"}
+    text = export(document("badam", setup=setup), "trl")
+    assert values_in(calls_in(text)["DPOConfig"])["precompute_ref_log_probs"] is True and TWO_MODELS not in text
+    assert TWO_MODELS in export(document("badam", setup={**setup, "gpus": 2}), "trl")
+    for tool, kind in (("llamafactory", "adamw"), ("axolotl", "adamw")):
+        assert f"# {TWO_MODELS}" in export(document(kind, setup=setup), tool)
+        assert TWO_MODELS not in export(document(kind), tool)
+        for adapters in ("lora", "qlora"):  # without which the same model is the reference
+            assert TWO_MODELS not in export(document(adapters, setup=setup), tool)
+    pairs = yaml.safe_load(export(document("lora", setup=setup), "axolotl"))
+    assert pairs["datasets"][0]["type"] == "chat_template.default"
+
+
+def test_weights_have_the_planned_dtype_or_the_comment_says_that_they_have_not():
+    def told(method, dtype, tool):
+        text = export(document(method, setup={**SETUP, "loss_chunks": 1, "dtype": dtype}), tool)
+        return yaml.safe_load(text), text
+
+    # axolotl's default of bf16 is "auto": without a key, fp32 would be bf16 on most GPUs
+    for dtype, expected in (("bfloat16", (True, None)), ("float32", (False, None)), ("float16", (False, True))):
+        keys, text = told("adamw", dtype, "axolotl")
+        assert (keys["bf16"], keys.get("float16")) == expected and "--dtype" not in text
+    precisions = ("pure_bf16", "bf16", "fp16")
+    for method, dtype, key in (
+        ("adamw", "bfloat16", "pure_bf16"),
+        ("lora", "bfloat16", "bf16"),
+        ("lora", "float16", "fp16"),
+        ("adamw", "float32", None),  # trained weights are cast to it
+    ):
+        keys, text = told(method, dtype, "llamafactory")
+        assert [one for one in precisions if one in keys] == ([key] if key else []) and "--dtype" not in text
+    for method, dtype in (("lora", "float32"), ("qlora", "float32"), ("badam", "float32"), ("badam", "float16")):
+        assert f"# Not expressed: --dtype {dtype}; the model is loaded" in told(method, dtype, "llamafactory")[1]
+    assert "it needs more than planned: --dtype float16." in told("adamw", "float16", "llamafactory")[1]
+
+
+@pytest.mark.parametrize("method", ["galore", "apollo"])
+def test_llamafactorys_low_rank_methods_get_the_one_optimizer_that_they_take(method):
+    assert transformers.TrainingArguments(use_cpu=True).optim != "adamw_torch"  # so it can't be left out
+    assert yaml.safe_load(export(document(method), "llamafactory"))["optim"] == "adamw_torch"
+
+
+def test_adams_betas_and_eps_are_told_where_they_are_not_the_arguments_own():
+    for tool in ("llamafactory", "axolotl"):
+        assert not {"adam_beta1", "adam_beta2", "adam_epsilon"} & set(yaml.safe_load(export(document("adamw"), tool)))
+        text = export(document("adamw", betas=(0.8, 0.95), eps=1e-6), tool)
+        keys = yaml.safe_load(text)
+        assert (keys["adam_beta1"], keys["adam_beta2"], keys["adam_epsilon"]) == (0.8, 0.95, 1e-6)
+        assert "betas" not in text and "eps=" not in text
+    own = yaml.safe_load(export(document("apollo"), "llamafactory"))  # its default is the method's, not the arguments'
+    assert own["adam_epsilon"] == optimizers.resolve("apollo")["eps"] == 1e-6
+    assert "adam_epsilon" not in yaml.safe_load(export(document("adafactor"), "llamafactory"))  # eps isn't Adam's
+
+
+def test_masters_are_missing_only_where_weights_are_not_fp32_themselves():
+    missing = "# Not expressed: master_weights=True."
+    assert missing in export(document("adamw"), "axolotl")
+    assert missing not in export(document("adamw", setup={**SETUP, "dtype": "float32"}), "axolotl")
+
+
+def test_parameters_that_are_always_trained_are_said_to_be_missing():
+    for method, tool in (("badam", "llamafactory"), ("lora", "llamafactory"), ("lora", "axolotl")):
+        assert "always_train=('lm_head',)." in export(document(method, always_train=("lm_head",)), tool)
+
+
+def test_what_llamafactory_refuses_in_several_processes_is_refused():
+    setup = {**SETUP, "gradient_accumulation_steps": 1, "gpus": 2}
+    for method, values, key in (
+        ("badam", {}, "use_badam"),
+        ("galore", {"in_backward": True}, "galore_layerwise"),
+        ("apollo", {"in_backward": True}, "apollo_layerwise"),
+    ):
+        for strategy in ("fsdp2", "replicate"):
+            with pytest.raises(ValueError, match=f"LLaMA-Factory refuses {key} on 2 GPUs: use trainer or trl"):
+                export(document(method, setup={**setup, "strategy": strategy}, **values), "llamafactory")
+        assert "MethodTrainer" in export(document(method, setup=setup, **values), "trl")
+    assert yaml.safe_load(export(document("galore", setup=setup), "llamafactory"))["galore_layerwise"] is False
+
+
+def test_of_trls_loss_the_code_does_not_say_that_chunks_are_missing():
+    text = export(document("badam"), "trl")  # whose head has pieces of its own
+    assert "--loss-chunks" not in text and "# TRL computes the loss in pieces of its own" in text
+    assert "--loss-chunks 8" in export(document("badam"), "trainer")
+
+
 def test_shards_are_expressed_or_said_to_be_missing():
-    sharded = document("badam", setup={**SETUP, "gpus": 4})
+    sharded = document("adamw", setup={**SETUP, "gpus": 4})
     text = export(sharded, "trainer")
     assert values_in(calls_in(text)["TrainingArguments"])["fsdp"] is True and "torchrun --nproc-per-node 4" in text
     assert "needs more than planned: --loss-chunks 8, --gpus 4." in export(sharded, "llamafactory")
-    replicas = document("badam", setup={**SETUP, "gpus": 4, "strategy": "replicate"})
+    replicas = document("adamw", setup={**SETUP, "gpus": 4, "strategy": "replicate"})
     assert "fsdp" not in values_in(calls_in(export(replicas, "trainer"))["TrainingArguments"])
     assert "--gpus" not in export(replicas, "llamafactory")
 

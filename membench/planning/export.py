@@ -23,13 +23,14 @@ Keys = dict[str, Any]
 CAUSAL, YOURS = "AutoModelForCausalLM", "YOURS"
 
 # By method: what is set whatever its hyper-parameters are, and the tool's names of those.
+# LLaMA-Factory's GaLore and APOLLO refuse `adamw_torch_fused`, which is transformers' default.
 FACTORY: dict[str, tuple[Keys, dict[str, str]]] = {
     "adafactor": ({"finetuning_type": "full", "optim": "adafactor"}, {}),
     "adam-mini": ({"finetuning_type": "full", "use_adam_mini": True}, {}),
     "adamw": ({"finetuning_type": "full", "optim": "adamw_torch"}, {}),
     "adamw8bit": ({"finetuning_type": "full", "optim": "adamw_bnb_8bit"}, {}),
     "apollo": (
-        {"finetuning_type": "full", "use_apollo": True},
+        {"finetuning_type": "full", "use_apollo": True, "optim": "adamw_torch"},
         {
             "rank": "apollo_rank",
             "update_every": "apollo_update_interval",
@@ -43,7 +44,7 @@ FACTORY: dict[str, tuple[Keys, dict[str, str]]] = {
         {"order": "badam_switch_mode", "switch_every": "badam_switch_interval"},
     ),
     "galore": (
-        {"finetuning_type": "full", "use_galore": True},
+        {"finetuning_type": "full", "use_galore": True, "optim": "adamw_torch"},
         {
             "rank": "galore_rank",
             "update_every": "galore_update_interval",
@@ -82,8 +83,12 @@ AXOLOTL: dict[str, tuple[Keys, dict[str, str]]] = {
 }
 SHARED = {"lr": "learning_rate", "weight_decay": "weight_decay"}
 EAGER: dict[str, Keys] = {"llamafactory": {"flash_attn": "disabled"}, "axolotl": {"eager_attention": True}}
-# What MethodTrainer takes from the arguments unless told, for methods with Adam's moments.
+# The training arguments' own, which every tool takes unless told, for methods with Adam's moments.
 OF_ARGUMENTS: Keys = {"betas": (0.9, 0.999), "eps": 1e-8}
+# LLaMA-Factory's keys for a dtype, without which trained weights become fp32 (not BAdam's), and others stay as saved.
+PRECISION = {"full": {"bfloat16": "pure_bf16"}, "lora": {"bfloat16": "bf16", "float16": "fp16"}}
+ALONE = {"use_badam", "galore_layerwise", "apollo_layerwise"}  # what it refuses in several processes
+TWO_MODELS = "The reference is a second model in memory, which the plan has not."
 
 
 def export(document: Document, tool: str) -> str:
@@ -151,19 +156,25 @@ def _code(document: Document, row: Row, tool: str) -> str:
         given.setdefault("gradient_checkpointing", False)
     else:
         notes += [f"Cut texts to {setup['sequence_length']} tokens when you tokenize: TrainingArguments can't say so."]
+    if is_trl:
+        notes += [
+            "TRL computes the loss in pieces of its own, not from all logits: its head needs more or less memory."
+        ]
     if kind == "DPO":
-        notes += ["The reference is a second model in memory, which the plan has not."]
+        given["precompute_ref_log_probs"] = True  # without a second model, unless there are shards
+        notes += [TWO_MODELS] if _is_sharded(setup) else []
     if values.get("in_backward") or method in ("lomo", "adalomo", "mezo"):
         given["max_grad_norm"] = 0.0
         notes += ["It has no gradients to clip after the backward pass, nor to accumulate."]
     if setup["gpus"] > 1:
-        given |= {"fsdp": True} if setup["strategy"] == "fsdp2" else {}
+        given |= {"fsdp": True} if _is_sharded(setup) else {}
         notes += [f"Start it in {setup['gpus']} processes: torchrun --nproc-per-node {setup['gpus']}."]
     kwargs = {k: v for k, v in _unlike(row, OF_ARGUMENTS if "betas" in values else {}).items() if k not in SHARED}
     loaded = {"attn_implementation": setup["attention"]}
     loaded |= {"trust_remote_code": True} if setup["trust_remote_code"] else {}
+    notes += _levers(setup, {"loss_chunks": False} if is_trl else {})
     lines = [
-        *(f"# {line}" for line in [*_heading(document, row), *notes, *_levers(setup)]),
+        *(f"# {line}" for line in [*_heading(document, row), *notes]),
         "import torch",
         f"from transformers import {setup['auto_class']}{'' if is_trl else ', TrainingArguments'}",
         *([f"from trl import {config}, {base}"] if is_trl else []),
@@ -192,8 +203,12 @@ def _code(document: Document, row: Row, tool: str) -> str:
     return "\n".join(lines)
 
 
+def _is_sharded(setup: Mapping[str, Any]) -> bool:
+    return setup["gpus"] > 1 and setup["strategy"] == "fsdp2"
+
+
 def _levers(setup: Mapping[str, Any], more: Mapping[str, bool] | None = None) -> list[str]:
-    """What of the plan's step a tool doesn't do, in words; of `more`, what is true."""
+    """What of the plan's step a tool doesn't do, in words; `more` says it of further options, or otherwise."""
     used = {
         "checkpointing_every": setup["checkpointing_every"] > 1,
         "loss_chunks": setup["loss_chunks"] > 1,
@@ -210,41 +225,53 @@ def _levers(setup: Mapping[str, Any], more: Mapping[str, bool] | None = None) ->
 def _factory(document: Document, row: Row, tool: str) -> str:
     setup = document["setup"]
     keys: Keys = {"model_name_or_path": _model(setup), "stage": "dpo" if setup["task"] else "sft", "do_train": True}
-    own, unknown = _own_keys("LLaMA-Factory", FACTORY, row)
+    own, unknown = _own_keys("LLaMA-Factory", FACTORY, row, setup["dtype"])
+    if setup["gpus"] > 1 and (alone := ALONE & {key for key, value in own.items() if value}):
+        raise ValueError(f"--export: LLaMA-Factory refuses {alone.pop()} on {setup['gpus']} GPUs: use trainer or trl")
     keys |= own
     keys |= {"cutoff_len": setup["sequence_length"], **_micro_batch(setup)}
-    keys |= {"pure_bf16" if own["finetuning_type"] == "full" else "bf16": True} if setup["dtype"] == "bfloat16" else {}
+    kind, dtype = own["finetuning_type"], setup["dtype"]
+    precision = PRECISION[kind].get(dtype)
+    casts = kind == "full" and "use_badam" not in own and precision is None
+    keys |= {precision: True} if precision else {}
+    if not (precision or casts):
+        unknown += [f"Not expressed: --dtype {dtype}; the model is loaded in the dtype of its checkpoint."]
     keys |= {"use_reentrant_gc": False} if setup["checkpointing"] else {"disable_gradient_checkpointing": True}
     keys |= {"dataset": "YOURS", "template": "YOURS", "output_dir": "output"}
-    return _yaml(_comments(document, row, unknown), keys | _loading(setup, tool))
+    unknown += [TWO_MODELS] if setup["task"] == "dpo" and kind == "full" else []
+    more = {"dtype": casts and dtype != "float32"}
+    return _yaml(_comments(document, row, unknown, more), keys | _loading(setup, tool))
 
 
 def _axolotl(document: Document, row: Row, tool: str) -> str:
     setup = document["setup"]
     sizes = _micro_batch(setup)
     keys: Keys = {"base_model": _model(setup), **({"rl": "dpo"} if setup["task"] else {})}
-    own, unknown = _own_keys("axolotl", AXOLOTL, row)
+    own, unknown = _own_keys("axolotl", AXOLOTL, row, setup["dtype"])
     keys |= own
     keys |= {
         "sequence_len": setup["sequence_length"],
         "micro_batch_size": sizes["per_device_train_batch_size"],
         "gradient_accumulation_steps": sizes["gradient_accumulation_steps"],
     }
-    keys |= {"bf16": True} if setup["dtype"] == "bfloat16" else {}
+    keys |= {"bf16": setup["dtype"] == "bfloat16"}  # its default, "auto", is true on most GPUs
+    keys |= {"float16": True} if setup["dtype"] == "float16" else {}
     keys["gradient_checkpointing"] = setup["checkpointing"]
     keys |= {"gradient_checkpointing_kwargs": {"use_reentrant": False}} if setup["checkpointing"] else {}
-    keys |= {"datasets": [{"path": "YOURS", "type": "chat_template"}], "output_dir": "output"}
+    kind = "chat_template.default" if setup["task"] else "chat_template"
+    keys |= {"datasets": [{"path": "YOURS", "type": kind}], "output_dir": "output"}
+    unknown += [TWO_MODELS] if setup["task"] == "dpo" and "adapter" not in own else []
     return _yaml(_comments(document, row, unknown), keys | _loading(setup, tool))
 
 
-def _comments(document: Document, row: Row, unknown: list[str]) -> list[str]:
+def _comments(document: Document, row: Row, notes: list[str], more: Mapping[str, bool] | None = None) -> list[str]:
     setup = document["setup"]
-    shards = setup["gpus"] > 1 and setup["strategy"] == "fsdp2"
-    levers = _levers(setup, {"gpus": shards, "dtype": setup["dtype"] == "float16"})
-    return [*_heading(document, row), *unknown, *levers]
+    return [*_heading(document, row), *notes, *_levers(setup, {"gpus": _is_sharded(setup), **(more or {})})]
 
 
-def _own_keys(tool: str, table: Mapping[str, tuple[Keys, dict[str, str]]], row: Row) -> tuple[Keys, list[str]]:
+def _own_keys(
+    tool: str, table: Mapping[str, tuple[Keys, dict[str, str]]], row: Row, dtype: str
+) -> tuple[Keys, list[str]]:
     """What sets the method and its hyper-parameters, and those that the tool can't be told.
 
     Raises:
@@ -258,13 +285,24 @@ def _own_keys(tool: str, table: Mapping[str, tuple[Keys, dict[str, str]]], row: 
     fixed, names = table[method]
     values, names = _filled(row["hyperparameters"]), SHARED | names
     told = {theirs: values[ours] for ours, theirs in names.items() if values.get(ours) is not None}
-    left = {k: v for k, v in _unlike(row, {}).items() if k not in names and k not in ("seed", "always_train")}
+    adam = _adam(values)
+    apart = {*names, "seed"} | ({*OF_ARGUMENTS} if adam is not None else set())
+    left = {k: v for k, v in _unlike(row, {}).items() if k not in apart}
     left |= {ours: None for ours in names if ours in values and values[ours] is None}  # it has a default of its own
-    if values.get("master_weights") and method not in ("badam", "lora", "qlora"):
+    if values.get("master_weights") and dtype != "float32" and method not in ("badam", "lora", "qlora"):
         left["master_weights"] = True
     unknown = ", ".join(f"{key}={value}" for key, value in left.items())
     notes = [f"{tool} runs its own {method}: its other hyper-parameters, and what it needs, may differ from the plan."]
-    return fixed | told, notes + ([f"Not expressed: {unknown}."] if unknown else [])
+    return fixed | told | (adam or {}), notes + ([f"Not expressed: {unknown}."] if unknown else [])
+
+
+def _adam(values: Keys) -> Keys | None:
+    """Betas and eps of a method with Adam's moments where they aren't the arguments' own; None for one without."""
+    if "betas" not in values:
+        return None
+    asked = {key: values[key] for key in OF_ARGUMENTS if values[key] != OF_ARGUMENTS[key]}
+    betas = {"adam_beta1": asked["betas"][0], "adam_beta2": asked["betas"][1]} if "betas" in asked else {}
+    return betas | ({"adam_epsilon": asked["eps"]} if "eps" in asked else {})
 
 
 def _filled(values: Mapping[str, Any]) -> Keys:

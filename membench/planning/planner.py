@@ -110,10 +110,16 @@ def plan(
 
 
 def method_values(blueprint: Blueprint, method: str, given: Given) -> dict[str, Any]:
-    """All hyper-parameters of `method`, as for fine-tuning: a new head is always trained, embeddings only if asked."""
-    width = blueprint.source.width
+    """All hyper-parameters of `method` on pretrained weights: a new head is always trained, embeddings if asked."""
     return hyperparameters(
-        method, given, learning_rate=None, seed=0, from_scratch=False, head=blueprint.head, width=width
+        method,
+        given,
+        learning_rate=None,
+        seed=0,
+        from_scratch=False,
+        head=blueprint.head,
+        kind="preference" if blueprint.workload.task == "dpo" else "classification",
+        width=blueprint.source.width,
     )
 
 
