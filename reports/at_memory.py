@@ -10,7 +10,7 @@ from reports.rankings import Ranking, headline, render
 from reports.record import Record, how_it_ended
 from reports.setups import Setup, differing, group, heading, score
 from reports.statistics import SIGNIFICANCE, equivalent, summarise
-from reports.table import MIB, NOTHING, Column, Row, Table, lay_out, mib, score_text
+from reports.table import NOTHING, Column, Row, Table, budget_mib, lay_out, mib, score_text
 
 # of a set-up: what must be the same for qualities to compare
 _POOLED = ("family", "model", "weights", "data", "version")
@@ -90,7 +90,7 @@ def _ranking(setups: list[Setup], tasks: list[str], metric: str, higher: bool, b
         for c in [*ranked, *others]
     ]
     head = heading(setups[0], tasks)[:1] if len(setups) > 1 else heading(setups[0], tasks)
-    title = f"{_title(tasks)} within {budget / MIB:,.0f} MiB, by {metric}{'' if higher else ' (less is better)'}"
+    title = f"{_title(tasks)} within {budget_mib(budget)} MiB, by {metric}{'' if higher else ' (less is better)'}"
     return Ranking(head, _table(title, made, len(tasks), floor), made, _notes(made, contenders, tasks))
 
 

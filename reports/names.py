@@ -22,3 +22,9 @@ def printable(text: str) -> str:
 def counted(count: int | str, what: str) -> str:
     """`1 run`, `2 runs`; a count may be a text, such as `2 to 4`."""
     return f"{count} {what}" + ("" if str(count) == "1" else "s")
+
+
+def batch_text(size: int | str, length: int | str, task: str | None) -> str:
+    """`8 x 32 tokens`: a batch of sequences; of `task` "dpo" `8 x 2 x 32 tokens`, since it is one of pairs of them."""
+    pairs = "2 x " if task == "dpo" else ""
+    return f"{size} x {pairs}{length} tokens"

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from reports import formats
+from reports.names import batch_text
 from reports.parts import PARTS, Part, round_parts, shown
 from reports.table import GIB, MIB, NOTHING, Column, Row, Table, gib, lay_out
 
@@ -46,10 +47,9 @@ def render(document: dict[str, Any], format: str) -> str:
 def heading(document: dict[str, Any]) -> list[str]:
     """What was planned, in a line."""
     setup = document["setup"]
-    pairs = "2 x " if setup["task"] == "dpo" else ""
     words = [
         f"{setup['model']}, {_weights(document['parameters'])} in {setup['dtype']}",
-        f"{setup['batch_size']} x {pairs}{setup['sequence_length']} tokens{_pieces(setup)}",
+        f"{batch_text(setup['batch_size'], setup['sequence_length'], setup['task'])}{_pieces(setup)}",
         *([setup["task"]] if setup["task"] else []),
         *levers(setup),
         *([f"on each of {setup['gpus']} GPUs ({setup['strategy']})"] if setup["gpus"] > 1 else []),

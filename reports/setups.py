@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from reports.names import counted
+from reports.names import batch_text, counted
 from reports.record import Record
 from reports.schema import TRAINING, Field, training
 
@@ -230,7 +230,7 @@ def _end(path: str) -> str:
 
 def _how(known: dict[str, Any], machines: list[str]) -> list[str]:
     steps, batch_size, sequence_length = (known[name] for name in _SIZES)
-    words = [f"{counted(steps or '?', 'step')} of {batch_size} x {sequence_length} tokens"]
+    words = [f"{counted(steps or '?', 'step')} of {batch_text(batch_size, sequence_length, known['family'])}"]
     words += [_said(one, known[one.name]) for one in TRAINING if one.apart and one.name not in _SAID_FIRST]
     name = f" ({machines[0]})" if len(machines) == 1 and machines[0] != known["device"] else ""
     words += [f"{known['device']}{name}"] if known["device"] is not None else []

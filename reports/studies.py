@@ -12,7 +12,7 @@ from reports.rankings import Ranking
 from reports.record import Record
 from reports.setups import Setup, created, differing, group, row_label, score, varied_hyperparameters
 from reports.statistics import SAME_POINTS
-from reports.table import MIB, NOTHING, Column, Row, Table, lay_out, mib, score_text
+from reports.table import NOTHING, Column, Row, Table, budget_mib, lay_out, mib, score_text
 
 NO_LIMIT = 1 << 62  # bytes
 _RESERVED = "; MiB as the GPU's allocator reserved them, more than the tables' peak"
@@ -151,7 +151,7 @@ def recommend(finals: list[Record], budgets: Sequence[int]) -> list[str]:
 def _sentence(ranking: Ranking, budget: int, finals: list[Record]) -> str:
     fit = [row for row in ranking.rows if row["rank"]]
     able = [row for row in fit if row["above_floor"] is not False]
-    limit = "Without a limit of memory" if budget == NO_LIMIT else f"For {budget / MIB:,.0f} MiB"
+    limit = "Without a limit of memory" if budget == NO_LIMIT else f"For {budget_mib(budget)} MiB"
     measured = _RESERVED if any(row["needs_reserved"] for row in ranking.rows) else ""
     where = f"{limit} ({ranking.heading[0]}{measured})"
     out = [f"{row['method']} ({row['remark']})" for row in ranking.rows if not row["rank"]]

@@ -38,6 +38,11 @@ def mib(size: float) -> str:
     return f"{size / MIB:,.1f}"
 
 
+def budget_mib(size: float) -> str:
+    """Bytes of a memory in MiB, as they were given: with a decimal only if there is one."""
+    return mib(size).removesuffix(".0")
+
+
 def gib(size: float) -> str:
     """Bytes in GiB, with two decimals."""
     return f"{size / GIB:,.2f}"

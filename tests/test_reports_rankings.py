@@ -16,6 +16,12 @@ def within(records, mib):
     return {row["method"]: row for row in setup["at_memory"]}
 
 
+def test_the_budget_is_named_as_it_was_given():
+    runs = [run(peak=100)]
+    for given, named in ((6.5, "within 6.5 MiB, by"), (100, "within 100 MiB, by"), (8192, "within 8,192 MiB, by")):
+        assert named in at_memory.at_memory(runs, int(given * MIB), "plain")
+
+
 def ranked(rows):
     return [row["method"] for row in sorted(rows.values(), key=lambda row: row["rank"] or 99) if row["rank"]]
 

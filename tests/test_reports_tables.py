@@ -355,6 +355,11 @@ def test_a_heading_tells_the_conditions_and_random_weights():
     assert "pretrained weights" in tables.render([make_record(training__weights="pretrained")])
 
 
+def test_a_heading_says_that_a_batch_of_preferences_is_of_pairs_of_sequences():
+    how = [heading(group([make_record(task=task)])[0])[1] for task in ("instruct", "dpo")]
+    assert "of 16 x 64 tokens" in how[0] and "of 16 x 2 x 64 tokens" in how[1]
+
+
 def test_a_long_path_is_no_heading():
     path = "/home/somebody/" + "deep/" * 20 + "my-model"
     text = tables.render([make_record(model=path, training__data=path)], "markdown").split("\n")[0]

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import membench
+from reports.names import batch_text, counted
 from reports.table import mib
 
 # as tasks.models.loading.FOLDER, which comes with transformers: the process that waits for runs doesn't load that
@@ -22,7 +23,8 @@ def card(made: dict[str, Any]) -> str:
         "model before": f"{made['model']}, {training['weights']} weights",
         "method": made["method"],
         "hyper-parameters": ", ".join(f"{key}={value!r}" for key, value in made["hyperparameters"].items()),
-        "training": f"{training['steps']} steps of {training['batch_size']} x {training['sequence_length']} tokens, "
+        "training": f"{counted(training['steps'], 'step')} of "
+        f"{batch_text(training['batch_size'], training['sequence_length'], made['task'])}, "
         f"{training['dtype']}, {training['schedule']} schedule, seed {made['seed']}",
         "data": training["data"],
         **{f"{name} (validation)": f"{value:.4g}" for name, value in (made["metrics"] or {}).items()},
