@@ -211,6 +211,14 @@ def test_of_trls_loss_the_code_does_not_say_that_chunks_are_missing():
     assert "--loss-chunks 8" in export(document("badam"), "trainer")
 
 
+def test_what_of_the_planned_step_is_missing_is_said_with_what_it_does_to_memory():
+    setup = {**SETUP, "checkpointing_every": 2, "offload_activations": True}
+    for tool in ("trainer", "llamafactory"):
+        text = export(document("lora", setup=setup), tool)
+        assert "so it needs more than planned: --loss-chunks 8, --offload-activations." in text
+        assert "so it needs less than planned: --checkpointing-every 2." in text  # each layer's activations go
+
+
 def test_shards_are_expressed_or_said_to_be_missing():
     sharded = document("adamw", setup={**SETUP, "gpus": 4})
     text = export(sharded, "trainer")

@@ -210,13 +210,22 @@ def _is_sharded(setup: Mapping[str, Any]) -> bool:
 def _levers(setup: Mapping[str, Any], more: Mapping[str, bool] | None = None) -> list[str]:
     """What of the plan's step a tool doesn't do, in words; `more` says it of further options, or otherwise."""
     used = {
-        "checkpointing_every": setup["checkpointing_every"] > 1,
         "loss_chunks": setup["loss_chunks"] > 1,
         "offload_activations": setup["offload_activations"],
         **(more or {}),
     }
-    names = [f"--{name.replace('_', '-')} {setup[name]}" for name, is_used in used.items() if is_used]
-    return [f"Not expressed, so it needs more than planned: {', '.join(names)}."] if names else []
+    names = [_flag(name, setup[name]) for name, is_used in used.items() if is_used]
+    every = setup["checkpointing_every"]  # the tools recompute each layer
+    return [
+        *([f"Not expressed, so it needs more than planned: {', '.join(names)}."] if names else []),
+        *([f"Not expressed, so it needs less than planned: --checkpointing-every {every}."] if every > 1 else []),
+    ]
+
+
+def _flag(name: str, value: Any) -> str:
+    """An option as it was given: `--loss-chunks 8`, `--offload-activations`."""
+    flag = f"--{name.replace('_', '-')}"
+    return flag if value is True else f"{flag} {value}"
 
 
 # ---- YAML
