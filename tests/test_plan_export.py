@@ -129,7 +129,6 @@ def test_a_preferences_reference_is_not_a_second_model_or_the_comment_says_that_
     setup = {**SETUP, "task": "dpo"}
     text = export(document("badam", setup=setup), "trl")
     assert values_in(calls_in(text)["DPOConfig"])["precompute_ref_log_probs"] is True and TWO_MODELS not in text
-    assert TWO_MODELS in export(document("badam", setup={**setup, "gpus": 2}), "trl")
     for tool, kind in (("llamafactory", "adamw"), ("axolotl", "adamw")):
         assert f"# {TWO_MODELS}" in export(document(kind, setup=setup), tool)
         assert TWO_MODELS not in export(document(kind), tool)

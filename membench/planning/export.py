@@ -161,8 +161,7 @@ def _code(document: Document, row: Row, tool: str) -> str:
             "TRL computes the loss in pieces of its own, not from all logits: its head needs more or less memory."
         ]
     if kind == "DPO":
-        given["precompute_ref_log_probs"] = True  # without a second model, unless there are shards
-        notes += [TWO_MODELS] if _is_sharded(setup) else []
+        given["precompute_ref_log_probs"] = True  # no second model; under FSDP one that is dropped before training
     if values.get("in_backward") or method in ("lomo", "adalomo", "mezo"):
         given["max_grad_norm"] = 0.0
         notes += ["It has no gradients to clip after the backward pass, nor to accumulate."]
