@@ -57,6 +57,7 @@ FACTORY: dict[str, tuple[Keys, dict[str, str]]] = {
         {"finetuning_type": "lora", "lora_target": "all"},
         {"rank": "lora_rank", "alpha": "lora_alpha", "dropout": "lora_dropout"},
     ),
+    "muon": ({"finetuning_type": "full", "use_muon": True}, {}),
     "qlora": (
         {"finetuning_type": "lora", "lora_target": "all", "quantization_bit": 4, "quantization_type": "nf4"},
         {
