@@ -111,6 +111,7 @@ def plan(
 
 def method_values(blueprint: Blueprint, method: str, given: Given) -> dict[str, Any]:
     """All hyper-parameters of `method` on pretrained weights: a new head is always trained, embeddings if asked."""
+    kind = "language" if blueprint.is_causal else "classification"
     return hyperparameters(
         method,
         given,
@@ -118,7 +119,7 @@ def method_values(blueprint: Blueprint, method: str, given: Given) -> dict[str, 
         seed=0,
         from_scratch=False,
         head=blueprint.head,
-        kind="preference" if blueprint.workload.task == "dpo" else "classification",
+        kind="preference" if blueprint.workload.task == "dpo" else kind,
         width=blueprint.source.width,
     )
 
