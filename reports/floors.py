@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -85,15 +86,16 @@ def of_row(floor: Floor, runs: Sequence[Record]) -> Floor:
 def before_training(runs: Sequence[Record]) -> float | None:
     """The headline before the first step, a mean over seeds; None if no run was scored then.
 
-    Of each seed's runs the best, which is the model as it was given: methods that change it first (4-bit weights,
-    factors) begin with a worse one.
+    Of each seed what most of its runs began with, which is the model as it was given: few methods change it first
+    (4-bit weights, factors). The better of two that are as frequent.
     """
-    by_seed: dict[int, list[float]] = {}
+    by_seed: dict[int, Counter[float]] = {}
     for run in runs:
         if run.get("initial_metrics"):
-            by_seed.setdefault(run["seed"], []).append(run["initial_metrics"][run["headline"]])
-    best = min if runs and runs[0]["higher_is_better"] is False else max
-    return statistics.fmean(map(best, by_seed.values())) if by_seed else None
+            by_seed.setdefault(run["seed"], Counter())[run["initial_metrics"][run["headline"]]] += 1
+    sense = -1 if runs and runs[0]["higher_is_better"] is False else 1
+    given = [max(scores, key=lambda one: (scores[one], sense * one)) for scores in by_seed.values()]
+    return statistics.fmean(given) if given else None
 
 
 def average(floors: Sequence[Floor]) -> Floor:

@@ -247,6 +247,15 @@ def test_the_score_before_training_is_told_once_for_all_methods():
     assert "Before training" not in tables.render(runs[2:])
 
 
+def test_the_score_before_training_is_that_of_the_model_as_it_was_given_also_where_four_bits_score_better():
+    values = {"task": "c4", "headline": "perplexity", "higher_is_better": False, "metrics": {"perplexity": 90.0}}
+    befores = {"adamw": 1900.3, "badam": 1900.3, "qlora": 1884.9, "welore": 1950.0}
+    runs = [
+        make_record(method=name, **values) | {"initial_metrics": {"perplexity": one}} for name, one in befores.items()
+    ]
+    assert {row["before_training"] for row in document(runs)["quality"]} == {1900.3}
+
+
 def test_more_tasks_than_methods_go_down_the_page_and_many_methods_stay_within_120_columns():
     tasks = ["boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc"]
 
