@@ -84,7 +84,7 @@ def study(plan: Study, shard: tuple[int, int] = (1, 1)) -> int:
     part = "" if shard == (1, 1) else f"-{shard[0]}-of-{shard[1]}"
     try:
         with waiting("importing torch and transformers, checking the settings", quiet=first.quiet):
-            processes.start_server(bool(part) or crowded(first, first.processes))
+            processes.start_server(crowded(first, first.processes))
             cells = list(_cells(plan, shard))
             _prepare_trials(plan, cells)
         if first.dry_run:
