@@ -237,21 +237,6 @@ def test_pretrained_models_narrower_than_512_get_larger_rates_and_random_weights
     assert values("badam", {"badam": {"lr": 5e-4}}, width=384)["lr"] == 5e-4
 
 
-def test_lomo_clips_as_its_paper_does_when_it_fine_tunes_a_language_model():
-    def clips(given=None, **settings):
-        chosen = values("lomo", given, **settings)
-        return chosen["clip_norm"], chosen["clip_value"]
-
-    assert [clips(kind=kind) for kind in ("language", "preference", "classification")] == [
-        (1.0, None),
-        (1.0, None),
-        (None, None),
-    ]
-    assert clips(kind="language", from_scratch=True) == (None, None)
-    assert clips({"lomo": {"clip_norm": None}}, kind="language") == (None, None)
-    assert clips({"lomo": {"clip_value": 0.1}}, kind="language") == (None, 0.1)  # one excludes the other
-
-
 def test_a_variant_may_have_defaults_of_its_own_however_it_is_chosen():
     for method, given in (("lora:variant=vera", {}), ("lora", {"lora": {"variant": "vera"}})):
         assert [values(method, given)[key] for key in ("lr", "rank")] == [4e-3, 256]

@@ -11,7 +11,6 @@ from membench.planning.workload import Workload
 GIB = 1 << 30
 EVERY_METHOD: dict[str, dict[str, Any]] = {
     "*": {"lr": 1e-6},  # random weights stay finite whatever the method does with it
-    "lomo": {"clip_norm": None},  # a step is one backward pass, as of the others
     "badam": {"order": "ascending"},  # so that blocks at even distances stand for the cycle
 }
 REFERENCE = "adamw"

@@ -59,9 +59,6 @@ LEARNING_RATES = {
 }
 # what else suits a variant better than its method's own default
 OF_VARIANTS: dict[str, dict[str, Any]] = {"lora:variant=vera": {"rank": 256}}
-# what suits a method better when it fine-tunes a language model: at LOMO's rate its paper clips, and without that one
-# of two seeds lost all that the model knew (docs/studies/instruct.md)
-OF_LANGUAGE: dict[str, dict[str, Any]] = {"lomo": {"clip_norm": 1.0}}
 COLUMNS = {"classification": 2, "language": 3, "preference": 3}  # for random weights, by the kind that tasks declare
 # of fine-tuning's rate, on pretrained weights: trl's defaults are 2e-5 for instructions and 1e-6 for DPO, whose loss
 # is of sums over tokens, not means
@@ -112,8 +109,6 @@ def hyperparameters(
     chosen: dict[str, Any] = {"seed": seed, **OF_VARIANTS.get(variant, {})}
     if from_scratch:
         chosen["train_embeddings"] = True
-    elif kind != "classification" and "clip_value" not in told:  # one kind of clipping excludes the other
-        chosen |= OF_LANGUAGE.get(base, {})
     rates = LEARNING_RATES.get(variant, LEARNING_RATES.get(base))
     if rates:
         chosen["lr"] = _rate(rates, kind, from_scratch, width)

@@ -111,7 +111,6 @@ def plan(
 
 def method_values(blueprint: Blueprint, method: str, given: Given) -> dict[str, Any]:
     """All hyper-parameters of `method` on pretrained weights: a new head is always trained, embeddings if asked."""
-    kind = "language" if blueprint.is_causal else "classification"
     return hyperparameters(
         method,
         given,
@@ -119,7 +118,7 @@ def method_values(blueprint: Blueprint, method: str, given: Given) -> dict[str, 
         seed=0,
         from_scratch=False,
         head=blueprint.head,
-        kind="preference" if blueprint.workload.task == "dpo" else kind,
+        kind="preference" if blueprint.workload.task == "dpo" else "classification",
         width=blueprint.source.width,
     )
 
