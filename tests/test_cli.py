@@ -117,17 +117,6 @@ def test_a_malformed_line_of_the_data_is_named(tmp_path):
     assert re.search(r"CB/(train|val)\.jsonl.*\b3\b", stderr)
 
 
-def test_a_hyper_parameter_of_a_method_that_is_not_run_is_said_to_be_unused(tmp_path):
-    named = ["--set", "galore.rank=4", "--set", "adamw.lr=1e-3", "--set", "badam.lr=1e-3", "--set", "weight_decay=0"]
-    code, _, stderr = call("compare", *TINY, "--task", "superglue/cb", "--optimizers", "badam", *named, "--dry-run")
-    assert code == 0 and "--set galore.rank isn't used: galore isn't among adamw, badam\n" in stderr
-    assert stderr.count("isn't used") == 1  # adamw is run, too: the reference
-    table = tmp_path / "settings.toml"
-    table.write_text("[galore]\nrank = 4\n")  # of a file it isn't said: it may serve several commands
-    arguments = ["--task", "superglue/cb", "--optimizers", "badam", "--config", str(table), "--dry-run"]
-    assert "isn't used" not in call("compare", *TINY, *arguments)[2]
-
-
 def test_a_dry_run_shows_every_run_with_its_values_and_makes_none(tmp_path):
     out = tmp_path / "out"
     arguments = [

@@ -4,8 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from membench.commands.options import say_unused, takes
-from membench.config.declare import typed
+from membench.commands.options import takes
 from membench.config.settings import Settings
 
 
@@ -22,12 +21,7 @@ def compare(
     Makes only the runs missing in --out: the same command again continues where it stopped. Values come from the
     command line, else from --config, else from the profile, else from the defaults.
     """
-    import optimizers
     from membench.config.settings import resolve
     from membench.runs.compare import compare as make
-    from reports.setups import REFERENCE
 
-    settings = resolve(given, config)
-    on_command_line = typed(Settings, given).get("hyperparameters", {})
-    say_unused(on_command_line, optimizers.expand([*([REFERENCE] if settings.reference else []), *settings.optimizers]))
-    raise typer.Exit(make(settings))
+    raise typer.Exit(make(resolve(given, config)))

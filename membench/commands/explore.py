@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from membench.commands.options import say_unused, takes
+from membench.commands.options import takes
 from membench.config.declare import hold_to_bounds, like, option, typed
 from membench.config.errors import UserError
 from membench.config.options import RunOptions
@@ -69,7 +69,6 @@ def write(options: ExploreOptions) -> Path:
     if out.is_dir():
         raise UserError(f"--out {out} is a folder: give the page's name, such as {out / 'fit.html'}")
     methods = optimizers.expand(options.optimizers)
-    say_unused(options.hyperparameters, methods)
     try:
         wanted = _settings(options.models, options.dtypes)
         with counting(len(wanted), "tables") as tell:

@@ -3,12 +3,11 @@
 import functools
 import inspect
 import types
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
-from membench.config.assignments import ALL_METHODS
 from membench.config.declare import Declared, declared
 from membench.config.values import annotations, parse
 
@@ -36,23 +35,6 @@ def takes(owner: type) -> Callable[[Command], Command]:
         return call
 
     return decorate
-
-
-def say_unused(hyperparameters: Mapping[str, Any], methods: Collection[str]) -> None:
-    """Say on stderr which `hyperparameters` of the command line are of a method that isn't among `methods`.
-
-    A file or a profile may have tables for others, and says nothing of it. Of a launcher's processes the first says it.
-    """
-    import optimizers
-    from membench.config import launcher
-
-    named = {ALL_METHODS, *methods, *(optimizers.split(method)[0] for method in methods)}
-    unused = [one for one in hyperparameters if one not in named and optimizers.split(one)[0] in optimizers.available()]
-    if not unused or ((place := launcher.place()) is not None and place.rank != 0):
-        return
-    for method in unused:
-        keys = ", ".join(f"{method}.{key}" for key in hyperparameters[method])
-        typer.echo(f"--set {keys} isn't used: {method} isn't among {', '.join(methods)}", err=True)
 
 
 def _parameter(one: Declared, annotation: Any) -> inspect.Parameter:

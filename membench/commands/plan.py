@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from membench.commands.options import say_unused, takes
+from membench.commands.options import takes
 from membench.config.declare import declared, hold_to_bounds, like, option, shared, typed
 from membench.config.errors import UserError
 from membench.config.options import RunOptions, WorkloadOptions
@@ -93,7 +93,6 @@ def _answer(options: PlanOptions, fit_length: bool) -> str:
     if fit_length:
         workload = within_positions(workload)
     methods, given = _methods(options), options.hyperparameters
-    say_unused(given, methods)
     if options.verify:
         if options.gpus > 1:
             raise UserError("--verify runs real steps in a single process: leave it out, or leave --gpus out")
