@@ -290,7 +290,7 @@ def test_values_out_of_range_are_refused(given):
 
 
 @pytest.mark.slow
-def test_a_new_subspace_takes_a_tenth_of_the_authors_packages_time_at_most(peer):
+def test_a_new_subspace_takes_a_tenth_of_the_authors_packages_time_at_most():
     from galore_torch.galore_projector import GaLoreProjector
 
     def seconds(choose):
