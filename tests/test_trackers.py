@@ -103,17 +103,27 @@ def test_a_run_that_goes_on_from_its_checkpoint_is_logged_once_to_its_last_entry
     assert record == made
 
 
+def interrupt(names, place, made):
+    run = SimpleNamespace(run_id=made["run_id"], task="t", method="m", seed=0, hyperparameters={"lr": 1e-3})
+    with (
+        pytest.raises(KeyboardInterrupt),
+        trackers.create(Lines(1, 1), resolve({"log_to": names, "out": str(place)})) as tracked,
+    ):
+        tracked.begin(run)
+        raise KeyboardInterrupt
+
+
 def test_an_interrupted_run_is_left_ended_in_every_tracker(place, monkeypatch):
     """Only those whose runs go on when the command ends; one that fails then keeps the others from nothing."""
     ended = []
 
     def begin(name):
-        def interrupt():
+        def interrupted():
             ended.append(name)
             if name == "wandb":
                 raise OSError("no network")
 
-        return SimpleNamespace(log=lambda *_: None, end=lambda *_: ended.append("ok"), interrupt=interrupt)
+        return SimpleNamespace(log=lambda *_: None, end=lambda *_: ended.append("ok"), interrupt=interrupted)
 
     for name in ("wandb", "mlflow"):
         module = ModuleType(f"membench.runs.trackers.to_{name}")
@@ -123,13 +133,7 @@ def test_an_interrupted_run_is_left_ended_in_every_tracker(place, monkeypatch):
     made = make_record(history=HISTORY)
     log("wandb,mlflow", place, made)
     assert ended == ["ok", "ok"]
-    run = SimpleNamespace(run_id=made["run_id"], task="t", method="m", seed=0, hyperparameters={"lr": 1e-3})
-    with (
-        pytest.raises(KeyboardInterrupt),
-        trackers.create(Lines(1, 1), resolve({"log_to": "wandb,mlflow", "out": str(place)})) as tracked,
-    ):
-        tracked.begin(run)
-        raise KeyboardInterrupt
+    interrupt("wandb,mlflow", place, made)
     assert ended == ["ok", "ok", "wandb", "mlflow"]
 
 
@@ -139,13 +143,7 @@ def test_mlflow_shows_an_interrupted_run_as_killed(place):
     from mlflow import MlflowClient
 
     made = make_record(history=HISTORY)
-    run = SimpleNamespace(run_id=made["run_id"], task="t", method="m", seed=0, hyperparameters={"lr": 1e-3})
-    with (
-        pytest.raises(KeyboardInterrupt),
-        trackers.create(Lines(1, 1), resolve({"log_to": "mlflow", "out": str(place)})) as tracked,
-    ):
-        tracked.begin(run)
-        raise KeyboardInterrupt
+    interrupt("mlflow", place, made)
     client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
     (found,) = client.search_runs([client.get_experiment_by_name("membench").experiment_id])
     assert found.info.status == "KILLED"

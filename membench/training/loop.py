@@ -281,6 +281,7 @@ class Loop:
         self._begin_to_track()
         self.model.train()
         remembered = 0
+        self._waited = waited_seconds()
         while self.progress.step < self.training.steps:
             report(self.progress.step + 1, self._step())
             if self.progress.step < self.training.steps:
@@ -325,7 +326,6 @@ class Loop:
             seed_generators(self.seed, progress.step, parallel.rank())
         batches = [parallel.share_of(batch) for batch in whole]
         rate = self.optimizer.param_groups[0]["lr"]
-        waited = waited_seconds()
         mean = training_step(
             self.model,
             self.optimizer,
@@ -341,7 +341,6 @@ class Loop:
         progress.step += 1
         progress.tokens += tokens
         progress.train_seconds += seconds
-        self._add_waited(waited, waited_seconds())
         mine = progress.made_by[-1]
         mine["steps"] += 1
         mine["tokens"] += tokens
@@ -349,12 +348,13 @@ class Loop:
         self._remember(loss, rate)
         return loss
 
-    def _add_waited(self, before: float | None, after: float | None) -> None:
-        sum_before = self.progress.waited_seconds
-        if before is None or after is None or sum_before is None:
+    def _add_waited(self) -> None:
+        """Add what was waited since the last entry of the history: to look at all threads in each step takes time."""
+        before, self._waited, known = self._waited, waited_seconds(), self.progress.waited_seconds
+        if before is None or self._waited is None or known is None:
             self.progress.waited_seconds = None
         else:  # a thread that ended has taken with it what it had waited
-            self.progress.waited_seconds = sum_before + max(0.0, after - before)
+            self.progress.waited_seconds = known + max(0.0, self._waited - before)
 
     def _remember(self, loss: float, rate: float) -> None:
         progress = self.progress
@@ -366,6 +366,7 @@ class Loop:
         last = progress.step == self.training.steps
         tracks = self._gradient_norm is not None and (last or progress.step % tracking.interval(self.training) == 0)
         if progress.step % every == 0 or last or evaluates or tracks or not finite:
+            self._add_waited()
             mean = sum(progress.losses) / len(progress.losses)
             progress.history.append(self._entry(mean if finite else None, rate))
             progress.losses.clear()
@@ -376,6 +377,8 @@ class Loop:
         if evaluates and progress.step < self.training.steps:
             progress.history[-1]["metrics"] = self.evaluate(self.model)
             self.model.train()
+        if tracks or evaluates:
+            self._waited = waited_seconds()
 
     def _entry(self, loss: float | None, rate: float) -> dict[str, Any]:
         progress = self.progress
