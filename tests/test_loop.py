@@ -403,7 +403,8 @@ def test_what_the_system_does_not_say_is_unknown(monkeypatch, tmp_path):
 
 
 def test_seconds_that_steps_waited_add_up(monkeypatch):
-    said = iter([1.0, 1.5, 10.0, 10.25, 99.0])  # what passes in the evaluation between the two steps isn't the training's
+    # what passes in the evaluation between the two steps isn't the training's
+    said = iter([1.0, 1.5, 10.0, 10.25, 99.0])
     monkeypatch.setattr(training_loop, "waited_seconds", lambda: next(said))
     run = loop(steps=2, evaluate_every=1)
     run.run()
