@@ -84,6 +84,14 @@ def test_they_do_so_for_every_way_to_train(given, tmp_path):
     assert told >= planned - 2  # with two ranks, GaLore's subspaces and Fira's are shared out over two layers
 
 
+def test_they_do_so_where_a_method_makes_something_of_all_gradients_between_two_backward_passes(tmp_path):
+    b = blueprint(tmp_path, "llama", DEPTH)
+    values = method_values(b, "lomo", {"lomo": {"clip_norm": 1.0}})
+    plan, full = plan_method(b, "lomo", values), at_full_depth(b, "lomo", values)
+    assert len(plan.depths) == 3
+    assert plan.simulation.trace == full.simulation.trace and plan.row == full.row
+
+
 @pytest.mark.parametrize("layers", [1, 3])
 def test_they_do_so_however_many_layers_are_selected(layers, tmp_path):
     b = blueprint(tmp_path, "llama", 60, checkpointing=True)
@@ -295,7 +303,7 @@ def test_notes_are_made_once_for_all_methods_that_act_on_nothing_but_gradients(t
     monkeypatch.setattr(passes, "_known", {})
     monkeypatch.setattr(module, "loss_function", counting)
     for method in ("lomo", "sgd", "adamw", "mezo"):  # the first acts as gradients are accumulated, the last on losses
-        simulate(b, method, method_values(b, method, {}), 2)
+        simulate(b, method, method_values(b, method, {"lomo": {"clip_norm": None}}), 2)
     assert {name: made.count(name) for name in made if name != "mezo"} == {"lomo": 1}  # of two steps of each
 
 

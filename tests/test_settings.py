@@ -223,6 +223,18 @@ def test_a_learning_rate_comes_from_the_method_over_all_methods_over_the_table()
     assert values("badam", {"badam": {"lr": 5e-4}, "*": {"lr": 4e-4}})["lr"] == 5e-4
 
 
+def test_lomo_is_clipped_where_it_fine_tunes_a_language_model_unless_asked_otherwise():
+    def clipped(given=None, **settings):
+        made = values("lomo", given and {"lomo": given}, **{"kind": "language", **settings})
+        return made["clip_norm"], made["clip_value"]
+
+    assert clipped() == (1.0, None)
+    assert clipped({"clip_norm": 0.5}) == (0.5, None)
+    assert clipped({"clip_norm": None}) == clipped({"clip_norm": "none"}) == (None, None)
+    assert clipped({"clip_value": 0.1}) == (None, 0.1)
+    assert clipped(from_scratch=True) == clipped(kind="classification") == clipped(kind="preference") == (None, None)
+
+
 def test_pretrained_models_narrower_than_512_get_larger_rates_and_random_weights_do_not():
     assert [values("adamw", width=width)["lr"] for width in (384, 511, 512, 1024, None)] == [
         6e-5,

@@ -11,6 +11,7 @@ from membench.planning.workload import Workload
 GIB = 1 << 30
 EVERY_METHOD: dict[str, dict[str, Any]] = {
     "*": {"lr": 1e-6},  # random weights stay finite whatever the method does with it
+    "lomo": {"clip_norm": None},  # as its paper's memory is given
     "badam": {"order": "ascending"},  # so that blocks at even distances stand for the cycle
 }
 REFERENCE = "adamw"

@@ -59,6 +59,9 @@ LEARNING_RATES = {
 }
 # what else suits a variant better than its method's own default
 OF_VARIANTS: dict[str, dict[str, Any]] = {"lora:variant=vera": {"rank": 256}}
+# what a method needs to fine-tune a language model, besides a rate: unclipped, LOMO may lose all that the model knew
+# at its paper's rate, with one seed of two in docs/studies/instruct.md; the paper clips
+OF_LANGUAGE: dict[str, dict[str, Any]] = {"lomo": {"clip_norm": 1.0}}
 COLUMNS = {"classification": 2, "language": 3, "preference": 3}  # for random weights, by the kind that tasks declare
 # of fine-tuning's rate, on pretrained weights: trl's defaults are 2e-5 for instructions and 1e-6 for DPO, whose loss
 # is of sums over tokens, not means
@@ -109,6 +112,8 @@ def hyperparameters(
     chosen: dict[str, Any] = {"seed": seed, **OF_VARIANTS.get(variant, {})}
     if from_scratch:
         chosen["train_embeddings"] = True
+    if kind == "language" and not from_scratch and told.get("clip_value") is None:
+        chosen |= OF_LANGUAGE.get(base, {})
     rates = LEARNING_RATES.get(variant, LEARNING_RATES.get(base))
     if rates:
         chosen["lr"] = _rate(rates, kind, from_scratch, width)

@@ -91,6 +91,8 @@ def _first_that_fits(value: Any, annotation: Any) -> Any:
             return convert(value, member)
         except TypeError:
             continue
+    if types.NoneType in members and isinstance(value, str) and parse(value) is None:
+        return None  # TOML has no other word for it
     raise TypeError(describe(annotation))
 
 

@@ -21,6 +21,7 @@ from membench.planning.layers import kinds, simulated_depths
 from membench.planning.workload import Batch, Workload, make_batch
 from membench.training.activations import set_up_activations
 from optimizers.base import has_values
+from tasks.base import Kind
 from tasks.models.damage import said_in_a_sentence
 from tasks.models.loading import quiet
 from tasks.models.source import CONFIGURATIONS, DTYPES, PREFIX, Source, kept_in_fp32, longest_stated, without_dropout
@@ -115,6 +116,13 @@ class Blueprint:
         return kind not in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and (
             kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or not classifies
         )
+
+    @property
+    def trains_for(self) -> Kind:
+        """The kind of a task that has this workload."""
+        if self.workload.task == "dpo":
+            return "preference"
+        return "language" if self.is_causal else "classification"
 
     @property
     def kind(self) -> Any:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from membench.memory.trace import Trace
 from membench.planning.extrapolate import NotAlikeError
-from membench.planning.simulate import Simulation, layer_pattern
+from membench.planning.simulate import Simulation, layer_pattern, made_between_passes
 
 Ints = NDArray[np.int64]
 Numbers = tuple[int, ...]
@@ -99,7 +99,7 @@ class _Score:
         split = {module: _split(pattern, module) for module in set(trace.modules)}
         columns = zip(trace.phases, trace.modules, trace.parts, trace.sizes, trace.freed, strict=True)
         self.allocated = [
-            known[phase, split[module][0], part, size, freed, index in gradients]
+            known[phase, split[module][0], part, self._alike(index, size), freed, index in gradients]
             for index, (phase, module, part, size, freed) in enumerate(columns)
         ]
         self.items: list[_Item] = []
@@ -127,6 +127,10 @@ class _Score:
         self.kinds: Ints = np.array(kinds, dtype=np.int64)
         named = [item.numbers[0] if item.made is not None and item.numbers else _NO_LAYER for item in self.items]
         self.layers: Ints = np.array(named, dtype=np.int64)
+
+    def _alike(self, index: int, size: int) -> int | None:
+        """The size, if it is the same at each depth; what a method makes of all gradients together grows."""
+        return None if made_between_passes(self.trace, index) else size
 
     def _marks(self) -> Iterator[tuple[int, int, str | None]]:
         """The position, number and name of each selection that is trained; others are skipped, in whatever order."""
@@ -263,11 +267,12 @@ class _Copy:
         steady = one.older == other.older, one.newer == other.newer
         self._numbers.append(numbers)
         self._steady.append(steady)
-        trained = 0
+        amount = 0  # of weights that are trained, or bytes: on a line
         if other.selection is not None and one.selection is not None:
-            trained = self._score.trained(other.selection)
-            trained += (trained - shallow.trained(one.selection)) * self._more
-        self._put(other, numbers, steady, trained)
+            amount = self._grown(shallow.trained(one.selection), self._score.trained(other.selection))
+        elif other.made is not None and one.made is not None:
+            amount = self._grown(shallow.trace.sizes[one.made], self._score.trace.sizes[other.made])
+        self._put(other, numbers, steady, amount)
 
     def _again(self, turn: _Turn) -> None:
         """The turn, and as many more of it."""
@@ -287,26 +292,29 @@ class _Copy:
         for _ in range(1 + self._more):
             numbers = [tuple([a + b for a, b in zip(*both, strict=True)]) for both in zip(numbers, steps, strict=True)]
             for item, given, same in zip(items, numbers, steady, strict=True):
-                self._put(item, given, same)
+                self._put(item, given, same, 0 if item.made is None else self._score.trace.sizes[item.made])
         self._numbers += numbers
         self._steady += steady
 
-    def _put(self, item: _Item, numbers: Numbers, steady: tuple[bool, bool], trained: int = 0) -> None:
-        """Note an item of the score here."""
+    def _grown(self, here: int, deeper: int) -> int:
+        return deeper + (deeper - here) * self._more
+
+    def _put(self, item: _Item, numbers: Numbers, steady: tuple[bool, bool], amount: int) -> None:
+        """Note an item of the score here: an allocation and its bytes, or a selection and what it trains."""
         if item.made is not None:
-            self._make(item.made, numbers)
+            self._make(item.made, numbers, amount)
         elif item.freed is not None:
             self._free(item, item.freed, *steady)
         elif item.selection is not None:
             name, given = self._score.trace.selections[item.selection][1], iter(numbers)
             text = None if name is None else _NUMBER.sub(lambda match: str(next(given)), name)
             self._trace.selections.append((len(self._trace.events), text))
-            self._trained[text] = trained
+            self._trained[text] = amount
 
-    def _make(self, index: int, numbers: Numbers) -> None:
+    def _make(self, index: int, numbers: Numbers, size: int) -> None:
         trace = self._score.trace
         module = self._name(trace.modules[index], *numbers) if numbers else trace.modules[index]
-        here = self._trace.allocate(trace.sizes[index], trace.parts[index], trace.phases[index], module)
+        here = self._trace.allocate(size, trace.parts[index], trace.phases[index], module)
         self._left.setdefault(self._score.allocated[index], []).append(here)
         if index in self._score.simulation.of_gradients:
             self._of_gradients.add(here)

@@ -17,7 +17,7 @@ from membench.planning.blueprint import Blueprint
 from membench.planning.extrapolate import NotAlikeError, weights
 from membench.planning.method import Plan
 from membench.planning.replay import Replay
-from membench.planning.simulate import Simulation, layer_pattern, simulate
+from membench.planning.simulate import Simulation, layer_pattern, made_between_passes, simulate
 from reports.parts import ACTIVATIONS, TEMPORARIES
 
 Spot = tuple[str, str, int, int]  # phase, module with * for the layer's number, bytes in the plan, rank
@@ -126,7 +126,7 @@ def spots(simulation: Simulation, *, ranked: bool) -> list[Spot | None]:
             ranks.clear()
         before = phase or before
         computed = phase in COMPUTING and part in (ACTIVATIONS, TEMPORARIES) and index not in simulation.of_gradients
-        if not computed and module != INPUTS:
+        if (not computed and module != INPUTS) or made_between_passes(trace, index):
             found.append(None)
             continue
         at = (phase, module, trace.sizes[index])

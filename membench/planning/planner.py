@@ -118,7 +118,7 @@ def method_values(blueprint: Blueprint, method: str, given: Given) -> dict[str, 
         seed=0,
         from_scratch=False,
         head=blueprint.head,
-        kind="preference" if blueprint.workload.task == "dpo" else "classification",
+        kind=blueprint.trains_for,
         width=blueprint.source.width,
     )
 

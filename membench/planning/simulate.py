@@ -19,7 +19,7 @@ import optimizers
 from membench.memory.breakdown import find_peaks
 from membench.memory.components import classify
 from membench.memory.meter import MemoryMeter
-from membench.memory.trace import Trace
+from membench.memory.trace import OPTIMIZER, Trace
 from membench.planning.blueprint import Blueprint
 from membench.planning.fake import QuickFakeTensorMode
 from membench.planning.kernels import fake_tensors
@@ -171,6 +171,11 @@ def _is_an_end(selection: str | None, layers: list[str], ending: set[str]) -> bo
     """Does a selection have the first or last layer of its kind, or name no layer?"""
     named = {match[0] for match in layer_pattern(layers).finditer(selection or "")}
     return not named or bool(named & ending)
+
+
+def made_between_passes(trace: Trace, index: int) -> bool:
+    """Is an allocation of the backward phase the method's own? Its size depends on the model, but not on the batch."""
+    return trace.phases[index] == "backward" and trace.modules[index] == OPTIMIZER
 
 
 def layer_pattern(layers: Sequence[str]) -> re.Pattern[str]:
