@@ -39,7 +39,7 @@ def has_true_times(run: Record) -> bool:
     return had_device_alone(run) and not run.get("made_by")
 
 
-def waited_too_long(run: Record) -> float:
+def undue_waiting(run: Record) -> float:
     """How long its threads waited for processors that were taken, as a share of its training's time; 0 if that is at
     most a tenth, or unknown."""
     time = run["time"] or {}

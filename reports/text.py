@@ -6,7 +6,7 @@ from reports import rows as raw
 from reports.floors import BEFORE
 from reports.names import counted
 from reports.parts import Part, round_parts, shown
-from reports.record import had_device_alone, has_true_times, waited_too_long
+from reports.record import had_device_alone, has_true_times, undue_waiting
 from reports.rows import AVERAGE
 from reports.setups import REFERENCE, Setup
 from reports.statistics import SIGNIFICANCE, Sight, sight_words
@@ -400,7 +400,7 @@ def _waiting_notes(setup: Setup) -> list[str]:
     said = []
     for label, of_method in setup.rows.items():
         runs = [run for run in of_method.values() if has_true_times(run)]
-        if shares := [share for run in runs if (share := waited_too_long(run))]:
+        if shares := [share for run in runs if (share := undue_waiting(run))]:
             said.append(
                 f"{label} ({len(shares)} of {counted(len(runs), 'run')}) for up to {max(shares):.0%} of its time"
             )

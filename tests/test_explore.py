@@ -251,7 +251,7 @@ def test_a_link_keeps_the_choice_and_the_keyboard_makes_it(tab, page, document):
     tab("Input.dispatchKeyEvent", type="rawKeyDown", key="Tab", code="Tab", windowsVirtualKeyCode=9)
     assert tab.ask("document.activeElement.id") == "sequence"
     tab.ask("document.activeElement.select()")
-    tab("Input.insertText", text="300")
+    tab("Input.insertText", text="3e2")
     tab("Input.dispatchKeyEvent", type="rawKeyDown", key="Tab", code="Tab", windowsVirtualKeyCode=9)
     tab("Input.dispatchKeyEvent", type="keyDown", key=" ", code="Space", windowsVirtualKeyCode=32, text=" ")
     tab("Input.dispatchKeyEvent", type="keyUp", key=" ", code="Space", windowsVirtualKeyCode=32)

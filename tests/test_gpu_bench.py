@@ -246,12 +246,21 @@ def test_every_method_is_measured_on_every_workload(tmp_path):
     assert pairs[0] == ("badam", "adamw")
 
 
-def session_of(monkeypatch, path, total_gib, *more):
+def session_of(monkeypatch, path, total_gib, *more, begin=lambda *_: None):
     """A session on a card of that size, without processes that plan."""
-    monkeypatch.setattr(command.plans, "Plans", lambda workers: SimpleNamespace(begin=lambda *_: None))
+    monkeypatch.setattr(command.plans, "Plans", lambda workers: SimpleNamespace(begin=begin))
     line = ["--out", str(path), "--card-gib", str(total_gib), *more]
     options = command.parse(line)
     return command.Session(options, Journal(options.out, options.minutes, options.resume))
+
+
+def test_the_reference_that_is_measured_again_has_its_plan_even_alone(tmp_path, monkeypatch):
+    begun = []
+    session = session_of(
+        monkeypatch, tmp_path / "gpu.json", 80, "--only", "again", begin=lambda name, *_: begun.append(name)
+    )
+    assert [part.name for part in session.parts()] == ["conditions", "again/badam/adamw"]
+    assert "methods/badam/adamw" in begun and "methods/badam/badam" not in begun
 
 
 def row_of(gib, fits):

@@ -139,7 +139,7 @@ class Session:
     def make_plans(self) -> None:
         """Make all plans, and nothing on the device."""
         for name, *_ in self._plans():
-            if not self._is_wanted(name):
+            if not self._is_needed(name):
                 continue
             try:
                 self._planned(name)
@@ -153,7 +153,7 @@ class Session:
         """Start the plans in the order in which they are needed, before anything here talks to the GPU."""
         made = self.journal.document["plans"]
         for name, work, *arguments in self._plans():
-            if self._is_wanted(name) and name not in made:
+            if self._is_needed(name) and name not in made:
                 self.planner.begin(name, work, *arguments)
 
     def _planned(self, name: str) -> Any:
@@ -200,6 +200,11 @@ class Session:
 
     def _is_wanted(self, name: str) -> bool:
         return any(text in name for text in self.options.only.split(","))
+
+    def _is_needed(self, plan: str) -> bool:
+        """Does a requested part need the plan of this name? The reference's is needed twice."""
+        again = plan.replace("methods/", "again/", 1) if plan.endswith(f"/{REFERENCE}") else plan
+        return self._is_wanted(plan) or self._is_wanted(again)
 
     def _parts(self) -> Iterator[Part]:
         yield Part("conditions", lambda: card.conditions(self.card, self.options.commit))

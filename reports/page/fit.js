@@ -212,8 +212,10 @@ function kept() {
   return new URLSearchParams({model, dtype, checkpointing: +checkpointing, batch, sequence, cards: cards.join(' '), ...(own ? {own} : {})}).toString();
 }
 
+const whole = text => Math.floor(Number(text)); // also of 1e3, which a field for numbers takes
+
 function given() {
-  const read = new URLSearchParams(location.hash.slice(1)), number = name => parseInt(read.get(name), 10) || data.start[name];
+  const read = new URLSearchParams(location.hash.slice(1)), number = name => whole(read.get(name)) || data.start[name];
   unknown = '';
   if (!read.get('model')) return {...data.start, own: ''};
   unknown = modelOf(read.get('model')) ? '' : `${read.get('model')} isn't on this page: another model is shown. `;
@@ -266,7 +268,7 @@ function put() { // the choice into the controls
 
 function read() {
   unknown = '';
-  choice = {model: model.value, dtype: dtype.value, checkpointing: checkpointing.checked, batch: parseInt(batch.value, 10) || 1, sequence: parseInt(sequence.value, 10) || data.start.sequence,
+  choice = {model: model.value, dtype: dtype.value, checkpointing: checkpointing.checked, batch: whole(batch.value) || 1, sequence: whole(sequence.value) || data.start.sequence,
     cards: ticks.filter(([, box]) => box.checked).map(([name]) => name), own: parseFloat(own.value) > 0 ? own.value : ''};
   update();
   history.replaceState(null, '', '#' + kept());

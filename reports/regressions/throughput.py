@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from reports.names import counted
-from reports.record import Record, has_true_times, waited_too_long
+from reports.record import Record, has_true_times, undue_waiting
 from reports.regressions import findings
 from reports.regressions.evidence import SHARES, Row, judge
 from reports.regressions.findings import Finding
@@ -60,7 +60,7 @@ def _unfit(pair: Pair, reference: Pair) -> str:
     steps = min(_steps(run) for run in (*pair, *reference))
     if steps < FEWEST_STEPS:
         return f"{steps:g} steps are too few to judge a speed by (at least {FEWEST_STEPS})"
-    if waited := max(map(waited_too_long, (*pair, *reference))):
+    if waited := max(map(undue_waiting, (*pair, *reference))):
         return f"the machine was busy: a run waited for processors for {waited:.0%} of its time"
     busy = [spread for both in (pair, reference) if (spread := _busy(*both))]
     return f"the machine was busy: times of a step spread by {max(busy):.0%} of their median" if busy else ""
