@@ -1,5 +1,6 @@
 """How far the full gradient fell, from runs with `--track gradient_norm`."""
 
+import math
 import statistics
 from collections.abc import Iterable
 
@@ -32,10 +33,25 @@ def levels(runs: Iterable[Record]) -> dict[str, dict[int, list[float]]]:
 
 
 def answer(found: dict[str, dict[int, list[float]]]) -> list[str]:
-    """For each batch size a sentence: who ends lowest and highest, and AdamW."""
+    """For each batch size a sentence: who ends lowest and highest, and AdamW; and one that compares the sizes."""
     sizes = sorted({size for by_size in found.values() for size in by_size})
     by_method = {size: {name: levels[size] for name, levels in found.items() if size in levels} for size in sizes}
-    return [_sentence(size, levels) for size, levels in by_method.items()]
+    return [*(_sentence(size, levels) for size, levels in by_method.items()), *_across(by_method)]
+
+
+def _across(by_size: dict[int, dict[str, list[float]]]) -> list[str]:
+    """What is left of the level at the smallest batch at the largest: noise alone would leave a root of their ratio."""
+    few, many = min(by_size), max(by_size)
+    both = by_size[few].keys() & by_size[many].keys()
+    if few == many or not both:
+        return []
+    left = {name: statistics.fmean(by_size[many][name]) / statistics.fmean(by_size[few][name]) for name in both}
+    least, most = min(left, key=left.__getitem__), max(left, key=left.__getitem__)
+    told = f"{left[least]:.2f} ({least})" + (f" to {left[most]:.2f} ({most})" if most != least else "")
+    return [
+        f"Batch {many} ends at {told} of batch {few}'s level; if the batch's noise alone set it, that would be "
+        f"{math.sqrt(few / many):.2f}."
+    ]
 
 
 def _sentence(size: int, by_method: dict[str, list[float]]) -> str:

@@ -76,6 +76,13 @@ def test_the_answer_names_nobody_twice():
     assert said.endswith("lowest badam at 2.000 (1), highest lomo at 3.000 (1), beside them adamw at 2.500 (1).")
 
 
+def test_the_answer_compares_the_smallest_batch_with_the_largest():
+    levels = {"adamw": {4: [2.0, 4.0], 16: [9.0], 64: [1.5]}, "badam": {4: [4.0], 64: [3.0, 3.4]}, "lomo": {4: [1.0]}}
+    said = gradients.answer(levels)[-1]
+    assert said.startswith("Batch 64 ends at 0.50 (adamw) to 0.80 (badam) of batch 4's level;")
+    assert said.endswith("that would be 0.25.")
+
+
 def test_the_pages_show_what_the_records_hold():
     study = next(one for one in pages.all_studies() if one.name == "pretraining")
     text = pages.page(study)
