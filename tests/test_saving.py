@@ -8,7 +8,10 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from architectures import ARCHITECTURES
 from commands import DATA
+from letters import folder as model_folder
+from letters import letters
 from safetensors import SafetensorError
 
 import optimizers
@@ -196,3 +199,15 @@ def test_a_full_disk_is_told_with_the_folder(tmp_path, error):
         UserError, match=r"^--save .*: the model can't be written \(.*No space left.*\): make room there"
     ):
         save(Unsavable(error), None, tmp_path / "draft")
+
+
+@pytest.mark.parametrize("odd", [{"temperature": 0.9, "top_p": 0.6}, {"pad_token_id": -1}], ids=["Vicuna's", "LLaMA's"])
+def test_generation_settings_that_transformers_refuses_to_write_do_not_lose_a_trained_model(tmp_path, odd):
+    path = Path(model_folder(tmp_path / "base", ARCHITECTURES["llama"].build(), letters()))
+    (path / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": [2, 5], **odd}))
+    model = transformers.AutoModelForCausalLM.from_pretrained(path)
+    model.generation_config.eos_token_id = [2, 5, 7]
+    save(model, None, tmp_path / "saved")
+    written = transformers.GenerationConfig.from_pretrained(tmp_path / "saved")
+    assert (written.bos_token_id, written.eos_token_id) == (1, [2, 5, 7])
+    assert not any(value == getattr(written, name) for name, value in odd.items())

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 import tasks
 from membench.config.errors import UserError, explain
@@ -147,6 +147,7 @@ def save(model: nn.Module, task: tasks.Task, folder: Path) -> None:
     assert isinstance(model, PreTrainedModel)  # checked before anything ran
     try:
         with quiet():
+            _make_generation_savable(model)
             model.save_pretrained(folder)
             if isinstance(task, HasTokenizer):
                 if task.tokenizer.is_fast:  # its file would cut all texts as those of the training were cut
@@ -155,6 +156,19 @@ def save(model: nn.Module, task: tasks.Task, folder: Path) -> None:
     except (OSError, SafetensorError) as error:
         why = (isinstance(error, OSError) and error.strerror) or str(error)
         raise UserError(f"--save {folder.parent}: the model can't be written ({why}): make room there") from error
+
+
+def _make_generation_savable(model: PreTrainedModel) -> None:
+    """Leave only the token ids of generation settings that transformers reads but refuses to write: a temperature
+    without sampling, as Vicuna's, or a padding id of -1."""
+    own = vars(model).get("generation_config")
+    try:
+        if own is not None:
+            own.validate(strict=True)
+    except ValueError:
+        ids = {name: vars(own).get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        known = {name: value for name, value in ids.items() if not (isinstance(value, int) and value < 0)}
+        model.generation_config = GenerationConfig(**known)
 
 
 def times(loop: Loop) -> dict[str, Any]:
