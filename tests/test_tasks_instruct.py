@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from architectures import ARCHITECTURES
 from letters import folder, letters
 from tokenizers.pre_tokenizers import Metaspace
 from torch import nn
@@ -640,6 +641,78 @@ def test_an_answer_is_read_up_to_where_the_chat_template_ends_it(demo, chat_toke
     prompt = chat_tokenizer.apply_chat_template([HI], add_generation_prompt=True)["input_ids"]
     assert prompt[-1] == newline and (chat_tokenizer.eos_token_id == end) == tokenizer_ends
     assert gsm8k.generate(model, chat_tokenizer, [prompt], 6) == ["3"]
+
+
+ENDLESS = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
+
+
+def expect_to_end(tokenizer, end, own=None):
+    """An answer `3` is read up to the token `end`."""
+    newline, three, seven = (tokenizer.encode(text)[-1] for text in ("\n", "3", "7"))
+    model = parrot({newline: (three, seven), three: (end, seven), end: (seven, three), seven: (seven, three)})
+    model.generation_config = transformers.GenerationConfig(eos_token_id=own)
+    written = gsm8k.generate(model, tokenizer, [[newline]], 6)[0]
+    assert re.findall(r"\d", written) == ["3"]
+
+
+def test_an_answer_ends_where_its_template_says_though_the_tokenizer_calls_that_token_ordinary(demo):
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=demo.tokenizer.backend_tokenizer)
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"])  # as tokenizers of fine-tuned models have them
+    tokenizer.add_special_tokens({"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"})
+    tokenizer.chat_template = CHATML
+    expect_to_end(tokenizer, tokenizer.convert_tokens_to_ids("<|im_end|>"))
+
+
+def test_an_answer_also_ends_where_the_models_own_settings_say(demo):
+    """GLM's ends at the name of the next speaker, with which its template ends no answer."""
+    expect_to_end(demo.tokenizer, demo.tokenizer.encode("u")[-1], own=[0, demo.tokenizer.encode("u")[-1]])
+
+
+def chat_folder(tmp_path, template, architecture="llama"):
+    tokenizer = letters()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = template
+    return folder(tmp_path / "model", ARCHITECTURES[architecture].build(), tokenizer)
+
+
+@pytest.mark.parametrize("name", ["instruct", "dpo"])
+def test_a_tuned_model_ends_its_answers_where_its_template_does(tmp_path, name):
+    model = chat_folder(tmp_path, CHATML)  # as Qwen's base models: the tokenizer's own end is another token
+    rows = [{"prompt": f"say {'abcdefghij'[n % 10] * n}", "chosen": "yes", "rejected": "no"} for n in range(60)]
+    given = {"data": str(write(tmp_path, rows)), "batch_size": 2, "sequence_length": 128}
+    task = tasks.create(name, model=model, **given)
+    ends = [task.tokenizer.convert_tokens_to_ids(token) for token in ("</s>", "<|im_end|>")]
+    assert task.build_model().generation_config.eos_token_id == ends
+    assert not task.provenance["notes"] or "where to stop" not in task.provenance["notes"]
+
+
+@pytest.mark.parametrize("name", ["instruct", "dpo"])
+def test_a_template_that_ends_answers_with_nothing_is_said(tmp_path, name):
+    rows = [{"prompt": f"say {'abcdefghij'[n % 10] * n}", "chosen": "yes", "rejected": "no"} for n in range(60)]
+    given = {"data": str(write(tmp_path, rows)), "batch_size": 2, "sequence_length": 128}
+    task = tasks.create(name, model=chat_folder(tmp_path, ENDLESS), **given)
+    assert "the chat template ends an answer with no token, so where to stop isn't learned" in task.provenance["notes"]
+
+
+def test_gsm8k_answers_are_written_as_far_as_the_model_has_positions(tmp_path, monkeypatch):
+    rows = [{"question": "is it " + "a" * n, "answer": f"#### {n}"} for n in range(1, 28)]
+    data = tmp_path / "data"
+    data.mkdir()
+    write(data, rows[::2], "train.json"), write(data, rows[1::2], "test.json")
+    model = chat_folder(tmp_path, CHATML, "gpt2")  # has 64 positions
+    task = create(data, model=model, sequence_length=64, options={"answer_tokens": 20})
+    lengths, model = [len(prompt) for prompt in task._prompts()], task.build_model().eval()
+    short = sum(length > 44 for length in lengths)
+    assert 0 < short < len(lengths) == 13 and max(lengths) > 50
+    assert f"{short} of 13 answers are written to fewer than 20 tokens" in task.provenance["notes"]
+    model.generation_config.eos_token_id = None
+    with torch.no_grad():
+        model.transformer.wte.weight[
+            : len(task.tokenizer)
+        ].zero_()  # all are as likely: it says the first one, and no end
+    monkeypatch.setattr(type(task.tokenizer), "batch_decode", lambda self, ids, **_: [str(len(row)) for row in ids])
+    written = gsm8k.generate(model, task.tokenizer, task._prompts(), 20)
+    assert [int(one) for one in written] == [min(20, 64 - length) for length in lengths]
 
 
 def test_an_answer_is_written_greedily_whatever_the_models_own_configuration_penalises(demo):

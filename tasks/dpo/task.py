@@ -20,6 +20,7 @@ from tasks.data.order import batch_positions
 from tasks.dpo import pairs
 from tasks.dpo.examples import Pairs
 from tasks.dpo.formats import Pair
+from tasks.instruct import templates
 from tasks.instruct.prompts import alpaca
 from tasks.models.arguments import TaskArguments
 from tasks.models.batches import padded
@@ -85,7 +86,7 @@ class PreferenceTuning:
         self.validation = self._fit(read.held_out[:validation_examples], given.sequence_length, "held-out", source)
         self.train_size, self.validation_size = len(self.train), len(self.validation)
         self._of_data = {"data": given.data, "data_revision": read.revision, "data_sha256": read.sha256}
-        self._notes = [*read.notes, *self.train.notes, *self.validation.notes]
+        self._notes = [*read.notes, *templates.notes(self.tokenizer), *self.train.notes, *self.validation.notes]
 
     def _fit(self, some: list[Pair], length: int, side: str, source: str) -> Pairs:
         return Pairs(some, self.language, length, side, source=source, most_tokens=self._most_tokens)
@@ -106,7 +107,7 @@ class PreferenceTuning:
 
     def build_model(self) -> nn.Module:
         """A new model on the CPU; the same for the same model and seed."""
-        return self.language.build_model()
+        return templates.stopping(self.tokenizer, self.language.build_model())
 
     def remember_training(self, model: nn.Module, batches: int) -> None:
         """See `tasks.HasReference`."""

@@ -5,6 +5,7 @@ conversations, in any format of `formats.py`; short names (alpaca-gpt4, gsm8k, .
 """
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from tasks.base import Kind
 from tasks.data import cache
 from tasks.data.order import batch_positions
-from tasks.instruct import conversations, gsm8k
+from tasks.instruct import conversations, gsm8k, templates
 from tasks.instruct.examples import Examples, collate, fit, pack
 from tasks.instruct.formats import Conversation
 from tasks.instruct.prompts import Encoded, alpaca, encode
@@ -85,7 +86,8 @@ class Tuning:
         self.validation_size = len(self.validation)
         self._of_data = {"data": given.data, "data_revision": read.revision, "data_sha256": read.sha256}
         sides = (("training", self.train, len(read.training)), ("held-out", self.validation, len(scored)))
-        self._notes = [*read.notes, *(note for side in sides for note in _notes(*side))]
+        of_sides = (note for side in sides for note in _notes(*side))
+        self._notes = [*read.notes, *templates.notes(self.tokenizer), *of_sides, *self._short_of_positions()]
         self._scorer = language.Scorer()
 
     def _fit(self, data: str, read: conversations.Conversations, some: list[Conversation], side: str) -> Examples:
@@ -114,7 +116,7 @@ class Tuning:
 
     def build_model(self) -> nn.Module:
         """A new model on the CPU; the same for the same model and seed."""
-        return self.language.build_model()
+        return templates.stopping(self.tokenizer, self.language.build_model())
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """The training batch of a step; each epoch is shuffled separately; see `examples.collate`."""
@@ -169,10 +171,22 @@ class Tuning:
             rows = [[self.validation[number]] for number in some]
             yield collate(rows, length, self.tokenizer.pad_token_id, packed=False)
 
+    def _short_of_positions(self) -> Iterator[str]:
+        """A note on answers that can't have `answer_tokens` tokens."""
+        most = (self.language.positions or math.inf) - self.answer_tokens
+        short = sum(len(prompt) > most for prompt in self._prompts()) if self.has_numbers else 0
+        if short:
+            yield (
+                f"{short:,} of {self.validation_size:,} answers are written to fewer than {self.answer_tokens} tokens, "
+                f"since the model has {self.language.positions:,} positions"
+            )
+
+    def _prompts(self) -> list[list[int]]:
+        return [_prompt(self.validation[number]) for number in range(len(self.validation))]
+
     def _exact_match(self, model: nn.Module) -> float:
-        prompts = [_prompt(self.validation[number]) for number in range(len(self.validation))]
         with evaluation(model):
-            written = gsm8k.generate(model, self.tokenizer, prompts, self.answer_tokens)
+            written = gsm8k.generate(model, self.tokenizer, self._prompts(), self.answer_tokens)
         return gsm8k.exact_match(written, self.references)
 
 

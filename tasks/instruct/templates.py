@@ -28,6 +28,32 @@ CHANGED = (
 EARLIER = "earlier answers not learned, since the chat template changes them when more turns follow"
 
 
+def stopping(tokenizer: Any, model: Any) -> Any:
+    """The model, whose generation also stops where the chat template ends an answer.
+
+    That needn't be the tokenizer's end of text: a base model's is `<|endoftext|>` beside a template of `<|im_end|>`.
+    """
+    settings = vars(model).get("generation_config")
+    ends = Template(tokenizer).ends() if tokenizer.chat_template else []
+    if settings is not None and ends:
+        settings.eos_token_id = all_ends(tokenizer, settings)
+    return model
+
+
+def all_ends(tokenizer: Any, settings: Any) -> list[int]:
+    """Every token that ends what is generated: the model's own ones, the tokenizer's and the chat template's."""
+    own = settings.eos_token_id
+    ends = Template(tokenizer).ends() if tokenizer.chat_template else []
+    named = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, *ends]
+    return list(dict.fromkeys(token for token in named if token is not None))
+
+
+def notes(tokenizer: Any) -> list[str]:
+    """What a reader of the results must know of the chat template."""
+    endless = tokenizer.chat_template and not Template(tokenizer).ends()
+    return ["the chat template ends an answer with no token, so where to stop isn't learned"] if endless else []
+
+
 class _RefusedError(Exception):
     """A template's objection to a conversation that it doesn't accept."""
 
@@ -79,13 +105,17 @@ class Template:
         )
 
     def ends(self) -> list[int]:
-        """The control token with which an answer ends, which needn't be the tokenizer's end of text; empty if none."""
+        """The control token with which an answer ends, which needn't be the tokenizer's end of text; empty if none.
+
+        Some tokenizers don't call it special: then it is an added token that follows the answer.
+        """
         try:
             _, _, end = self._render([Message(USER, "?"), Message(ASSISTANT, PROBE)]).partition(PROBE)
         except _RefusedError:
             return []
         found = self._control.search(end)
-        return [self._tokenizer.convert_tokens_to_ids(found[0])] if found else []
+        follows = [found[0]] if found else [one for one in self._added if end.strip().startswith(one)]
+        return [self._tokenizer.convert_tokens_to_ids(max(follows, key=len))] if follows else []
 
     # ---- the content of turns, and the template's markup
 

@@ -18,7 +18,7 @@ from tasks.data import cache
 from tasks.models.arguments import TaskArguments
 from tasks.models.loading import quiet
 from tasks.models.modes import evaluation
-from tasks.models.source import Source, check_positions, own_generator, without_dropout
+from tasks.models.source import Source, check_positions, longest_sequence, own_generator, without_dropout
 from tasks.models.tokenization import byte_level_bpe, choose_tokenizer, tokenize, with_ids_of
 
 Batch = dict[str, Tensor]
@@ -71,6 +71,7 @@ class LanguageModel:
         skeleton: Any = self.source.skeleton(KIND)
         self.entries: int = skeleton.get_input_embeddings().num_embeddings
         check_positions(given.model, skeleton, given.sequence_length)
+        self.positions = longest_sequence(skeleton)
         self.attention: str = skeleton.config._attn_implementation
 
     @property
