@@ -126,6 +126,41 @@ def test_w8_what_the_base_model_was_used_for_changes_nothing(name, odd, tmp_path
     assert out.logits.shape == (4, 2) and not {"hidden_states", "attentions"} & set(out)
 
 
+NLI = ("CONTRADICTION", "NEUTRAL", "ENTAILMENT")  # as a model of MNLI has them, in this order
+
+
+@pytest.mark.parametrize("family", ["classify", "superglue/cb"])
+def test_a_head_that_a_checkpoint_has_keeps_its_classes_whatever_their_order_in_the_data(family, tmp_path):
+    config = transformers.AutoConfig.for_model("bert", **WIDE | {"num_labels": 3})
+    config.id2label, config.label2id = dict(enumerate(NLI)), {name: place for place, name in enumerate(NLI)}
+    torch.manual_seed(0)
+    path = folder(tmp_path / "mnli", transformers.AutoModelForSequenceClassification.from_config(config), letters())
+    rows = [{"text": text, "label": NLI[number % 3].lower()} for number, text in enumerate(TEXTS)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = "demo" if "cb" in family else str(tmp_path / "a.jsonl")
+    task = tasks.create(family, model=path, data=data, batch_size=4, sequence_length=LENGTH)
+    model = task.build_model().eval()
+    assert [name.upper() for name in model.config.id2label.values()] == list(NLI) and not task.head
+    assert f"the head is the checkpoint's own, of the classes {', '.join(NLI)}" in task.provenance["notes"]
+    names = ("entailment", "contradiction", "neutral") if "cb" in family else sorted(map(str.lower, NLI))
+    some = (task.data.train if "cb" in family else task.data.validation)[:9]
+    predicted = [names[place] for place in task.classifier.predict(model, some)]
+    with torch.no_grad():
+        logits = model(**task.classifier.encoder.batch([(one.first, one.second) for one in some])).logits
+    assert predicted == [NLI[place].lower() for place in logits.argmax(1)]
+    batch = task.classifier.batch(some)
+    assert [NLI[place].lower() for place in batch["labels"]] == [names[one.label] for one in some]
+
+
+def test_a_head_of_other_classes_is_said_and_gets_the_datas_names(tmp_path):
+    config = transformers.AutoConfig.for_model("bert", **WIDE)
+    config.id2label, config.label2id = {0: "ham", 1: "spam"}, {"ham": 0, "spam": 1}
+    path = folder(tmp_path / "spam", transformers.AutoModelForSequenceClassification.from_config(config), letters())
+    task = classify(path, labelled(tmp_path / "a.jsonl", TEXTS))
+    assert "the head is the checkpoint's own, of the classes ham, spam" in task.provenance["notes"]
+    assert task.build_model().config.id2label == {0: "0", 1: "1"}
+
+
 @pytest.mark.parametrize("odd", ["tuples", "everything"])
 def test_w8_nor_for_a_language_model(odd, tmp_path):
     path = folder(tmp_path / "model", ARCHITECTURES["llama"].build(), letters(), **ODD[odd])

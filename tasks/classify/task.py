@@ -49,7 +49,7 @@ class Classification:
         self.data = read(given.data)
         self.train_size = len(self.data.train)
         self.classifier = Classifier(
-            len(self.data.labels),
+            list(map(str, self.data.labels)),
             lambda: (text for one in self.data.train[:TOKENIZER_EXAMPLES] for text in (one.first, one.second)),
             given,
             pairs=any(one.second for one in [*self.data.train, *self.data.validation]),
@@ -79,10 +79,7 @@ class Classification:
 
     def build_model(self) -> nn.Module:
         """A new model on the CPU, the same for the same model and seed; its configuration names the classes."""
-        model: Any = self.classifier.build_model()
-        model.config.id2label = {number: str(label) for number, label in enumerate(self.data.labels)}
-        model.config.label2id = {label: number for number, label in model.config.id2label.items()}
-        return model
+        return self.classifier.build_model()
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """`input_ids`, `attention_mask` and, for models that use them, `token_type_ids` (batch, sequence) int64, and

@@ -2,6 +2,7 @@
 
 import functools
 import random
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from tasks.data.rows import listed
 from tasks.models.arguments import TaskArguments
 from tasks.models.batches import padded
 from tasks.models.encoding import Encoder
@@ -33,6 +35,20 @@ class Example:
     group: str = ""  # of examples scored together: MultiRC's answers to a question, AX-g's pairs
 
 
+def _outputs(names: Sequence[str], own: Sequence[str]) -> list[int]:
+    """The output of a checkpoint's head for each class: of the same name, if all have one, else in the same order.
+
+    Models of NLI don't agree on an order: MNLI's are saved with contradiction first, or with entailment.
+    """
+    places = {_folded(name): place for place, name in enumerate(own)}
+    found = [places[name] for name in map(_folded, names) if name in places]
+    return found if len(set(found)) == len(names) == len(own) else list(range(len(names)))
+
+
+def _folded(name: str) -> str:
+    return " ".join(re.split(r"[\W_]+", name.casefold()))
+
+
 def sample(items: Sequence[T]) -> Sequence[T]:
     """`MEASURED_TEXTS` of them, always the same, drawn from all: a file may be sorted by length, or by class."""
     return items if len(items) <= MEASURED_TEXTS else random.Random(0).sample(items, MEASURED_TEXTS)
@@ -42,7 +58,7 @@ class Classifier:
     """A model that classifies texts, or chooses one of several; its tokenizer; its inputs and outputs.
 
     Args:
-        classes: how many there are; None for multiple choice.
+        names: of the classes, in the order of the examples' labels; None for multiple choice.
         pairs: do some examples have a second text?
         texts: what to train a tokenizer on, if the model is a built-in one without a tokenizer.
         given: the model, its tokenizer, the tokens per sequence, the seed and dtype of the weights.
@@ -53,14 +69,16 @@ class Classifier:
 
     def __init__(
         self,
-        classes: int | None,
+        names: Sequence[str] | None,
         texts: Callable[[], Iterable[str]],
         given: TaskArguments,
         *,
         pairs: bool,
     ):
-        self.classes, self.seed, self.dtype = classes, given.seed, given.dtype
+        self.classes, self.seed, self.dtype = None if names is None else len(names), given.seed, given.dtype
         self.source = Source(given.model, given.trust_remote_code)
+        self._names = list(names or ())
+        self._outputs = _outputs(self._names, self._own_names)  # each class's place among the model's outputs
         self.tokenizer, self._tokenizer_said = choose_tokenizer(
             self.source,
             given.tokenizer,
@@ -93,6 +111,18 @@ class Classifier:
             settings["pad_token_id"] = self.tokenizer.pad_token_id
         return settings
 
+    @property
+    def _own_names(self) -> list[str]:
+        """Of the classes that the checkpoint was trained for, by its outputs."""
+        return (
+            [] if self.from_scratch else [str(name) for _, name in sorted((self.source.config.id2label or {}).items())]
+        )
+
+    def _of_head(self) -> list[str]:
+        """A note on a head that training begins with: a checkpoint's own."""
+        kept = self.classes is not None and not self.from_scratch and not self.head
+        return [f"the head is the checkpoint's own, of the classes {listed(self._own_names)}"] if kept else []
+
     @functools.cached_property
     def head(self) -> tuple[str, ...]:
         """The outermost modules that aren't in the checkpoint at all, e.g. ("classifier",)."""
@@ -114,24 +144,30 @@ class Classifier:
         self, of_data: Mapping[str, str | None], notes: Sequence[str], texts: Sequence[tuple[str, str]]
     ) -> dict[str, str | None]:
         """See `tasks.Task.provenance`: that `of_data` and of the model; notes on data, training and model."""
+        of_model = self.source.notes(self.kind, **self._settings)
         return {
             **of_data,
             "model_revision": self.source.revision,
             "tokenizer": self._tokenizer_said,
             "attention": self._attention,
-            "notes": "; ".join([*notes, *self.cuts(texts), *self.source.notes(self.kind, **self._settings)]) or None,
+            "notes": "; ".join([*notes, *self.cuts(texts), *self._of_head(), *of_model]) or None,
         }
 
     def build_model(self) -> nn.Module:
-        """A new model on the CPU; the same for the same model and seed."""
-        model = self.source.build(self.kind, self.seed, self.dtype, **self._settings)
+        """A new model on the CPU, the same for the same model and seed; its configuration names the classes."""
+        model: Any = self.source.build(self.kind, self.seed, self.dtype, **self._settings)
+        if self.classes is not None:
+            places = sorted(range(self.classes), key=self._outputs.__getitem__)
+            model.config.id2label = dict(enumerate(self._names[place] for place in places))
+            model.config.label2id = {name: number for number, name in model.config.id2label.items()}
         return with_ids_of(self.tokenizer, model)
 
     def batch(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """`input_ids`, `attention_mask` and, for models that use them, `token_type_ids` (examples, sequence) int64, and
         `labels` (examples,) int64."""
         inputs = self.encoder.batch([(example.first, example.second) for example in examples])
-        return inputs | {"labels": torch.tensor([example.label for example in examples])}
+        labels = [example.label if self.classes is None else self._outputs[example.label] for example in examples]
+        return inputs | {"labels": torch.tensor(labels)}
 
     def largest(self, batch: dict[str, Tensor], texts: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
         """The batch, with padding if any of the training `texts` needs some."""
@@ -149,7 +185,8 @@ class Classifier:
         Runs on the model's device, in evaluation mode, without random numbers.
         """
         with evaluation(model):
-            return self._logits(model, pairs)
+            logits = self._logits(model, pairs)
+        return logits if self.classes is None else logits[:, self._outputs]
 
     def _logits(self, model: nn.Module, pairs: Sequence[tuple[str, str]]) -> Tensor:
         lengths = [self.encoder.tokens(*pair).shape[1] for pair in pairs]

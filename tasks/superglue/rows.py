@@ -38,14 +38,14 @@ DIAGNOSTICS = (
     Benchmark("AX-b", AX_B, metrics.Matthews, _labels, prefix="ax_b_"),
     Benchmark("AX-g", ax_g, metrics.Winogender, _grouped_labels, prefix="ax_g_"),
 )
-CB = entailment("entailment", "contradiction", "neutral")
+NLI = ("entailment", "contradiction", "neutral")
 ROWS = {
     "boolq": Benchmark("BoolQ", boolq, metrics.Accuracy, _labels),
-    "cb": Benchmark("CB", CB, metrics.CommitmentBank, _labels, headline="score", classes=3),
-    "copa": Benchmark("COPA", copa, metrics.Accuracy, _choices, classes=None),
+    "cb": Benchmark("CB", entailment(*NLI), metrics.CommitmentBank, _labels, headline="score", names=NLI),
+    "copa": Benchmark("COPA", copa, metrics.Accuracy, _choices, names=None),
     "multirc": Benchmark("MultiRC", multirc, metrics.MultiRC, _grouped_labels, headline="score"),
-    "record": Benchmark("ReCoRD", record, metrics.ReCoRD, _texts, headline="score", classes=None),
-    "rte": Benchmark("RTE", entailment(*ENTAILED), metrics.Accuracy, _labels, diagnostics=DIAGNOSTICS),
+    "record": Benchmark("ReCoRD", record, metrics.ReCoRD, _texts, headline="score", names=None),
+    "rte": Benchmark("RTE", entailment(*ENTAILED), metrics.Accuracy, _labels, names=ENTAILED, diagnostics=DIAGNOSTICS),
     "wic": Benchmark("WiC", wic, metrics.Accuracy, _labels),
     "wsc": Benchmark("WSC", wsc, metrics.Accuracy, _labels),
 }

@@ -35,9 +35,13 @@ class Benchmark:
     metric: type[metrics.InMemory]
     columns: Callable[[Predictions, Sequence[Any]], dict[str, list]]  # for the metric
     headline: str = "accuracy"
-    classes: int | None = 2  # None: multiple choice
+    names: tuple[str, ...] | None = ("False", "True")  # of the classes; None: multiple choice
     diagnostics: tuple["Benchmark", ...] = ()
     prefix: str = ""  # of a diagnostic's metrics
+
+    @property
+    def classes(self) -> int | None:
+        return None if self.names is None else len(self.names)
 
     def score(self, predictions: Predictions, of: Sequence[Any]) -> dict[str, float]:
         """The metrics of `predictions` for the examples `of`."""
@@ -96,7 +100,7 @@ class SuperGlueTask:
         # a query without a right candidate, or without a wrong one, teaches nothing
         self.train = [example for example in self.data.train if isinstance(example, Example) or _trainable(example)]
         self.train_size = len(self.train)
-        self.classifier = Classifier(row.classes, self.data.texts, given, pairs=any(map(_has_second, self.train)))
+        self.classifier = Classifier(row.names, self.data.texts, given, pairs=any(map(_has_second, self.train)))
         self.from_scratch = self.classifier.from_scratch
         revision = superglue_data.HUB_REVISION if given.data == "hub" else None
         self._of_data = {"data": given.data, "data_revision": revision, "data_sha256": self.data.sha256}
