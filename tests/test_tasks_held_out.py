@@ -179,3 +179,32 @@ def test_neither_does_what_is_held_out_of_a_stream_that_has_it_too(monkeypatch, 
     assert one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
     whole = words_of(other, (other.batch(step) for step in range(40)))
     assert "museum" in whole and not re.search("|".join(STRANGE), whole)
+
+
+@pytest.mark.parametrize("family", ["instruct", "dpo", "c4", "classify"])
+def test_what_lies_in_a_folder_and_is_not_read_is_said(family, tmp_path):
+    rows = [
+        {"text": words, "label": n % 2, "prompt": words, "chosen": f"yes {n}", "rejected": f"no {n}"}
+        for n, words in enumerate(texts("cat", 400))
+    ]
+    data = tmp_path / "data"
+    write(data / "train.jsonl", rows)
+    write(data / "more" / "train.jsonl", rows)
+    for name in ("rest.jsonl.bz2", "rest.parquet", "README.md", ".hidden", "LICENSE"):
+        (data / name).write_text("x")
+    model = "config:roberta-tiny" if family == "classify" else "config:llama-tiny"
+    task = tasks.create(family, model=model, data=str(data), batch_size=2, sequence_length=128)
+    assert "not read: more, rest.jsonl.bz2, rest.parquet" in task.provenance["notes"].split("; ")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_apart"),
+    [("evaluation.jsonl", True), ("held_out.jsonl", True), ("my-heldout.jsonl", True), ("test2.jsonl", True)]
+    + [("contest.jsonl", False), ("latest.jsonl", False), ("values.jsonl", False)],
+)
+def test_a_file_is_held_out_by_its_name(name, is_apart, tmp_path):
+    rows = [{"prompt": words, "completion": "yes"} for words in texts("cat", 60)]
+    write(tmp_path / "train.jsonl", rows[:40])
+    write(tmp_path / name, rows[40:])
+    read = conversations.read(str(tmp_path))
+    assert (len(read.held_out) == 20) == is_apart

@@ -41,6 +41,7 @@ class Documents:
     """
 
     def __init__(self, data: str):
+        self.data = data
         found = [] if data == "demo" else files.find(data, SUFFIXES, "'demo' nor 'hub'")
         self._apart = files.named_as_tests(found)
         self._paths = [path for path in found if path not in self._apart]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tasks.base import Kind
 from tasks.c4.corpus import SUFFIXES, Corpus, Documents, cut
 from tasks.c4.stream import BLOCK, Reader, Stream, text_of
-from tasks.data import hub
+from tasks.data import files, hub
 from tasks.data.files import find
 from tasks.data.held_out import hash_of
 from tasks.models import language
@@ -163,7 +163,8 @@ class Local:
         corpus = Corpus(
             self.documents, language.tokens, language.fingerprint, end=language.end, length=length, seed=seed
         )
-        self.notes = corpus.notes
+        apart = files.passed_over(self.documents.data, SUFFIXES) if self.documents.data != "demo" else []
+        self.notes = [*apart, *corpus.notes]
         return corpus, corpus.validation(tokens)
 
 

@@ -107,6 +107,7 @@ def read(data: str) -> Data:
     used = [train_file] if validation_file is None else [train_file, validation_file]
     notes = (
         *(f"{file.name} isn't used" for file in unused),
+        *files.passed_over(data, files.ROWS),
         *_alike(labels),
         *_seen(train, validation),
         *tally.notes,

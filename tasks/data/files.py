@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.data import json_lines, tables
-from tasks.data.rows import Row, RowError
+from tasks.data.rows import Row, RowError, listed
 
 PLAIN = (".jsonl", ".json", ".csv", ".tsv")
 ROWS = (*PLAIN, *(f"{suffix}.gz" for suffix in PLAIN))
 GZIP = b"\x1f\x8b"  # the first bytes of such a file, whatever its name
-HELD_OUT_NAME = re.compile(r"(^|[_.-])(test|val|valid|validation|dev|eval)([_.-])")
+HELD_OUT_NAME = re.compile(r"(^|[_.-])(test|val|valid|validation|dev|eval|evaluation|held[_-]?out|holdout)\d*([_.-])")
+ABOUT = ("readme", "license", "licence")  # files that say something of a folder
 MARKS = {  # byte-order marks; the first two begin like the last two
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -37,6 +38,18 @@ def find(data: str, suffixes: Sequence[str], what: str) -> list[Path]:
             f"data {data[:100]!r} is neither {what} nor a file or folder of files in {', '.join(suffixes)}"
         )
     return fitting
+
+
+def passed_over(data: str, suffixes: Sequence[str]) -> list[str]:
+    """A note on what is in the folder `data` and isn't read: files of other endings, folders, broken links."""
+    folder = Path(data)
+    try:
+        inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    except OSError:
+        return []
+    read = find(data, suffixes, "") if inside else []
+    names = [path.name for path in inside if path not in read and not path.name.lower().startswith((".", *ABOUT))]
+    return [f"not read: {listed(names)}"] if names else []
 
 
 def named_as_tests(paths: Sequence[Path]) -> list[Path]:
