@@ -7,10 +7,11 @@ from pathlib import Path
 
 import peft
 import pytest
+import tokenizers
 import torch
 import transformers
 from architectures import ARCHITECTURES
-from letters import folder, labelled, letters
+from letters import SPECIAL, folder, labelled, letters
 
 import tasks
 from membench.planning.blueprint import Blueprint
@@ -124,6 +125,27 @@ def test_w8_what_the_base_model_was_used_for_changes_nothing(name, odd, tmp_path
     out = task.build_model()(**task.batch(0))
     torch.testing.assert_close(out.loss, plain.loss(plain.build_model(), plain.batch(0)))
     assert out.logits.shape == (4, 2) and not {"hidden_states", "attentions"} & set(out)
+
+
+def gappy():
+    """A tokenizer of letters whose `z` has a high number, and nothing the numbers below."""
+    values = json.loads(letters().backend_tokenizer.to_str())
+    values["model"]["vocab"]["z"] = 60
+    backend = tokenizers.Tokenizer.from_str(json.dumps(values))
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIAL)
+
+
+def test_ids_beyond_as_many_as_a_tokenizer_has_get_an_embedding_or_are_refused(tmp_path):
+    data = tmp_path / "a.jsonl"
+    rows = [{"text": f"zebra {text * 5}", "label": n % 2} for n, text in enumerate(TEXTS * 3)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = folder(tmp_path / "causal", ARCHITECTURES["llama"].build(), gappy())
+    task = tasks.create("c4", model=path, data=str(data), batch_size=2, sequence_length=16)
+    model = task.build_model()
+    assert "grew from 40 to 61 entries" in task.provenance["notes"] and task.evaluate(model)["loss"] > 0
+    path = folder(tmp_path / "encoder", ARCHITECTURES["bert"].build().base_model, gappy())
+    with pytest.raises(ValueError, match=r"the tokenizer has 61 entries, but .* has only 40 embeddings"):
+        classify(path, str(data))
 
 
 NLI = ("CONTRADICTION", "NEUTRAL", "ENTAILMENT")  # as a model of MNLI has them, in this order

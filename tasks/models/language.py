@@ -18,7 +18,7 @@ from tasks.data import cache
 from tasks.models.arguments import TaskArguments
 from tasks.models.loading import quiet
 from tasks.models.modes import evaluation
-from tasks.models.source import Source, check_positions, longest_sequence, own_generator, without_dropout
+from tasks.models.source import Source, check_positions, ids_of, longest_sequence, own_generator, without_dropout
 from tasks.models.tokenization import byte_level_bpe, choose_tokenizer, tokenize, with_ids_of
 
 Batch = dict[str, Tensor]
@@ -70,6 +70,7 @@ class LanguageModel:
         self._settings = {} if dropout else without_dropout(self.source.config)
         skeleton: Any = self.source.skeleton(KIND)
         self.entries: int = skeleton.get_input_embeddings().num_embeddings
+        self._needed = ids_of(self.tokenizer)
         check_positions(given.model, skeleton, given.sequence_length)
         self.positions = longest_sequence(skeleton)
         self.attention: str = skeleton.config._attn_implementation
@@ -91,7 +92,7 @@ class LanguageModel:
     @property
     def grows(self) -> bool:
         """Does the tokenizer have ids for which the model has no embedding?"""
-        return len(self.tokenizer) > self.entries
+        return self._needed > self.entries
 
     def check_packing(self, longest: int) -> None:
         """Check that in a row with others a text of `longest` tokens is to the model what it is alone.
@@ -131,7 +132,7 @@ class LanguageModel:
     @property
     def notes(self) -> list[str]:
         """What a reader of the results must know."""
-        grown = f"the embedding grew from {self.entries:,} to {len(self.tokenizer):,} entries, to match the tokenizer"
+        grown = f"the embedding grew from {self.entries:,} to {self._needed:,} entries, to match the tokenizer"
         off = f"no dropout ({', '.join(self._settings)})"
         return [*([grown] if self.grows else []), *([off] if self._settings else []), *self.source.notes(KIND)]
 
@@ -153,11 +154,11 @@ class LanguageModel:
         if not self.grows:
             return self.source.build(KIND, self.seed, self.dtype, **self._settings)
         if self.from_scratch:
-            settings = {**self._settings, "vocab_size": len(self.tokenizer)}
+            settings = {**self._settings, "vocab_size": self._needed}
             return self.source.build(KIND, self.seed, self.dtype, **settings)
         model: Any = self.source.build(KIND, self.seed, "float32", **self._settings)
         with own_generator(self.seed), quiet():
-            model.resize_token_embeddings(len(self.tokenizer))
+            model.resize_token_embeddings(self._needed)
         return self.source.cast(model, KIND, self.dtype, **self._settings)
 
     @property

@@ -343,12 +343,17 @@ def check_fit(name: str, model: Any, *, tokenizer: Any, sequence_length: int) ->
         ValueError: they don't.
     """
     entries = _entries(model)
-    if entries is not None and len(tokenizer) > entries:
+    if entries is not None and ids_of(tokenizer) > entries:
         raise ValueError(
-            f"the tokenizer has {len(tokenizer):,} entries, but {name} has only {entries:,} embeddings: "
+            f"the tokenizer has {ids_of(tokenizer):,} entries, but {name} has only {entries:,} embeddings: "
             "give --tokenizer the one that belongs to the model, or leave it out"
         )
     check_positions(name, model, sequence_length)
+
+
+def ids_of(tokenizer: Any) -> int:
+    """How many rows of an embedding a tokenizer's ids need: one more than the highest, since there may be gaps."""
+    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
 
 
 def _entries(model: Any) -> int | None:
