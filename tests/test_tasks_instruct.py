@@ -1,5 +1,6 @@
 """Instruction tuning: the loss is that of answers, whatever is in a prompt, beside it in a sequence, or cut off."""
 
+import copy
 import json
 import re
 
@@ -641,6 +642,13 @@ def test_an_answer_is_read_up_to_where_the_chat_template_ends_it(demo, chat_toke
     prompt = chat_tokenizer.apply_chat_template([HI], add_generation_prompt=True)["input_ids"]
     assert prompt[-1] == newline and (chat_tokenizer.eos_token_id == end) == tokenizer_ends
     assert gsm8k.generate(model, chat_tokenizer, [prompt], 6) == ["3"]
+
+
+def test_a_template_that_names_the_date_makes_the_same_tokens_on_another_day(chat_tokenizer):
+    tokenizer = copy.deepcopy(chat_tokenizer)
+    tokenizer.chat_template = "{{ strftime_now('Today is %d %b %Y. ') }}" + CHATML
+    ((ids, _),) = encode([Conversation(TURNS)], tokenizer, Tally())
+    assert tokenizer.decode(ids).startswith("Today is 26 Jul 2024. ")
 
 
 ENDLESS = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"

@@ -38,7 +38,7 @@ class Pairs:
     ):
         self.given, self.side, self.length, self._pad = len(pairs), side, length, language.tokenizer.pad_token_id
         self._most_tokens = most_tokens
-        key = cache.digest("pairs, 2", source, side, str(len(pairs)), language.fingerprint, str(length))
+        key = cache.digest("pairs, 3", source, side, str(len(pairs)), language.fingerprint, str(length))
         both = [answer for pair in pairs for answer in (pair.chosen, pair.rejected)]
         self.answers: Examples = fit(key, lambda tally: encode(both, language.tokenizer, tally), length)
         whole = self._whole()

@@ -91,7 +91,7 @@ class Tuning:
         self._scorer = language.Scorer()
 
     def _fit(self, data: str, read: conversations.Conversations, some: list[Conversation], side: str) -> Examples:
-        what = ("examples, 4", data, read.sha256, side, str(len(some)), self.language.fingerprint, str(self.length))
+        what = ("examples, 5", data, read.sha256, side, str(len(some)), self.language.fingerprint, str(self.length))
         examples = fit(cache.digest(*what), lambda tally: encode(some, self.tokenizer, tally), self.length)
         if not len(examples):
             raise ValueError(

@@ -4,6 +4,7 @@ Templates are programs by the tokenizers' authors. Some refuse a system turn, or
 some drop the reasoning of earlier answers (Qwen 3), or end the prompt with `<think>` (DeepSeek-R1).
 """
 
+import datetime
 import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -21,6 +22,9 @@ OPEN, CLOSE = (
     "\ufdd0",
     "\ufdd1",
 )  # around the number of a control token named in a turn; noncharacters, so never in texts
+# Templates that name the date (Llama 3.2's) get the one that Llama 3.1's has itself, or each day made other tokens.
+TODAY = datetime.date(2024, 7, 26)
+ASKED = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)")
 PROBE = "\ufdd2"  # an answer that can be found again
 CHANGED = (
     "conversations changed to suit the chat template: consecutive turns joined, system turns moved into the user's"
@@ -62,7 +66,7 @@ class Template:
     """The chat template of a transformers tokenizer."""
 
     def __init__(self, tokenizer: Any):
-        self._tokenizer = tokenizer
+        self._tokenizer, self._template = tokenizer, _dated(tokenizer.get_chat_template())
         added = {str(token): token for token in tokenizer.added_tokens_decoder.values()}
         names = {name for name, token in added.items() if token.special} | set(tokenizer.all_special_tokens)
         # reasoning is marked up in the answers themselves
@@ -190,9 +194,16 @@ class Template:
     def _render(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            return self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+            return self._tokenizer.apply_chat_template(
+                turns, chat_template=self._template, tokenize=False, add_generation_prompt=prompt
+            )
         except Exception as error:  # templates refuse in different ways
             raise _RefusedError(listed(str(error).split() or [type(error).__name__], " ")[:100]) from error
+
+
+def _dated(template: str) -> str:
+    """A template in which it is always the same day."""
+    return ASKED.sub(lambda asked: repr(TODAY.strftime(asked["format"])), template)
 
 
 def _check_all_said(messages: Sequence[Message], text: str) -> None:
