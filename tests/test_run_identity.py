@@ -9,6 +9,7 @@ from typing import Any, get_args
 import pytest
 import torch
 import transformers
+from letters import letters
 from torch import nn
 
 import tasks
@@ -18,6 +19,7 @@ from membench.config.values import annotations
 from membench.runs import prepare as module
 from membench.runs.prepare import prepare
 from tasks import plugins
+from tasks.models.tokenization import load_tokenizer
 
 PROVENANCE = {"data_revision": None, "data_sha256": None, "model_revision": None, "tokenizer": None}
 
@@ -205,3 +207,14 @@ def test_a_run_that_was_saved_long_ago_is_found_again(provenance, method):
 def test_so_is_one_with_all_options_that_came_later(provenance):
     later = {"final_fraction": 0.1, "options": {"flavour": 2}, "evaluate_before": True}
     assert run_id(*OF_THE_DEMO, dtype="bfloat16", tokenizer="own", **later).rpartition("--")[2] == "ef512f3640"
+
+
+@pytest.mark.parametrize("name", ["tiktoken.model", "tokenization_mine.py", "more/tool_use.jinja", "vocab.bpe"])
+def test_whatever_a_tokenizer_is_made_of_makes_another_run_once_it_is_changed(name, tmp_path):
+    letters().save_pretrained(tmp_path)
+    before = load_tokenizer(str(tmp_path))[1]
+    for path in (tmp_path / "README.md", tmp_path / name):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+        changed = load_tokenizer(str(tmp_path))[1] != before
+        assert changed == (path.name != "README.md")

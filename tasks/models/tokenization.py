@@ -19,11 +19,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # RoBERTa's, ids 0..3 as in its own vocabulary
 BEFORE = ("\n", ":")  # put before a text to see what it is after another one: a tokenizer may drop one of them
-FILES = (  # all that a tokenizer may be made of
+FILES = (  # what most tokenizers are made of
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model"),
     *("chat_template.jinja", "special_tokens_map.json", "added_tokens.json"),
     *("spiece.model", "spm.model", "sentencepiece.bpe.model"),
 )
+OTHERS = ("*.model", "*.spm", "*.tiktoken", "*.codes", "*.bpe", "*.py", "dict.txt", "tekken.json", "*/*.jinja")
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> tuple[Any, str]:
@@ -36,7 +37,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> tuple[Any, str
         path, digest_of_it = packaged.locate(name)
         revision, said = None, f"{name} ({digest_of_it[:23]})"
     elif is_folder(name):
-        path, revision, said = name, None, f"{name} (sha256:{digest(Path(name), FILES)[:16]})"
+        path, revision, said = name, None, f"{name} (sha256:{digest(Path(name), _files(Path(name)))[:16]})"
     else:
         (path, revision), said = on_hub("tokenizer", name), name
     way_out = "--tokenizer with a folder that has a tokenizer.json, or a hub id"
@@ -49,6 +50,12 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> tuple[Any, str
     if tokenizer.pad_token is None:  # causal models come without one
         tokenizer.pad_token = _stand_in(tokenizer)
     return tokenizer, said
+
+
+def _files(folder: Path) -> list[str]:
+    """All files that a tokenizer may be made of: those of `FILES`, then the less usual ones."""
+    others = sorted(str(path.relative_to(folder)) for pattern in OTHERS for path in folder.glob(pattern))
+    return list(dict.fromkeys([*FILES, *others]))
 
 
 def tokenize(tokenizer: Any, texts: Any, others: Any = None, **given: Any) -> Any:
