@@ -15,6 +15,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from architectures import ARCHITECTURES
+from letters import folder as model_folder
+from letters import letters as alphabet
+from tokenizers import processors
 from torch import nn
 
 import tasks
@@ -130,6 +134,24 @@ def test_an_epoch_has_every_training_token_once_with_an_end_after_each_document(
     assert len(epoch) > len(made.tokens) - LENGTH
     assert len(expected - set(whole)) <= 1 and set(whole) <= expected
     assert all(sequence.shape == (LENGTH,) for sequence in map(made.sequence, range(5)))
+
+
+@pytest.mark.parametrize(("begin", "between"), [("<s>", "</s><s>"), ("</s>", "</s>")], ids=["Gemma's", "OPT's"])
+def test_a_document_begins_as_the_models_texts_do(begin, between, tmp_path):
+    tokenizer = alphabet()
+    number = tokenizer.convert_tokens_to_ids(begin)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, number)]
+    )
+    tokenizer.bos_token = begin
+    path = model_folder(tmp_path / "model", ARCHITECTURES["llama"].build(), tokenizer)
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data", [f"the cat {'abcdefghij'[n % 10]} {'abcdefghij'[n // 10]} sat" for n in range(100)])
+    task = create(tmp_path / "data", model=path)
+    made = "".join(task.tokenizer.convert_ids_to_tokens(np.concatenate([task.data.tokens, task.validation.ravel()])))
+    assert made.startswith(f"{begin}the cat") == (begin == "<s>")
+    assert f"sat{between}the cat" in made and made.count("</s>") >= 95
+    assert begin != "</s>" or "</s></s>" not in made
 
 
 def test_epochs_have_orders_of_their_own_that_the_seed_decides(tmp_path):

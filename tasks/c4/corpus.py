@@ -151,7 +151,7 @@ class Corpus:
     def __init__(self, documents: Documents, tokenise: Tokenise, fingerprint: str, *, end: int, length: int, seed: int):
         self.length, self.seed = length, seed
         cuts = f"{HELD_OUT} {SHORTEST} {LONGEST}"
-        key = cache.digest("corpus, 3", documents.sha256, documents.name, fingerprint, str(end), cuts)
+        key = cache.digest("corpus, 4", documents.sha256, documents.name, fingerprint, str(end), cuts)
         made = cache.arrays(key, 4, lambda: _tokenise(documents, tokenise, end))
         self.tokens, self.starts, self.validation_tokens, notes = made
         self.notes: list[str] = json.loads(notes.tobytes())

@@ -53,7 +53,10 @@ def create(name: str, *, validation_tokens: int = 16_384, **given: Any) -> "Pret
 
 
 class Pretraining:
-    """Documents joined with end-of-text tokens and packed into full sequences. See `tasks.Task` for the interface."""
+    """Documents as the tokenizer begins them, joined with end-of-text tokens and packed into full sequences.
+
+    See `tasks.Task` for the interface.
+    """
 
     name, headline, higher_is_better = NAME, "perplexity", False
     kind: Kind = "language"
@@ -161,7 +164,7 @@ class Local:
     def split(self, language: LanguageModel, length: int, seed: int, tokens: int) -> tuple[Corpus, np.ndarray]:
         """The training sequences, and at most `tokens` tokens for validation as (sequences, length)."""
         corpus = Corpus(
-            self.documents, language.tokens, language.fingerprint, end=language.end, length=length, seed=seed
+            self.documents, language.documents, language.fingerprint, end=language.end, length=length, seed=seed
         )
         apart = files.passed_over(self.documents.data, SUFFIXES) if self.documents.data != "demo" else []
         self.notes = [*apart, *corpus.notes]
@@ -185,7 +188,7 @@ class Hub:
         validation, held_out = _first(map(text_of, open_hub("validation")), language, max(tokens, length))
         stream = Stream(
             functools.partial(open_hub, "train"),
-            language.tokens,
+            language.documents,
             skip=lambda text: hash_of(text) in held_out,
             end=language.end,
             length=length,
@@ -200,7 +203,7 @@ def _first(documents: Iterator[str], language: LanguageModel, tokens: int) -> tu
     hashes: set[bytes] = set()
     while len(ids) < tokens and (some := list(islice(documents, BLOCK))):
         hashes |= set(map(hash_of, some))
-        for one in language.tokens(some):
+        for one in language.documents(some):
             ids += [*one, language.end]
     return np.array(ids[:tokens]), hashes
 

@@ -13,7 +13,7 @@ from tasks.data.rows import RowError
 from tasks.data.tally import Errors, Tally
 from tasks.instruct.formats import ASSISTANT, SYSTEM, TOOL, USER, Conversation, Message
 from tasks.instruct.templates import Part, Template
-from tasks.models.tokenization import tokenize, tokenize_parts
+from tasks.models.tokenization import beginning, tokenize_parts
 
 # Taori et al., 2023, stanford_alpaca/train.py
 PREAMBLE = "Below is an instruction that describes a task. "
@@ -86,13 +86,8 @@ def _plain(split: Sequence[Sequence[Part]], tokenizer: Any) -> list[Encoded | No
     texts = [text for parts in split for text, _ in parts]
     continued = [place > 0 for parts in split for place in range(len(parts))]
     tokens = iter(tokenize_parts(tokenizer, texts, continued, split_special_tokens=True))  # nothing is markup
-    begin, end = _beginning(tokenizer), [tokenizer.eos_token_id]
+    begin, end = beginning(tokenizer), [tokenizer.eos_token_id]
     return [_joined(begin, [(next(tokens), is_answer) for _, is_answer in parts], end) for parts in split]
-
-
-def _beginning(tokenizer: Any) -> list[int]:
-    first = tokenize(tokenizer, "")["input_ids"][:1]
-    return first if first == [tokenizer.bos_token_id] else []
 
 
 def _joined(begin: list[int], tokens: Iterable[tuple[list[int], bool]], end: list[int]) -> Encoded:

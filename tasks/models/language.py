@@ -19,7 +19,7 @@ from tasks.models.arguments import TaskArguments
 from tasks.models.loading import quiet
 from tasks.models.modes import evaluation
 from tasks.models.source import Source, check_positions, ids_of, longest_sequence, own_generator, without_dropout
-from tasks.models.tokenization import byte_level_bpe, choose_tokenizer, tokenize, with_ids_of
+from tasks.models.tokenization import beginning, byte_level_bpe, choose_tokenizer, tokenize, with_ids_of
 
 Batch = dict[str, Tensor]
 
@@ -168,6 +168,12 @@ class LanguageModel:
         words = self.tokenizer.backend_tokenizer.to_str() if fast else json.dumps(self.tokenizer.get_vocab())
         special = json.dumps(self.tokenizer.special_tokens_map, sort_keys=True, default=str)
         return cache.digest(words, special, str(self.tokenizer.chat_template))
+
+    def documents(self, texts: Sequence[str]) -> list[list[int]]:
+        """Each text's ids after the token with which the model's texts begin, without which Gemma predicts hardly
+        anything; none where it is the end of the text before."""
+        begin = [token for token in beginning(self.tokenizer) if token != self.end]
+        return [[*begin, *ids] for ids in self.tokens(texts)]
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Each text's ids, without special tokens; a special token's name within a text is plain text."""

@@ -75,6 +75,12 @@ def tokenize(tokenizer: Any, texts: Any, others: Any = None, **given: Any) -> An
         ) from error
 
 
+def beginning(tokenizer: Any) -> list[int]:
+    """The token with which the model's texts begin, if its tokenizer puts one there."""
+    first: list[int] = tokenize(tokenizer, "")["input_ids"][:1]
+    return first if first == [tokenizer.bos_token_id] else []
+
+
 def tokenize_parts(tokenizer: Any, texts: Sequence[str], continued: Sequence[bool], **given: Any) -> list[list[int]]:
     """The ids of consecutive texts, without control tokens around them.
 
