@@ -148,6 +148,20 @@ def test_ids_beyond_as_many_as_a_tokenizer_has_get_an_embedding_or_are_refused(t
         classify(path, str(data))
 
 
+@pytest.mark.parametrize("grown", [False, True], ids=["as it is", "with a longer tokenizer"])
+def test_a_checkpoints_own_head_is_kept_though_its_configuration_ties_it(grown, tmp_path):
+    model, tokenizer = ARCHITECTURES["llama"].build(), letters()
+    tokenizer.add_tokens([f"more{number}" for number in range(20 * grown)])
+    path = folder(tmp_path / "model", model, tokenizer, tie_word_embeddings=True)
+    rows = [{"text": text * 5} for text in TEXTS * 3]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = tasks.create("c4", model=path, data=str(tmp_path / "a.jsonl"), batch_size=2, sequence_length=16)
+    built = task.build_model()
+    assert torch.equal(built.lm_head.weight[:40], model.lm_head.weight)
+    assert not built.config.tie_word_embeddings
+    assert "the head has weights of its own, though config.json ties it" in task.provenance["notes"]
+
+
 NLI = ("CONTRADICTION", "NEUTRAL", "ENTAILMENT")  # as a model of MNLI has them, in this order
 
 

@@ -117,6 +117,8 @@ def test_what_is_said_in_a_turn_is_text_though_it_looks_like_a_transcript(row):
     ("row", "reason"),
     [
         ({"prompt": "Hi", "chosen": "Same.", "rejected": "Same."}, SAME),
+        ({"chosen": str([HI, HELLO]), "rejected": str([HI, BYE])}, "'chosen' holds turns written as a text: give a list of them"),
+        ({"prompt": json.dumps([HI]), "chosen": "a", "rejected": "b"}, "'prompt' holds turns written as a text: give a list of them"),
         ({"chosen": [HI, HELLO, HI], "rejected": [HI, HELLO]}, APART),
         ({"chosen": [HI, HELLO], "rejected": [HELLO, BYE]}, APART),
         ({"chosen": [HI, HELLO], "rejected": [{**HI, "content": "Ho"}, BYE]}, APART),

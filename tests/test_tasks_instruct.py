@@ -104,6 +104,10 @@ def test_a_format_is_recognised_by_its_fields(row, expected):
     [
         ({"title": "Hi", "body": "Hello!"}, r"here: no known format .* has the fields title, body"),
         ({"instruction": "Hi", "output": " "}, "here: no answer to learn"),
+        (
+            {"prompt": "Hi", "completion": json.dumps([HELLO])},
+            "'completion' holds turns written as a text: give a list",
+        ),
         ({"messages": [HI]}, "here: no answer to learn"),
         ({}, r"has the fields none"),
         ({"instruction": "Hi", "output": 3}, "'output' must be text, got 3"),

@@ -15,6 +15,7 @@ out.
 """
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -43,6 +44,7 @@ SYSTEMS = ("system", "system_prompt")
 FLAGS = ("train", "training", "loss")  # of a turn: false where it isn't to be learned
 FORMATS = "messages; conversations; instruction and output or response; prompt and completion; question and answer"
 
+WRITTEN_OUT = re.compile(r"""\s*\[\s*\{\s*['"](role|from|content|value)['"]\s*:""")  # in JSON or Python
 NOT_ASKED = "turns left out, since they precede the user's first"
 
 
@@ -140,7 +142,10 @@ def turns(row: Row, name: str, role: str) -> list[Message]:
         return _turns(row, name)
     if isinstance(row.value.get(name), dict):
         return [_message(row.row(name))]
-    return [Message(role, row.text(name))]
+    text = row.text(name)
+    if WRITTEN_OUT.match(text):  # by a table, whose cells are texts: to learn it would be to learn JSON
+        raise RowError(row.where, f"{name!r} holds turns written as a text: give a list of them")
+    return [Message(role, text)]
 
 
 def _first(row: Row, names: Iterable[str]) -> str | None:

@@ -170,8 +170,11 @@ class Source:
             return []
         found = self._compared(kind, settings)
         new = [f"new in the model, with random values: {', '.join(found.head)}"] if found.head else []
+        apart = (
+            ["the head has weights of its own, though config.json ties it to the embeddings"] if found.untied else []
+        )
         more = f"{len(found.left_out):,} tensors of layers that aren't in its config.json are left out"
-        return [*new, *([f"{more} ({found.left_out[0]})"] if found.left_out else [])]
+        return [*new, *apart, *([f"{more} ({found.left_out[0]})"] if found.left_out else [])]
 
     def _compared(self, kind: Any, settings: dict[str, Any]) -> "Compared":
         return _compared(self.name, self.revision, self.trust_remote_code, kind, tuple(settings.items()))
@@ -203,7 +206,14 @@ class Source:
         shapes = {key: shapes for key, *shapes in report["mismatched_keys"]}
         new = {*report["missing_keys"], *shapes}
         check_loaded(self.name, model, new, shapes)
+        if self._is_untied(model, kind, settings):  # or what ties the two next, a larger vocabulary, would overwrite it
+            for config in (model.config, model.config.get_text_config()):
+                config.tie_word_embeddings = False
         return model, new, sorted(report["unexpected_keys"])
+
+    def _is_untied(self, model: Any, kind: Any, settings: dict[str, Any]) -> bool:
+        """Does a checkpoint have a head of its own, though its configuration ties it to the embeddings?"""
+        return _has_own_head(model) and not _has_own_head(self.skeleton(kind, **settings))
 
     def _configured(self, settings: dict[str, Any]) -> transformers.PretrainedConfig:
         config = type(self.config).from_dict(self.config.to_dict())
@@ -243,6 +253,7 @@ class Compared(NamedTuple):
 
     head: tuple[str, ...]  # see `Source.head`
     left_out: tuple[str, ...]  # tensors of layers that the model doesn't have
+    untied: bool  # see `Source._is_untied`
 
 
 @functools.lru_cache(maxsize=32)  # finding out means loading a checkpoint, and every run of a comparison asks
@@ -252,9 +263,16 @@ def _compared(
     source = Source(name, trust_remote_code)
     skeleton = source.skeleton(kind, **dict(settings))
     if source.from_scratch:
-        return Compared(outermost(skeleton, outside_of_layers(skeleton)), ())
-    _, new, beyond = source._pretrained(kind, dict(settings))
-    return Compared(outermost(skeleton, new), tuple(of_layers(skeleton, beyond)))
+        return Compared(outermost(skeleton, outside_of_layers(skeleton)), (), False)
+    model, new, beyond = source._pretrained(kind, dict(settings))
+    untied = source._is_untied(model, kind, dict(settings))
+    return Compared(outermost(skeleton, new), tuple(of_layers(skeleton, beyond)), untied)
+
+
+def _has_own_head(model: Any) -> bool:
+    """Are a language model's head and its embeddings two tensors?"""
+    head = getattr(model.get_output_embeddings(), "weight", None)
+    return head is not None and head is not model.get_input_embeddings().weight
 
 
 def _check_spelling(name: str) -> None:
