@@ -162,6 +162,33 @@ def test_a_checkpoints_own_head_is_kept_though_its_configuration_ties_it(grown, 
     assert "the head has weights of its own, though config.json ties it" in task.provenance["notes"]
 
 
+def test_a_tokenizer_that_transformers_warns_of_is_said(tmp_path):
+    """Mistral's of before transformers 5: 100,000 entries or more, beside a config.json."""
+    values = json.loads(letters().backend_tokenizer.to_str())
+    values["model"]["vocab"] |= {f"more{number}": number for number in range(40, 100_041)}
+    backend = tokenizers.Tokenizer.from_str(json.dumps(values))
+    large = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIAL)
+    model, note = ARCHITECTURES["mistral"].build(), "the tokenizer splits words by a pattern that its publisher has"
+    data = tmp_path / "a.jsonl"
+    data.write_text("".join(json.dumps({"text": text * 5}) + "\n" for text in TEXTS * 3))
+    for tokenizer, warned in ((large, True), (letters(), False)):
+        path = folder(tmp_path / f"warned {warned}", model, tokenizer, transformers_version="4.51.0")
+        task = tasks.create("c4", model=path, data=str(data), batch_size=2, sequence_length=16)
+        assert (note in (task.provenance["notes"] or "")) == warned
+
+
+def test_weights_that_are_there_twice_are_refused(tmp_path):
+    model = ARCHITECTURES["bert"].build().base_model
+    path = folder(tmp_path / "model", model, letters())
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    for file in (tmp_path / "sharded").glob("*.safetensors*"):
+        file.rename(Path(path) / file.name)
+    words = "the folder has its weights twice, in model.safetensors and in the files of model.safetensors.index.json"
+    assert words in refusal(path, tmp_path)
+    (Path(path) / "model.safetensors").unlink()
+    assert classify(path, labelled(tmp_path / "a.jsonl", TEXTS)).build_model()
+
+
 NLI = ("CONTRADICTION", "NEUTRAL", "ENTAILMENT")  # as a model of MNLI has them, in this order
 
 

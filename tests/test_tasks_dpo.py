@@ -113,12 +113,15 @@ def test_what_is_said_in_a_turn_is_text_though_it_looks_like_a_transcript(row):
         assert side.messages == (Message("user", asked), Message("assistant", answer))
 
 
+WRITTEN_OUT = "holds turns written as a text: give a list of them"
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
         ({"prompt": "Hi", "chosen": "Same.", "rejected": "Same."}, SAME),
-        ({"chosen": str([HI, HELLO]), "rejected": str([HI, BYE])}, "'chosen' holds turns written as a text: give a list of them"),
-        ({"prompt": json.dumps([HI]), "chosen": "a", "rejected": "b"}, "'prompt' holds turns written as a text: give a list of them"),
+        ({"chosen": str([HI, HELLO]), "rejected": str([HI, BYE])}, f"'chosen' {WRITTEN_OUT}"),
+        ({"prompt": json.dumps([HI]), "chosen": "a", "rejected": "b"}, f"'prompt' {WRITTEN_OUT}"),
         ({"chosen": [HI, HELLO, HI], "rejected": [HI, HELLO]}, APART),
         ({"chosen": [HI, HELLO], "rejected": [HELLO, BYE]}, APART),
         ({"chosen": [HI, HELLO], "rejected": [{**HI, "content": "Ho"}, BYE]}, APART),

@@ -8,6 +8,10 @@ from torch import nn
 
 AT_LEAST_ONE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 ADAPTER = "adapter_config.json"  # peft's
+WEIGHTS = (  # one file, or several with an index
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
 MOST_LAYERS = 10_000  # no model has as many, and to build more takes hours
 
 
@@ -45,7 +49,7 @@ def _wrong(name: str, key: str, value: Any, rule: str) -> ValueError:
 
 
 def check_whole(name: str, folder: Path | None, config: Any) -> None:
-    """Check that a checkpoint has weights that can be trained: neither quantized ones nor an adapter's.
+    """Check that a checkpoint has weights that can be trained: neither quantized ones nor an adapter's, nor two sets.
 
     transformers puts an adapter that lies beside a model into it, and freezes all else.
 
@@ -57,6 +61,12 @@ def check_whole(name: str, folder: Path | None, config: Any) -> None:
             f"can't train the model {name!r}: the folder has an adapter ({ADAPTER}); merge it into its model with "
             "peft's merge_and_unload(), and give the folder where that is saved"
         )
+    for whole, index in WEIGHTS:
+        if folder is not None and (folder / whole).is_file() and (folder / index).is_file():
+            raise ValueError(
+                f"can't load the model {name!r}: the folder has its weights twice, in {whole} and in the files of "
+                f"{index}, and one of them may be old: remove one"
+            )
     said = getattr(config, "quantization_config", None)
     if said:
         kind = (said if isinstance(said, dict) else vars(said)).get("quant_method") or "quantization_config"

@@ -12,6 +12,7 @@ import transformers
 from torch import Tensor, nn
 
 from tasks.data.rows import listed
+from tasks.models import tokenization
 from tasks.models.arguments import TaskArguments
 from tasks.models.batches import padded
 from tasks.models.encoding import Encoder
@@ -144,7 +145,7 @@ class Classifier:
         self, of_data: Mapping[str, str | None], notes: Sequence[str], texts: Sequence[tuple[str, str]]
     ) -> dict[str, str | None]:
         """See `tasks.Task.provenance`: that `of_data` and of the model; notes on data, training and model."""
-        of_model = self.source.notes(self.kind, **self._settings)
+        of_model = [*tokenization.notes(self.tokenizer), *self.source.notes(self.kind, **self._settings)]
         return {
             **of_data,
             "model_revision": self.source.revision,

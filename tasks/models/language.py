@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 
 from tasks.data import cache
+from tasks.models import tokenization
 from tasks.models.arguments import TaskArguments
 from tasks.models.loading import quiet
 from tasks.models.modes import evaluation
@@ -134,7 +135,13 @@ class LanguageModel:
         """What a reader of the results must know."""
         grown = f"the embedding grew from {self.entries:,} to {self._needed:,} entries, to match the tokenizer"
         off = f"no dropout ({', '.join(self._settings)})"
-        return [*([grown] if self.grows else []), *([off] if self._settings else []), *self.source.notes(KIND)]
+        of_tokens = tokenization.notes(self.tokenizer)
+        return [
+            *of_tokens,
+            *([grown] if self.grows else []),
+            *([off] if self._settings else []),
+            *self.source.notes(KIND),
+        ]
 
     def provenance(self, of_data: Mapping[str, str | None], notes: Sequence[str]) -> dict[str, str | None]:
         """See `tasks.Task.provenance`: that `of_data` and of the model; notes on both."""

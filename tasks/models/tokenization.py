@@ -52,6 +52,14 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> tuple[Any, str
     return tokenizer, said
 
 
+def notes(tokenizer: Any) -> list[str]:
+    """What a reader of the results must know of a tokenizer."""
+    # transformers marks what it warns of, and that is silenced: Mistral's tokenizers of before its version 5
+    wrong = getattr(getattr(tokenizer, "backend_tokenizer", None), "fix_mistral_regex", None) is False
+    way_out = "give --tokenizer with a folder of it, loaded with fix_mistral_regex=True and saved"
+    return [f"the tokenizer splits words by a pattern that its publisher has corrected: {way_out}"] if wrong else []
+
+
 def _files(folder: Path) -> list[str]:
     """All files that a tokenizer may be made of: those of `FILES`, then the less usual ones."""
     others = sorted(str(path.relative_to(folder)) for pattern in OTHERS for path in folder.glob(pattern))
