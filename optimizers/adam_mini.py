@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from optimizers.base import LOW_PRECISION, MemoryEfficientOptimizer
 from optimizers.registry import register
-from optimizers.shared.arithmetic import update_through_masters
+from optimizers.shared.arithmetic import decayed, update_through_masters
 from optimizers.shared.dense_blocks import Partition, partitions
 
 
@@ -27,7 +27,8 @@ class AdamMini(MemoryEfficientOptimizer):
 
     Trains everything. Keeps, in fp32, a first moment as large as the weights and one number per block: 4 + 4 / n bytes
     per weight of an (m, n) matrix cut by neuron; low-precision weights also have an fp32 master (4 bytes more). No
-    temporary is as large as the weights, except the gradient's cast to fp32 when there is a master.
+    temporary is as large as the weights, except the gradient's cast to fp32 when there is a master, and fp32 copies of
+    up to 16 MB of low-precision weights when they decay without one.
 
     Args:
         model: the model to train.
@@ -99,6 +100,6 @@ def _kernel(
         v.lerp_(partition.mean_squares(g), 1.0 - beta2)
         root = v.sqrt().div_(math.sqrt(1.0 - beta2 ** state["step"])).add_(group["eps"])
         rates = root.reciprocal_().mul_(group["lr"] / (1.0 - beta1 ** state["step"]))
-        if group["weight_decay"]:
-            weight.mul_(1.0 - group["lr"] * group["weight_decay"])
-        weight.addcmul_(m, partition.spread(rates, weight.shape).to(weight.dtype), value=-1.0)
+        rates = partition.spread(rates, weight.shape).to(weight.dtype).expand_as(weight)
+        for piece, place in decayed(weight, group):
+            piece.addcmul_(m[place], rates[place], value=-1.0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count, check_positive, has_values
 from optimizers.registry import register
-from optimizers.shared.arithmetic import adamw_update, bias_correction, expected_adam_state
+from optimizers.shared.arithmetic import adamw_update, bias_correction, decayed, expected_adam_state
 from optimizers.shared.growth import limit_growth
 from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices
 from optimizers.shared.norms import norm_of
@@ -31,7 +31,8 @@ class APOLLO(MemoryEfficientOptimizer):
 
     Trains everything. Embeddings, head, vectors and tensors of three or more dimensions get plain AdamW. Keeps, for a
     matrix with m <= n, two moments of (r, n), in the dtype of the weights, and the last norm and a step count (8
-    bytes). P is regenerated from its seed at every step. No temporary is as large as a matrix.
+    bytes). P is regenerated from its seed at every step. No temporary is as large as a matrix, except fp32 copies of up
+    to 16 MB of low-precision weights when they decay.
 
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.
@@ -115,7 +116,8 @@ class APOLLO(MemoryEfficientOptimizer):
         norm = (norm_of(g, dim=dims, keepdim=True) * factors).norm()
         factors *= limit_growth(state, norm) * group["lr"] * math.sqrt(self.scale)
         factors *= bias_correction(group, state["updates"])
-        p.mul_(1.0 - group["lr"] * group["weight_decay"]).addcmul_(g, factors, value=-1.0)
+        for weights, place in decayed(p, group):
+            weights.addcmul_(g[place], factors.expand_as(g)[place], value=-1.0)
 
     def _project(self, g: Tensor, side: int, key: tuple[int, ...]) -> Tensor:
         """R for a gradient (m, n): (r, n) if `side` is 0, (m, r) if it is 1."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from optimizers.galore import GaLore
 from optimizers.registry import register
-from optimizers.shared.arithmetic import bias_correction
+from optimizers.shared.arithmetic import bias_correction, decayed
 from optimizers.shared.growth import limit_growth
 from optimizers.shared.norms import norm_of
 from optimizers.shared.projections import add_back, left_out
@@ -94,4 +94,5 @@ class Fira(GaLore):
         norm = norm_of(rest) / bias_correction(group, state["updates"])
         rest.mul_(-group["lr"] * limit_growth(state, norm))
         add_back(rest, step, subspace, 1.0, group["lr"] * self.scale)
-        p.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(rest)
+        for weights, place in decayed(p, group):
+            weights.add_(rest[place])

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from optimizers.base import MemoryEfficientOptimizer, check_count, check_positive
+from optimizers.base import MemoryEfficientOptimizer, check_count, check_positive, has_values
 from optimizers.registry import register
+from optimizers.shared.arithmetic import decayed
 from optimizers.shared.ranks import mean_loss
 from optimizers.shared.sharded import is_sharded
 
@@ -129,10 +130,10 @@ class MeZO(MemoryEfficientOptimizer):
         self.drop_step()
 
     def _move(self, p: nn.Parameter, group: dict[str, Any]) -> None:
-        if group["weight_decay"]:
-            p.mul_(1 - group["lr"] * group["weight_decay"])
         for sample, slope in enumerate(self._slopes):
-            p.addcmul_(self._direction(p, sample), (slope * (group["lr"] / self.samples)).to(p), value=-1)
+            z, rate = self._direction(p, sample), slope * (group["lr"] / self.samples)
+            for weights, place in decayed(p, {**group, "weight_decay": 0.0} if sample else group):
+                weights.addcmul_(z[place], rate.to(weights), value=-1)
 
     def after_step(self) -> None:
         self.steps += 1

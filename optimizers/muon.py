@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count, check_positive
 from optimizers.registry import register
-from optimizers.shared.arithmetic import expected_adam_state
+from optimizers.shared.arithmetic import decayed, expected_adam_state
 from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices, with_rate_of_the_rest
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -118,7 +118,8 @@ class Muon(MemoryEfficientOptimizer):
         buffer.lerp_(g, 1 - momentum)
         x = (g.lerp(buffer, momentum) if self.nesterov else buffer).to(self.dtype, copy=not self.nesterov)
         x = orthogonalize_(x, self.coefficients, self.ns_steps)
-        p.mul_(1 - group["lr"] * group["weight_decay"]).add_(x, alpha=-group["lr"] * self._scale(*p.shape))
+        for weights, place in decayed(p, group):
+            weights.add_(x[place], alpha=-group["lr"] * self._scale(*p.shape))
 
     def _scale(self, rows: int, columns: int) -> float:
         if self.adjust_lr_fn == "match_rms_adamw":

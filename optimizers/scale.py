@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer, check_positive
 from optimizers.registry import register
-from optimizers.shared.arithmetic import expected_adam_state
+from optimizers.shared.arithmetic import decayed, expected_adam_state
 from optimizers.shared.blocks import outside_layers
 from optimizers.shared.matrices import adamw_on_the_rest, input_dims, with_rate_of_the_rest
 from optimizers.shared.norms import norm_of
@@ -80,7 +80,8 @@ class SCALE(MemoryEfficientOptimizer):
                 g = state["momentum_buffer"].lerp_(g.to(p.dtype), 1.0 - group["momentum"])
             norms = norm_of(g, dim=self._summed[p], keepdim=True)
             factors = norms.clamp_(min=torch.finfo(norms.dtype).tiny).reciprocal_()  # a column of zeros stays zero
-            p.mul_(1.0 - group["lr"] * group["weight_decay"]).addcmul_(g, factors, value=-group["lr"])
+            for weights, place in decayed(p, group):
+                weights.addcmul_(g[place], factors.expand_as(g)[place], value=-group["lr"])
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
         if p not in self._summed:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer, check_count, check_positive
 from optimizers.registry import register
-from optimizers.shared.arithmetic import expected_adam_state
+from optimizers.shared.arithmetic import decayed, expected_adam_state
 from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices, with_rate_of_the_rest
 
 LEAST = 1e-30  # lower bound on a sum of squares, whose mean is 1
@@ -78,8 +78,9 @@ class SinkGD(MemoryEfficientOptimizer):
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         for p, g in adamw_on_the_rest(self, self._matrices, params, grads, group):
-            p.mul_(1.0 - group["lr"] * group["weight_decay"])
-            p.addcmul_(*normalized(g, self.iterations), value=-group["lr"] * self.scale)
+            step, factors = normalized(g, self.iterations)
+            for weights, place in decayed(p, group):
+                weights.addcmul_(step[place], factors[place], value=-group["lr"] * self.scale)
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
         return {} if p in self._matrices else expected_adam_state(p, master_weights=False)

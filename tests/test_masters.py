@@ -67,6 +67,38 @@ def test_without_masters_all_that_is_kept_a_bfloat16_weight_is_bfloat16(method):
     assert not any("master" in state for state in optimizer.state.values())
 
 
+DECAYED = [
+    method
+    for method in optimizers.available()
+    if "weight_decay" in optimizers.resolve(method) and not optimizers.get(method).adds_parameters
+]
+
+
+def decay(method, dtype, steps=5):
+    """How far `weight_decay` shrinks a layer's matrices beside steps that don't depend on them, summed up."""
+
+    def trained(weight_decay):
+        model = build_model(dtype)
+        exact = {"master_weights": False} if "master_weights" in optimizers.resolve(method) else {}
+        optimizer = Subject(optimizers.get(method), {"lr": 1e-2, "weight_decay": weight_decay, **exact}).build(model)
+        generator = torch.Generator().manual_seed(0)
+        size = 0.01 if method == "mezo" else 1.0  # its steps grow with the number of weights
+        for _ in range(steps):
+            pairs = [(p, torch.randn(p.shape, generator=generator).to(dtype)) for p in model.parameters()]
+            optimizer.ask(lambda pairs=pairs: sum((p * g).sum(dtype=torch.float32) for p, g in pairs) * size)
+            optimizer.step()
+            optimizer.zero_grad()
+        return {name: p.detach().double() for name, p in model.named_parameters() if p.dim() == 2 and "layers" in name}
+
+    start, without, with_decay = build_model(dtype), trained(0.0), trained(0.1)
+    return sum(((without[n] - with_decay[n]) * start.get_parameter(n)).sum() for n in without).item()
+
+
+@pytest.mark.parametrize("method", DECAYED)
+def test_a_weight_decay_far_below_bfloat16s_last_bit_comes_with_the_steps(method):
+    assert 0.5 < decay(method, torch.bfloat16) / decay(method, torch.float32) < 1.5
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_fp32_weights_need_no_master(method):
     model = build_model()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from optimizers.base import LOW_PRECISION
+from optimizers.shared.quantized import PIECE_ON_GPU
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -49,6 +50,33 @@ def bias_correction(group: dict[str, Any], step: int) -> float:
     """What Adam multiplies m / sqrt(v) by at step `step`, counted from 1."""
     beta1, beta2 = group["betas"]
     return math.sqrt(1.0 - beta2**step) / (1.0 - beta1**step)
+
+
+def decayed(p: Tensor, group: dict[str, Any]) -> Iterator[tuple[Tensor, Any]]:
+    """`p` less its weight decay, to be updated in place by the loop's body: pieces, and where in `p` they are.
+
+    Low-precision weights come as fp32 copies of some rows, written back afterwards, so that decay and step are rounded
+    together. Alone, a decay of lr weight_decay < 2 ** -9 would leave each weight in bf16 as it is, whatever the step.
+    """
+    if not group["weight_decay"]:
+        yield p, ...
+        return
+    kept = 1.0 - group["lr"] * group["weight_decay"]
+    if p.dtype not in LOW_PRECISION:
+        yield p.mul_(kept), ...
+        return
+    for place in _pieces(p):
+        exact = p[place].float().mul_(kept)
+        yield exact, place
+        p[place] = exact
+
+
+def _pieces(p: Tensor) -> list[Any]:
+    """Places of some rows each."""
+    if not p.dim():
+        return [...]
+    rows = max(1, PIECE_ON_GPU * len(p) // p.numel())
+    return [slice(start, start + rows) for start in range(0, len(p), rows)]
 
 
 def expected_adam_state(p: Tensor, master_weights: bool, *shape: int) -> dict[str, Any]:
