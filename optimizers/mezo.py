@@ -37,6 +37,9 @@ class MeZO(MemoryEfficientOptimizer):
     longer than that; nothing but the update ever changes a weight. Weights that the loss doesn't depend on stay as
     they are.
 
+    Both losses also see the same random numbers of torch (a mask, noise, a time step): otherwise their difference would
+    be that of the draws, divided by 2 eps. The batch must be the closure's own, the same at each call.
+
     Trains everything. Keeps nothing: no gradients, no states, and only the activations that a forward pass needs at
     any moment.
 
@@ -145,12 +148,19 @@ class MeZO(MemoryEfficientOptimizer):
         self.steps = extra["steps"]
 
     def _both_sides(self, closure: Callable[[], Tensor], sample: int) -> tuple[Tensor, Tensor]:
-        losses = []
-        for distance in (self.eps, -self.eps):
-            torch.clear_autocast_cache()  # it may hold casts of the weights elsewhere
-            with self._moved(distance, sample):
-                losses.append(mean_loss(self, _loss_of(closure).detach()))
-        return losses[0], losses[1]
+        with self._rewinding():
+            above = self._loss_at(self.eps, closure, sample)
+        return above, self._loss_at(-self.eps, closure, sample)
+
+    def _loss_at(self, distance: float, closure: Callable[[], Tensor], sample: int) -> Tensor:
+        torch.clear_autocast_cache()  # it may hold casts of the weights elsewhere
+        with self._moved(distance, sample):
+            return mean_loss(self, _loss_of(closure).detach())
+
+    def _rewinding(self) -> AbstractContextManager[Any]:
+        """After this context torch's generators are as they were before."""
+        devices = {p.device.index for p in self._group_of if p.is_cuda and has_values(p)}
+        return torch.random.fork_rng(sorted(devices))
 
     def _direction(self, p: nn.Parameter, sample: int) -> Tensor:
         """z for one parameter: a function of seed, step, sample and parameter."""

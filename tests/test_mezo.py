@@ -168,6 +168,19 @@ def test_the_average_of_many_directions_is_the_gradient():
     assert moved.norm() / gradient.norm() == pytest.approx(1, abs=0.1)
 
 
+def test_both_losses_of_a_direction_see_the_same_random_numbers():
+    model, drawn = nn.Linear(3, 2), []
+
+    def loss():  # as of a denoising model
+        drawn.append(torch.randn(5, 3))
+        return model(drawn[-1]).square().mean()
+
+    torch.manual_seed(0)
+    MeZO(model, samples=2).ask(loss)
+    above, below, next_above, next_below = drawn
+    assert torch.equal(above, below) and torch.equal(next_above, next_below) and not torch.equal(above, next_above)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_asking_for_losses_leaves_every_weight_as_it_was_to_the_last_bit(dtype):
     model = build_model(dtype)
