@@ -64,7 +64,7 @@ def _adamw(
     write(p, w, source)
     del w
     _write_(state, "exp_avg", piece, m)
-    _write_(state, "exp_avg_sq", piece, v)
+    _write_(state, "exp_avg_sq", piece, v, source)  # to the nearest it would never fall: beta2 takes .1 % at a time
 
 
 def sgd(state: State, p: Tensor, g: Tensor, group: dict[str, Any], source: torch.Generator | None) -> None:
@@ -96,10 +96,10 @@ def _read(state: State, name: str, piece: slice) -> Tensor:
     return CODEBOOKS[name].dequantize(kept, state[f"{name}_magnitudes"][blocks_of(piece, BLOCK)], BLOCK)
 
 
-def _write_(state: State, name: str, piece: slice, values: Tensor) -> None:
-    """Write back what `_read` returned; `values` is overwritten."""
+def _write_(state: State, name: str, piece: slice, values: Tensor, source: torch.Generator | None = None) -> None:
+    """Write back what `_read` returned, at random into bf16 if there is a `source`; `values` is overwritten."""
     kept = state[name].view(-1)[piece]
     if kept.dtype is torch.uint8:
         kept[:], state[f"{name}_magnitudes"][blocks_of(piece, BLOCK)] = CODEBOOKS[name].quantize_(values, BLOCK)
     elif kept.dtype is not torch.float32:
-        kept.copy_(values)
+        write(kept, values, source)
