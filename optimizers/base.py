@@ -32,6 +32,7 @@ from optimizers.shared.model_checks import (
     check_moments,
     check_parameters,
     check_unchanged,
+    follow_modes,
     restored_on_error,
     uncompiled,
 )
@@ -606,8 +607,10 @@ def _guarded(init: Callable[..., None]) -> Callable[..., None]:
         check_model(type(self).__name__, model)
         plain = uncompiled(ranks.unwrapped(uncompiled(model)))
         sharded.reshard(plain)
+        known = set(plain.modules())
         with restored_on_error(plain):
             init(self, plain, *others, **given)
+            follow_modes(plain, known)
             _check_alone(self)
             check_moments(self)
         _warn_of_frozen(self)

@@ -250,6 +250,18 @@ def test_a_module_whose_name_ends_like_a_target_is_left_alone():
     assert all(name.startswith("layers.") for name in adapted(model)) and len(adapted(model)) == 7 * LAYERS
 
 
+@pytest.mark.parametrize("variant", ["lora", "dora", "vera"])
+@pytest.mark.parametrize("trains", [False, True])
+def test_adapters_train_or_evaluate_as_the_model_that_they_came_into(variant, trains):
+    model = build_model().train(trains)
+    model.layers[0].eval()  # as of a layer whose statistics are kept
+    optimizer = LoRA(model, dropout=0.5, variant=variant)
+    dropouts = {name: module.training for name, module in model.named_modules() if isinstance(module, nn.Dropout)}
+    assert dropouts == {name: trains and not name.startswith("layers.0.") for name in dropouts} != {}
+    optimizer.finish()
+    assert model.training == trains and not model.layers[0].mlp.up_proj.training
+
+
 def test_every_adapter_gets_a_gradient_even_beside_torchs_own_attention():
     model = nn.Module()
     model.layers = nn.ModuleList([nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)])

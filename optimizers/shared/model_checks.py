@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -162,6 +162,15 @@ def _changed_dtype(method: MemoryEfficientOptimizer, p: nn.Parameter) -> str | N
         return f"has become {p.dtype}, while what is kept for it is for {before}: cast the model before building it"
     method._dtypes[p] = p.dtype
     return None
+
+
+def follow_modes(model: nn.Module, known: Collection[nn.Module]) -> None:
+    """Modules that aren't `known` train or evaluate as the module that they are in: a new one trains, and its dropout
+    would act in a model that evaluates."""
+    for module in model.modules():  # from the outside in
+        for child in module.children():
+            if child not in known:
+                child.training = module.training
 
 
 @contextmanager
