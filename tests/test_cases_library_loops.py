@@ -321,7 +321,7 @@ WITH_MASTERS = {m: {} for m in optimizers.available() if "master_weights" in sub
 PARTS = [("blockllm", {"rows": 2}), ("blockllm", {"sparsity": 0.3}), ("badam", {"in_backward": True})]
 
 
-@pytest.mark.parametrize("change", ["load_state_dict", "in place"])
+@pytest.mark.parametrize("change", ["load_state_dict", "in place", "vector_to_parameters"])
 @pytest.mark.parametrize(("method", "variant"), [*WITH_MASTERS.items(), *PARTS])
 def test_masters_follow_weights_that_a_loop_changes(method, variant, change):
     model = build_model(torch.bfloat16)
@@ -334,6 +334,8 @@ def test_masters_follow_weights_that_a_loop_changes(method, variant, change):
     masters = {p: state["master"].clone() for p, state in optimizer.state.items() if "master" in state}
     if change == "load_state_dict":
         model.load_state_dict({**model.state_dict(), **new})
+    elif change == "vector_to_parameters":
+        torch.nn.utils.vector_to_parameters(torch.cat([value.flatten() for value in new.values()]), model.parameters())
     else:
         with torch.no_grad():
             for name, p in model.named_parameters():

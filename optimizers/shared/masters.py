@@ -11,17 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optimizers.shared.storages import storages_of
+
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
 class Masters:
-    """Notices that weights were changed in place since a method last wrote them; then their masters follow.
+    """Notices that weights were changed since a method last wrote them; then their masters follow.
 
-    It goes by torch's count of changes, which costs nothing; what is done to `p.data` isn't counted.
+    It goes by torch's count of changes and by where weights are, for `p.data = x`; both cost nothing. What is done to
+    `p.data` in place isn't counted.
     """
 
     def __init__(self) -> None:
-        self._written: dict[Tensor, int] = {}  # the count when the method last wrote the weight
+        self._written: dict[Tensor, list[int]] = {}  # the mark of the weight when the method last wrote it
 
     def forget(self) -> None:
         """Compare all masters with their weights before they are used again: others were loaded."""
@@ -37,11 +40,15 @@ class Masters:
             weights_of: the weights of a parameter that its master stands for.
         """
         for p in params:
-            if self._written.get(p) != p._version and "master" in state.get(p, ()):
+            if self._written.get(p) != _mark(p) and "master" in state.get(p, ()):
                 master, weights = state[p]["master"], weights_of(p)
                 master.copy_(torch.where(master.to(weights.dtype) == weights, master, weights))
 
     def note(self, params: Iterable[Tensor]) -> None:
         """These were written by the method."""
         for p in params:
-            self._written[p] = p._version
+            self._written[p] = _mark(p)
+
+
+def _mark(p: Tensor) -> list[int]:
+    return [p._version, *(storage._cdata for storage in storages_of(p))]
