@@ -370,7 +370,8 @@ def test_l_copies_and_pickles_are_refused_and_those_of_the_model_work(method):
 
 
 @every_method
-def test_w9_a_parameter_without_entries_is_in_nobodys_way(method):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_w9_a_parameter_without_entries_is_in_nobodys_way(method, dtype):
     model = build_model()
     model.layers[1].register_parameter("empty", nn.Parameter(torch.zeros(0, 4)))
     model.layers[1].register_parameter("nothing", nn.Parameter(torch.zeros(0)))
@@ -378,7 +379,7 @@ def test_w9_a_parameter_without_entries_is_in_nobodys_way(method):
     model.layers[1].forward = lambda x: (
         plain(model.layers[1], x) + model.layers[1].empty.sum() + model.layers[1].nothing.sum()
     )
-    optimizer = subject(method).build(model)
+    optimizer = subject(method, weight_decay=0.1).build(model.to(dtype))
     assert all(map(math.isfinite, train(model, optimizer, 2 * optimizer.cycle_length + 2)))
 
 

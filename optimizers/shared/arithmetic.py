@@ -75,7 +75,7 @@ def _pieces(p: Tensor) -> list[Any]:
     """Places of some rows each."""
     if not p.dim():
         return [...]
-    rows = max(1, PIECE_ON_GPU * len(p) // p.numel())
+    rows = max(1, PIECE_ON_GPU * len(p) // max(1, p.numel()))
     return [slice(start, start + rows) for start in range(0, len(p), rows)]
 
 
