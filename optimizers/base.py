@@ -35,6 +35,7 @@ from optimizers.shared.model_checks import (
     follow_modes,
     restored_on_error,
     uncompiled,
+    warn_of_quantized,
 )
 from optimizers.shared.replicas import Replicas
 from optimizers.shared.storages import storages_of
@@ -614,6 +615,7 @@ def _guarded(init: Callable[..., None]) -> Callable[..., None]:
             _check_alone(self)
             check_moments(self)
         _warn_of_frozen(self)
+        warn_of_quantized(type(self).__name__, plain)
         _built.add(self)
         if uncompiled(model) is not model and self.chooses and not self.asks_losses:
             warnings.warn(COMPILED.format(name=type(self).__name__), stacklevel=2)

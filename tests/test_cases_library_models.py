@@ -356,3 +356,36 @@ def test_a_cast_to_float16_is_met_as_a_model_in_float16(method):
     with pytest.raises(ValueError, match="would keep the moments of .* in float16"):
         train(model, optimizer, 1)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+# ---- a model that was loaded in 8 bits or fewer
+
+
+class Quantized(nn.Linear):
+    def __init__(self, dense):
+        super().__init__(dense.in_features, dense.out_features)
+        self.weight = nn.Parameter((dense.weight.detach() * 100).to(torch.int8), requires_grad=False)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight.to(x.dtype) / 100, self.bias)
+
+
+def quantized():
+    model = build_model()
+    for layer in model.layers:
+        for parent in (layer.self_attn, layer.mlp):
+            for name, child in list(parent.named_children()):
+                setattr(parent, name, Quantized(child))
+    return model
+
+
+@every_method
+def test_quantized_weights_are_not_passed_over_in_silence(method):
+    model = quantized()
+    if optimizers.get(method).adds_parameters:
+        with pytest.raises(ValueError, match="neither frozen" if method == "welore" else "it is quantized"):
+            subject(method).build(model)
+    else:
+        with pytest.warns(UserWarning, match="can't train 21 quantized weights, the first being layers.0.self_attn"):
+            optimizer = subject(method).build(model)
+        train(model, optimizer, 2)

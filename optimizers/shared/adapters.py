@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from optimizers.base import has_values
 from optimizers.shared.blocks import find_layers
+from optimizers.shared.model_checks import is_quantized
 from optimizers.shared.names import suggestion
 from optimizers.shared.nf4_linear import NF4Linear, restore_linears
 from optimizers.shared.sharded import gathered
@@ -87,8 +88,11 @@ def unadaptable(model: nn.Module, linear: Mapping[str, nn.Module]) -> dict[str, 
     places = Counter(id(child) for module in model.modules() for child in module._modules.values())
     for name, module in linear.items():
         parent = model.get_submodule(name.rpartition(".")[0])
-        if "weight" not in module._parameters:
+        weight = module._parameters.get("weight")
+        if weight is None:
             reasons[name] = "its weight is computed (weight_norm, spectral_norm, a parametrization): remove that first"
+        elif is_quantized(weight):
+            reasons[name] = f"it is quantized ({weight.dtype}): load the model in bfloat16; qlora quantizes it"
         elif places[id(module)] > 1:
             reasons[name] = "it has two places in the model, of which one would keep the module without its adapter"
         elif isinstance(parent, nn.MultiheadAttention):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,23 @@ def check_parameters(method: str, model: nn.Module, named: Iterable[tuple[str, T
                     f"{method} can't train {one} and {other}: they are two parameters that share memory; tie them as "
                     "one nn.Parameter, or clone() one"
                 )
+
+
+def warn_of_quantized(method: str, model: nn.Module) -> None:
+    """Say it if weights are held in 8 bits or fewer, as by `load_in_4bit`: they can't be trained, only what is left."""
+    quantized = [(name, p.dtype) for name, p in model.named_parameters() if is_quantized(p)]
+    if quantized:
+        name, dtype = quantized[0]
+        warnings.warn(
+            f"{method} can't train {len(quantized)} quantized weights, the first being {name} ({dtype}): load the "
+            "model in bfloat16 or float32 (qlora quantizes it by itself)",
+            stacklevel=4,
+        )
+
+
+def is_quantized(p: Tensor) -> bool:
+    """Is it of numbers of at most 8 bits?"""
+    return p.element_size() < 2
 
 
 def check_moments(method: MemoryEfficientOptimizer) -> None:
