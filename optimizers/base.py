@@ -300,6 +300,13 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         return False
 
     @property
+    def why_not_sharded(self) -> str | None:
+        """Why it can't train a model that FSDP2 shards, in words that follow its name; None if it can."""
+        if self._gradient_dtypes:
+            return "has fp32_gradients, but FSDP2 gives shards gradients in the dtype of the weights"
+        return None
+
+    @property
     def cycle_length(self) -> int:
         """How many calls of `advance` it takes to go once through everything that is trained in turn."""
         return 1
@@ -468,15 +475,17 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
 
         Raises:
             RuntimeError: it should have acted before, on gradients.
+            ValueError: it can't train shards.
         """
         new = {} if self._stepped else sharded.replaced_parameters(self.model, self._name_of)
         if not new:
             return
-        if self._gradient_dtypes or (self.in_backward and any(p.grad is not None for p in new.values())):
+        ranks.check_shards(self)
+        if self.in_backward and any(p.grad is not None for p in new.values()):
             raise RuntimeError(
                 f"{type(self).__name__} was built before the model was sharded, and acts on gradients of parameters "
-                "that are no longer the model's: build it after fully_shard(model)"
-                + ("" if self._gradient_dtypes else ", or call optimizer.backward(loss) instead of loss.backward()")
+                "that are no longer the model's: build it after fully_shard(model), or call optimizer.backward(loss) "
+                "instead of loss.backward()"
             )
         sharded.put_in_place(vars(self), new)
         params = iter(self._group_of)

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from optimizers.base import MemoryEfficientOptimizer, check_count, check_positive, has_values
 from optimizers.registry import register
 from optimizers.shared.arithmetic import decayed
-from optimizers.shared.ranks import mean_loss
+from optimizers.shared.ranks import check_shards, mean_loss
 from optimizers.shared.sharded import is_sharded
 
 # functions of a tensor that ask for a shape, a dtype, a device, not for values; of its attributes, all but these
@@ -88,14 +88,15 @@ class MeZO(MemoryEfficientOptimizer):
         self._number = {p: number for number, p in enumerate(self._group_of)}
         self._passed: set[nn.Parameter] = set()  # that the losses depend on
 
+    @property
+    def why_not_sharded(self) -> str:
+        return "moves each module's weights as it runs, which a sharded model replaces"
+
     @torch._disable_dynamo
     def ask(self, closure: Callable[[], Tensor]) -> Tensor:
         """Measure the slopes of the loss that `closure` computes; those of several calls before a step add up."""
         if any(is_sharded(p) for p in self.model.parameters()):
-            raise ValueError(
-                "MeZO moves each module's weights as it runs, which a sharded model replaces: leave fully_shard() out; "
-                "optimizer.data_parallel() trains replicas, which need no gradients or states"
-            )
+            check_shards(self)
         with torch.no_grad(), _evaluating(self.model), _uncompiled():
             pairs = [self._both_sides(closure, sample) for sample in range(self.samples)]
         slopes = [(above - below) / (2 * self.eps) for above, below in pairs]

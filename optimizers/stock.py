@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from optimizers.base import MemoryEfficientOptimizer
 from optimizers.shared.arithmetic import adamw_update, expected_adam_state
 from optimizers.shared.matrices import layer_matrices, with_rate_of_the_rest
+from optimizers.shared.ranks import REPLICAS
 from optimizers.shared.sharded import is_sharded
 
 ADAMW = {"betas": (0.9, 0.999), "eps": 1e-8}  # for what an optimizer of matrices doesn't take
@@ -98,8 +99,8 @@ class StockMethod(MemoryEfficientOptimizer):
             if not any(map(is_sharded, self._group_of)):
                 raise
             raise ValueError(
-                f"{type(self).__name__} can't update the shards of a tensor ({str(error).partition('. ')[0]}): train "
-                "replicas, by optimizer.data_parallel() without fully_shard(), or with --strategy replicate"
+                f"{type(self).__name__} can't update the shards of a tensor ({str(error).partition('. ')[0]}): "
+                f"{REPLICAS}"
             ) from error
         for group in self.param_groups:
             if not any(group is one for one in own):

@@ -3,6 +3,7 @@ was changed is made anew."""
 
 import importlib
 import json
+import re
 import sys
 
 import pytest
@@ -54,6 +55,26 @@ def test_w2_where_nothing_is_left_or_a_value_is_to_blame_it_is_a_mistake(given):
         prepare(resolve({**given, "optimizers": "lomo", "gradient_accumulation_steps": 2}))
     runs = prepare(resolve({**given, "optimizers": "lomo,badam", "gradient_accumulation_steps": 2}))
     assert [(run.method, run.refused is None) for run in runs] == [("adamw", True), ("lomo", False), ("badam", True)]
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "sentence"),
+    [
+        ("mezo", {"processes": 2, "batch_size": 4}, "moves each module's weights .* or with --strategy replicate"),
+        ("qlora", {"track": "gradient_norm"}, "keeps something else .*: leave out --track gradient_norm"),
+    ],
+)
+def test_w2_what_shards_or_a_tracked_norm_rule_out_is_known_before_anything_is_trained(given, method, more, sentence):
+    sgd, other = prepare(resolve({**given, "optimizers": f"sgd,{method}", "reference": False, **more}))
+    assert sgd.refused is None and re.search(sentence, other.refused) and ".py" not in other.refused
+
+
+def test_w2_gradients_in_fp32_of_shards_in_low_precision_are_a_mistake_unless_replicas_are_asked_for(given):
+    asked = {**given, "optimizers": "lora", "hyperparameters": ["lora.fp32_gradients=true"], "dtype": "bfloat16"}
+    asked |= {"reference": False, "processes": 2, "batch_size": 4}
+    with pytest.raises(UserError, match="lora: LoRA has fp32_gradients, .*: train replicas"):
+        prepare(resolve(asked))
+    assert prepare(resolve({**asked, "strategy": "replicate"}))[0].refused is None
 
 
 def test_w2_in_a_study_too(given, tmp_path, capsys):

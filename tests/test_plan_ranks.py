@@ -1,5 +1,6 @@
 """Plans of a rank: what two processes meter, what torch's own tracker of FSDP2 sees, and how many GPUs are needed."""
 
+from dataclasses import replace
 from functools import partial
 
 import gloo
@@ -177,6 +178,15 @@ def test_a_plan_of_several_gpus_says_what_each_method_needs_and_the_formula_of_z
     assert "replaces" in document["refused"]["mezo"]
     text = plans.render(document, "table")
     assert "on each of 4 GPUs (fsdp2)" in text and "GPUs of 0.59 GiB that each needs: badam 1." in text
+
+
+def test_gradients_in_fp32_of_shards_in_low_precision_cannot_be_planned_those_of_replicas_can(tmp_path):
+    workload = Workload(plan_models.folder(tmp_path, "llama", 2), 2, 16, gpus=2)
+    given = {"*": {"fp32_gradients": True}}
+    for method in ("adamw", "lora"):
+        with pytest.raises(ValueError, match=r"has fp32_gradients, but FSDP2 .* or with --strategy replicate$"):
+            plan(workload, [method], given)
+    assert not plan(replace(workload, strategy="replicate"), ["adamw", "lora"], given)["refused"]
 
 
 def test_shards_of_fake_tensors_have_no_values():

@@ -90,6 +90,17 @@ def kept_whole(name, part):
     return train_on(model, subject(name).build(model), part)
 
 
+def sharded_in_bf16(name, part, **given):
+    """With weights in low precision, and the adapters of a method that has some."""
+    model, tested = model_without_dead_ends().bfloat16(), subject(name)
+    if tested.method.adds_parameters:
+        optimizer = tested.build(model, **given)
+        shard(model)
+    else:
+        optimizer = tested.build(shard(model), **given)
+    return train_on(model, optimizer, part)
+
+
 class OwnWrapper(DistributedDataParallel):
     pass
 
@@ -213,6 +224,11 @@ WRONG = {  # what is refused, and the way out
     (sharded_unseen, "lomo"): r"build it after fully_shard\(model\), or call optimizer.backward\(loss\)",
     (sharded_unseen, "badam in backward"): r"build it after fully_shard\(model\), or call optimizer.backward\(loss\)",
     (sharded_stock, "torch.optim:Rprop"): r"Rprop can't update the shards of a tensor \(.*\): train replicas",
+    **{
+        (functools.partial(sharded_in_bf16, fp32_gradients=True), name): "has fp32_gradients, but FSDP2 gives shards .*"
+        "in the dtype of the weights: train replicas, .* or with --strategy replicate"
+        for name in ("adamw", "lora")
+    },
     (wrapped, "badam"): r"changes what it trains, .* call optimizer.data_parallel\(\)",
     (
         functools.partial(wrapped, wrap=OwnWrapper),

@@ -24,7 +24,7 @@ from membench.runs import environment
 from membench.runs.own_code import digest as own_code_digest
 from membench.training.activations import check_pieces
 from membench.training.build import build_model, build_optimizer, create_task
-from membench.training.loop import check_combination
+from membench.training.loop import check_method
 from reports import record
 from tasks.models.damage import is_out_of_memory, reason_of
 from tasks.models.source import PREFIX, Source, longest_input
@@ -333,7 +333,7 @@ class _Bench:
             )
         try:
             optimizer = build_optimizer(run, model)
-            check_combination(optimizer, run.training.gradient_accumulation_steps, run.training.max_grad_norm)
+            check_method(optimizer, run.training)
             covered = {steps: optimizer.coverage_after(steps) for steps in self._steps}
             self.coverage |= {(run.method, steps): one.words(steps) for steps, one in covered.items() if one}
             self._model = optimizer.finish()

@@ -17,6 +17,7 @@ from membench.training.clock import Clock, waited_seconds
 from membench.training.schedule import scheduler
 from membench.training.seeding import seed_generators
 from optimizers import MemoryEfficientOptimizer
+from optimizers.shared.ranks import check_shards
 from optimizers.shared.sharded import gathered, reshard
 from reports.schema import ANY as LARGEST_SCORE
 from tasks import ComparesScores, HasLargestBatch, HasReader, HasReference
@@ -112,6 +113,19 @@ def _backpropagate(
 def _with_labels(batch: Batch) -> Batch:
     """A batch that counts for nothing, with labels: the mean over none is NaN, and so would be 0 times that."""
     return {**batch, "labels": torch.zeros_like(batch["labels"])} if "labels" in batch else batch
+
+
+def check_method(optimizer: MemoryEfficientOptimizer, training: Training) -> None:
+    """Refuse, before anything is trained, what a method can't do of a training.
+
+    Raises:
+        ValueError: says what, and the way out.
+    """
+    check_combination(optimizer, training.gradient_accumulation_steps, training.max_grad_norm)
+    if training.track == tracking.GRADIENT_NORM:
+        tracking.check(optimizer)
+    if training.processes > 1 and training.strategy == "fsdp2":
+        check_shards(optimizer)
 
 
 def check_combination(optimizer: MemoryEfficientOptimizer, micro_batches: int, max_grad_norm: float | None) -> None:
@@ -240,7 +254,7 @@ class Loop:
         seed: int,
         device: torch.device,
     ):
-        check_combination(optimizer, training.gradient_accumulation_steps, training.max_grad_norm)
+        check_method(optimizer, training)
         self.model, self.optimizer, self.task, self.training = model, optimizer, task, training
         self.seed, self.device = seed, device
         self.scheduler = scheduler(optimizer, training)

@@ -16,6 +16,7 @@ import optimizers
 from membench.training.checkpoint import digest
 from optimizers import MemoryEfficientOptimizer
 from optimizers.shared.blocks import find_layers
+from optimizers.shared.ranks import check_shards
 from optimizers.shared.sharded import gathered, sharded_like
 
 Build = Callable[[nn.Module], MemoryEfficientOptimizer]
@@ -49,6 +50,7 @@ def place(model: nn.Module, method: str, strategy: str, build: Build) -> MemoryE
     adapts = optimizers.get(method).adds_parameters
     optimizer = build(model if adapts else _sharded(model))
     if adapts:  # adapters are sharded with the rest
+        check_shards(optimizer)
         _sharded(model)
     return optimizer
 

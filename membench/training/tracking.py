@@ -34,14 +34,8 @@ class GradientNorm:
         batches: Sequence[Batch],
         shares: Sequence[float],
     ):
-        """Raises ValueError if the method has put something else in the place of weights (quantised ones, factors)."""
-        here = set(model.parameters())
-        self.weights = [p for p in optimizer.weights if p.is_floating_point()]
-        if any(p not in here for p in self.weights):
-            raise ValueError(
-                f"{type(optimizer).__name__} keeps something else in the place of weights, which so have no gradient: "
-                f"leave out --track {GRADIENT_NORM}"
-            )
+        check(optimizer)
+        self.weights = _weights(optimizer)
         self.model, self._loss_fn, self._batches, self._shares = model, loss_fn, batches, shares
 
     def __call__(self) -> float:
@@ -55,6 +49,20 @@ class GradientNorm:
                 total = [_add(one, gradient, share) for one, gradient in zip(total, found, strict=True)]
         norms = [torch.linalg.vector_norm(one) for one in total if one is not None]
         return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+
+
+def check(optimizer: MemoryEfficientOptimizer) -> None:
+    """Raises ValueError if the method has put something else in the place of weights (quantised ones, factors)."""
+    here = set(optimizer.model.parameters())
+    if any(p not in here for p in _weights(optimizer)):
+        raise ValueError(
+            f"{type(optimizer).__name__} keeps something else in the place of weights, which so have no gradient: "
+            f"leave out --track {GRADIENT_NORM}"
+        )
+
+
+def _weights(optimizer: MemoryEfficientOptimizer) -> list[nn.Parameter]:
+    return [p for p in optimizer.weights if p.is_floating_point()]
 
 
 def interval(training: Training) -> int:

@@ -27,6 +27,7 @@ TOLERANCE = 1e-5  # of the norm of the same gradients on two ranks, relative; di
 REPLICATE = (
     "build it on the plain model, without a wrapper, and call optimizer.data_parallel(); membench.MethodTrainer does so"
 )
+REPLICAS = "train replicas, by optimizer.data_parallel() without fully_shard(), or with --strategy replicate"
 ALONE = "optimizer.data_parallel(group), with a group of this process alone, if each trains a model of its own"
 
 
@@ -43,13 +44,15 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def check_model_on_ranks(method: MemoryEfficientOptimizer) -> None:
-    """At construction: refuse adapters in a model that is already wrapped or sharded.
+    """At construction: refuse shards that the method can't train, and adapters in a model that is wrapped or sharded.
 
     Raises:
         ValueError: says what to do instead.
     """
-    name = type(method).__name__
-    if method.adds_parameters and any(is_sharded(p) for p in method.model.parameters()):
+    name, sharded = type(method).__name__, any(is_sharded(p) for p in method.model.parameters())
+    if sharded:
+        check_shards(method)
+    if method.adds_parameters and sharded:
         raise ValueError(
             f"{name} adds parameters, which a model that is already sharded would neither shard nor reduce: build it "
             "before fully_shard(model)"
@@ -59,6 +62,16 @@ def check_model_on_ranks(method: MemoryEfficientOptimizer) -> None:
             f"{name} adds parameters, which a DistributedDataParallel made before doesn't reduce: build it first, "
             "then wrap the model, or use optimizer.data_parallel() instead of the wrapper"
         )
+
+
+def check_shards(method: MemoryEfficientOptimizer) -> None:
+    """Of a model that is sharded, or is going to be: refuse a method that can't train shards.
+
+    Raises:
+        ValueError: says why, and the way out.
+    """
+    if method.why_not_sharded is not None:
+        raise ValueError(f"{type(method).__name__} {method.why_not_sharded}: {REPLICAS}")
 
 
 def check_wrapper(method: MemoryEfficientOptimizer) -> None:
