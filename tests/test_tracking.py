@@ -12,7 +12,7 @@ import optimizers
 import tasks
 from membench.config.run import Training
 from membench.training import tracking
-from membench.training.loop import Loop
+from membench.training.loop import Diverged, Loop
 from optimizers.contract import Subject, batch, build_model
 
 CPU = torch.device("cpu")
@@ -80,6 +80,15 @@ def test_adapters_are_left_out_and_counted_where_they_moved_the_weights():
     loop = trained("lora", "gradient_norm", steps=3)
     expected = norm_by_hand(loop.optimizer.finish(), tracking.EXAMPLES // EXAMPLES)
     assert loop.progress.history[-1]["gradient_norm"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_norm_that_is_not_finite_is_unknown_and_the_run_has_diverged():
+    task, training = Task(), Training(steps=4, batch_size=EXAMPLES, sequence_length=6, track="gradient_norm")
+    model = task.build_model()
+    loop = Loop(model, optimizers.create("sgd", model, lr=1e30), task, training, seed=0, device=CPU)
+    with pytest.raises(Diverged):
+        loop.run()
+    assert loop.progress.history[0]["loss"] > 0 and loop.progress.history[0]["gradient_norm"] is None
 
 
 @pytest.mark.parametrize("method", REPLACING)

@@ -387,7 +387,8 @@ class Loop:
         if not finite:
             raise Diverged(f"the loss is {loss} at step {progress.step}")
         if tracks and self._gradient_norm is not None:
-            progress.history[-1]["gradient_norm"] = self._gradient_norm()
+            norm = self._gradient_norm()  # not finite where the weights have just become so; the loss will tell
+            progress.history[-1]["gradient_norm"] = norm if math.isfinite(norm) else None
         if evaluates and progress.step < self.training.steps:
             progress.history[-1]["metrics"] = self.evaluate(self.model)
             self.model.train()
