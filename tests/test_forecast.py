@@ -14,6 +14,7 @@ from membench.runs.forecast import Kind
 from membench.runs.processes import Outcome
 from membench.training.build import create_task
 from membench.training.execute import _meter
+from membench.training.loop import Progress
 from optimizers.contract import build_model
 
 TRAINING = Training(model="config:roberta-tiny", steps=100, batch_size=2, sequence_length=32, evaluate_every=40)
@@ -32,6 +33,7 @@ RUN = Run(
 
 WITH_HEAD = optimizers.resolve("badam", always_train=("lm_head",))  # as the runner sets it for random weights
 LANGUAGE = replace(TRAINING, model="config:llama-tiny", data="demo", sequence_length=64, weights="random")
+PACKED = replace(LANGUAGE, sequence_length=256, loss_chunks=8, options={"packing": True})
 
 
 @pytest.mark.parametrize(
@@ -40,8 +42,9 @@ LANGUAGE = replace(TRAINING, model="config:llama-tiny", data="demo", sequence_le
         RUN,  # of two classes, not two answers
         replace(RUN, task="instruct", hyperparameters=WITH_HEAD, training=LANGUAGE),
         replace(RUN, task="dpo", hyperparameters=WITH_HEAD, training=LANGUAGE),
+        replace(RUN, task="instruct", method="mezo", hyperparameters=optimizers.resolve("mezo"), training=PACKED),
     ],
-    ids=lambda run: run.task,
+    ids=lambda run: f"{run.task} {run.method}",
 )
 def test_it_needs_what_will_be_metered(run):
     task = create_task(run.training, run.task, seed=0)
@@ -68,17 +71,29 @@ def test_a_rehearsal_times_steps_and_an_evaluation_and_leaves_out_what_does_not_
     assert rehearsal.rehearse(run, evaluates=True)["step_seconds"] is None
 
 
+class Finished:
+    """A loop after its first steps; before them a reference was asked for 7 seconds."""
+
+    def __init__(self):
+        self.optimizer, self.progress = optimizers.SGD(build_model()), Progress(evaluation_seconds=7.0)
+
+    def evaluate(self, model):
+        self.progress.evaluation_seconds += 2.0
+
+
 def test_an_evaluation_without_end_is_stopped(monkeypatch):
     monkeypatch.setattr(rehearsal, "LONGEST_EVALUATION", 0.05)
 
-    class Loop:
-        optimizer = optimizers.SGD(build_model())
-
+    class Endless(Finished):
         def evaluate(self, model):
             while True:
                 pass
 
-    assert rehearsal._evaluation_seconds(Loop()) == 0.05
+    assert rehearsal._evaluation_seconds(Endless()) == 0.05
+
+
+def test_what_a_reference_took_before_the_first_step_is_no_part_of_an_evaluation():
+    assert rehearsal._evaluation_seconds(Finished()) == 2.0
 
 
 def rehearsed(monkeypatch, **found):

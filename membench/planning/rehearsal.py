@@ -14,7 +14,7 @@ from membench.config.options import WorkloadOptions
 from membench.config.run import Run
 from membench.planning.blueprint import Blueprint
 from membench.planning.method import plan_method
-from membench.planning.workload import Workload
+from membench.planning.workload import PACKED, Workload
 from membench.training.build import build_model, build_optimizer, create_task, from_scratch
 from membench.training.loop import Loop, largest_micro_batches
 from tasks import Task
@@ -54,13 +54,15 @@ def planned_bytes(run: Run, task: Task, room: int) -> int | None:
     family = run.task.partition("/")[0]
     if family not in PLANNED or run.training.autocast:  # a task of the user's own, or casts that no plan has
         return None
-    batch = largest_micro_batches(task, run.training, torch.device("cpu"))[0]["input_ids"]
+    largest = largest_micro_batches(task, run.training, torch.device("cpu"))[0]
+    batch = largest["input_ids"]
     of_pairs = family == "dpo"
     sequences = batch[..., 0].numel() // (2 if of_pairs else 1)  # each answer to a question is one
     shape: dict[str, Any] = {
         "batch_size": math.ceil(sequences / run.training.processes) * run.training.gradient_accumulation_steps,
         "sequence_length": batch.shape[-1],
         "task": "dpo" if of_pairs else None,
+        **({"loss": PACKED} if "position_ids" in largest else {}),
         "device": run.device.partition(":")[0],
     }
     asked = {field.name for field in fields(WorkloadOptions)} & {field.name for field in fields(run.training)}
@@ -105,13 +107,13 @@ class _Enough(Exception):
 
 
 def _evaluation_seconds(loop: Loop) -> float:
-    model = loop.optimizer.finish()
+    model, before = loop.optimizer.finish(), loop.progress.evaluation_seconds  # of what a reference said
     try:
         with _at_most(LONGEST_EVALUATION):
             loop.evaluate(model)
     except _Enough:
         return LONGEST_EVALUATION
-    return loop.progress.evaluation_seconds
+    return loop.progress.evaluation_seconds - before
 
 
 @contextmanager

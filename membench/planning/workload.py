@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from membench.config.options import WorkloadOptions
 from membench.training.activations import offloading
+from tasks.models import language
 from tasks.models.preference import Preference
 
 Batch = dict[str, Tensor]
@@ -73,7 +74,8 @@ def shifted_copy_loss(model: nn.Module, batch: Batch) -> Tensor:
     return nn.functional.cross_entropy(shifted.view(-1, shifted.shape[-1]), labels.view(-1))
 
 
-LOSSES: dict[str, Loss] = {"model": model_loss, "shifted-copy": shifted_copy_loss}
+PACKED = "packed"  # several texts in a sequence, which a mask of each pair of tokens keeps apart
+LOSSES: dict[str, Loss] = {"model": model_loss, "shifted-copy": shifted_copy_loss, PACKED: language.loss}
 OF_TASKS: dict[str, Loss] = {"dpo": Preference().loss}
 
 
@@ -97,4 +99,7 @@ def make_batch(workload: Workload, classes: int | None, device: str | None = Non
         reference = torch.zeros(sequences, device=device)
         return {"input_ids": tokens, "attention_mask": mask, "targets": tokens.clone(), "reference": reference}
     labels = tokens.clone() if classes is None else torch.zeros(sequences, dtype=torch.long, device=device)
-    return {"input_ids": tokens, "attention_mask": mask, "labels": labels}
+    batch = {"input_ids": tokens, "attention_mask": mask, "labels": labels}
+    if workload.loss == PACKED:
+        batch["position_ids"] = torch.arange(workload.sequence_length, device=device).expand_as(tokens).contiguous()
+    return batch
