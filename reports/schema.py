@@ -140,7 +140,7 @@ SCHEMA: tuple[Field, ...] = (
     Field("history[].seconds", (float,), NEVER, "of training alone, since the start"),
     Field("history[].loss", (float,), UNLESS_OK, "mean of the step; null where it wasn't finite", -ANY, ANY),
     Field("history[].learning_rate", (float,), NEVER, "of the first group", most=ANY),
-    Field("history[].gradient_norm", (float,), OPTIONAL, "of all weights, if tracked; null where it wasn't finite", most=ANY),
+    Field("history[].gradient_norm", (float,), OPTIONAL, "of all weights, if tracked; null if not finite", most=ANY),
     Field("history[].metrics", (dict,), OPTIONAL, "only where it was evaluated"),
     Field("memory", (dict,), UNLESS_OK, "of training, never of evaluation"),
     Field("memory.peak_allocated_bytes", (int,), UNLESS_OK, "bytes, raw: not rounded as an allocator would", 1),

@@ -11,7 +11,7 @@ from plan_models import at_peak, blueprint, maxima
 
 import optimizers
 from membench.config.errors import UserError
-from membench.config.options import WorkloadOptions
+from membench.config.options import TrainingOptions, WorkloadOptions
 from membench.config.settings import resolve
 from membench.planning.method import plan_method
 from membench.planning.planner import method_values
@@ -168,6 +168,13 @@ def test_what_cannot_work_is_refused_before_anything_runs(options, words, tmp_pa
     given = {"task": "superglue/cb", "data": DATA, "optimizers": "adamw", "device": "cpu", "out": str(tmp_path)}
     with pytest.raises(UserError, match=words):
         compare(resolve({**given, **options}))
+
+
+def test_a_process_has_no_more_pieces_than_tokens_of_its_share():
+    shape = {"batch_size": 4, "sequence_length": 16, "processes": 2}
+    activations.check_pieces(TrainingOptions(**shape, loss_chunks=32))
+    with pytest.raises(ValueError, match="--loss-chunks 33: 2 x 16 tokens have at most 32 pieces"):
+        activations.check_pieces(TrainingOptions(**shape, loss_chunks=33))
 
 
 def test_a_comparison_with_a_loss_in_pieces_ends_with_the_same_model_and_says_so(tmp_path, capsys):

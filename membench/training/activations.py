@@ -35,8 +35,9 @@ def set_up_activations(model: nn.Module, options: TrainingOptions | WorkloadOpti
 
 
 def check_pieces(options: TrainingOptions | WorkloadOptions) -> None:
-    """Raises ValueError if the loss is to be computed in more pieces than a micro-batch has tokens."""
-    sequences = options.batch_size // options.gradient_accumulation_steps
+    """Raises ValueError if the loss is to be computed in more pieces than a process's micro-batch has tokens."""
+    processes = options.processes if isinstance(options, TrainingOptions) else 1  # a plan's batch is that of each GPU
+    sequences = options.batch_size // options.gradient_accumulation_steps // processes
     tokens = sequences * options.sequence_length
     if options.loss_chunks > tokens:
         raise ValueError(
