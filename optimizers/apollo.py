@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count, check_positive, has_values
+from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count, check_positive
 from optimizers.registry import register
 from optimizers.shared.arithmetic import adamw_update, bias_correction, decayed, expected_adam_state
 from optimizers.shared.growth import limit_growth
 from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices
 from optimizers.shared.norms import norm_of
+from optimizers.shared.sharded import has_values
 
 SCALES = {"channel": 1.0, "tensor": 128.0}  # by scale_type: APOLLO's and APOLLO-Mini's
 

@@ -10,9 +10,6 @@ Every method follows four rules, and `optimizers.contract` checks them:
 
 from __future__ import annotations
 
-import functools
-import gc
-import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -20,24 +17,23 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from optimizers.shared import ranks, saved_states, sharded
 from optimizers.shared.blocks import train_only
+from optimizers.shared.construction import guard_construction, mark_frozen
 from optimizers.shared.coverage import Coverage
+from optimizers.shared.gradient_hooks import changing, hook_gradients, updating
 from optimizers.shared.loop_guards import watch
 from optimizers.shared.masters import LOW_PRECISION, Masters
-from optimizers.shared.model_checks import (
-    check_model,
-    check_moments,
-    check_parameters,
-    check_unchanged,
-    follow_modes,
-    restored_on_error,
-    uncompiled,
-    warn_of_quantized,
-)
+from optimizers.shared.model_checks import check_parameters
 from optimizers.shared.replicas import Replicas
+from optimizers.shared.step_checks import (
+    check_dense,
+    check_not_rehearsed,
+    check_not_updated,
+    check_unchanged,
+    check_used,
+)
 from optimizers.shared.storages import storages_of
 from optimizers.shared.values import check_choice, check_count, check_hyperparameters, check_positive, plain
 
@@ -49,13 +45,6 @@ __all__ = [
     "check_hyperparameters",
     "check_positive",
 ]
-
-COMPILED = (
-    "torch.compile makes a graph of the whole model for each choice of what {name} trains, and gives up after 8: if "
-    "it trains whole layers, compile each layer (`for layer in layers: layer.compile()`, 3 graphs); otherwise don't"
-)
-
-_built: weakref.WeakSet[MemoryEfficientOptimizer] = weakref.WeakSet()  # to notice two on one model
 
 
 class MemoryEfficientOptimizer(torch.optim.Optimizer):
@@ -101,7 +90,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
     def __init_subclass__(cls, **given: Any):
         super().__init_subclass__(**given)
         if "__init__" in vars(cls):
-            cls.__init__ = _guarded(cls.__init__)  # type: ignore[method-assign]
+            cls.__init__ = guard_construction(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(
         self,
@@ -117,7 +106,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         self.model = model
         self.in_backward = in_backward
         self._requires_grad = {p: p.requires_grad for p in model.parameters()}
-        self._dropped = weakref.finalize(self, _mark_frozen, self._requires_grad, type(self).__name__)
+        self._dropped = weakref.finalize(self, mark_frozen, self._requires_grad, type(self).__name__)
         self._dropped.atexit = False
         self._name_of = {p: name for name, p in model.named_parameters()}
         if may_train is not None:
@@ -148,7 +137,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
             self._gradient_dtypes = {p: p.grad_dtype for p in self._group_of if p.dtype in LOW_PRECISION}
             _set_gradient_dtypes(dict.fromkeys(self._gradient_dtypes, torch.float32))
         if in_backward:
-            self._hook_gradients(_updating(self))
+            hook_gradients(self, updating(self))
         ranks.check_model_on_ranks(self)
 
     def group_parameters(self, model: nn.Module, defaults: dict[str, Any]) -> list[dict[str, Any]]:
@@ -342,7 +331,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         """
         self._check_not_finished("step")
         if not self.state and self.chooses:
-            self._check_not_rehearsed()
+            check_not_rehearsed(self)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -354,7 +343,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         if not self._updated:
             check_unchanged(self)
         if self.in_backward:
-            self._check_used()
+            check_used(self)
         else:
             self.average_gradients()
             ranks.check(self, ((p, p.grad) for p in self._group_of))
@@ -375,7 +364,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             pairs = [(p, p.grad) for p in group["params"] if p.requires_grad and p.grad is not None and p.numel()]
             if pairs:
-                self._check_dense(pairs)
+                check_dense(self, pairs)
                 self._update(pairs, group)
 
     def _update(self, pairs: list[tuple[nn.Parameter, Tensor]], group: dict[str, Any]) -> None:
@@ -405,13 +394,13 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def _update_now(self, p: nn.Parameter) -> None:
         """The hook of `in_backward`: update one parameter and free its gradient."""
-        self._check_not_updated(p)
+        check_not_updated(self, p)
         assert p.grad is not None  # a hook that torch calls after accumulating it
         if not self._updated:
             self._follow_groups()
         index = self._group_of[p]
         if p.numel() and index is not None:
-            self._check_dense([(p, p.grad)])
+            check_dense(self, [(p, p.grad)])
             group = self.param_groups[index]
             if torch._C._is_any_autocast_enabled():
                 with _without_autocast(p):
@@ -447,7 +436,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         model = self.model
         self._replicas.copy_from_first([t.detach() for t in (*model.parameters(), *model.buffers())])
         if not self.in_backward:
-            self._hook_gradients(_changing(self))
+            hook_gradients(self, changing(self))
         watch(self)
 
     @property
@@ -460,13 +449,6 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         if self._replicas is not None and not self._averaged:
             self._replicas.average_gradients(self.trainable)
             self._averaged = True
-
-    def _hook_gradients(self, act: Callable[[nn.Parameter], None]) -> None:
-        """Call `act` with each parameter, trained now or later, whose gradient is complete."""
-        for p in self._group_of:
-            trained = p.requires_grad
-            self._hooks.append(p.requires_grad_(True).register_post_accumulate_grad_hook(act))  # none on a frozen one
-            p.requires_grad_(trained)
 
     def follow_sharding(self) -> None:
         """If the model was sharded after the method was built, go on with the shards; nothing after the first step.
@@ -492,30 +474,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:  # where a library may have put others
             group["params"] = [next(params) for _ in group["params"]]
         if self.in_backward:
-            self._hook_gradients(_updating(self))
-
-    def _check_used(self) -> None:
-        """With `in_backward`: refuse gradients that no backward pass has brought, as of `torch.autograd.grad`; at a
-        rate of 0 they change nothing (torch.distributed.checkpoint makes such a step)."""
-        left = any(p.grad is not None and p.requires_grad for p in self._group_of)
-        if left and any(group["lr"] for group in self.param_groups):
-            raise RuntimeError(
-                f"{type(self).__name__} updates inside the backward pass, so a p.grad that was set by hand is never "
-                "used: call optimizer.backward(loss), or use in_backward=False if the method has it"
-            )
-
-    def _check_not_updated(self, p: nn.Parameter) -> None:
-        if p in self._updated:
-            raise RuntimeError(
-                f"{type(self).__name__} updates inside the backward pass, so gradients can't be accumulated over "
-                "several backward passes: call step() after each, or use in_backward=False if the method has it"
-            )
-
-    def _check_dense(self, pairs: list[tuple[nn.Parameter, Tensor]]) -> None:
-        for p, grad in pairs:
-            if grad.layout is not torch.strided:
-                name = next((name for name, other in self.model.named_parameters() if other is p), "a parameter")
-                raise ValueError(f"{type(self).__name__} can't use the sparse gradient of {name}: make it dense")
+            hook_gradients(self, updating(self))
 
     def before_backward(self, loss: Tensor) -> None:
         """What `backward(loss)` does first: follow sharding, refuse a loss without a graph.
@@ -534,17 +493,6 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
     def _check_not_finished(self, call: str) -> None:
         if self._finished:
             raise RuntimeError(f"{type(self).__name__}.{call}() after finish(): build a new optimizer to train on")
-
-    def _check_not_rehearsed(self) -> None:
-        """Refuse the way torch.distributed.checkpoint creates state: a step with zero gradients at a rate of 0."""
-        grads = [p.grad for p in self.trainable if p.grad is not None]
-        rates = [group["lr"] for group in self.param_groups]
-        if not grads or any(rates) or not has_values(grads[0]) or any(grad.any() for grad in grads):
-            return
-        raise RuntimeError(
-            f"a step with zero gradients at a learning rate of 0 would count as a step of {type(self).__name__}: "
-            f"{saved_states.HOW_TO_SAVE}"
-        )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(
@@ -606,68 +554,9 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
             self.state[p] = {key: sharded.placed(_copy(value, p.device), p) for key, value in entries.items()}
 
 
-def _guarded(init: Callable[..., None]) -> Callable[..., None]:
-    """The constructor `init`, with the model checked first, and restored if `init` raises."""
-
-    @functools.wraps(init)
-    def guarded(self: MemoryEfficientOptimizer, *args: Any, **given: Any) -> None:
-        if type(self).__init__ is not guarded or not (args or "model" in given):  # called by a subclass's
-            return init(self, *args, **given)
-        model, *others = args or (given.pop("model"),)
-        check_model(type(self).__name__, model)
-        plain = uncompiled(ranks.unwrapped(uncompiled(model)))
-        sharded.reshard(plain)
-        known = set(plain.modules())
-        with restored_on_error(plain):
-            init(self, plain, *others, **given)
-            follow_modes(plain, known)
-            _check_alone(self)
-            check_moments(self)
-        _warn_of_frozen(self)
-        warn_of_quantized(type(self).__name__, plain)
-        _built.add(self)
-        if uncompiled(model) is not model and self.chooses and not self.asks_losses:
-            warnings.warn(COMPILED.format(name=type(self).__name__), stacklevel=2)
-        if self.in_backward or self.needs_loss:
-            watch(self)
-
-    return guarded
-
-
 def _without_autocast(p: Tensor) -> AbstractContextManager[Any]:
     """Within this context matrix products have the dtype of their factors, though a loop is within autocast."""
     return nullcontext() if p.is_meta else torch.autocast(p.device.type, enabled=False)
-
-
-def _check_alone(method: MemoryEfficientOptimizer) -> None:
-    def others() -> list[str]:
-        trained = method._group_of.keys()
-        return [type(one).__name__ for one in _built if not one._finished and trained & one._group_of.keys()]
-
-    if others():
-        gc.collect()  # one that nobody holds any more doesn't count
-        for name in others():
-            raise ValueError(f"{type(method).__name__}: {name} is training this model: call its finish() first")
-
-
-def _mark_frozen(before: dict[nn.Parameter, bool], name: str) -> None:
-    """When a method of this name is gone without `finish()`: mark what it leaves frozen. `before`: as it found it."""
-    for p, requires_grad in before.items():
-        if requires_grad and not p.requires_grad:
-            p._left_frozen_by = name  # type: ignore[attr-defined]
-
-
-def _warn_of_frozen(method: MemoryEfficientOptimizer) -> None:
-    """Say it, once, if a method that nobody holds any more has left a part of the model frozen."""
-    marked = {p: vars(p).pop("_left_frozen_by") for p in method._requires_grad if "_left_frozen_by" in vars(p)}
-    left = [p for p in marked if not method._requires_grad[p]]
-    if left:
-        warnings.warn(
-            f"{type(method).__name__} won't train {len(left)} parameters, the first being {method._name_of[left[0]]}: "
-            f"{marked[left[0]]}, which was dropped without finish(), left them frozen; call finish() on each method, "
-            "or model.requires_grad_(True) before building the next",
-            stacklevel=3,
-        )
 
 
 def _separate(groups: list[dict[str, Any]]) -> None:
@@ -684,37 +573,5 @@ def _set_gradient_dtypes(dtypes: dict[nn.Parameter, torch.dtype | None]) -> None
         p.grad_dtype = dtype
 
 
-def _updating(optimizer: MemoryEfficientOptimizer) -> Callable[[nn.Parameter], None]:
-    """The hook of `in_backward`. It must not keep the optimizer alive: the garbage collector can't see a hook on a
-    tensor, so the model, to which the optimizer refers, would never be freed."""
-    known = weakref.ref(optimizer)
-
-    def update(p: nn.Parameter) -> None:
-        alive = known()
-        if alive is not None:
-            alive._receive(p)
-            alive._update_now(p)
-
-    return update
-
-
-def _changing(optimizer: MemoryEfficientOptimizer) -> Callable[[nn.Parameter], None]:
-    """The hook of a replica that updates in `step()`: there are gradients that aren't averaged."""
-    known = weakref.ref(optimizer)
-
-    def change(p: nn.Parameter) -> None:
-        alive = known()
-        if alive is not None:
-            alive._averaged = False
-
-    return change
-
-
 def _copy(value: Any, device: torch.device) -> Any:
     return value.detach().to(device, copy=True) if torch.is_tensor(value) else value
-
-
-def has_values(t: Tensor) -> bool:
-    """False for fake and meta tensors, and shards of them: a choice by values then takes the worst case in bytes."""
-    local = sharded.own_part(t)
-    return not isinstance(local, FakeTensor) and not local.is_meta

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count, has_values
+from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count
 from optimizers.registry import register
 from optimizers.shared.blockllm_rules import RULES, PaperRule
 from optimizers.shared.blocks import matching, shuffled, split_into_blocks
@@ -27,7 +27,7 @@ from optimizers.shared.partial import (
 from optimizers.shared.ranks import mean_loss
 from optimizers.shared.reach import Reach
 from optimizers.shared.row_groups import Cuts, count_groups, cuts_of, largest_groups, shape_of
-from optimizers.shared.sharded import gathered, placed
+from optimizers.shared.sharded import gathered, has_values, placed
 from optimizers.shared.values import check_indices
 
 

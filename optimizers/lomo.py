@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from optimizers.base import LOW_PRECISION, MemoryEfficientOptimizer, check_positive
 from optimizers.registry import register
+from optimizers.shared.step_checks import check_not_updated
 
 
 @register("lomo")
@@ -94,7 +95,7 @@ class LOMO(MemoryEfficientOptimizer):
         if self._norms is None:
             super()._update_now(p)
             return
-        self._check_not_updated(p)
+        check_not_updated(self, p)
         dtype = torch.float32 if p.dtype in LOW_PRECISION else None
         self._norms[p] = torch.linalg.vector_norm(p.grad, dtype=dtype)
         p.grad = None

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from optimizers.base import MemoryEfficientOptimizer, check_count, check_positive, has_values
+from optimizers.base import MemoryEfficientOptimizer, check_count, check_positive
 from optimizers.registry import register
 from optimizers.shared.arithmetic import decayed
 from optimizers.shared.ranks import check_shards, mean_loss
-from optimizers.shared.sharded import is_sharded
+from optimizers.shared.sharded import has_values, is_sharded
 
 # functions of a tensor that ask for a shape, a dtype, a device, not for values; of its attributes, all but these
 DESCRIBING = {"__set__", "__hash__", "__len__", "size", "dim", "ndimension", "numel", "nelement", "element_size"}

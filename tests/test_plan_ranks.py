@@ -30,8 +30,7 @@ from membench.planning.workload import Workload, loss_function
 from membench.training import parallel
 from membench.training.metering import train_selection
 from optimizers import welore
-from optimizers.base import has_values
-from optimizers.shared.sharded import is_sharded
+from optimizers.shared.sharded import has_values, is_sharded
 from reports import plans
 
 AGREEMENT = 512  # bytes: numbers by which real ranks see that they train the same

@@ -20,7 +20,7 @@ from transformers.models.auto import modeling_auto
 from membench.planning.layers import kinds, simulated_depths
 from membench.planning.workload import Batch, Workload, make_batch
 from membench.training.activations import set_up_activations
-from optimizers.base import has_values
+from optimizers.shared.sharded import has_values
 from tasks.base import Kind
 from tasks.models.damage import said_in_a_sentence
 from tasks.models.loading import quiet

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from optimizers.base import has_values
 from optimizers.shared.blocks import find_layers
 from optimizers.shared.model_checks import is_quantized
 from optimizers.shared.names import suggestion
 from optimizers.shared.nf4_linear import NF4Linear, restore_linears
-from optimizers.shared.sharded import gathered
+from optimizers.shared.sharded import gathered, has_values
 
 if TYPE_CHECKING:  # peft imports transformers, which takes seconds
     from peft import LoraModel, VeraModel

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from optimizers.base import has_values
-from optimizers.shared.sharded import gathered
+from optimizers.shared.sharded import gathered, has_values
 
 PIECE = 2**20  # entries per piece, or one row of a tensor if that is longer: 17 bytes each
 DIGITS = ((20, 11), (10, 10), (0, 10))  # (lowest bit, width), the highest digit first

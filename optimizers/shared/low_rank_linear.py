@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from optimizers.base import has_values
+from optimizers.shared.sharded import has_values
 
 
 class LowRankLinear(nn.Module):

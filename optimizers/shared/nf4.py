@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from optimizers.base import has_values
 from optimizers.shared.quantized import SIGNED, Codebook, Constant, blocks_of, pieces, scale_
+from optimizers.shared.sharded import has_values
 
 BLOCK, BLOCK_OF_MAGNITUDES = 64, 256
 KERNELS = ("torch", "bitsandbytes")

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optimizers.base import LOW_PRECISION, has_values
+from optimizers.base import LOW_PRECISION
 from optimizers.shared.inner import InnerAdamW
 from optimizers.shared.rounding import Key
 from optimizers.shared.row_groups import Cuts, rows_of
+from optimizers.shared.sharded import has_values
 
 PIECE = 2**18  # entries gathered at a time: 16 bytes each in fp32
 

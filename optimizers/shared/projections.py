@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from optimizers.base import has_values
 from optimizers.shared import affine
 from optimizers.shared.quantized import PIECE_ON_GPU, pieces
 from optimizers.shared.rounding import write
+from optimizers.shared.sharded import has_values
 
 SIDES = ("left", "right")
 State = dict[str, Any]

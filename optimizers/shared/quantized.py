@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optimizers.base import has_values
+from optimizers.shared.sharded import has_values
 
 # Values processed at a time, which bounds all temporaries; a multiple of every block size. On a CPU they fit into its
 # cache; a GPU needs more, or it would wait for the next kernel.

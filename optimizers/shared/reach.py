@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optimizers.base import has_values
 from optimizers.shared.blocks import find_layers
+from optimizers.shared.sharded import has_values
 
 
 class Reach:

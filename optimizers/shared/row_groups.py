@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from optimizers.base import has_values
 from optimizers.shared.norms import norm_of
-from optimizers.shared.sharded import gathered
+from optimizers.shared.sharded import gathered, has_values
 
 Cuts = list[int]  # numbers of untrained and trained rows, alternating, from the first row to the last
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.overrides import TorchFunctionMode
@@ -27,6 +28,12 @@ def is_sharded(t: Any) -> bool:
 def own_part(t: Tensor) -> Tensor:
     """This rank's shard of a tensor; a plain one is returned as it is."""
     return t.to_local() if isinstance(t, DTensor) else t
+
+
+def has_values(t: Tensor) -> bool:
+    """False for fake and meta tensors, and shards of them: a choice by values then takes the worst case in bytes."""
+    local = own_part(t)
+    return not isinstance(local, FakeTensor) and not local.is_meta
 
 
 def gathered(t: Tensor) -> Tensor:
