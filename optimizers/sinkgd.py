@@ -78,9 +78,12 @@ class SinkGD(MemoryEfficientOptimizer):
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         for p, g in adamw_on_the_rest(self, self._matrices, params, grads, group):
-            step, factors = normalized(g, self.iterations)
-            for weights, place in decayed(p, group):
-                weights.addcmul_(step[place], factors[place], value=-group["lr"] * self.scale)
+            self._update_matrix(p, g, group)
+
+    def _update_matrix(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        step, factors = normalized(g, self.iterations)
+        for weights, place in decayed(p, group):
+            weights.addcmul_(step[place], factors[place], value=-group["lr"] * self.scale)
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
         return {} if p in self._matrices else expected_adam_state(p, master_weights=False)

@@ -5,7 +5,8 @@ Makes `data/` in the current folder, which the study files name:
     data/superglue          CB, RTE and COPA as published; of BoolQ and MultiRC the first thousand examples of each part
     data/superglue-tuning   the same without their validation examples: instead the last of the training examples,
                             so that no value is chosen on what is scored afterwards
-    data/pretrain, data/instruct    as given
+    data/pretrain-apart, data/instruct    as given; so of the texts to pretrain on those are held out whose names say so
+    data/pretrain           the same texts, all to be trained on: under names that say nothing
 """
 
 import json
@@ -19,6 +20,7 @@ from typing import Any
 Row = dict[str, Any]
 
 HELD_OUT = {"CB": 50, "RTE": 277, "COPA": 80, "BoolQ": 250, "MultiRC": 250}  # examples to choose values on
+NAMES = {"wikitext2_test.txt": "wikitext2_1.txt", "wikitext2_valid.txt": "wikitext2_2.txt"}
 MOST = {"BoolQ": 1_000, "MultiRC": 1_000}  # examples of a part
 
 
@@ -31,8 +33,11 @@ def main(arguments: Sequence[str]) -> None:
         )
         _write(Path("data/superglue") / task, train, validation)
         _write(Path("data/superglue-tuning") / task, *_split(train, held_out))
-    for source, name in ((pretrain, "pretrain"), (instruct, "instruct")):
+    for source, name in ((pretrain, "pretrain-apart"), (instruct, "instruct")):
         shutil.copytree(source, Path("data") / name, dirs_exist_ok=True)
+    Path("data/pretrain").mkdir(exist_ok=True)
+    for file in pretrain.iterdir():
+        shutil.copyfile(file, Path("data/pretrain") / NAMES.get(file.name, file.name))
 
 
 def _rows(path: Path) -> list[Row]:

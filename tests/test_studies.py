@@ -8,7 +8,8 @@ from reports_factory import make_record
 from membench.config.defaults import LEARNING_RATES
 from membench.config.study_file import load
 from reports.record import read
-from studies import gradients, pages, rates, records, seeds
+from studies import data, gradients, pages, rates, records, seeds
+from tasks.c4.corpus import Documents
 
 
 def test_no_page_is_stale():
@@ -102,6 +103,15 @@ def test_plots_of_two_data_sets_have_files_of_their_own():
     assert "data: a.json" in first and "data: b.json" in second and len(files) == len(others) == 2
     assert not files.keys() & others.keys()
     assert all(f"({file})" in pages.page(both) for file in [*files, *others])
+
+
+def test_texts_to_pretrain_on_are_made_as_the_studies_trained_on_them(shared_data, tmp_path, monkeypatch):
+    """Whatever rules come later for files whose names say that they are held out."""
+    monkeypatch.chdir(tmp_path)
+    data.main([str(shared_data / name) for name in ("superglue", "pretrain", "instruct")])
+    for name, folder in (("pretraining", "data/pretrain"), ("stochastic", "data/pretrain-apart")):
+        (trained_on,) = {run["environment"]["data_sha256"] for run in read(pages.HERE / name / "records.json").records}
+        assert Documents(folder).sha256 == trained_on, name
 
 
 def test_a_ranking_that_hangs_on_one_seed_is_told():

@@ -72,10 +72,10 @@ def decayed(p: Tensor, group: dict[str, Any]) -> Iterator[tuple[Tensor, Any]]:
 
 
 def _pieces(p: Tensor) -> list[Any]:
-    """Places of some rows each."""
+    """Places of some rows each; the loop holds a piece while the next one is made."""
     if not p.dim():
         return [...]
-    rows = max(1, PIECE_ON_GPU * len(p) // max(1, p.numel()))
+    rows = max(1, PIECE_ON_GPU // 2 * len(p) // max(1, p.numel()))
     return [slice(start, start + rows) for start in range(0, len(p), rows)]
 
 
