@@ -78,10 +78,13 @@ class SCALE(MemoryEfficientOptimizer):
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(p)
                 g = state["momentum_buffer"].lerp_(g.to(p.dtype), 1.0 - group["momentum"])
-            norms = norm_of(g, dim=self._summed[p], keepdim=True)
-            factors = norms.clamp_(min=torch.finfo(norms.dtype).tiny).reciprocal_()  # a column of zeros stays zero
-            for weights, place in decayed(p, group):
-                weights.addcmul_(g[place], factors.expand_as(g)[place], value=-group["lr"])
+            self._update_matrix(p, g, group)
+
+    def _update_matrix(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        norms = norm_of(g, dim=self._summed[p], keepdim=True)
+        factors = norms.clamp_(min=torch.finfo(norms.dtype).tiny).reciprocal_()  # a column of zeros stays zero
+        for weights, place in decayed(p, group):
+            weights.addcmul_(g[place], factors.expand_as(g)[place], value=-group["lr"])
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
         if p not in self._summed:

@@ -515,3 +515,23 @@ def train_metered(metered: MemoryMeter, model: nn.Module, optimizer: Any) -> Non
 def test_a_model_without_parameters_is_refused():
     with pytest.raises(ValueError, match="ReLU has no parameters"):
         MemoryMeter(nn.ReLU())
+
+
+def temporaries(method, dtype, layers):
+    """Bytes of the most temporaries in the second update of so many matrices."""
+    model = nn.Module()
+    model.layers = nn.ModuleList(nn.Linear(64, 64, bias=False) for _ in range(layers))
+    exact = {"master_weights": False} if "master_weights" in optimizers.resolve(method) else {}
+    optimizer = optimizers.create(method, model.to(dtype), weight_decay=0.1, **exact)
+    for _ in range(2):
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        with MemoryMeter(model, optimizer) as meter, meter.phase("update"):
+            optimizer.step()
+    return meter.report()["maximum"]["temporaries_bytes"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", ["adafactor", "adam-mini", "apollo", "fira", "galore", "muon", "scale", "sinkgd"])
+def test_what_an_update_holds_for_one_matrix_is_gone_at_the_next(method, dtype):
+    assert temporaries(method, dtype, 3) == temporaries(method, dtype, 1)

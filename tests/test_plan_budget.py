@@ -65,7 +65,7 @@ def test_sizes_below_zero_tell_that_a_polynomial_has_too_few_points(tmp_path):
         attention_is_quadratic.peak_bytes(2)
 
 
-QUICK = [("roberta", "sgd", {})]
+QUICK = [("roberta", "sgd", {}), ("llama", "lomo", {})]  # the second makes something between its two backward passes
 SLOW = [
     ("llama", "badam", {"checkpointing": True}),
     ("llama", "blockllm", {}),

@@ -232,6 +232,7 @@ def test_lomo_is_clipped_where_it_fine_tunes_a_language_model_unless_asked_other
     assert clipped({"clip_norm": 0.5}) == (0.5, None)
     assert clipped({"clip_norm": None}) == clipped({"clip_norm": "none"}) == (None, None)
     assert clipped({"clip_value": 0.1}) == (None, 0.1)
+    assert clipped({"clip_value": None}) == clipped({"clip_value": "none"}) == (1.0, None)
     assert clipped(from_scratch=True) == clipped(kind="classification") == clipped(kind="preference") == (None, None)
 
 

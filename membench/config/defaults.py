@@ -112,7 +112,7 @@ def hyperparameters(
     chosen: dict[str, Any] = {"seed": seed, **OF_VARIANTS.get(variant, {})}
     if from_scratch:
         chosen["train_embeddings"] = True
-    if kind == "language" and not from_scratch and told.get("clip_value") is None:
+    if kind == "language" and not from_scratch and told.get("clip_value") in (None, "none"):  # LOMO takes one of both
         chosen |= OF_LANGUAGE.get(base, {})
     rates = LEARNING_RATES.get(variant, LEARNING_RATES.get(base))
     if rates:

@@ -118,7 +118,7 @@ class Blueprint:
         )
 
     @property
-    def trains_for(self) -> Kind:
+    def task_kind(self) -> Kind:
         """The kind of a task that has this workload."""
         if self.workload.task == "dpo":
             return "preference"

@@ -118,7 +118,7 @@ def method_values(blueprint: Blueprint, method: str, given: Given) -> dict[str, 
         seed=0,
         from_scratch=False,
         head=blueprint.head,
-        kind=blueprint.trains_for,
+        kind=blueprint.task_kind,
         width=blueprint.source.width,
     )
 

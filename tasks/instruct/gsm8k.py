@@ -16,11 +16,8 @@ from tasks.models.source import longest_sequence
 MARK = "####"  # precedes the final number in the data set's own answers
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 GENERATION_TOKENS = 8192  # per batch, prompts and answers
-PADDING, TRIED, SEEN = (
-    8,
-    2,
-    0.25,
-)  # tokens put before and made in a trial; of the logits' spread, more than 16 bits round
+PADDING, TRIED = 8, 2  # tokens put before and made in a trial
+SEEN = 0.25  # of the logits' spread, more than 16 bits round
 
 
 def final_number(text: str) -> str | None:
