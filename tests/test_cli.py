@@ -117,6 +117,24 @@ def test_a_malformed_line_of_the_data_is_named(tmp_path):
     assert re.search(r"CB/(train|val)\.jsonl.*\b3\b", stderr)
 
 
+def test_a_hyper_parameter_of_a_method_that_is_not_run_is_said_to_be_unused(tmp_path):
+    named = ["--set", "galore.rank=4", "--set", "adamw.lr=1e-3", "--set", "lora.rank=4", "--set", "weight_decay=0"]
+    arguments = [*TINY, "--task", "superglue/cb", "--optimizers", "badam,lora:variant=vera", "--dry-run"]
+    code, stdout, _ = call("compare", *arguments, *named)
+    methods = "adamw, badam, lora:variant=vera"  # the reference is run, and a variant of lora
+    assert code == 0 and f"--set galore.rank isn't used: the methods are {methods}\n" in stdout
+    assert stdout.count("isn't used") == 1
+    table = tmp_path / "settings.toml"
+    table.write_text("[galore]\nrank = 4\n")  # of a file it isn't said: it may serve several commands
+    assert "isn't used" not in call("compare", *arguments, "--config", str(table))[1]
+
+
+def test_a_plan_says_which_hyper_parameters_it_does_not_use():
+    shape = ["--batch-size", "1", "--sequence-length", "8"]
+    code, _, stderr = call("plan", "--model", "llama-tiny", *shape, "--optimizers", "badam", "--set", "lomo.lr=1")
+    assert code == 0 and "--set lomo.lr isn't used: the methods are badam\n" in stderr
+
+
 def test_a_dry_run_shows_every_run_with_its_values_and_makes_none(tmp_path):
     out = tmp_path / "out"
     arguments = [

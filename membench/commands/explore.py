@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import typer
+
 from membench.commands.options import takes
+from membench.config.assignments import unused_hyperparameters
 from membench.config.declare import hold_to_bounds, like, option, typed
 from membench.config.errors import UserError
 from membench.config.options import RunOptions
@@ -73,6 +76,8 @@ def write(options: ExploreOptions) -> Path:
         wanted = _settings(options.models, options.dtypes)
         with counting(len(wanted), "tables") as tell:
             document = make(wanted, methods, options.hyperparameters, report=tell)
+        for sentence in unused_hyperparameters(options.hyperparameters, methods):
+            typer.echo(sentence, err=True)
         return files.write(out, fit.render(document).encode())
     except ValueError as error:
         raise UserError(str(error)) from error

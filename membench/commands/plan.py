@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import typer
+
 from membench.commands.options import takes
+from membench.config.assignments import unused_hyperparameters
 from membench.config.declare import declared, hold_to_bounds, like, option, shared, typed
 from membench.config.errors import UserError
 from membench.config.options import RunOptions, WorkloadOptions
@@ -101,6 +104,8 @@ def _answer(options: PlanOptions, fit_length: bool) -> str:
         check_gpu()
     with counting(len(methods), "plans") as tell:
         document = make(workload, methods, given, budget_bytes=budget, report=tell)
+    for sentence in unused_hyperparameters(given, methods):
+        typer.echo(sentence, err=True)
     if options.export is not None:
         from membench.planning.export import export
 

@@ -1,7 +1,7 @@
 """KEY=VALUE as users write it: options of a task, and hyper-parameters of one method or all."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from membench.config.errors import UserError
@@ -43,6 +43,16 @@ def parse_hyperparameters(assignments: Iterable[str]) -> dict[str, dict[str, Any
         _once("--set", values, key)
         values[key] = parse(value)
     return methods
+
+
+def unused_hyperparameters(given: Mapping[str, Mapping[str, Any]], methods: Collection[str]) -> list[str]:
+    """A sentence for each method that hyper-parameters are `given` for, and that isn't among `methods`."""
+    used = {ALL_METHODS, *(name[: end.start()] for name in methods for end in re.finditer(":|$", name))}
+    return [
+        f"--set {', '.join(f'{method}.{key}' for key in values)} isn't used: the methods are {', '.join(methods)}"
+        for method, values in given.items()
+        if method not in used
+    ]
 
 
 def _once(flag: str, values: Mapping[str, Any], key: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from membench.config.assignments import unused_hyperparameters
 from membench.config.errors import UserError
 from membench.config.fan_out import crowded
 from membench.config.profiles import note
@@ -41,6 +42,8 @@ def compare(settings: Settings) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted before the first run.")
         return INTERRUPTED
+    for sentence in unused_hyperparameters(settings.set_here, dict.fromkeys(run.method for run in runs)):
+        print(sentence, flush=True)
     if settings.dry_run:
         print_notes(runs)
         print(describe(runs))
