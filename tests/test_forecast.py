@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from commands import DATA
 
 import optimizers
@@ -14,8 +15,6 @@ from membench.runs.forecast import Kind
 from membench.runs.processes import Outcome
 from membench.training.build import create_task
 from membench.training.execute import _meter
-from membench.training.loop import Progress
-from optimizers.contract import build_model
 
 TRAINING = Training(model="config:roberta-tiny", steps=100, batch_size=2, sequence_length=32, evaluate_every=40)
 RUN = Run(
@@ -71,42 +70,40 @@ def test_a_rehearsal_times_steps_and_an_evaluation_and_leaves_out_what_does_not_
     assert rehearsal.rehearse(run, evaluates=True)["step_seconds"] is None
 
 
-class Finished:
-    """A loop after its first steps; before them a reference was asked for 7 seconds."""
-
-    def __init__(self):
-        self.optimizer, self.progress = optimizers.SGD(build_model()), Progress(evaluation_seconds=7.0)
-
-    def evaluate(self, model):
-        self.progress.evaluation_seconds += 2.0
-
-
 def test_an_evaluation_without_end_is_stopped(monkeypatch):
     monkeypatch.setattr(rehearsal, "LONGEST_EVALUATION", 0.05)
 
-    class Endless(Finished):
-        def evaluate(self, model):
-            while True:
-                pass
+    def endless():
+        while True:
+            pass
 
-    assert rehearsal._evaluation_seconds(Endless()) == 0.05
+    assert rehearsal._seconds(torch.device("cpu"), endless) == 0.05
 
 
-def test_what_a_reference_took_before_the_first_step_is_no_part_of_an_evaluation():
-    assert rehearsal._evaluation_seconds(Finished()) == 2.0
+def test_a_rehearsal_asks_a_reference_of_all_the_training_and_takes_a_norm_for_each_tracked_step(monkeypatch):
+    def seconds(device, work):
+        work()
+        return 1.0
+
+    monkeypatch.setattr(rehearsal, "_seconds", seconds)
+    dpo = replace(RUN, task="dpo", hyperparameters=WITH_HEAD, training=replace(LANGUAGE, steps=6))
+    tracked = replace(dpo, training=replace(dpo.training, track="gradient_norm"))
+    other = [rehearsal.rehearse(run, evaluates=False)["other_seconds"] for run in (RUN, dpo, tracked)]
+    assert other == [0, 1, 1 + 6]
 
 
 def rehearsed(monkeypatch, **found):
     """What is said of two kinds of runs, of which each rehearsal found this."""
-    found = {"planned_bytes": 2 << 30, "room_bytes": 8 << 30, "step_seconds": 0.9, "evaluation_seconds": 6.0, **found}
+    seconds = {"step_seconds": 0.9, "evaluation_seconds": 6.0, "other_seconds": 9.0}
+    found = {"planned_bytes": 2 << 30, "room_bytes": 8 << 30, **seconds, **found}
     monkeypatch.setattr(processes, "call_all", lambda calls, at_once: [(call, Outcome("ok", found)) for call in calls])
     return forecast.forecast([Kind(RUN, 10), Kind(replace(RUN, method="adamw"), 30)])
 
 
 def test_hours_are_those_of_steps_and_evaluations_of_all_runs(monkeypatch):
     text = rehearsed(monkeypatch)
-    assert "superglue/copa  config:roberta-tiny  badam         2.00     0.900    10   0.30" in text
-    assert "In all 1.20 hours." in text  # 40 runs of 100 steps of .9 s and three evaluations of 6 s
+    assert "superglue/copa  config:roberta-tiny  badam         2.00     0.900    10   0.33" in text
+    assert "In all 1.30 hours." in text  # 40 runs of 100 steps of .9 s, three evaluations of 6 s and 9 s before
 
 
 def test_what_cannot_fit_is_refused_with_both_figures(monkeypatch):

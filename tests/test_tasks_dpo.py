@@ -424,7 +424,7 @@ METHODS = {
 @pytest.mark.parametrize("method", METHODS)
 def test_the_reference_is_the_model_that_a_run_starts_from_as_its_method_holds_it(data, method):
     run = loop(data, method)
-    run._look_before()
+    run.ask_reference(run.task)
     with torch.no_grad():
         run.model.eval()
         batch = run.task.batch(0)

@@ -3,21 +3,24 @@
 import math
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from membench.config.options import WorkloadOptions
-from membench.config.run import Run
+from membench.config.run import Run, Training
 from membench.planning.blueprint import Blueprint
 from membench.planning.method import plan_method
 from membench.planning.workload import PACKED, Workload
+from membench.training import tracking
 from membench.training.build import build_model, build_optimizer, create_task, from_scratch
+from membench.training.clock import Clock
 from membench.training.loop import Loop, largest_micro_batches
-from tasks import Task
+from tasks import HasReference, Task
 
 STEPS = 3  # the first prepares much; the others are timed
 PLANNED = {"superglue": False, "classify": False, "c4": True, "instruct": True, "dpo": True}  # is the model causal?
@@ -35,6 +38,8 @@ def rehearse(run: Run, *, evaluates: bool) -> dict[str, Any]:
         room_bytes: of the device.
         step_seconds: median of the steps; None if it doesn't fit, or needs several processes.
         evaluation_seconds: of all validation examples, at most `LONGEST_EVALUATION`; None if there was none.
+        other_seconds: of the whole run, for what a reference says before training and for tracked norms, of which one
+            is made; each at most `LONGEST_EVALUATION`.
     """
     torch.set_num_threads(run.threads)
     task = create_task(run.training, run.task, run.seed)
@@ -42,10 +47,11 @@ def rehearse(run: Run, *, evaluates: bool) -> dict[str, Any]:
     planned = planned_bytes(run, task, room)
     found: dict[str, Any] = {"planned_bytes": planned, "room_bytes": room}
     if (planned is not None and planned > room) or run.training.processes > 1:
-        return {**found, "step_seconds": None, "evaluation_seconds": None}
+        return {**found, "step_seconds": None, "evaluation_seconds": None, "other_seconds": None}
     loop = _first_steps(run, task)
     seconds = loop.clock.medians()
     found["step_seconds"] = sum(spent for spent in seconds.values() if spent is not None)
+    found["other_seconds"] = _other_seconds(loop, run.training)  # before an evaluation, which finishes the model
     return {**found, "evaluation_seconds": _evaluation_seconds(loop) if evaluates else None}
 
 
@@ -106,14 +112,30 @@ class _Enough(Exception):
     """It has evaluated for long enough."""
 
 
+def _other_seconds(loop: Loop, training: Training) -> float:
+    """A reference is asked again, of the whole training."""
+    loop.training, seconds = training, 0.0
+    if isinstance(loop.task, HasReference):
+        seconds += _seconds(loop.device, partial(loop.ask_reference, loop.task))
+    loop.begin_to_track()
+    if loop.gradient_norm is not None:
+        seconds += tracking.points(training) * _seconds(loop.device, loop.gradient_norm)
+    return seconds
+
+
 def _evaluation_seconds(loop: Loop) -> float:
-    model, before = loop.optimizer.finish(), loop.progress.evaluation_seconds  # of what a reference said
+    return _seconds(loop.device, partial(loop.evaluate, loop.optimizer.finish()))
+
+
+def _seconds(device: torch.device, work: Callable[[], Any]) -> float:
+    """Of `work`, at most `LONGEST_EVALUATION`."""
+    clock = Clock(device)
     try:
-        with _at_most(LONGEST_EVALUATION):
-            loop.evaluate(model)
+        with _at_most(LONGEST_EVALUATION), clock.phase("forward"):
+            work()
     except _Enough:
         return LONGEST_EVALUATION
-    return loop.progress.evaluation_seconds - before
+    return clock.end_step()
 
 
 @contextmanager

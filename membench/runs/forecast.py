@@ -24,7 +24,8 @@ _COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
 _NOTES = [
     "needs: planned, at the peak.",
     "s / step: of the first steps of a run, made for this; hours: with evaluations, of which one a task and model "
-    "was made for this, as far as it came in a minute. One run after another, without what each needs to start.",
+    "was made for this, as far as it came in a minute, and so with what a reference says before training and with "
+    "tracked norms. One run after another, without what each needs to start.",
 ]
 
 
@@ -90,4 +91,5 @@ def _hours(row: Row) -> float:
     training = row["run"].training
     between = (training.steps - 1) // training.evaluate_every if training.evaluate_every else 0
     evaluations = 1 + training.evaluate_before + between
-    return row["count"] * (training.steps * row["step_seconds"] + evaluations * row["evaluation_seconds"]) / 3600
+    seconds = training.steps * row["step_seconds"] + evaluations * row["evaluation_seconds"] + row["other_seconds"]
+    return float(row["count"] * seconds / 3600)

@@ -262,15 +262,26 @@ class Loop:
         self.progress = Progress()
         self._stepped = False  # in this process
         self._loss_fn = loss_function(task, training, device)
-        self._gradient_norm: tracking.GradientNorm | None = None
+        self.gradient_norm: tracking.GradientNorm | None = None
         if not isinstance(task, HasReference):  # which knows no batch before it has seen the model
-            self._begin_to_track()
+            self.begin_to_track()
 
-    def _begin_to_track(self) -> None:
-        if self.training.track == tracking.GRADIENT_NORM and self._gradient_norm is None:
+    def begin_to_track(self) -> None:
+        """Make what takes the tracked gradient, if one is asked for."""
+        if self.training.track == tracking.GRADIENT_NORM and self.gradient_norm is None:
             batches = tracking.first_batches(self.task, self.training, self.device)
             given = self.model, self.optimizer, self._loss_fn, batches, shares(batches)
-            self._gradient_norm = tracking.GradientNorm(*given)
+            self.gradient_norm = tracking.GradientNorm(*given)
+
+    def ask_reference(self, task: HasReference) -> None:
+        """Have the task remember what the model says of all that it is trained and evaluated on."""
+        batches = self.training.steps * self.training.gradient_accumulation_steps
+        if self.training.track:
+            batches = max(batches, tracking.batches_of(self.training))
+        with self._evaluating():
+            with _precision(self.training, self.device):
+                task.remember_training(self.model, batches)
+            task.remember_held_out(self.model)
 
     def run(
         self,
@@ -292,7 +303,7 @@ class Loop:
         self._sign()
         if self.progress.step == 0:
             self._look_before()
-        self._begin_to_track()
+        self.begin_to_track()
         self.model.train()
         remembered = 0
         self._waited = waited_seconds()
@@ -317,13 +328,7 @@ class Loop:
     def _look_before(self) -> None:
         """What a task must know of the model before the first step, and its scores if they are asked for."""
         if isinstance(self.task, HasReference):
-            batches = self.training.steps * self.training.gradient_accumulation_steps
-            if self.training.track:
-                batches = max(batches, tracking.batches_of(self.training))
-            with self._evaluating():
-                with _precision(self.training, self.device):
-                    self.task.remember_training(self.model, batches)
-                self.task.remember_held_out(self.model)
+            self.ask_reference(self.task)
         if self.training.evaluate_before:
             self.progress.initial_metrics = self.evaluate(self.model)
             if isinstance(self.task, ComparesScores):
@@ -378,7 +383,7 @@ class Loop:
         evaluates = evaluate_every is not None and progress.step % evaluate_every == 0
         every = max(1, self.training.steps // _HISTORY_ENTRIES)
         last = progress.step == self.training.steps
-        tracks = self._gradient_norm is not None and (last or progress.step % tracking.interval(self.training) == 0)
+        tracks = self.gradient_norm is not None and (last or progress.step % tracking.interval(self.training) == 0)
         if progress.step % every == 0 or last or evaluates or tracks or not finite:
             self._add_waited()
             mean = sum(progress.losses) / len(progress.losses)
@@ -386,8 +391,8 @@ class Loop:
             progress.losses.clear()
         if not finite:
             raise Diverged(f"the loss is {loss} at step {progress.step}")
-        if tracks and self._gradient_norm is not None:
-            norm = self._gradient_norm()  # not finite where the weights have just become so; the loss will tell
+        if tracks and self.gradient_norm is not None:
+            norm = self.gradient_norm()  # not finite where the weights have just become so; the loss will tell
             progress.history[-1]["gradient_norm"] = norm if math.isfinite(norm) else None
         if evaluates and progress.step < self.training.steps:
             progress.history[-1]["metrics"] = self.evaluate(self.model)

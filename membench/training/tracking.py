@@ -70,6 +70,11 @@ def interval(training: Training) -> int:
     return max(1, training.steps // POINTS)
 
 
+def points(training: Training) -> int:
+    """How many there are in a run; the last step has one."""
+    return -(-training.steps // interval(training))
+
+
 def batches_of(training: Training) -> int:
     """How many micro-batches the gradient is taken on."""
     return max(1, EXAMPLES // training.micro_batch_size)
