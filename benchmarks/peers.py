@@ -301,9 +301,7 @@ def fira(model: nn.Module, rank: int, **settings: Any) -> StockOptimizer:
 # ---- apollo-torch
 
 
-def apollo(
-    model: nn.Module, rank: int, scale: float, scale_type: str, update_every: int, lr: float = 1e-4, eps: float = 1e-12
-) -> StockOptimizer:
+def apollo(model: nn.Module, rank: int, scale: float, scale_type: str, update_every: int) -> StockOptimizer:
     """APOLLO from its package, on the same matrices as ours and with ours' first projections."""
     from apollo_torch import APOLLOAdamW
     from apollo_torch.random_projector import GradientProjector
@@ -315,7 +313,7 @@ def apollo(
         {"params": projected, **settings, "proj": "random", "proj_type": "std"},
         {"params": [p for p in model.parameters() if p not in chosen]},
     ]
-    optimizer = APOLLOAdamW(groups, lr=lr, eps=eps)
+    optimizer = APOLLOAdamW(groups, lr=1e-4, eps=1e-12)
 
     class Shared(GradientProjector):
         def get_orthogonal_matrix(self, weights: Tensor, rank: int, type: str, seed: int) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from optimizers.contract import Subject, build_model
@@ -80,9 +79,3 @@ def _refusal(method: Method, name: str, value: Any) -> str:
     except Exception:  # of another type than the constructor can look at
         return ""
     return ""
-
-
-def paragraphs(text: str) -> Iterator[str]:
-    """Each on one line."""
-    for paragraph in text.split("\n\n"):
-        yield " ".join(paragraph.split())

@@ -72,11 +72,6 @@ class Browser:
             raise RuntimeError(str(found["exceptionDetails"]))
         return found["result"].get("value")
 
-    def screenshot(self, path: Path) -> None:
-        """All of the page."""
-        shot = self("Page.captureScreenshot", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(shot["data"]))
-
     def print(self, path: Path) -> None:
         """As it would come from a printer, as PDF."""
         path.write_bytes(base64.b64decode(self("Page.printToPDF", printBackground=False)["data"]))

@@ -15,8 +15,6 @@ from tasks.models import source as models
 from tasks.models.source import Source
 from tasks.models.tokenization import load_tokenizer, train_tokenizer
 
-CLASSIFICATION, CHOICE = transformers.AutoModelForSequenceClassification, transformers.AutoModelForMultipleChoice
-
 
 def create(name="superglue/cb", **given):
     given = {"model": "config:roberta-tiny", "batch_size": 2, "sequence_length": 32, **given}

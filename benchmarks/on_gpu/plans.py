@@ -46,10 +46,6 @@ class Plans:
         """Wait for a plan and return it."""
         return self._made[name].result()
 
-    def is_made(self, name: str) -> bool:
-        """Is the plan finished?"""
-        return self._made[name].done()
-
     def stop(self) -> None:
         """Drop what hasn't begun, and end the processes."""
         processes = list((self._pool._processes or {}).values())

@@ -46,14 +46,14 @@ class Configuration:
         return transformers.AutoConfig.for_model(self.model_type, **self.values)
 
 
-def _roberta(layers: int, hidden: int, heads: int, vocabulary: int = 50_265, positions: int = 514) -> dict[str, Any]:
+def _roberta(layers: int, hidden: int, heads: int, vocabulary: int = 50_265) -> dict[str, Any]:
     return {
         "num_hidden_layers": layers,
         "hidden_size": hidden,
         "num_attention_heads": heads,
         "intermediate_size": 4 * hidden,
         "vocab_size": vocabulary,
-        "max_position_embeddings": positions,
+        "max_position_embeddings": 514,  # padding takes the first two
         "type_vocab_size": 1,
         "layer_norm_eps": 1e-5,
     }
