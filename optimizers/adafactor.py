@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optimizers.base import LOW_PRECISION, MemoryEfficientOptimizer, check_choice, check_positive
+from optimizers.base import MemoryEfficientOptimizer, check_choice
 from optimizers.registry import register
-from optimizers.shared.factored import chunks_of, rms, subtract, update_moments
+from optimizers.shared.factored import check_factored, chunks_of, rms, subtract, update_moments
+from optimizers.shared.masters import exact_dtype
 
 
 @register("adafactor")
@@ -74,11 +75,7 @@ class Adafactor(MemoryEfficientOptimizer):
         in_backward: bool = False,
     ):
         check_choice("rule", rule, tuple(RULES))
-        check_positive("clip_threshold", clip_threshold)
-        if not -math.inf < decay_rate < 0.0:
-            raise ValueError(f"decay_rate must be a finite number below 0, not {decay_rate}")
-        if len(eps) != 2:
-            raise ValueError(f"eps must be two numbers, not {eps}")
+        check_factored(decay_rate, eps, clip_threshold)
         self.rule = RULES[rule]
         eps = (self.rule.eps if eps[0] is None else eps[0], eps[1])
         defaults = {"lr": lr, "weight_decay": weight_decay, "decay_rate": decay_rate, "eps": eps}
@@ -166,18 +163,14 @@ RULES: dict[str, type[TransformersRule] | type[TorchRule]] = {"transformers": Tr
 
 
 def _initial_state(p: Tensor) -> dict[str, Any]:
-    zeros = functools.partial(torch.zeros, dtype=_exact_dtype(p), device=p.device)
+    zeros = functools.partial(torch.zeros, dtype=exact_dtype(p), device=p.device)
     if p.dim() < 2:
         return {"step": 0, "second": zeros(p.numel())}
     return {"step": 0, "row": zeros(p.shape[:-1]), "column": zeros(p.shape[:-2] + p.shape[-1:])}
 
 
-def _exact_dtype(p: Tensor) -> torch.dtype:
-    return torch.float32 if p.dtype in LOW_PRECISION else p.dtype
-
-
 def _exact(t: Tensor) -> Tensor:
-    return t.to(_exact_dtype(t))
+    return t.to(exact_dtype(t))
 
 
 def _update_moments(moments: list[Tensor], grads: list[Tensor], eps: float, decay: float) -> None:

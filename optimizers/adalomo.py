@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optimizers.base import LOW_PRECISION, MemoryEfficientOptimizer, check_positive
+from optimizers.base import MemoryEfficientOptimizer
 from optimizers.registry import register
-from optimizers.shared.factored import chunks_of, rms, subtract, update_moments
+from optimizers.shared.factored import check_factored, chunks_of, rms, subtract, update_moments
+from optimizers.shared.masters import exact_dtype
 
 
 @register("adalomo")
@@ -61,11 +62,7 @@ class AdaLomo(MemoryEfficientOptimizer):
         eps: tuple[float, float] = (1e-30, 1e-3),
         clip_threshold: float = 1.0,
     ):
-        check_positive("clip_threshold", clip_threshold)
-        if not -math.inf < decay_rate < 0.0:
-            raise ValueError(f"decay_rate must be a finite number below 0, not {decay_rate}")
-        if len(eps) != 2:
-            raise ValueError(f"eps must be two numbers, not {eps}")
+        check_factored(decay_rate, eps, clip_threshold)
         defaults = {"lr": lr, "weight_decay": weight_decay, "decay_rate": decay_rate, "eps": tuple(eps)}
         super().__init__(model, {**defaults, "clip_threshold": clip_threshold}, in_backward=True)
 
@@ -82,9 +79,8 @@ class AdaLomo(MemoryEfficientOptimizer):
 
 
 def _initial_state(p: Tensor) -> dict[str, Any]:
-    dtype = torch.float32 if p.dtype in LOW_PRECISION else p.dtype
     rows, columns = _matrix_shape(p)
-    row, column = (torch.zeros(size, dtype=dtype, device=p.device) for size in (rows, columns))
+    row, column = (torch.zeros(size, dtype=exact_dtype(p), device=p.device) for size in (rows, columns))
     return {"step": 0, "row": row, "column": column}
 
 

@@ -13,6 +13,7 @@ from optimizers.base import LOW_PRECISION, MemoryEfficientOptimizer
 from optimizers.registry import register
 from optimizers.shared.arithmetic import decayed, update_through_masters
 from optimizers.shared.dense_blocks import Partition, partitions
+from optimizers.shared.masters import exact_dtype
 
 
 @register("adam-mini")
@@ -77,12 +78,11 @@ class AdamMini(MemoryEfficientOptimizer):
         return self._initial_state(torch.empty(p.shape, dtype=p.dtype, device="meta"), self._partitions[p])
 
     def _initial_state(self, p: Tensor, partition: Partition) -> dict[str, Any]:
-        exact = torch.promote_types(p.dtype, torch.float32)
         state: dict[str, Any] = {"step": 0}
         if self.master_weights and p.dtype in LOW_PRECISION:
             state["master"] = p.detach().to(torch.float32, copy=True)
         state["exp_avg"] = torch.zeros_like(state.get("master", p))
-        state["exp_avg_sq"] = torch.zeros(partition.blocks, dtype=exact, device=p.device)
+        state["exp_avg_sq"] = torch.zeros(partition.blocks, dtype=exact_dtype(p), device=p.device)
         return state
 
 

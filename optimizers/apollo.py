@@ -13,8 +13,10 @@ from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count,
 from optimizers.registry import register
 from optimizers.shared.arithmetic import adamw_update, bias_correction, decayed, expected_adam_state
 from optimizers.shared.growth import limit_growth
+from optimizers.shared.masters import exact_dtype
 from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices
 from optimizers.shared.norms import norm_of
+from optimizers.shared.saved_states import check_same_settings
 from optimizers.shared.sharded import has_values
 
 SCALES = {"channel": 1.0, "tensor": 128.0}  # by scale_type: APOLLO's and APOLLO-Mini's
@@ -93,9 +95,7 @@ class APOLLO(MemoryEfficientOptimizer):
         return {"rank": self.rank, "scale_type": self.scale_type, "seed": self.seed}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
-        for name, value in self.extra_state().items():
-            if extra[name] != value:
-                raise ValueError(f"this state was saved with {name}={extra[name]!r}, not {value!r}")
+        check_same_settings(extra, self.extra_state())
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
         if p not in self._number:
@@ -103,7 +103,7 @@ class APOLLO(MemoryEfficientOptimizer):
         rows, columns = p.shape
         rank = self.rank or max(1, min(p.shape) // 4)
         low_rank = (rank, columns) if rows < columns else (rows, rank)
-        norm = torch.empty((), dtype=torch.promote_types(p.dtype, torch.float32), device="meta")
+        norm = torch.empty((), dtype=exact_dtype(p), device="meta")
         return {**expected_adam_state(p, False, *low_rank), "updates": 0, "norm": norm}
 
     def _update_matrix(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:

@@ -35,7 +35,14 @@ from optimizers.shared.step_checks import (
     check_used,
 )
 from optimizers.shared.storages import storages_of
-from optimizers.shared.values import check_choice, check_count, check_hyperparameters, check_positive, plain
+from optimizers.shared.values import (
+    check_choice,
+    check_count,
+    check_hyperparameters,
+    check_positive,
+    check_share,
+    plain,
+)
 
 __all__ = [
     "LOW_PRECISION",
@@ -44,6 +51,7 @@ __all__ = [
     "check_count",
     "check_hyperparameters",
     "check_positive",
+    "check_share",
 ]
 
 

@@ -11,6 +11,7 @@ from optimizers.galore import GaLore
 from optimizers.registry import register
 from optimizers.shared.arithmetic import bias_correction, decayed
 from optimizers.shared.growth import limit_growth
+from optimizers.shared.masters import exact_dtype
 from optimizers.shared.norms import norm_of
 from optimizers.shared.projections import add_back, left_out
 
@@ -80,8 +81,7 @@ class Fira(GaLore):
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
         state = super().expected_state(p, saved)
-        exact = torch.promote_types(p.dtype, torch.float32)
-        norm = {"norm": torch.empty((), dtype=exact, device="meta")} if p in self._number else {}
+        norm = {"norm": torch.empty((), dtype=exact_dtype(p), device="meta")} if p in self._number else {}
         return {**state, **norm}
 
     def _apply(

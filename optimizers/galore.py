@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count
+from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count, check_positive
 from optimizers.registry import register
 from optimizers.shared.inner import InnerAdamW
 from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices
@@ -24,6 +24,7 @@ from optimizers.shared.projections import (
     sides,
 )
 from optimizers.shared.rounding import generator
+from optimizers.shared.saved_states import check_same_settings
 from optimizers.shared.subspace import exact_vectors, randomized_vectors
 
 PROJECTIONS = ("std", "reverse_std", "left", "right", "full")
@@ -100,8 +101,7 @@ class GaLore(MemoryEfficientOptimizer):
         check_count("update_every", update_every)
         check_choice("projection", projection, PROJECTIONS)
         check_choice("svd", svd, SVDS)
-        if not 0.0 < scale < float("inf"):
-            raise ValueError(f"scale must be a finite number above 0, not {scale}")
+        check_positive("scale", scale)
         if projection_bits not in (None, 4, 8):
             raise ValueError(f"projection_bits must be 4, 8 or None, not {projection_bits}")
         self.adamw = InnerAdamW(model, master_weights=False, states=states, stochastic_rounding=stochastic_rounding)
@@ -128,9 +128,7 @@ class GaLore(MemoryEfficientOptimizer):
         return {"rank": self.rank, "projection": self.projection, "projection_bits": self.projection_bits}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
-        for name, value in self.extra_state().items():
-            if extra.get(name) != value:
-                raise ValueError(f"this state was saved with {name}={extra.get(name)!r}, not {value!r}")
+        check_same_settings(extra, self.extra_state())
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
         if p not in self._number:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from optimizers.base import LOW_PRECISION, MemoryEfficientOptimizer, check_positive
 from optimizers.registry import register
+from optimizers.shared.masters import exact_dtype
 from optimizers.shared.step_checks import check_not_updated
 
 
@@ -96,8 +97,7 @@ class LOMO(MemoryEfficientOptimizer):
             super()._update_now(p)
             return
         check_not_updated(self, p)
-        dtype = torch.float32 if p.dtype in LOW_PRECISION else None
-        self._norms[p] = torch.linalg.vector_norm(p.grad, dtype=dtype)
+        self._norms[p] = torch.linalg.vector_norm(p.grad, dtype=exact_dtype(p))
         p.grad = None
 
     def _clip(self, g: Tensor) -> None:

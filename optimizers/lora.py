@@ -8,7 +8,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count, check_hyperparameters
+from optimizers.base import (
+    MemoryEfficientOptimizer,
+    check_choice,
+    check_count,
+    check_hyperparameters,
+    check_positive,
+    check_share,
+)
 from optimizers.registry import register
 from optimizers.shared.adapters import (
     ALL_LINEAR,
@@ -25,6 +32,7 @@ from optimizers.shared.arithmetic import adamw_update, expected_adam_state
 from optimizers.shared.blocks import matching
 from optimizers.shared.nf4 import KERNELS, check_bitsandbytes
 from optimizers.shared.nf4_linear import quantize_linears, restore_linears
+from optimizers.shared.saved_states import check_same_settings
 
 # what each variant asks of peft
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -137,11 +145,9 @@ class LoRA(MemoryEfficientOptimizer):
         if variant == "vera" and alpha is not None:
             raise ValueError(f"variant='vera' has no alpha, so alpha={alpha} would do nothing: leave it out")
         alpha = 4.0 * rank if alpha is None else alpha
-        for name, value in (("alpha", alpha), ("lora_plus_ratio", lora_plus_ratio)):
-            if not 0.0 < value < float("inf"):
-                raise ValueError(f"{name} must be a finite number above 0, not {value}")
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
+        check_positive("alpha", alpha)
+        check_positive("lora_plus_ratio", lora_plus_ratio)
+        check_share("dropout", dropout)
         self.variant, self.lora_plus_ratio, self.master_weights = variant, lora_plus_ratio, master_weights
         self.base = base
         always = matching(model, always_train)
@@ -208,10 +214,8 @@ class LoRA(MemoryEfficientOptimizer):
         return {"variant": self.variant, "base": None if self.base == "full" else self.base}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
-        for name, value in (("variant", self.variant), ("base", self.base)):
-            saved = extra.get(name) or "full"
-            if saved != value:
-                raise ValueError(f"this state was saved with {name}={saved!r}, not {value!r}")
+        saved = {**extra, "base": extra.get("base") or "full"}
+        check_same_settings(saved, {"variant": self.variant, "base": self.base})
 
     @torch.no_grad()
     def finish(self) -> nn.Module:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count, check_positive
+from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count, check_positive, check_share
 from optimizers.registry import register
 from optimizers.shared.arithmetic import decayed, expected_adam_state
 from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices, with_rate_of_the_rest
@@ -82,8 +82,7 @@ class Muon(MemoryEfficientOptimizer):
         eps: float = 1e-8,
         in_backward: bool = False,
     ):
-        if not 0.0 <= momentum < 1.0:
-            raise ValueError(f"momentum must be at least 0 and below 1, not {momentum}")
+        check_share("momentum", momentum)
         if len(ns_coefficients) != 3:
             raise ValueError(f"ns_coefficients must be three numbers, not {ns_coefficients}")
         check_count("ns_steps", ns_steps)

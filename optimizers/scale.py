@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optimizers.base import MemoryEfficientOptimizer, check_positive
+from optimizers.base import MemoryEfficientOptimizer, check_positive, check_share
 from optimizers.registry import register
 from optimizers.shared.arithmetic import decayed, expected_adam_state
 from optimizers.shared.blocks import outside_layers
@@ -59,8 +59,7 @@ class SCALE(MemoryEfficientOptimizer):
         eps: float = 1e-8,
         in_backward: bool = False,
     ):
-        if not 0.0 <= momentum < 1.0:
-            raise ValueError(f"momentum must be at least 0 and below 1, not {momentum}")
+        check_share("momentum", momentum)
         check_positive("adamw_lr", adamw_lr)
         self.adamw_lr = adamw_lr
         self._summed, self._head = columns_and_head(model)

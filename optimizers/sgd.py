@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from optimizers.base import MemoryEfficientOptimizer
+from optimizers.base import MemoryEfficientOptimizer, check_share
 from optimizers.registry import register
 from optimizers.shared.inner import InnerSGD
 
@@ -49,8 +49,7 @@ class SGD(MemoryEfficientOptimizer):
         master_weights: bool = False,
         stochastic_rounding: bool = False,
     ):
-        if not 0.0 <= momentum < 1.0:
-            raise ValueError(f"momentum must be at least 0 and below 1, not {momentum}")
+        check_share("momentum", momentum)
         self.sgd = InnerSGD(model, master_weights=master_weights, stochastic_rounding=stochastic_rounding)
         defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
         super().__init__(model, defaults, in_backward=in_backward)

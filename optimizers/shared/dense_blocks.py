@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optimizers.shared.masters import exact_dtype
 from optimizers.shared.matrices import input_dims
+from optimizers.shared.norms import norm_of
 
 Runs = tuple[tuple[int, int], ...]  # (how many blocks, outputs of each)
 
@@ -48,12 +50,11 @@ class Partition:
 
     def mean_squares(self, g: Tensor) -> Tensor:
         """The mean of each block's squared entries, (blocks,) in fp32 or better."""
-        exact = torch.promote_types(g.dtype, torch.float32)
         if self.averaged:
-            norms = torch.linalg.vector_norm(g, dim=self.averaged, dtype=exact)
-            squares = norms.square_().div_(math.prod(g.shape[d] for d in self.averaged)).flatten()
+            averaged = math.prod(g.shape[d] for d in self.averaged)
+            squares = norm_of(g, dim=self.averaged).square_().div_(averaged).flatten()
         else:
-            squares = g.to(exact).square().flatten()
+            squares = g.to(exact_dtype(g)).square().flatten()
         if self._is_fine:
             return squares
         pieces = squares.view(self.repeats, -1).split([count * size for count, size in self.runs], 1)

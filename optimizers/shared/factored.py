@@ -11,7 +11,22 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from optimizers.shared.values import check_positive
+
 CHUNK = 2**24  # weights: temporaries have this size, or that of one row if larger; smaller would mean many kernels
+
+
+def check_factored(decay_rate: float, eps: tuple[float | None, float], clip_threshold: float) -> None:
+    """Refuse hyper-parameters of Adafactor's update that are out of range.
+
+    Raises:
+        ValueError: names the hyper-parameter and its value.
+    """
+    check_positive("clip_threshold", clip_threshold)
+    if not -math.inf < decay_rate < 0.0:
+        raise ValueError(f"decay_rate must be a finite number below 0, not {decay_rate}")
+    if len(eps) != 2:
+        raise ValueError(f"eps must be two numbers, not {eps}")
 
 
 def chunks_of(p: Tensor, g: Tensor) -> list[tuple[Tensor, Tensor]]:

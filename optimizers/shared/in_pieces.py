@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optimizers.shared.masters import exact_dtype
 from optimizers.shared.quantized import SIGNED, UNSIGNED, Codebook, blocks_of, pieces
 from optimizers.shared.rounding import write
 
@@ -54,7 +55,7 @@ def _adamw(
 ) -> None:
     (beta1, beta2), lr = group["betas"], group["lr"]
     correction1, correction2 = 1.0 - beta1 ** state["step"], math.sqrt(1.0 - beta2 ** state["step"])
-    w, g = p.to(torch.promote_types(p.dtype, torch.float32)), g.float()
+    w, g = p.to(exact_dtype(p)), g.float()
     m = _read(state, "exp_avg", piece).mul_(beta1).add_(g, alpha=1.0 - beta1)
     v = _read(state, "exp_avg_sq", piece).mul_(beta2).addcmul_(g, g, value=1.0 - beta2)
     del g

@@ -16,6 +16,11 @@ from optimizers.shared.storages import storages_of
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
+def exact_dtype(t: Tensor) -> torch.dtype:
+    """What to compute in: fp32, or fp64 for an fp64 tensor."""
+    return torch.promote_types(t.dtype, torch.float32)
+
+
 class Masters:
     """Notices that weights were changed since a method last wrote them; then their masters follow.
 

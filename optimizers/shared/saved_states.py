@@ -51,6 +51,17 @@ def check_entries(optimizer: MemoryEfficientOptimizer, state: State) -> None:
             _check_entry(names[number], saved, optimizer.expected_state(params[number], saved))
 
 
+def check_same_settings(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuse a state that was saved with other settings than a method's own, by name.
+
+    Raises:
+        ValueError: names the first that differs, and both values.
+    """
+    for name, value in own.items():
+        if saved.get(name) != value:
+            raise ValueError(f"this state was saved with {name}={saved.get(name)!r}, not {value!r}")
+
+
 def _names(optimizer: MemoryEfficientOptimizer) -> list[str]:
     return [name for group in optimizer.param_groups for name in group["param_names"]]
 

@@ -55,6 +55,16 @@ def check_positive(name: str, value: float | None, *, optional: bool = False) ->
         raise ValueError(f"{name} must be a finite number above 0, not {value}")
 
 
+def check_share(name: str, value: float) -> None:
+    """Refuse a share or a decay rate that isn't at least 0 and below 1.
+
+    Raises:
+        ValueError: names the hyper-parameter and its value.
+    """
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"{name} must be at least 0 and below 1, not {value}")
+
+
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a word that isn't one of `choices`.
 
