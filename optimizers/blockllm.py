@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count
+from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count, check_share
 from optimizers.registry import register
 from optimizers.shared.blockllm_rules import RULES, PaperRule
 from optimizers.shared.blocks import matching, shuffled, split_into_blocks
@@ -29,6 +29,9 @@ from optimizers.shared.reach import Reach
 from optimizers.shared.row_groups import Cuts, count_groups, cuts_of, largest_groups, shape_of
 from optimizers.shared.sharded import gathered, has_values, placed
 from optimizers.shared.values import check_indices
+
+# What of a tensor is trained, and the entry of its state by which that is known, the most telling first.
+PARTS = {"whole": None, "entries": "index", "rows": "groups", "marked": "exp_avg_sq"}
 
 
 @register("blockllm")
@@ -115,8 +118,7 @@ class BlockLLM(MemoryEfficientOptimizer):
         check_count("rows", rows, optional=True)
         if rows is not None and not RULES[rule].masks_entries:
             raise ValueError(f"rows={rows} needs rule='paper': with rule={rule!r} whole tensors are trained")
-        if not 0.0 <= sparsity < 1.0:
-            raise ValueError(f"sparsity must be at least 0 and below 1, not {sparsity}")
+        check_share("sparsity", sparsity)
         for name, count in (("patience", patience), ("probe", probe), ("update_every", update_every)):
             check_count(name, count)
         check_count("probe_every", probe_every, optional=True)
@@ -185,28 +187,30 @@ class BlockLLM(MemoryEfficientOptimizer):
             self._mask()
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
-        dense = [i for i, p in enumerate(params) if p in self._dense]
-        if dense:
-            trained = [params[i] for i in dense]
-            states, keys = [self.state[p] for p in trained], self.rounding_keys(trained)
-            self.adamw.update(states, trained, [grads[i] for i in dense], group, keys)
-        for p, g in zip(params, grads, strict=True):
-            if p not in self._dense and "index" in self.state.get(p, ()):
-                update_entries(self.adamw, self.state[p], p, g, group, self.rounding_keys([p])[0])
-        marked = [i for i, p in enumerate(params) if p not in self._dense and self._is_marked(self.state.get(p, {}))]
-        if marked:
-            trained = [params[i] for i in marked]
-            states, gradients = [self.state[p] for p in trained], [grads[i] for i in marked]
-            if self._trains_all_chosen():
-                self.adamw.update(states, trained, gradients, group, [])
-            else:
-                update_marked(self.adamw, states, trained, gradients, group)
-        in_rows = [i for i, p in enumerate(params) if p not in self._dense and "groups" in self.state.get(p, ())]
-        if in_rows:
-            trained = [params[i] for i in in_rows]
-            states, cuts = [self.state[p] for p in trained], [self._cuts_of(p) for p in trained]
-            gradients, keys = [grads[i] for i in in_rows], self.rounding_keys(trained)
-            update_rows(self.adamw, states, trained, gradients, cuts, group, keys)
+        parts = [self._part_of(p) for p in params]
+        for part in PARTS:
+            chosen = [i for i, one in enumerate(parts) if one == part]
+            if chosen:
+                self._update_part(part, [params[i] for i in chosen], [grads[i] for i in chosen], group)
+
+    def _part_of(self, p: Tensor) -> str | None:
+        """Which part of `p` is trained, one of `PARTS`; None if it has no entry among the largest."""
+        if p in self._dense:
+            return "whole"
+        state = self.state.get(p, {})
+        return next((part for part, name in PARTS.items() if name in state), None)
+
+    def _update_part(self, part: str, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+        states, keys = [self.state[p] for p in params], self.rounding_keys(params)
+        if part == "entries":
+            for state, p, g, key in zip(states, params, grads, keys, strict=True):
+                update_entries(self.adamw, state, p, g, group, key)
+        elif part == "rows":
+            update_rows(self.adamw, states, params, grads, [self._cuts_of(p) for p in params], group, keys)
+        elif part == "marked" and not self._trains_all_chosen():
+            update_marked(self.adamw, states, params, grads, group)
+        else:
+            self.adamw.update(states, params, grads, group, keys)
 
     def after_step(self) -> None:
         loss = self._loss.item() if self._loss is not None and has_values(self._loss) else 0.0
@@ -362,10 +366,6 @@ class BlockLLM(MemoryEfficientOptimizer):
     def _trains_all_chosen(self) -> bool:
         chosen = [self._pool[i] for i in self.rule.chosen]
         return sum(p.numel() for p in chosen if self.state.get(p)) <= self.rule.budget
-
-    @staticmethod
-    def _is_marked(state: dict[str, Any]) -> bool:
-        return "exp_avg_sq" in state and "index" not in state and "groups" not in state
 
     def _cuts_of(self, p: Tensor) -> Cuts:
         if p not in self._cuts:  # after a state was loaded
