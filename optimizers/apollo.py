@@ -131,9 +131,8 @@ class APOLLO(MemoryEfficientOptimizer):
     ) -> Tensor:
         """s = norm_of(N) / norm_of(R), with norms over `dims`, which stay as dimensions of size 1."""
         correction = bias_correction(group, state["updates"])
-        eps = group["eps"] / math.sqrt(
-            1.0 - group["betas"][1] ** state["updates"]
-        )  # torch adds it after the correction
+        # torch adds eps after the correction
+        eps = group["eps"] / math.sqrt(1.0 - group["betas"][1] ** state["updates"])
         step = torch.zeros_like(low_rank)  # becomes -N times the correction
         settings = {**group, "lr": 1.0, "weight_decay": 0.0, "eps": eps}
         adamw_update([state], [step], [low_rank], settings, master_weights=False)

@@ -169,9 +169,8 @@ class BAdam(MemoryEfficientOptimizer):
         self._activate()
 
     def _activate(self) -> None:
-        self._active = dict.fromkeys(
-            self.blocks[self.selection]
-        )  # ordered, so that memory is freed in the same order every time
+        # ordered, so that memory is freed in the same order every time
+        self._active = dict.fromkeys(self.blocks[self.selection])
         self.train_only({*self._always, *self._active})
 
     def _order_of(self, epoch: int) -> Sequence[int]:

@@ -109,9 +109,8 @@ class GaLore(MemoryEfficientOptimizer):
         self.projection_bits, self.lazy = projection_bits, lazy
         self.rank, self.update_every, self.scale = rank, update_every, scale
         self.projection, self.svd, self.seed = projection, svd, seed
-        self._number: dict[Tensor, int] = {
-            p: number for number, p in enumerate(layer_matrices(model))
-        }  # the projected ones
+        # of the matrices that are projected
+        self._number: dict[Tensor, int] = {p: number for number, p in enumerate(layer_matrices(model))}
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(model, defaults, in_backward=in_backward)
 

@@ -44,9 +44,8 @@ class FakeMeter(MemoryMeter):
         super().__init__(model, optimizer)
         self._fake = fake
         self._accumulating: Any = None  # autograd's node, while its hooks run without autograd
-        self.of_gradients: set[int] = (
-            set()
-        )  # allocations made while a parameter's gradient is accumulated, and its hooks run
+        # allocations made while a parameter's gradient is accumulated, and its hooks run
+        self.of_gradients: set[int] = set()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

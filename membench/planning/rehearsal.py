@@ -79,10 +79,8 @@ def planned_bytes(run: Run, task: Task, room: int) -> int | None:
             return None
         values = run.hyperparameters
         if values.get("always_train"):
-            values = {
-                **values,
-                "always_train": blueprint.head or values["always_train"],
-            }  # a head may have another name
+            # the planned model's head may have another name
+            values = {**values, "always_train": blueprint.head or values["always_train"]}
         if run.training.weights == "random":
             values = from_scratch(run.method, values, blueprint.skeleton)
         made = plan_method(blueprint, run.method, values)

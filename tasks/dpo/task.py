@@ -78,9 +78,8 @@ class PreferenceTuning:
             given, texts=lambda: _texts(read.training), data_sha256=f"dpo {read.sha256}", dropout=False
         )
         self.from_scratch, self.tokenizer = self.language.from_scratch, self.language.tokenizer
-        self._most_tokens = min(
-            EVALUATION_TOKENS, 2 * given.batch_size * given.sequence_length
-        )  # as in a step, at most
+        # as in a step, at most
+        self._most_tokens = min(EVALUATION_TOKENS, 2 * given.batch_size * given.sequence_length)
         source = f"{given.data} {read.sha256}"
         self.train = self._fit(read.training, given.sequence_length, "training", source)
         self.validation = self._fit(read.held_out[:validation_examples], given.sequence_length, "held-out", source)

@@ -29,9 +29,8 @@ class Encoder:
         self.tokenizer, self.sequence_length = tokenizer, sequence_length
         values = model.config.to_dict()
         self._always_pairs = pairs and bool(values.get("is_encoder_decoder"))
-        self._pads_left = (
-            values.get("summary_type") == "last"
-        )  # XLNet classifies by the last position, whatever is in it
+        # XLNet classifies by the last position, whatever is in it
+        self._pads_left = values.get("summary_type") == "last"
         # RoBERTa has one token type, but many tokenizers return two for every model
         has_types = (values.get("type_vocab_size") or 0) > 1
         self.keys = ("input_ids", "token_type_ids") if has_types else ("input_ids",)
