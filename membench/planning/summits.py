@@ -95,12 +95,7 @@ def coefficients(spread: Spread, given: Sequence[int]) -> tuple[int, ...]:
     Raises:
         NotAlikeError: the coefficients aren't whole numbers.
     """
-    batches, sequences = spread.batches, spread.sequences
-    rows = [newton(sequences, given[i : i + len(sequences)]) for i in range(0, len(given), len(sequences))]
-    found = rows[0]
-    if len(batches) > 1:
-        slopes = [(other - one) / (batches[1] - batches[0]) for one, other in zip(*rows, strict=True)]
-        found = [*(one - batches[0] * slope for one, slope in zip(rows[0], slopes, strict=True)), *slopes]
+    found = _polynomial(spread, [Fraction(value) for value in given])
     if any(number.denominator > 1 for number in found):
         raise NotAlikeError("what is allocated isn't a polynomial with whole numbers")
     return tuple(map(int, found))
@@ -119,15 +114,25 @@ def peak_bytes(summits: Sequence[Summit], point: Point) -> int:
 
 def _curves(spread: Spread, given: Bytes) -> Any:
     """As `coefficients`, (curves, terms), of many polynomials at once: as floats, which hold whole bytes exactly."""
-    (x0, x1, x2), (one, *others) = spread.sequences, spread.batches
-    y = given.reshape(len(given), len(spread.batches), 3).astype(float)
-    first = (y[..., 1] - y[..., 0]) / (x1 - x0)
-    second = ((y[..., 2] - y[..., 1]) / (x2 - x1) - first) / (x2 - x0)
-    rows = np.stack([y[..., 0] - first * x0 + second * x0 * x1, first - second * (x0 + x1), second], -1)
-    if not others:
-        return rows[:, 0]
-    slopes = (rows[:, 1] - rows[:, 0]) / (others[0] - one)
-    return np.concatenate([rows[:, 0] - one * slopes, slopes], 1)
+    return np.stack(_polynomial(spread, list(given.T.astype(float))), -1)
+
+
+def _polynomial(spread: Spread, given: Sequence[Any]) -> list[Any]:
+    """The coefficients, in order, of the polynomial with these values, numbers or arrays of them, at known points."""
+    batches, count = spread.batches, len(spread.sequences)
+    rows = [_parabola(spread.sequences, given[i : i + count]) for i in range(0, len(given), count)]
+    if len(batches) == 1:
+        return rows[0]
+    slopes = [(other - one) / (batches[1] - batches[0]) for one, other in zip(*rows, strict=True)]
+    return [*(one - batches[0] * slope for one, slope in zip(rows[0], slopes, strict=True)), *slopes]
+
+
+def _parabola(xs: Sequence[int], values: Sequence[Any]) -> list[Any]:
+    """The coefficients of 1, x and x² of the polynomial with `values` at three `xs`, by divided differences."""
+    (x0, x1, x2), (y0, y1, y2) = xs, values
+    first = (y1 - y0) / (x1 - x0)
+    second = ((y2 - y1) / (x2 - x1) - first) / (x2 - x0)
+    return [y0 - first * x0 + second * x0 * x1, first - second * (x0 + x1), second]
 
 
 def _above(curves: Any, known: Any, first: Point, last: Point) -> Point | None:
@@ -161,14 +166,6 @@ def _halves(low: Point, high: Point) -> list[tuple[Point, Point]]:
 def _terms(point: Point) -> Any:
     b, s = point
     return np.array([1, s, s * s, b, b * s, b * s * s], dtype=float)
-
-
-def newton(xs: Sequence[int], values: Sequence[int]) -> list[Fraction]:
-    """The coefficients of 1, x and x² of the polynomial with `values` at three `xs`."""
-    (x0, x1, x2), (y0, y1, y2) = xs, values
-    first = Fraction(y1 - y0, x1 - x0)
-    second = (Fraction(y2 - y1, x2 - x1) - first) / (x2 - x0)
-    return [y0 - first * x0 + second * x0 * x1, first - second * (x0 + x1), second]
 
 
 def _matrix(spread: Spread, points: Sequence[Point]) -> Any:
