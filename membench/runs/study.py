@@ -88,15 +88,7 @@ def study(plan: Study, shard: tuple[int, int] = (1, 1)) -> int:
             cells = list(_cells(plan, shard))
             _prepare_trials(plan, cells)
         if first.dry_run:
-            for cell in cells:
-                print_notes(cell.samples)
-            print(describe(plan, cells))
-            if cells:
-                print_preview(first, cells[0].samples[0], sum(len(cell.methods) for cell in cells) * len(first.seeds))
-            if cells and first.executor == "local":  # a cluster makes its runs elsewhere
-                with waiting("planning, and making the first steps of each method", quiet=first.quiet):
-                    takes = forecast([kind for cell in cells for kind in _kinds(plan, cell)])
-                print(f"\n{takes}")
+            _preview(plan, cells)
             return 0
         if executor.remark:
             print(executor.remark, flush=True)
@@ -233,8 +225,23 @@ def _report(workshop: _Workshop) -> str:
     return tables.render(workshop.finals, trials=workshop.trials)
 
 
+def _preview(plan: Study, cells: list[_Cell]) -> None:
+    """Print what --dry-run does: every job, and what each will take."""
+    for cell in cells:
+        print_notes(cell.samples)
+    print(describe(plan, cells))
+    if not cells:
+        return
+    first = plan.settings[0]
+    print_preview(first, cells[0].samples[0], sum(len(cell.methods) for cell in cells) * len(first.seeds))
+    if first.executor == "local":  # a cluster makes its runs elsewhere
+        with waiting("planning, and making the first steps of each method", quiet=first.quiet):
+            takes = forecast([kind for cell in cells for kind in _kinds(plan, cell)])
+        print(f"\n{takes}")
+
+
 def describe(plan: Study, cells: list[_Cell]) -> str:
-    """What --dry-run prints: every job of the study, or of a shard."""
+    """Every job of the study, or of a shard."""
     seeds = plan.settings[0].seeds
     lines = []
     for cell in cells:
