@@ -123,36 +123,41 @@ def together(work: Callable[[], T]) -> T:
 def _follow(joined: Group) -> Any:
     """Do this process's part of each run, until the leader says how the command ended, or is gone."""
     (leader,) = joined.others
-    mine: Part | None = None
     with tempfile.TemporaryDirectory() as folder, _deaf_to_ctrl_c():
         processes.start_server()
-        log = Path(folder) / "log"
         try:
-            while True:
-                connection.wait([leader, *(mine.sources if mine else [])])
-                answer = mine.answer() if mine else None
-                if mine and answer:
-                    leader.send((answer, log.read_text(errors="replace") if log.exists() else ""))
-                    mine.stop()
-                    mine = None
-                elif leader.poll():
-                    word = leader.recv()
-                    if isinstance(word, _End):
-                        break
-                    if isinstance(word, Begin):
-                        log.unlink(missing_ok=True)
-                        mine = Part(Call(word.function, word.arguments, log), Seat(joined.place, word.number))
-                    elif mine:
-                        mine.stop()
+            end = _serve(leader, joined.place, Path(folder) / "log")
         except (EOFError, OSError):
             sys.exit(1)  # who started us sees how the leader ended
-        finally:
-            if mine:
+    leader.send(end)
+    if end.error is not None:
+        raise end.error
+    return end.result
+
+
+def _serve(leader: connection.Connection, place: Place, log: Path) -> _End:
+    """Begin and stop this process's part of runs as the leader says, and answer; returns its last word."""
+    mine: Part | None = None
+    try:
+        while True:
+            connection.wait([leader, *(mine.sources if mine else [])])
+            answer = mine.answer() if mine else None
+            if mine and answer:
+                leader.send((answer, log.read_text(errors="replace") if log.exists() else ""))
                 mine.stop()
-    leader.send(word)
-    if word.error is not None:
-        raise word.error
-    return word.result
+                mine = None
+            elif leader.poll():
+                word = leader.recv()
+                if isinstance(word, _End):
+                    return word
+                if isinstance(word, Begin):
+                    log.unlink(missing_ok=True)
+                    mine = Part(Call(word.function, word.arguments, log), Seat(place, word.number))
+                elif mine:
+                    mine.stop()
+    finally:
+        if mine:
+            mine.stop()
 
 
 @contextmanager
