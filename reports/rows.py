@@ -94,13 +94,24 @@ def counts(setup: Setup, label: str, tasks: list[str] | None = None) -> Row:
     return {**ended, "runs_not_run": len(among) * len(setup.seeds) - len(statuses)}
 
 
+def endings(row: Row) -> dict[str, int]:
+    """The counts that a row has from `counts`, by how its runs ended."""
+    return {name.removeprefix("runs_"): count for name, count in row.items() if name.startswith("runs_")}
+
+
+def is_complete(row: Row) -> bool:
+    """Are all runs ok that the row could have?"""
+    return row["runs_ok"] == sum(endings(row).values())
+
+
 _ENDED = {"diverged": "diverged", "out_of_memory": "ran out of memory", "failed": "failed", "not_run": "missing"}
 
 
 def caveats(row: Row) -> list[str]:
     """What must be said of a row of scores wherever it is called the best."""
-    runs = sum(count for name, count in row.items() if name.startswith("runs_"))
-    bad = [f"{row[f'runs_{name}']} of {runs} runs {word}" for name, word in _ENDED.items() if row[f"runs_{name}"]]
+    ended = endings(row)
+    runs = sum(ended.values())
+    bad = [f"{ended[name]} of {runs} runs {word}" for name, word in _ENDED.items() if ended[name]]
     return ["one seed"] * (row["n"] == 1) + bad
 
 

@@ -57,14 +57,12 @@ def ended(row: Row) -> str:
 
 
 def _runs(row: Row) -> str:
-    counts = {name.removeprefix("runs_"): count for name, count in row.items() if name.startswith("runs_")}
-    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count)
+    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in raw.endings(row).items() if count)
 
 
 def _share(row: Row) -> str:
     """Runs that count, of those there could be: only said of a row that lacks some."""
-    counts = [count for name, count in row.items() if name.startswith("runs_")]
-    return NOTHING if row["runs_ok"] == sum(counts) else f"{row['runs_ok']} of {sum(counts)}"
+    return NOTHING if raw.is_complete(row) else f"{row['runs_ok']} of {sum(raw.endings(row).values())}"
 
 
 def _short(task: str) -> str:

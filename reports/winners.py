@@ -56,13 +56,9 @@ def winners(setup: Setup) -> dict[str, Winner]:
     differ in both; speeds only of one machine. What isn't above the floor wins nothing: to learn nothing takes little
     memory and time.
     """
-    rows = [row for row in raw.summary(setup) if _complete(row) and _learned(setup, row)]
+    rows = [row for row in raw.summary(setup) if raw.is_complete(row) and _learned(setup, row)]
     columns = {"memory": _memory(rows), "speed": _speed(setup, rows), "score": _score(setup)}
     return {name: winner for name, winner in columns.items() if winner}
-
-
-def _complete(row: Row) -> bool:
-    return row["runs_ok"] == sum(count for name, count in row.items() if name.startswith("runs_"))
 
 
 def _learned(setup: Setup, row: Row) -> bool:

@@ -13,7 +13,7 @@ from reports.figures.curves import STRETCHES, curves_of
 from reports.figures.style import shortened
 from reports.figures.svg import Plot
 from reports.record import Record, has_true_times
-from reports.rows import AVERAGE
+from reports.rows import AVERAGE, is_complete
 from reports.rows import quality as quality_rows
 from reports.rows import summary as summary_rows
 from reports.setups import Setup
@@ -132,11 +132,10 @@ def _figure(name: str, row: Row, setup: Setup) -> str:
         mean, deviation = row["score_mean"], row["score_standard_deviation"]
         spread = "" if deviation is None else f" ± {score_text(deviation, mean)} ({row['score_n']} seeds)"
         return f"{score_text(mean)}{spread}"
-    value, ratio = (
-        (f"{mib(row['peak_allocated_bytes'])} MiB", row["peak_ratio"])
-        if name == "memory"
-        else (f"{row['tokens_per_second']:,.0f} tokens/s", row["tokens_per_second_ratio"])
-    )
+    if name == "memory":
+        value, ratio = f"{mib(row['peak_allocated_bytes'])} MiB", row["peak_ratio"]
+    else:
+        value, ratio = f"{row['tokens_per_second']:,.0f} tokens/s", row["tokens_per_second_ratio"]
     return value if ratio is None else f"{value}, {ratio:.2f} × {setup.reference}"
 
 
@@ -162,9 +161,7 @@ def _summary(setup: Setup) -> View:
             cell.mark = found[name].mark(label) if name in found else None
             cell.text = _unstarred(cell.text) if name == "score" else cell.text
     view.notes += [best.HOW[name] for name in found]
-    if any(
-        row["runs_ok"] < sum(n for name, n in row.items() if name.startswith("runs_")) for row in summary_rows(setup)
-    ):
+    if not all(map(is_complete, summary_rows(setup))):
         view.notes.append("A row that lacks runs is the best neither in memory nor in speed, which depend on the task.")
     if AVERAGE in table.headers:
         view.notes.append(
