@@ -160,12 +160,15 @@ _OF_APOLLO: dict[str, Any] = {
 }
 UNEQUAL: dict[str, Any] = {"same_weights": None, "update_limit": None}
 
+
+def _against_fused(ours: Callable[[nn.Module, Size], Any], **given: Any) -> Race:
+    """Against torch's fused AdamW on what ours is training."""
+    return Race(FUSED, "torch", ours, **{"theirs": _on_the_same, **given})
+
+
 RACES: dict[str, Race] = {
-    "adamw": Race(
-        FUSED,
-        "torch",
+    "adamw": _against_fused(
         ours=lambda model, size: AdamW(model, lr=1e-4, weight_decay=0.01),
-        theirs=_on_the_same,
         update_limit=1.02,
     ),
     "adamw8bit": Race(
@@ -369,59 +372,39 @@ RACES: dict[str, Race] = {
             "an hour, so race it with --model small --steps 5",
         ),
     ),
-    "sinkgd": Race(
-        FUSED,
-        "torch",
+    "sinkgd": _against_fused(
         ours=lambda model, size: SinkGD(model, lr=0.02),
-        theirs=_on_the_same,
         **UNEQUAL,
         notes=(f"{NO_PACKAGE}, which is another method: no race between equals",),
     ),
-    "scale": Race(
-        FUSED,
-        "torch",
+    "scale": _against_fused(
         ours=lambda model, size: SCALE(model, lr=0.02),
-        theirs=_on_the_same,
         **UNEQUAL,
         notes=(f"{NO_PACKAGE}, which is another method: no race between equals",),
     ),
-    "welore": Race(
-        FUSED,
-        "torch",
+    "welore": _against_fused(
         ours=lambda model, size: WeLore(model, lr=1e-4, weight_decay=0.01),
         theirs=_on_the_same_factors,
         update_limit=1.02,
         notes=("there is no package to install: raced against torch's AdamW on a model with the same factors",),
     ),
-    "lisa": Race(
-        FUSED,
-        "torch",
+    "lisa": _against_fused(
         ours=lambda model, size: LISA(model, lr=1e-4, weight_decay=0.01, switch_every=NEVER),
-        theirs=_on_the_same,
         update_limit=1.02,
         notes=(NO_PACKAGE,),
     ),
-    "hft": Race(
-        FUSED,
-        "torch",
+    "hft": _against_fused(
         ours=lambda model, size: HFT(model, lr=1e-4, weight_decay=0.01),
-        theirs=_on_the_same,
         update_limit=1.02,
         notes=(NO_PACKAGE,),
     ),
-    "blockllm-rows": Race(
-        FUSED,
-        "torch",
+    "blockllm-rows": _against_fused(
         ours=lambda model, size: BlockLLM(model, lr=1e-4, weight_decay=0.01, patience=NEVER, rows=64),
-        theirs=_on_the_same,
         same_weights=None,
         notes=(f"{NO_PACKAGE}, dense; ours trains groups of 64 rows of them",),
     ),
-    "blockllm": Race(
-        FUSED,
-        "torch",
+    "blockllm": _against_fused(
         ours=lambda model, size: BlockLLM(model, lr=1e-4, weight_decay=0.01, patience=NEVER),
-        theirs=_on_the_same,
         same_weights=None,
         update_limit=None,
         notes=(
