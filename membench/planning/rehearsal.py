@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+import tasks
 from membench.config.options import WorkloadOptions
 from membench.config.run import Run, Training
 from membench.planning.blueprint import Blueprint
@@ -23,7 +24,6 @@ from membench.training.loop import Loop, largest_micro_batches
 from tasks import HasReference, Task
 
 STEPS = 3  # the first prepares much; the others are timed
-PLANNED = {"superglue": False, "classify": False, "c4": True, "instruct": True, "dpo": True}  # is the model causal?
 LONGEST_EVALUATION = 60.0  # seconds, after which an evaluation is stopped
 
 
@@ -58,7 +58,7 @@ def rehearse(run: Run, *, evaluates: bool) -> dict[str, Any]:
 def planned_bytes(run: Run, task: Task, room: int) -> int | None:
     """What the run needs at its peak, on batches like the task's largest; None of a step that plans don't know."""
     family = run.task.partition("/")[0]
-    if family not in PLANNED or run.training.autocast:  # a task of the user's own, or casts that no plan has
+    if family not in tasks.FAMILIES or run.training.autocast:  # a task of the user's own, or casts that no plan has
         return None
     largest = largest_micro_batches(task, run.training, torch.device("cpu"))[0]
     batch = largest["input_ids"]
@@ -75,7 +75,7 @@ def planned_bytes(run: Run, task: Task, room: int) -> int | None:
     known = {name: getattr(run.training, name) for name in asked} | {"gpus": run.training.processes}
     try:
         blueprint = Blueprint(Workload(**{**known, **shape}))
-        if blueprint.is_causal != PLANNED[family]:  # such as a language model with a classifier
+        if blueprint.is_causal != (tasks.kind(task) != "classification"):  # such as a language model with a classifier
             return None
         values = run.hyperparameters
         if values.get("always_train"):
