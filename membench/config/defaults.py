@@ -23,7 +23,7 @@ class Rates(NamedTuple):
         narrow: to fine-tune a model narrower than `NARROW`; chosen on all-MiniLM-L6-v2 (384) by the trials of
             docs/studies/encoder.md, on held-out training examples of CB and RTE (`studies.rates.chosen`).
         classification: for a classifier from random weights.
-        language: for a language model from random weights.
+        language: for a language model from random weights, whatever it is trained on.
     """
 
     pretrained: float
@@ -62,7 +62,6 @@ OF_VARIANTS: dict[str, dict[str, Any]] = {"lora:variant=vera": {"rank": 256}}
 # what a method needs to fine-tune a language model, besides a rate: unclipped, LOMO may lose all that the model knew
 # at its paper's rate, with one seed of two in docs/studies/instruct.md; the paper clips
 OF_LANGUAGE: dict[str, dict[str, Any]] = {"lomo": {"clip_norm": 1.0}}
-COLUMNS = {"classification": 2, "language": 3, "preference": 3}  # for random weights, by the kind that tasks declare
 # of fine-tuning's rate, on pretrained weights: trl's defaults are 2e-5 for instructions and 1e-6 for DPO, whose loss
 # is of sums over tokens, not means
 PREFERENCE_SHARE = 1 / 20
@@ -107,7 +106,8 @@ def hyperparameters(
     """
     known = inspect.signature(optimizers.get(method)).parameters
     base, own = optimizers.split(method)
-    told = {**given.get(ALL_METHODS, {}), **given.get(base, {}), **own, **(given.get(method, {}) if own else {})}
+    of_method = {**given.get(base, {}), **own, **(given.get(method, {}) if own else {})}
+    told = {**given.get(ALL_METHODS, {}), **of_method}
     variant = f"{base}:variant={told.get('variant')}"
     chosen: dict[str, Any] = {"seed": seed, **OF_VARIANTS.get(variant, {})}
     if from_scratch:
@@ -122,8 +122,7 @@ def hyperparameters(
     if learning_rate is not None:
         chosen["lr"] = learning_rate
     chosen = {key: value for key, value in {**chosen, **given.get(ALL_METHODS, {})}.items() if key in known}
-    asked = {**chosen, **given.get(base, {}), **own, **(given.get(method, {}) if own else {})}
-    values = _typed(base, optimizers.resolve(method, **asked))
+    values = _typed(base, optimizers.resolve(method, **{**chosen, **of_method}))
     if "always_train" in known:
         values["always_train"] = tuple(dict.fromkeys([*head, *values["always_train"]]))
     return optimizers.in_use(method, values)
@@ -131,7 +130,7 @@ def hyperparameters(
 
 def _rate(rates: Rates, kind: str, from_scratch: bool, width: int | None) -> float:
     if from_scratch:
-        return rates[COLUMNS[kind]]
+        return rates.classification if kind == "classification" else rates.language
     rate = rates.narrow if width is not None and width < NARROW else rates.pretrained
     return float(f"{rate * PREFERENCE_SHARE:.3g}") if kind == "preference" else rate
 
