@@ -83,6 +83,7 @@ def _ranking(setups: list[Setup], tasks: list[str], metric: str, higher: bool, b
     made = [
         {
             **_row(c, ranked, budget),
+            "configurations": len(contenders[c.method]),
             **shared,
             **found.get(c.method, rows.ALONE),
             "equivalent_to_best": c.method in equal,
@@ -91,7 +92,7 @@ def _ranking(setups: list[Setup], tasks: list[str], metric: str, higher: bool, b
     ]
     head = heading(setups[0], tasks)[:1] if len(setups) > 1 else heading(setups[0], tasks)
     title = f"{_title(tasks)} within {budget_mib(budget)} MiB, by {metric}{'' if higher else ' (less is better)'}"
-    return Ranking(head, _table(title, made, len(tasks), floor), made, _notes(made, contenders, tasks))
+    return Ranking(head, _table(title, made, len(tasks), floor), made, _notes(made, tasks))
 
 
 def _floor(setups: list[Setup], tasks: list[str]) -> Floor:
@@ -196,7 +197,7 @@ def _shown(row: Row) -> str:
     return text + ("*" if row["tied_with_best"] else "")
 
 
-def _notes(made: list[Row], contenders: dict[str, list[_Contender]], tasks: list[str]) -> list[str]:
+def _notes(made: list[Row], tasks: list[str]) -> list[str]:
     notes = ["needs: the hungriest run; what the GPU's allocator reserved or, without one, the peak."]
     if any(row["tied_with_best"] for row in made):
         notes.append(
@@ -205,10 +206,15 @@ def _notes(made: list[Row], contenders: dict[str, list[_Contender]], tasks: list
     task = tasks[0] if len(tasks) == 1 else rows.AVERAGE
     told = [{**row, "task": task} for row in made]
     notes += text.sight_notes(told) + text.not_above_floor(told)
-    several = [f"{len(found)} of {method}" for method, found in contenders.items() if len(found) > 1]
-    if several:
-        notes.append(
-            f"Of several configurations ({', '.join(several)}) the best that fits; "
-            "the more there are, the more the best one owes to chance."
-        )
-    return notes
+    return notes + choice_notes(made)
+
+
+def choice_notes(made: list[Row]) -> list[str]:
+    """That methods are in the best of their configurations, by the very scores that they are ranked by."""
+    several = [f"{row['configurations']} of {row['method']}" for row in made if row["configurations"] > 1]
+    if not several:
+        return []
+    return [
+        f"Of several configurations ({', '.join(several)}) the best that fits; "
+        "the more there are, the more the best one owes to chance."
+    ]

@@ -9,16 +9,17 @@ from reports.schema import training
 from reports.setups import Setup
 
 _IGNORED = ("seed", "always_train")  # of a method: the first follows the run's, the second the task's head
+_COMMIT = 10  # letters, which tell commits apart
 _VERSIONS = {"membench": "versions of membench", "python": "versions of Python", "commit": "commits"}
 _WORDS = {"family": "tasks", "gradient_accumulation_steps": "micro-batches"}
 
 
 def between_rows(setup: Setup) -> list[str]:
-    """Sentences on learning rates and other hyper-parameters, on conditions and code that rows don't share."""
+    """Sentences on learning rates and other hyper-parameters, on conditions that rows don't share."""
     runs = {label: list(found.values()) for label, found in setup.rows.items()}
     if len(runs) < 2:
         return []
-    return [*_rates(runs), *_others(runs), *_training(runs), *_code(runs), *_missing(setup)]
+    return [*_rates(runs), *_others(runs), *_training(runs), *_missing(setup)]
 
 
 def between_setups(setups: list[Setup]) -> str | None:
@@ -91,22 +92,24 @@ def _training(runs: dict[str, list[Record]]) -> list[str]:
     return sentences
 
 
-def _code(runs: dict[str, list[Record]]) -> list[str]:
-    """Versions of the code that made the runs."""
+def in_code(setup: Setup) -> list[str]:
+    """Versions of the code that made the runs, which a folder has that was continued with another one."""
     sentences = []
     for name in (*_VERSIONS, "packages"):
-        values: dict[str, list[str]] = {}
-        for label, found in runs.items():
-            for run in found:
+        values: dict[str, dict[str, None]] = {}
+        for label, runs in setup.rows.items():
+            for run in runs.values():
                 for value in _versions(run, name):
-                    values.setdefault(value, []).append(label)
+                    values.setdefault(value, {})[label] = None
         if name == "packages":
             packages = {value.split(" ")[0] for value in values}
             several = sorted(p for p in packages if sum(value.split(" ")[0] == p for value in values) > 1)
             if several:
-                sentences.append(f"Runs used different versions of {_list(several)}: see Environment.")
+                told = [value for value in sorted(values) if value.split(" ")[0] in several]
+                sentences.append(f"Runs used different versions of packages: {_list(told)}.")
         elif len(values) > 1:
-            sentences.append(f"Runs were made by {len(values)} {_VERSIONS[name]}: see Environment.")
+            told = [f"{value} ({_list(list(labels), 4)})" for value, labels in values.items()]
+            sentences.append(f"Runs were made by {len(values)} {_VERSIONS[name]}: {_list(told)}.")
     return sentences
 
 
@@ -114,7 +117,7 @@ def _versions(run: Record, name: str) -> list[str]:
     value = run["environment"].get(name)
     if isinstance(value, dict):
         return [f"{package} {version}" for package, version in value.items()]
-    return [] if value is None else [_text(value)]
+    return [] if value is None else [_text(value)[:_COMMIT] if name == "commit" else _text(value)]
 
 
 def _missing(setup: Setup) -> list[str]:

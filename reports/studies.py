@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from reports import formats, rows
-from reports.at_memory import rankings
+from reports.at_memory import choice_notes, rankings
 from reports.names import counted
 from reports.rankings import Ranking
 from reports.record import Record
@@ -154,8 +154,9 @@ def _sentence(ranking: Ranking, budget: int, finals: list[Record]) -> str:
     limit = "Without a limit of memory" if budget == NO_LIMIT else f"For {budget_mib(budget)} MiB"
     measured = _RESERVED if any(row["needs_reserved"] for row in ranking.rows) else ""
     where = f"{limit} ({ranking.heading[0]}{measured})"
-    out = [f"{row['method']} ({row['remark']})" for row in ranking.rows if not row["rank"]]
-    excluded = f" Out: {', '.join(out)}." if out else ""
+    out = [_out(row) for row in ranking.rows if not row["rank"]]
+    left = [f"Out: {', '.join(out)}."] if out else []
+    excluded = "".join(f" {sentence}" for sentence in [*left, *choice_notes(ranking.rows)])
     if not fit:
         return f"{where}: nothing {_lacking(ranking.rows)}.{excluded}"
     floor = rows.floor_of(fit[0])
@@ -166,7 +167,7 @@ def _sentence(ranking: Ranking, budget: int, finals: list[Record]) -> str:
     excluded = (f" Not {floor.beaten} ({floor.words}): {'; '.join(below)}." if below else "") + excluded
     equal = [row for row in able if row["equivalent_to_best"]]
     take = min(equal, key=lambda row: row["needs_bytes"])
-    said = f"{where}: {take['method']}, because {_because(take, equal, able, ranking.rows)}{_speed(take, finals)}."
+    said = f"{where}: {_in_full(take)}, because {_because(take, equal, able, ranking.rows)}{_speed(take, finals)}."
     return said + _caution(take) + _others(take, equal, able) + excluded
 
 
@@ -225,7 +226,16 @@ def _whole(row: Row) -> str:
 
 
 def _named(row: Row) -> str:
-    return f"{row['method']} {_score_words(row)}"
+    return f"{_in_full(row)} {_score_words(row)}"
+
+
+def _in_full(row: Row) -> str:
+    """A method with the configuration that was chosen of several: without it nobody could use what is recommended."""
+    return row["method"] + (f" ({row['configuration']})" if row["configuration"] else "")
+
+
+def _out(row: Row) -> str:
+    return f"{row['method']} ({'; '.join(filter(None, [row['configuration'], row['remark']]))})"
 
 
 def _score_words(row: Row) -> str:

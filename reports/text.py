@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from reports import differences
 from reports import rows as raw
 from reports.floors import BEFORE
 from reports.names import counted
@@ -416,4 +417,5 @@ def remarks(setup: Setup) -> list[str]:
     shared = [_SHARED] if not all(map(had_device_alone, runs)) else []
     shared += [_CHANGED] if any(run.get("made_by") for run in runs) else []
     shared += _waiting_notes(setup)
+    old += differences.in_code(setup)
     return missing + old + _coverage_notes(setup) + ([several] if len(setup.machines) > 1 else []) + shared

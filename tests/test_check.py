@@ -102,6 +102,15 @@ def test_without_a_reference_savings_and_speeds_are_not_judged_and_it_says_so():
     assert only(other, "saving").before == 0.5
 
 
+def test_a_reference_that_did_not_end_well_is_said_too():
+    side = [make_failure(task="superglue/t0"), *(run(method="badam", seed=seed) for seed in range(2))]
+    both = [*side, make_failure(task="superglue/t0", seed=1)]
+    assert (
+        "adamw didn't end well on both sides beside 2 runs: no check of saving and throughput there."
+        in check(both, both).notes
+    )
+
+
 # Throughput
 
 
@@ -115,6 +124,12 @@ def test_speed_is_judged_as_a_ratio_to_the_reference_of_the_same_run():
     assert only(result, "throughput").change == pytest.approx(1.1 / 1.6 - 1)
     within = [run(speed=1000), run(method="badam", speed=1300)]
     assert not verdicts(check(before, within))
+
+
+def test_speeds_of_runs_that_shared_their_device_are_said_not_to_be_checked():
+    side = [run(environment__jobs=2), run(method="badam", environment__jobs=2)]
+    (note,) = [note for note in check(side, side).notes if note.startswith("Speeds")]
+    assert note.startswith("Speeds of 1 run aren't checked: they, or those beside them, may have shared a device")
 
 
 def test_speeds_of_other_machines_are_shown_and_never_failed():

@@ -60,6 +60,20 @@ def test_the_recommendation_is_the_method_shown_to_be_as_good_that_needs_least()
     assert "Behind: lora 0.502 ± 0.001 (3), 40.0 MiB." in limited and "Out: hft (80.0 MiB missing)." in limited
 
 
+def test_the_recommendation_names_the_configuration_and_that_it_was_chosen_by_its_score():
+    finals = [
+        *(run(method="badam", score=score, peak=50, hyperparameters={"lr": lr}) for lr, score in ((1, 0.7), (2, 0.8))),
+        run(score=0.6, peak=90, hyperparameters={"lr": 3}),
+        *(run(method="lora", peak=99, hyperparameters={"lr": lr}) for lr in (4, 5)),
+    ]
+    (sentence,) = studies.recommend(finals, [95 * MIB])
+    assert ": badam (lr=2), because it scores best: 0.800 accuracy" in sentence
+    assert "Not comparable, of one seed: adamw 0.600" in sentence
+    assert "Out: lora (lr=4; 4.0 MiB missing). Of several configurations (2 of badam, 2 of lora)" in sentence
+    (small,) = studies.recommend(finals[2:3], [])
+    assert "configurations" not in small
+
+
 def test_one_budget_each_or_none_at_all():
     finals = [run(score=0.9, peak=100), run(method="badam", score=0.8, peak=60)]
     small, none, free = (*studies.recommend(finals, [70 * MIB, 10 * MIB]), *studies.recommend(finals, []))

@@ -96,6 +96,17 @@ def test_without_the_reference_there_are_no_ratios_and_a_remark_says_so():
     assert document([make_record(method="badam")])["reference"] is None
 
 
+def test_runs_of_several_versions_are_said_below_the_tables():
+    old = {"membench": "0.1", "commit": "f" * 40, "packages": {"torch": "2.9", "peft": "1"}}
+    new = {"membench": "0.2", "commit": "e" * 40, "packages": {"torch": "2.10", "peft": "1"}}
+    runs = [make_record(method=method, seed=s, environment=old) for s in range(2) for method in ("adamw", "badam")]
+    text = " ".join(tables.render([*runs, make_record(method="lisa", environment=new)]).split())
+    assert "Runs were made by 2 versions of membench: 0.1 (adamw, badam), 0.2 (lisa)." in text
+    assert "Runs were made by 2 commits: ffffffffff (adamw, badam), eeeeeeeeee (lisa)." in text
+    assert "Runs used different versions of packages: torch 2.10, torch 2.9." in text
+    assert "Runs were made by" not in tables.render(runs)
+
+
 # Throughput
 
 

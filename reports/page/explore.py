@@ -6,7 +6,7 @@ from typing import Any
 from reports.figures.curves import curves_of
 from reports.figures.scores import seen
 from reports.record import has_true_times
-from reports.rows import SPEEDS, summary, throughput
+from reports.rows import AVERAGE, SPEEDS, summary, throughput
 from reports.setups import Setup
 from reports.table import MIB, Row
 
@@ -34,13 +34,19 @@ def _by_method(setup: Setup) -> dict[str, list[float | None]]:
     metric = next((row["score_metric"] for row in rows if row["score_metric"]), None) or "score"
     named = {
         "peak MiB": [_over(row, "peak_allocated_bytes", MIB) for row in rows],
-        metric: [row["score_mean"] for row in rows],
+        metric: [_score(row, setup) for row in rows],
         "tokens/s": [row["tokens_per_second"] for row in rows],
         "weights trained, %": [_over(row, "trained_fraction", 0.01) for row in rows],
         "training seconds": [_seconds(setup, label) for label in setup.rows],
         **{f"{name.removesuffix('_seconds')} ms": [_over(row, name, 1e-3) for row in times] for name in SPEEDS[2:]},
     }
     return {name: values for name, values in named.items() if any(value is not None for value in values)}
+
+
+def _score(row: Row, setup: Setup) -> float | None:
+    """An average over fewer tasks than the others' is no point, as in the plot of memory against quality."""
+    partial = row["score_task"] == AVERAGE and row["score_tasks"] < len(setup.tasks)
+    return None if partial else row["score_mean"]
 
 
 def _over(row: Row, name: str, unit: float) -> float | None:

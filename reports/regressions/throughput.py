@@ -109,7 +109,7 @@ def _one_machine(runs: list[Record]) -> bool:
 
 
 def _notes(suite: Suite) -> list[str]:
-    return _machine_notes(suite) + _unfit_notes(suite)
+    return _machine_notes(suite) + _unfit_notes(suite) + _shared_notes(suite)
 
 
 def _machine_notes(suite: Suite) -> list[str]:
@@ -132,6 +132,21 @@ def _unfit_notes(suite: Suite) -> list[str]:
         if found and not found[0].differences:
             counts[found[1]] = counts.get(found[1], 0) + 1
     return [f"Speeds of {counted(count, 'row')} are shown, not checked: {reason}." for reason, count in counts.items()]
+
+
+def _shared_notes(suite: Suite) -> list[str]:
+    """How many runs have no ratio since times that it needs tell nothing."""
+    pairs = [(pair, suite.references.get(place(pair))) for row in suite.others.values() for pair in row.pairs.values()]
+    complete = [[*pair, *reference] for pair, reference in pairs if reference]
+    several = [runs for runs in complete if all(map(_was_timed, runs)) and not all(map(has_true_times, runs))]
+    if not several:
+        return []
+    why = "they, or those beside them, may have shared a device with others, or went on on other processes"
+    return [f"Speeds of {counted(len(several), 'run')} aren't checked: {why}."]
+
+
+def _was_timed(run: Record) -> bool:
+    return bool(_time(run, "tokens_per_second"))
 
 
 def _machine(run: Record) -> str:
