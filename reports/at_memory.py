@@ -1,6 +1,7 @@
 """The quality that each method reaches within a budget of memory."""
 
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,8 @@ def at_memory(records: list[Record], budget_bytes: int, format: str = "plain") -
     """Rank methods by what they reach within a budget, each in its best configuration that fits.
 
     Whatever differs between the runs of a method but the model and the data (batch size, hyper-parameters) is a
-    configuration. What a run needs is what the GPU's allocator reserved or, without one, its peak.
+    configuration. What a run needs is what the GPU's allocator reserved or, without one, its peak; of runs on a GPU and
+    on a CPU the peak, since the one says nothing beside the other.
 
     Raises:
         ValueError: there are no records.
@@ -66,9 +68,11 @@ def _pool(setups: list[Setup], budget: int) -> list[Ranking]:
 
 def _ranking(setups: list[Setup], tasks: list[str], metric: str, higher: bool, budget: int) -> Ranking:
     contenders: dict[str, list[_Contender]] = {}
+    mixed = _on_several_devices(setups)
+    needs_of = _peak_bytes if mixed else _reserved_bytes
     for setup in setups:
         for label in setup.rows:
-            contender = _contender(setup, label, tasks, setups)
+            contender = _contender(setup, label, tasks, setups, needs_of)
             contenders.setdefault(contender.method, []).append(contender)
     chosen = [_choose(several, len(tasks), higher, budget) for several in contenders.values()]
     ranked = [c for c in chosen if _fits(c, budget) and c.tasks == len(tasks)]
@@ -84,6 +88,7 @@ def _ranking(setups: list[Setup], tasks: list[str], metric: str, higher: bool, b
         {
             **_row(c, ranked, budget),
             "configurations": len(contenders[c.method]),
+            "needs_reserved": not mixed and any(run["memory"]["peak_reserved_bytes"] for run in c.runs),
             **shared,
             **found.get(c.method, rows.ALONE),
             "equivalent_to_best": c.method in equal,
@@ -92,7 +97,7 @@ def _ranking(setups: list[Setup], tasks: list[str], metric: str, higher: bool, b
     ]
     head = heading(setups[0], tasks)[:1] if len(setups) > 1 else heading(setups[0], tasks)
     title = f"{_title(tasks)} within {budget_mib(budget)} MiB, by {metric}{'' if higher else ' (less is better)'}"
-    return Ranking(head, _table(title, made, len(tasks), floor), made, _notes(made, tasks))
+    return Ranking(head, _table(title, made, len(tasks), floor), made, _notes(made, tasks, mixed))
 
 
 def _floor(setups: list[Setup], tasks: list[str]) -> Floor:
@@ -104,7 +109,21 @@ def _title(tasks: list[str]) -> str:
     return tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks"
 
 
-def _contender(setup: Setup, label: str, tasks: list[str], setups: list[Setup]) -> _Contender:
+def _on_several_devices(setups: list[Setup]) -> bool:
+    return len({str(setup.conditions["device"]).partition(":")[0] for setup in setups}) > 1
+
+
+def _reserved_bytes(run: Record) -> int:
+    return max(run["memory"]["peak_reserved_bytes"] or 0, _peak_bytes(run))
+
+
+def _peak_bytes(run: Record) -> int:
+    return int(run["memory"]["peak_allocated_bytes"])
+
+
+def _contender(
+    setup: Setup, label: str, tasks: list[str], setups: list[Setup], needs_of: Callable[[Record], int]
+) -> _Contender:
     runs = {key: run for key, run in setup.finished(label).items() if key[0] in tasks}
     have = {task for task, _ in runs}
     seeds = sorted({seed for _, seed in runs if all((task, seed) in runs for task in have)})
@@ -116,17 +135,13 @@ def _contender(setup: Setup, label: str, tasks: list[str], setups: list[Setup]) 
     return _Contender(
         method,
         ", ".join(filter(None, words)),
-        max(map(_needs, runs.values()), default=None),
+        max(map(needs_of, runs.values()), default=None),
         scores,
         len(have) if scores else 0,
         " / ".join(sorted(endings)).replace("_", " ") or unfinished,
         rows.counts(setup, label, tasks),
         list(runs.values()),
     )
-
-
-def _needs(run: Record) -> int:
-    return max(run["memory"]["peak_reserved_bytes"] or 0, run["memory"]["peak_allocated_bytes"])
 
 
 def _fits(contender: _Contender, budget: int) -> bool:
@@ -150,7 +165,6 @@ def _row(made: _Contender, ranked: list[_Contender], budget: int) -> Row:
         "configuration": made.configuration,
         "fits": _fits(made, budget),
         "needs_bytes": made.needs_bytes,
-        "needs_reserved": any(run["memory"]["peak_reserved_bytes"] for run in made.runs),
         "left_bytes": None if made.needs_bytes is None else budget - made.needs_bytes,
         "mean": mean,
         "standard_deviation": deviation,
@@ -197,8 +211,9 @@ def _shown(row: Row) -> str:
     return text + ("*" if row["tied_with_best"] else "")
 
 
-def _notes(made: list[Row], tasks: list[str]) -> list[str]:
-    notes = ["needs: the hungriest run; what the GPU's allocator reserved or, without one, the peak."]
+def _notes(made: list[Row], tasks: list[str], mixed: bool) -> list[str]:
+    what = "the peak" if mixed else "what the GPU's allocator reserved or, without one, the peak"
+    notes = [f"needs: the hungriest run; {what}."]
     if any(row["tied_with_best"] for row in made):
         notes.append(
             f"* the best, or not significantly different from it (Welch's t-test over seeds, p ≥ {SIGNIFICANCE})."

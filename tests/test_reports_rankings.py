@@ -56,6 +56,13 @@ def test_the_hungriest_task_must_fit_and_what_the_allocator_reserved_counts():
     assert rows["sgd"]["needs_bytes"] == 90 * MIB
 
 
+def test_what_a_gpus_allocator_reserved_is_not_held_against_the_peak_of_a_run_on_a_cpu():
+    on_gpu = run(1, "sgd", peak=10, memory__peak_reserved_bytes=90 * MIB, environment__device="cuda")
+    rows = within([run(1, peak=50, environment__device="cpu"), on_gpu], 70)
+    assert rows["sgd"]["needs_bytes"] == 10 * MIB and not rows["sgd"]["needs_reserved"]
+    assert within([on_gpu], 70)["sgd"]["needs_bytes"] == 90 * MIB
+
+
 def test_a_method_without_every_task_or_that_ran_out_of_memory_ranks_nowhere():
     runs = [run(task=1), run(task=2), run(1, "badam"), make_failure(method="lora", task="superglue/t1")]
     rows = within(runs, 1000)
