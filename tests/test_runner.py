@@ -353,6 +353,7 @@ def test_a_run_leaves_what_it_can_go_on_from_and_what_tells_why_it_ended(tmp_pat
             place.parent.mkdir()
             place.write_text("something")
         folder.write(made)
+        folder.clear(made)
     assert {name for name, place in places.items() if place.exists()} == kept
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {f"{name}s" for name in kept}
     assert record.load_folder(tmp_path) == [made]

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,8 +21,13 @@ import tasks
 from membench.config.errors import UserError
 from membench.config.settings import resolve
 from membench.runs import model_card, processes
-from membench.runs.compare import compare
+from membench.runs import model_folder as model_folder_module
+from membench.runs.compare import Workplace, compare
 from membench.runs.model_folder import Models
+from membench.runs.prepare import prepare
+from membench.runs.processes import Outcome
+from membench.runs.progress import create_display
+from membench.runs.run_folder import Folder
 from membench.training.execute import save
 from reports import record
 from tasks.models.loading import FOLDER
@@ -144,18 +151,74 @@ def test_a_run_without_a_result_leaves_no_model(tmp_path, capsys):
     assert "made again" not in capsys.readouterr().out
 
 
-def test_what_an_interrupted_run_left_is_no_model_and_in_nobodys_way(tmp_path, saved):
-    models = Models(tmp_path)
-    made = saved[1]
-    draft = models.begin(made["run_id"])
-    draft.mkdir()
-    (draft / "model.safetensors").write_bytes(b"half")
-    assert not models.has(made["run_id"])
-    assert not models.begin(made["run_id"]).exists()
-    draft.mkdir()
-    (draft / "config.json").write_text("{}")
+def test_what_an_interrupted_run_left_is_no_model_and_in_nobodys_way(tmp_path, saved, monkeypatch):
+    models, made, task = Models(tmp_path), saved[1], cb()
+    draft = models.draft(made["run_id"])
+    with monkeypatch.context() as patched:
+        patched.setattr(type(task.tokenizer), "save_pretrained", lambda *_: sys.exit())  # killed meanwhile
+        with pytest.raises(SystemExit):
+            save(task.build_model(), task, draft)
+    assert not draft.exists() and not models.has(made["run_id"])
+    (left,) = tmp_path.iterdir()
+    (left / "model-00002-of-00003.safetensors").write_bytes(b"half")
+    save(task.build_model(), task, draft)
+    assert [path.name for path in tmp_path.iterdir()] == [draft.name]
     models.end(made)
     assert models.has(made["run_id"]) and not draft.exists()
+    assert not list(models.model(made["run_id"]).glob("model-*"))
+
+
+class Collects:
+    """An executor that finds the runs of an earlier command ended."""
+
+    remark = None
+
+    def __init__(self, made):
+        self.made = made
+
+    def call_all(self, calls):
+        return ((call, Outcome("ok", value=self.made)) for call in list(calls))
+
+
+def collect(settings, made, models: Models):
+    """What a command is told of a run that was made meanwhile, and that run's checkpoint."""
+    (run,), folder = prepare(settings), Folder(models.path / "runs")
+    checkpoint = folder.checkpoint(run.run_id)
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    with suppress(UserError), create_display([run], 1, quiet=True) as display:
+        list(Workplace(folder, models, 0, Collects(made)).make([run], display))
+    return record.load_folder(folder.path), checkpoint
+
+
+def test_a_model_that_was_saved_while_nobody_waited_for_it_is_kept(tmp_path, saved):
+    settings, made = saved
+    models, task = Models(tmp_path), cb()
+    save(task.build_model(), task, models.draft(made["run_id"]))
+    found, checkpoint = collect(settings, made, models)
+    assert models.has(made["run_id"]) and found and not checkpoint.exists()
+
+
+def test_a_run_that_was_begun_without_save_has_a_record_and_no_model(tmp_path, saved):
+    settings, made = saved
+    found, _ = collect(settings, made, Models(tmp_path))
+    assert [one["run_id"] for one in found] == [made["run_id"]]
+    assert not Models(tmp_path).has(made["run_id"])
+
+
+def test_the_record_of_a_run_whose_model_can_not_be_kept_is_and_so_is_what_to_make_it_from(
+    tmp_path, saved, monkeypatch
+):
+    settings, made = saved
+    models = Models(tmp_path)
+    models.draft(made["run_id"]).mkdir(parents=True)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(model_folder_module, "card", full)
+    found, checkpoint = collect(settings, made, models)
+    assert [one["run_id"] for one in found] == [made["run_id"]] and checkpoint.exists()
 
 
 def test_a_path_that_can_not_be_a_folder_is_refused(tmp_path):

@@ -95,6 +95,9 @@ def make_missing(settings: Settings, runs: Sequence[Run], folder: Folder, work: 
     with display:
         workplace = Workplace(folder, models, settings.checkpoint_every, executor, work)
         records |= {record["run_id"]: record for record in workplace.make(missing, display)}
+    unsaved = len(records) - len(_with_models(records, models))
+    if unsaved:  # of a command that was detached
+        print(f"{unsaved} of {len(runs)} runs were begun without --save: the same command makes them again with it")
     return [records[run.run_id] for run in runs]
 
 
@@ -170,13 +173,14 @@ class Workplace:
             yield record
 
     def _keep(self, run: Run, outcome: Outcome, beside: int = 0) -> Record:
-        """Make the record of a run, and write it."""
+        """Make the record of a run and write it; should its model not be kept, there is still what to make it from."""
         record = assemble(run, outcome)
         if beside:
             record["environment"]["jobs"] = record["environment"].get("jobs", 1) + beside
+        self.folder.write(record)
         if self.models:
             self.models.end(record)
-        self.folder.write(record, run.begun_as)
+        self.folder.clear(record, run.begun_as)
         return record
 
     def _call(self, run: Run, display: Display) -> "_Making":
@@ -188,7 +192,7 @@ class Workplace:
             else:
                 display.step(run, *message)
 
-        save_to = self.models.begin(run.run_id) if self.models else None
+        save_to = self.models.draft(run.run_id) if self.models else None
         arguments = run, self.folder.checkpoint(run.begun_as or run.run_id), self.checkpoint_every, save_to
         log = self.folder.log(run.run_id)
         made = _Making(self.work, arguments, log, show, run=run, display=display, count=self.beside)

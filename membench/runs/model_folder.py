@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from membench.config.errors import UserError, about_file
 from membench.runs.model_card import card
 from reports import record
 
@@ -13,7 +14,7 @@ CONFIG = "config.json"  # marks a folder as a transformers model
 class Models:
     """`PATH/RUN_ID/`, with what `save_pretrained` writes and a model card, and `PATH/RUN_ID.json`, the record.
 
-    A run's process writes a draft; once the run has a record, the draft replaces the model.
+    A run's process writes a draft, which is whole if it is there; once the run has a record, it replaces the model.
     """
 
     def __init__(self, path: Path):
@@ -30,21 +31,23 @@ class Models:
     def has(self, run_id: str) -> bool:
         return (self.model(run_id) / CONFIG).is_file() and (self.path / f"{run_id}.json").is_file()
 
-    def begin(self, run_id: str) -> Path:
-        """Where to write a model: an empty place, whatever an earlier attempt left."""
-        draft = self.draft(run_id)
-        shutil.rmtree(draft, ignore_errors=True)
-        return draft
-
     def end(self, made: dict[str, Any]) -> None:
-        """Keep the draft and record of a run that is ok, and drop any other draft."""
+        """Keep the draft and record of a run that is ok, and drop any other draft.
+
+        There is none of a run that an earlier command began without `--save`.
+
+        Raises:
+            UserError: they can't be kept.
+        """
         run_id = made["run_id"]
         draft, model = self.draft(run_id), self.model(run_id)
         try:
-            if made["status"] == "ok":
+            if made["status"] == "ok" and draft.is_dir():
                 (draft / "README.md").write_text(card(made), encoding="utf-8")
                 shutil.rmtree(model, ignore_errors=True)
                 draft.rename(model)
                 record.write(made, self.path)
+        except OSError as error:
+            raise UserError(f"--save {about_file(error)}; the same command makes the run again to save it") from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)

@@ -98,8 +98,8 @@ class Folder:
             raise UserError(f"{error} Remove the file to make that run again") from error
         return found if found["status"] in (("ok",) if retry else _FINAL) else None
 
-    def write(self, made: dict[str, Any], begun_as: str | None = None) -> None:
-        """Keep a record, and delete what only an unfinished run needs, also of the one that it was begun as.
+    def write(self, made: dict[str, Any]) -> None:
+        """Keep a record.
 
         Raises:
             UserError: it can't be written; it says where the record is now.
@@ -108,6 +108,9 @@ class Folder:
             record.write(made, self.path)
         except OSError as error:
             raise UserError(f"--out {about_file(error)}; {self._kept_elsewhere(made)}") from error
+
+    def clear(self, made: dict[str, Any], begun_as: str | None = None) -> None:
+        """Delete what only an unfinished run needs, also of the one that it was begun as."""
         if made["status"] in ("ok", "diverged"):
             for run_id in filter(None, (made["run_id"], begun_as)):
                 checkpoint = self.checkpoint(run_id)

@@ -1,6 +1,7 @@
 """One run, in this process: train, evaluate, then meter a fresh copy. A record is made from the result."""
 
 import resource
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -139,21 +140,26 @@ def _evaluate(run: Run, task: tasks.Task, loop: Loop, measured: dict[str, Any], 
 
 
 def save(model: nn.Module, task: tasks.Task, folder: Path) -> None:
-    """Write a finished model in transformers' format, with its tokenizer if the task has one.
+    """Write a finished model in transformers' format, with its tokenizer if the task has one: all of it, or no folder.
 
     Raises:
         UserError: it can't be written.
     """
     assert isinstance(model, PreTrainedModel)  # checked before anything ran
+    half = folder.with_name(f"{folder.name}.half")
     try:
+        shutil.rmtree(half, ignore_errors=True)  # what an earlier attempt has left
         with quiet():
             _make_generation_savable(model)
-            model.save_pretrained(folder)
+            model.save_pretrained(half)
             if isinstance(task, HasTokenizer):
                 if task.tokenizer.is_fast:  # its file would cut all texts as those of the training were cut
                     task.tokenizer.backend_tokenizer.no_truncation()
-                task.tokenizer.save_pretrained(folder)
+                task.tokenizer.save_pretrained(half)
+        shutil.rmtree(folder, ignore_errors=True)
+        half.rename(folder)
     except (OSError, SafetensorError) as error:
+        shutil.rmtree(half, ignore_errors=True)
         why = (isinstance(error, OSError) and error.strerror) or str(error)
         raise UserError(f"--save {folder.parent}: the model can't be written ({why}): make room there") from error
 
