@@ -15,6 +15,7 @@ from tasks import base, plugins
 from tasks.base import (
     ComparesScores,
     Family,
+    HasIdentity,
     HasKind,
     HasLargestBatch,
     HasLengths,
@@ -32,6 +33,7 @@ __all__ = [
     "FAMILIES",
     "ComparesScores",
     "Family",
+    "HasIdentity",
     "HasKind",
     "HasLargestBatch",
     "HasLengths",

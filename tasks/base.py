@@ -93,6 +93,15 @@ class HasValidation(Protocol):
 
 
 @runtime_checkable
+class HasIdentity(Protocol):
+    """A task that says at once what it has read: before a run is made, that is held against what it was named after."""
+
+    @property
+    def identity(self) -> Mapping[str, str | None]:
+        """Of its provenance, what makes another run once it is changed: data, model and tokenizer."""
+
+
+@runtime_checkable
 class HasLargestBatch(Protocol):
     """A task that knows which of its training batches needs most memory; for others, a few batches are inspected."""
 

@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 from architectures import ARCHITECTURES
@@ -17,6 +18,7 @@ from membench.config.settings import resolve
 from membench.runs.compare import compare
 from membench.runs.prepare import prepare
 from membench.runs.study import study
+from membench.training import execute
 from reports import record
 from reports.regressions import exact
 
@@ -140,3 +142,47 @@ def test_a_method_of_ones_own_whose_code_was_changed_is_another_run(given, tmp_p
     assert edited[0] != first[0] and edited[1] == first[1]
     assert made(edited_method=OWN) == first
     assert made(edited_helper="def scaled(lr): return 100 * lr\n")[0] not in (first[0], edited[0])
+
+
+def edit_data(given, code):
+    path = Path(given["data"])
+    path.write_text(path.read_text().replace(" and ", " end "))
+
+
+def edit_model(given, code):
+    path = Path(given["model"], "config.json")
+    path.write_text(path.read_text().replace("{", '{"note": 1,', 1))
+
+
+def edit_tokenizer(given, code):
+    Path(given["model"], "merges.txt").write_text("a b\n")
+
+
+def edit_method(given, code):
+    (code / "edited_later.py").write_text(OWN.replace("scaled(lr)", "10 * scaled(lr)"))
+
+
+EDITS = {
+    edit_data: "its data",
+    edit_model: "its model",
+    edit_tokenizer: "its model and its tokenizer",
+    edit_method: "the code of its method",
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_run_is_not_made_of_what_was_changed_since_it_was_named(given, tmp_path, monkeypatch, edit):
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "edited_later.py").write_text(OWN)
+    (code / "edited_helper.py").write_text("def scaled(lr): return lr\n")
+    monkeypatch.syspath_prepend(str(code))
+    for name in ("edited_later", "edited_helper"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    (run,) = prepare(resolve({**given, "optimizers": "edited_later:Mine", "reference": False}))
+    checkpoint = tmp_path / f"{run.run_id}.pt"
+    assert execute.execute(run, checkpoint, 0)["status"] == "ok"
+    edit(given, code)
+    found = execute.execute(run, checkpoint, 0)
+    assert found["status"] == "failed" and f"{EDITS[edit]} changed since this run was prepared" in found["error"]
+    assert "metrics" not in found

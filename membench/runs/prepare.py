@@ -21,10 +21,10 @@ from membench.config.run import Run, Training
 from membench.config.settings import Settings
 from membench.config.units import steps_of
 from membench.runs import environment
-from membench.runs.own_code import digest as own_code_digest
 from membench.training.activations import check_pieces
 from membench.training.build import build_model, build_optimizer, create_task
 from membench.training.loop import check_method
+from membench.training.own_code import digests
 from reports import record
 from tasks.models.damage import is_out_of_memory, reason_of
 from tasks.models.source import PREFIX, Source, longest_input
@@ -74,7 +74,7 @@ def _prepare(settings: Settings) -> list[Run]:
     settings = _fitted(settings, list(names))
     check_pieces(settings)
     works = _works(settings, list(names), device, threads)
-    code = {(work.name, method): _code(work.name, method) for work in works for method in methods}
+    code = {(work.name, method): digests(work.name, method) for work in works for method in methods}
     runs = [
         _run(settings, work, method, seed, surroundings, code[work.name, method])
         for work in works
@@ -252,13 +252,6 @@ def _run(
         environment={**surroundings, **work.provenance, **code},
         refused=work.refused,
     )
-
-
-def _code(task: str, method: str) -> dict[str, str]:
-    """Digests of the code of a task and a method from outside."""
-    modules = {"task_code": tasks.module_of(task), "method_code": optimizers.module_of(method)}
-    found = {name: own_code_digest(module) for name, module in modules.items() if module is not None}
-    return {name: digest for name, digest in found.items() if digest is not None}
 
 
 def _values(settings: Settings, work: _Work, method: str, seed: int) -> dict[str, Any]:

@@ -10,9 +10,20 @@ from torch import nn
 import optimizers
 import tasks
 from membench.config.defaults import trained_from_scratch
+from membench.config.errors import UserError
 from membench.config.run import Run, Training
 from membench.training.activations import set_up_activations
+from membench.training.own_code import digests
 from membench.training.seeding import seed_generators
+
+_NAMED_AFTER = {
+    "data_sha256": "its data",
+    "data_revision": "its data",
+    "model_revision": "its model",
+    "tokenizer": "its tokenizer",
+    "task_code": "the code of its task",
+    "method_code": "the code of its method",
+}
 
 
 def create_task(training: Training, name: str, seed: int) -> tasks.Task:
@@ -21,6 +32,22 @@ def create_task(training: Training, name: str, seed: int) -> tasks.Task:
     given |= {"batch_size": training.micro_batch_size, "seed": seed}
     seed_generators(seed)
     return tasks.create(name, options=training.options, **given)
+
+
+def check_unchanged(run: Run, task: tasks.Task) -> None:
+    """Check that a run is made of what it was named after, perhaps hours or a queue ago.
+
+    Raises:
+        UserError: its data, model or tokenizer, or the code of its task or method, was changed since.
+    """
+    now = {**(task.identity if isinstance(task, tasks.HasIdentity) else {}), **digests(run.task, run.method)}
+    then = run.environment
+    changed = [what for name, what in _NAMED_AFTER.items() if name in now and name in then and now[name] != then[name]]
+    if changed:
+        raise UserError(
+            f"{' and '.join(dict.fromkeys(changed))} changed since this run was prepared: the same command makes it "
+            "with what is there now"
+        )
 
 
 def build_model(run: Run, task: tasks.Task) -> nn.Module:

@@ -20,7 +20,7 @@ from membench.config.errors import UserError, explain
 from membench.config.run import Run
 from membench.memory.traffic import Traffic
 from membench.training import parallel
-from membench.training.build import build_model, build_optimizer, create_task, method_values
+from membench.training.build import build_model, build_optimizer, check_unchanged, create_task, method_values
 from membench.training.loop import Diverged, Loop, largest_micro_batches, loss_function
 from membench.training.metering import meter_cycle
 from optimizers.shared.sharded import gathered
@@ -58,6 +58,7 @@ def execute(
     measured: dict[str, Any] = {"status": "ok", "error": None}
     try:
         task = create_task(run.training, run.task, run.seed)
+        check_unchanged(run, task)
         measured |= {"headline": task.headline, "higher_is_better": task.higher_is_better}
         try:
             loop = _train(run, task, measured, report, remember, path=checkpoint_path, every=checkpoint_every)

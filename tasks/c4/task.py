@@ -77,6 +77,11 @@ class Pretraining:
         self._notes = source.notes
         self._scorer = language.Scorer()
 
+    @property
+    def identity(self) -> dict[str, str | None]:
+        """See `tasks.HasIdentity`."""
+        return self.language.identity(self._of_data)
+
     @functools.cached_property
     def provenance(self) -> dict[str, str | None]:
         """See `tasks.Task.provenance`."""

@@ -57,6 +57,11 @@ class Classification:
         self.from_scratch = self.classifier.from_scratch
         self._of_data = {"data": given.data, "data_revision": None, "data_sha256": self.data.sha256}
 
+    @property
+    def identity(self) -> dict[str, str | None]:
+        """See `tasks.HasIdentity`."""
+        return self.classifier.identity(self._of_data)
+
     @functools.cached_property
     def provenance(self) -> dict[str, str | None]:
         """See `tasks.Task.provenance`."""

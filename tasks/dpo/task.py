@@ -94,6 +94,11 @@ class PreferenceTuning:
         """See `tasks.HasLengths`."""
         return self.train.lengths.tolist()
 
+    @property
+    def identity(self) -> dict[str, str | None]:
+        """See `tasks.HasIdentity`."""
+        return self.language.identity(self._of_data)
+
     @functools.cached_property
     def provenance(self) -> dict[str, str | None]:
         """See `tasks.Task.provenance`."""

@@ -104,6 +104,11 @@ class Tuning:
         """See `tasks.HasLengths`: packed rows are full."""
         return [self.length] if self.packing else self.train.lengths.tolist()
 
+    @property
+    def identity(self) -> dict[str, str | None]:
+        """See `tasks.HasIdentity`."""
+        return self.language.identity(self._of_data)
+
     @functools.cached_property
     def provenance(self) -> dict[str, str | None]:
         """See `tasks.Task.provenance`."""

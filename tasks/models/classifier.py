@@ -141,15 +141,17 @@ class Classifier:
         """See `tasks.HasLengths`."""
         return [self.encoder.tokens(*pair).shape[1] for pair in sample(pairs)]
 
+    def identity(self, of_data: Mapping[str, str | None]) -> dict[str, str | None]:
+        """See `tasks.HasIdentity`: that `of_data` and of the model."""
+        return {**of_data, "model_revision": self.source.revision, "tokenizer": self._tokenizer_said}
+
     def provenance(
         self, of_data: Mapping[str, str | None], notes: Sequence[str], texts: Sequence[tuple[str, str]]
     ) -> dict[str, str | None]:
         """See `tasks.Task.provenance`: that `of_data` and of the model; notes on data, training and model."""
         of_model = [*tokenization.notes(self.tokenizer), *self.source.notes(self.kind, **self._settings)]
         return {
-            **of_data,
-            "model_revision": self.source.revision,
-            "tokenizer": self._tokenizer_said,
+            **self.identity(of_data),
             "attention": self._attention,
             "notes": "; ".join([*notes, *self.cuts(texts), *self._of_head(), *of_model]) or None,
         }

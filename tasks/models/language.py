@@ -143,12 +143,14 @@ class LanguageModel:
             *self.source.notes(KIND),
         ]
 
+    def identity(self, of_data: Mapping[str, str | None]) -> dict[str, str | None]:
+        """See `tasks.HasIdentity`: that `of_data` and of the model."""
+        return {**of_data, "model_revision": self.source.revision, "tokenizer": self._tokenizer_said}
+
     def provenance(self, of_data: Mapping[str, str | None], notes: Sequence[str]) -> dict[str, str | None]:
         """See `tasks.Task.provenance`: that `of_data` and of the model; notes on both."""
         return {
-            **of_data,
-            "model_revision": self.source.revision,
-            "tokenizer": self._tokenizer_said,
+            **self.identity(of_data),
             "attention": self.attention,
             "notes": "; ".join([*self.notes, *notes]) or None,
         }

@@ -105,6 +105,11 @@ class SuperGlueTask:
         revision = superglue_data.HUB_REVISION if given.data == "hub" else None
         self._of_data = {"data": given.data, "data_revision": revision, "data_sha256": self.data.sha256}
 
+    @property
+    def identity(self) -> dict[str, str | None]:
+        """See `tasks.HasIdentity`."""
+        return self.classifier.identity(self._of_data)
+
     @functools.cached_property
     def provenance(self) -> dict[str, str | None]:
         """See `tasks.Task.provenance`."""

@@ -7,7 +7,16 @@ from contextlib import suppress
 from pathlib import Path
 from types import FunctionType, ModuleType
 
+import optimizers
+import tasks
 from membench.config.errors import is_own
+
+
+def digests(task: str, method: str) -> dict[str, str]:
+    """Those of a task and a method from outside, by their names in a record."""
+    modules = {"task_code": tasks.module_of(task), "method_code": optimizers.module_of(method)}
+    found = {name: digest(module) for name, module in modules.items() if module is not None}
+    return {name: one for name, one in found.items() if one is not None}
 
 
 def digest(module: str) -> str | None:
