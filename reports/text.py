@@ -27,7 +27,10 @@ _PARTS = "parts: what there is at the moment of the peak; they add up to it."
 _SPEED = "tokens/s: all tokens over all training time; / {0}: geometric mean over pairs of task and seed."
 _STEP = "ms: the median of a run's steps, averaged over runs."
 _SHARED = "Speeds of runs that may have shared a device with others are left out: they tell nothing."
-_CHANGED = "Speeds of runs that went on on other processes are left out: they tell nothing of all their steps."
+_CHANGED = (
+    "Speeds of runs that went on on other processes, on another device or beside other runs are left out: "
+    "they tell nothing of all their steps."
+)
 _FEWER = "Where runs are missing, or their speeds left out, only ratios of speeds compare, not tokens/s and ms."
 
 

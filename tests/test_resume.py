@@ -18,7 +18,7 @@ from toy import ToyTask
 import optimizers
 from membench.config.errors import UserError
 from membench.config.run import Training
-from membench.training import checkpoint
+from membench.training import checkpoint, loop
 from membench.training.loop import Loop
 
 METHODS = {
@@ -35,12 +35,12 @@ class Stop(Exception):
     pass
 
 
-def build(method: str, dtype: torch.dtype) -> Loop:
+def build(method: str, dtype: torch.dtype, jobs: int = 1) -> Loop:
     task = ToyTask(dtype=dtype)
     model = task.build_model().to(dtype)
     optimizer = optimizers.create(method, model, **METHODS.get(method, optimizers.get(method).example))
     training = Training(steps=17, batch_size=4, sequence_length=3, evaluate_every=4)
-    return Loop(model, optimizer, task, training, seed=3, device=torch.device("cpu"))
+    return Loop(model, optimizer, task, training, seed=3, device=torch.device("cpu"), jobs=jobs)
 
 
 def without_times(history):
@@ -88,6 +88,51 @@ def test_a_broken_checkpoint_is_named(tmp_path):
     (tmp_path / "run.pt").write_bytes(b"PK\x03\x04 half of it")
     with pytest.raises(UserError, match=r"run\.pt can't be read .*remove it"):
         checkpoint.load(tmp_path / "run.pt")
+
+
+def stopped(path: Path, **given) -> None:
+    def stop(step, loss):
+        if step == 6:
+            raise Stop
+
+    with pytest.raises(Stop):
+        build("badam", torch.float32, **given).run(report=stop, checkpoint_path=path, checkpoint_every=5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state["progress"].update(unheard_of=1),
+        lambda state: state.pop("seconds"),
+        lambda state: state["model"].popitem(),
+        lambda state: state["optimizer"].clear(),
+    ],
+)
+def test_a_checkpoint_of_another_version_is_named_with_the_way_out(change, tmp_path):
+    path = tmp_path / "run.pt"
+    stopped(path)
+    state = checkpoint.load(path)
+    change(state)
+    checkpoint.save(state, path)
+    with pytest.raises(UserError, match=r"run\.pt doesn't fit .*remove it to start that run again"):
+        build("badam", torch.float32).run(checkpoint_path=path)
+
+
+@pytest.mark.parametrize(("jobs", "machine"), [(1, "this one"), (2, "this one"), (1, "another")])
+def test_times_of_steps_that_were_made_beside_other_runs_or_elsewhere_are_not_mixed(
+    jobs, machine, tmp_path, monkeypatch
+):
+    path = tmp_path / "run.pt"
+    with monkeypatch.context() as then:
+        then.setattr(loop, "device_name", lambda device: machine)
+        stopped(path, jobs=jobs)
+    monkeypatch.setattr(loop, "device_name", lambda device: "this one")
+    continued = build("badam", torch.float32)
+    continued.run(checkpoint_path=path)
+    found = [(one["steps"], one["jobs"], one["device_name"]) for one in continued.progress.made_by]
+    same = (jobs, machine) == (1, "this one")
+    assert found == ([(17, 1, "this one")] if same else [(5, jobs, machine), (12, 1, "this one")])
+    assert len(continued.clock.steps["forward"]) == (17 if same else 12)
 
 
 COMPARE = [

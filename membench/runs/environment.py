@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import membench
+from membench.training.clock import cpu_name, device_name
 
 _PACKAGES = ("torch", "transformers", "peft", "datasets", "evaluate", "scikit-learn")
 
@@ -20,25 +21,12 @@ def describe(device: torch.device, threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in _PACKAGES},
         "platform": platform.platform(),
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "device": device.type,
-        "device_name": _device_name(device),
+        "device_name": device_name(device),
         "threads": threads,
         **_commit(Path(membench.__file__).resolve().parent.parent),
     }
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type != "cuda":
-        return _cpu()
-    return torch.cuda.get_device_name(device) if torch.cuda.is_available() else "a card of another machine"
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _commit(root: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""Wall-clock seconds of the phases of a training step."""
+"""Wall-clock seconds of the phases of a training step, and of what device they are."""
 
+import platform
 import statistics
 import time
 from collections.abc import Iterator
@@ -63,6 +64,21 @@ def waited_seconds() -> float | None:
         with suppress(OSError, ValueError, IndexError):  # a thread may end now
             total = (total or 0.0) + int(path.read_text().split()[1]) / 1e9
     return total
+
+
+def device_name(device: torch.device) -> str:
+    """What a time on this device is a time of."""
+    if device.type != "cuda":
+        return cpu_name()
+    return torch.cuda.get_device_name(device) if torch.cuda.is_available() else "a card of another machine"
+
+
+def cpu_name() -> str:
+    """This machine's processor."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _median(seconds: list[float]) -> float | None:

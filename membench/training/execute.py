@@ -98,7 +98,8 @@ def _train(
     optimizer = parallel.place(model, run.method, run.training.strategy, partial(build_optimizer, run))
     measured["trainable_parameters"] = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     device = torch.device(run.device)
-    loop = Loop(model, optimizer, task, run.training, seed=run.seed, device=device)
+    jobs = run.environment.get("jobs", 1)
+    loop = Loop(model, optimizer, task, run.training, seed=run.seed, device=device, jobs=jobs)
     try:
         loop.run(report=report, remember=remember, checkpoint_path=path, checkpoint_every=every)
     finally:

@@ -10,10 +10,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from membench.config.errors import UserError, explain
 from membench.config.run import Training
 from membench.training import parallel, shards, tracking
 from membench.training.activations import offloading
-from membench.training.clock import Clock, waited_seconds
+from membench.training.checkpoint import WAY_OUT
+from membench.training.clock import Clock, device_name, waited_seconds
 from membench.training.schedule import scheduler
 from membench.training.seeding import seed_generators
 from optimizers import MemoryEfficientOptimizer
@@ -21,6 +23,7 @@ from optimizers.shared.ranks import check_shards
 from optimizers.shared.sharded import gathered, reshard
 from reports.schema import ANY as LARGEST_SCORE
 from tasks import ComparesScores, HasLargestBatch, HasReader, HasReference
+from tasks.models.damage import is_out_of_memory
 
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -50,7 +53,7 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)  # since the last entry of the history
     initial_metrics: dict[str, float] | None = None  # before the first step
-    made_by: list[dict[str, Any]] = field(default_factory=list)  # which processes made how many steps, in their order
+    made_by: list[dict[str, Any]] = field(default_factory=list)  # what made how many steps, in their order
 
 
 class Diverged(Exception):
@@ -253,10 +256,12 @@ class Loop:
         *,
         seed: int,
         device: torch.device,
+        jobs: int = 1,
     ):
+        """`jobs`: how many runs are made on the device at a time."""
         check_method(optimizer, training)
         self.model, self.optimizer, self.task, self.training = model, optimizer, task, training
-        self.seed, self.device = seed, device
+        self.seed, self.device, self.jobs = seed, device, jobs
         self.scheduler = scheduler(optimizer, training)
         self.clock = Clock(device)
         self.progress = Progress()
@@ -319,9 +324,11 @@ class Loop:
             raise Diverged(f"a weight is not finite after the last step ({self.training.steps})")
 
     def _sign(self) -> None:
-        """Note which processes make the steps from here. Times of steps that others made aren't mixed with theirs."""
-        mine, made_by = {"processes": parallel.ranks(), "strategy": self.training.strategy}, self.progress.made_by
-        if not made_by or mine.items() - made_by[-1].items():
+        """Note what makes the steps from here: times of steps that were made in another way aren't mixed with its."""
+        mine: dict[str, Any] = {"processes": parallel.ranks(), "strategy": self.training.strategy}
+        mine |= {"device_name": device_name(self.device), "jobs": self.jobs}
+        made_by = self.progress.made_by
+        if not made_by or any(made_by[-1].get(name, value) != value for name, value in mine.items()):
             made_by.append({**mine, "steps": 0, "tokens": 0, "train_seconds": 0.0})
             self.clock = Clock(self.device)
 
@@ -443,10 +450,16 @@ class Loop:
         state = shards.load(path, self.model, self.optimizer)
         if state is None:
             return
-        self.model.load_state_dict(parallel.shards(state["model"], self.model.named_parameters()))
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.progress = Progress(**state["progress"])
-        self.clock.steps = state["seconds"]
+        try:
+            self.model.load_state_dict(parallel.shards(state["model"], self.model.named_parameters()))
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            self.progress = Progress(**state["progress"])
+            self.clock.steps = state["seconds"]
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            why = f"{path} doesn't fit the run as this version of membench makes it ({explain(error)})"
+            raise UserError(f"checkpoint {why}: {WAY_OUT}") from error
         if isinstance(self.task, HasReader):
             self.task.load_state_dict(state["reader"])
