@@ -505,3 +505,27 @@ def test_the_perplexity_of_a_pretrained_model_is_that_of_a_plain_loop_over_its_o
     scores = language.Scorer().score(model, language.full_batches(cut(np.array(whole.tokens([text])[0]), 1024)))
     assert scores["perplexity"] == pytest.approx(math.exp(total / count), rel=0.005)
     assert 10 < scores["perplexity"] < 60
+
+
+@pytest.mark.parametrize("rows", [True, False], ids=["rows", "a table"])
+def test_the_same_bytes_read_as_rows_and_as_text_are_other_data(tmp_path, rows):
+    documents = texts(60)
+    lines = [json.dumps({"text": text}) for text in documents] if rows else ["id,text", *(f"1,{t}" for t in documents)]
+    both = [tmp_path / name for name in ("a.txt", "a.jsonl" if rows else "a.csv")]
+    for path in both:
+        path.write_text("\n".join(lines))
+    as_text, as_rows = (Documents(str(path)) for path in both)
+    assert as_text.sha256 != as_rows.sha256
+    (tmp_path / "copy.txt").write_bytes(both[0].read_bytes())
+    assert Documents(str(tmp_path / "copy.txt")).sha256 == as_text.sha256
+
+
+def test_a_file_that_is_being_written_leaves_nothing_in_the_cache_that_is_taken_for_it(tmp_path):
+    write(tmp_path, texts(60), "a.jsonl")
+    whole = (tmp_path / "a.jsonl").read_text()
+    documents = Documents(str(tmp_path))
+    write(tmp_path, [f"{text} changed" for text in texts(60)], "a.jsonl")
+    with pytest.raises(ValueError, match=r"a\.jsonl: changed while it was read: give the command again"):
+        Corpus(documents, letters, "letters", end=END, length=16, seed=0)
+    (tmp_path / "a.jsonl").write_text(whole)
+    assert "changed" not in read(make_corpus(tmp_path).tokens)

@@ -3,6 +3,7 @@
 A `Corpus` has all of its documents: sequence i is a function of (seed, i). A `Stream` reads them as they arrive.
 """
 
+import codecs
 import functools
 import json
 import re
@@ -45,10 +46,23 @@ class Documents:
         found = [] if data == "demo" else files.find(data, SUFFIXES, "'demo' nor 'hub'")
         self._apart = files.named_as_tests(found)
         self._paths = [path for path in found if path not in self._apart]
-        self.sha256 = files.sha256(found) if found else hash_of("\0".join(stdlib_docs.documents())).hex()
-        if self._apart:
-            self.sha256 = hash_of(f"{files.sha256(self._paths)} {files.sha256(self._apart)}").hex()
+        self.sha256 = self._digest()
         self.name = ", ".join(map(str, found)) or data
+
+    def _digest(self) -> str:
+        found = [*self._paths, *self._apart]
+        if not found:
+            return hash_of("\0".join(stdlib_docs.documents())).hex()
+        bytes_of = files.sha256(found)
+        if self._apart:
+            bytes_of = hash_of(f"{files.sha256(self._paths)} {files.sha256(self._apart)}").hex()
+        # the same bytes under another name are other documents
+        return hash_of(f"{bytes_of} as text").hex() if any(map(_is_text_like_rows, found)) else bytes_of
+
+    def check_unchanged(self) -> None:
+        """Raises ValueError if what was read since may not be what the digest is of."""
+        if self._digest() != self.sha256:
+            raise ValueError(f"{self.name}: changed while it was read: give the command again once it is written")
 
     def read(self, tally: Tally) -> Iterator[str]:
         """Each document; the tally notes what happens to the files' rows.
@@ -108,6 +122,14 @@ def _is_text(path: Path) -> bool:
     return path.name.lower().removesuffix(".gz").endswith(".txt")
 
 
+def _is_text_like_rows(path: Path) -> bool:
+    """Is it a .txt file that would hold rows if it had another name?"""
+    if not _is_text(path):
+        return False
+    head = files.head(path).removeprefix(codecs.BOM_UTF8).lstrip()
+    return head.startswith((b"{", b"[")) or b"text" in re.split(rb"[,\t]", head.partition(b"\n")[0].rstrip())
+
+
 def _pieces(path: Path) -> Iterator[Row]:
     """The documents of a .txt file."""
     line = 1
@@ -152,7 +174,13 @@ class Corpus:
         self.length, self.seed = length, seed
         cuts = f"{HELD_OUT} {SHORTEST} {LONGEST}"
         key = cache.digest("corpus, 4", documents.sha256, documents.name, fingerprint, str(end), cuts)
-        made = cache.arrays(key, 4, lambda: _tokenise(documents, tokenise, end))
+
+        def make() -> cache.Arrays:
+            made = _tokenise(documents, tokenise, end)
+            documents.check_unchanged()  # or the cache would keep other documents under this key
+            return made
+
+        made = cache.arrays(key, 4, make)
         self.tokens, self.starts, self.validation_tokens, notes = made
         self.notes: list[str] = json.loads(notes.tobytes())
         self.train_size = len(self.tokens) // length  # sequences per epoch

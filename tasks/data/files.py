@@ -17,6 +17,7 @@ PLAIN = (".jsonl", ".json", ".csv", ".tsv")
 ROWS = (*PLAIN, *(f"{suffix}.gz" for suffix in PLAIN))
 GZIP = b"\x1f\x8b"  # the first bytes of such a file, whatever its name
 HELD_OUT_NAME = re.compile(r"(^|[_.-])(test|val|valid|validation|dev|eval|evaluation|held[_-]?out|holdout)\d*([_.-])")
+HEAD = 4096  # bytes
 ABOUT = ("readme", "license", "licence")  # files that say something of a folder
 MARKS = {  # byte-order marks; the first two begin like the last two
     codecs.BOM_UTF32_LE: "utf-32",
@@ -70,6 +71,14 @@ def read(path: Path) -> bytes:
     with _named(path):
         content = path.read_bytes()
         return gzip.decompress(content) if content.startswith(GZIP) else content
+
+
+def head(path: Path) -> bytes:
+    """A file's first bytes, unpacked. Raises ValueError if it can't be read."""
+    with _named(path), path.open("rb") as file:
+        packed = file.read(len(GZIP)) == GZIP
+        file.seek(0)
+        return (gzip.open(file) if packed else file).read(HEAD)
 
 
 def sha256(paths: Sequence[Path]) -> str:
