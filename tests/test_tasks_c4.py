@@ -182,6 +182,21 @@ def test_tokens_are_kept_and_read_again_as_they_were(tmp_path, monkeypatch):
         make_corpus(write(tmp_path, texts(201)))  # other data
 
 
+@pytest.mark.parametrize("left", [0, 100, 300])
+def test_what_a_crash_has_cut_short_in_the_cache_is_made_anew(tmp_path, monkeypatch, left):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write(tmp_path, texts(60))
+    made = make_corpus(tmp_path)
+    for path in (tmp_path / "cache").rglob("*.npy"):
+        content = path.read_bytes()
+        path.unlink()  # what is mapped stays
+        path.write_bytes(content[:left])
+    again = make_corpus(tmp_path)
+    assert np.array_equal(again.tokens, made.tokens) and again.notes == made.notes
+    for path in (tmp_path / "cache").rglob("*.npy"):
+        np.load(path)  # mended
+
+
 def test_without_a_place_for_the_cache_all_is_made_anew(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

@@ -7,7 +7,8 @@ import functools
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -28,19 +29,22 @@ def digest(*parts: str) -> str:
 def arrays(key: str, count: int, make: Callable[[], Arrays]) -> Arrays:
     """`count` arrays, memory-mapped if cached: data larger than memory can be read in parts."""
     paths = [folder() / f"{key}.{index}.npy" for index in range(count)]
-    if not all(path.exists() for path in paths):
-        made = make()
-        kept = [_keep(path, functools.partial(np.save, arr=array)) for path, array in zip(paths, made, strict=True)]
-        if not all(kept):
-            return made
+    with suppress(OSError, ValueError, EOFError):  # not there, or damaged
+        return _mapped(paths)
+    made = make()
+    kept = [_keep(path, functools.partial(np.save, arr=array)) for path, array in zip(paths, made, strict=True)]
+    return _mapped(paths) if all(kept) else made
+
+
+def _mapped(paths: Sequence[Path]) -> Arrays:
     return tuple(np.load(path, mmap_mode="r") for path in paths)
 
 
 def text(key: str, make: Callable[[], str]) -> str:
     """A cached text."""
     path = folder() / f"{key}.txt"
-    if path.exists():
-        return path.read_text(encoding="utf-8")
+    if path.exists() and (kept := path.read_text(encoding="utf-8")):  # of one cut short by a crash, nothing is left
+        return kept
     made = make()
     _keep(path, lambda file: file.write(made.encode()))
     return made
@@ -56,6 +60,8 @@ def _keep(path: Path, write: Callable) -> bool:
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
+            file.flush()
+            os.fsync(file.fileno())  # or a machine that loses power may keep the name without the content
         os.replace(temporary, path)
     except OSError:
         Path(temporary).unlink(missing_ok=True)
