@@ -1,5 +1,7 @@
 """A run is alone in its process: whatever happens to it leaves a record, and nothing happens to the others."""
 
+import errno
+import fcntl
 import itertools
 import json
 import os
@@ -474,6 +476,15 @@ def test_only_parts_of_one_division_are_made_at_the_same_time(tmp_path, one, oth
         pass
     with Folder(tmp_path).locked(other):  # afterwards it is free
         pass
+
+
+def test_a_folder_on_a_disk_without_locks_is_refused_with_its_name(tmp_path, monkeypatch):
+    def flock(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UserError, match=r"^--out .*: its disk has no locks \(No locks.*\).*: choose a folder on"):
+        Folder(tmp_path).locked().__enter__()
 
 
 def test_a_file_that_is_no_record_is_named_and_not_replaced(tmp_path):

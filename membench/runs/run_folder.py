@@ -64,6 +64,9 @@ class Folder:
             raise UserError(
                 f"--out {self.path}: process {owner} is writing there; wait for it or choose another folder"
             ) from error
+        except OSError as error:  # some disks of a network have none
+            why = f"its disk has no locks ({error.strerror}), which keep two commands apart"
+            raise UserError(f"--out {self.path}: {why}: choose a folder on another disk") from error
 
     def _overlapping(self, part: str) -> list[Path]:
         """The locks of others that may make the same runs: all but those of other parts of the same division."""
