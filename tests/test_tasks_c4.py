@@ -182,6 +182,25 @@ def test_tokens_are_kept_and_read_again_as_they_were(tmp_path, monkeypatch):
         make_corpus(write(tmp_path, texts(201)))  # other data
 
 
+def test_a_slow_tokenizer_whose_merges_were_changed_makes_other_tokens_though_its_vocabulary_is_the_same(tmp_path):
+    model = tmp_path / "model"
+    shape = {"n_embd": 16, "dff": 16, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    transformers.CTRLLMHeadModel(transformers.CTRLConfig(vocab_size=16, **shape)).save_pretrained(model)
+    words = ["<unk>", "a", "b", "a@@", "b@@", "ab", "ab@@", "ba@@", "ba"]
+    (model / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    special = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<unk>")
+    (model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CTRLTokenizer", **special}))
+    data = write(tmp_path, [f"{'abab ' * number}" for number in range(1, 60)]) / "docs.jsonl"
+    found = []
+    for merges in ("a b", "b a"):
+        (model / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+        task = create(data, model=str(model))
+        assert not task.tokenizer.is_fast
+        found.append(set(task.data.tokens.tolist()))
+        assert set(task.tokenizer("abab")["input_ids"]) <= found[-1]
+    assert found[0] != found[1]
+
+
 @pytest.mark.parametrize("left", [0, 100, 300])
 def test_what_a_crash_has_cut_short_in_the_cache_is_made_anew(tmp_path, monkeypatch, left):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -173,8 +173,11 @@ class LanguageModel:
     @property
     def fingerprint(self) -> str:
         """A digest of everything that the tokenizer does."""
-        fast = self.tokenizer.is_fast
-        words = self.tokenizer.backend_tokenizer.to_str() if fast else json.dumps(self.tokenizer.get_vocab())
+        if self.tokenizer.is_fast:
+            words = self.tokenizer.backend_tokenizer.to_str()
+        else:  # its rules aren't in the vocabulary, but in files: a folder's have a digest, the hub's a commit
+            rules = {**self.tokenizer.init_kwargs, "membench": self._tokenizer_said}
+            words = json.dumps([self.tokenizer.get_vocab(), rules], default=str)
         special = json.dumps(self.tokenizer.special_tokens_map, sort_keys=True, default=str)
         return cache.digest(words, special, str(self.tokenizer.chat_template))
 
