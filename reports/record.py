@@ -281,14 +281,22 @@ class Found(NamedTuple):
 def read(place: Path | str) -> Found:
     """Read a folder's records (its *.json, hidden ones left out), or a file that holds one record or a list of them.
 
-    What is no record doesn't keep the others from being read.
+    What is no record doesn't keep the others from being read. A folder that another takes the place of meanwhile, as
+    that of a baseline, is read again: nothing found is half of one and half of the other.
 
     Raises:
         ValueError: there is no such folder or file.
     """
     whole = Path(place)
-    if not whole.exists():
-        raise ValueError(f"{place}: no such file or folder of records.")
+    while whole.exists():
+        before = whole.stat().st_ino
+        found = _read(whole)
+        if whole.exists() and whole.stat().st_ino == before:
+            return found
+    raise ValueError(f"{place}: no such file or folder of records.")
+
+
+def _read(whole: Path) -> Found:
     records: list[Record] = []
     faults: dict[str, list[str]] = {}  # where each of them is
     for path in [whole] if whole.is_file() else _files(whole):

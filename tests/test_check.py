@@ -3,10 +3,12 @@
 import math
 
 import pytest
-from reports_factory import MIB, make_failure
+from reports_factory import MIB, make_failure, make_record
 from scipy import stats
 from suites import check, run
 
+from membench.commands import baseline
+from reports import record
 from reports.record import Found
 from reports.regressions import evidence, quality, thresholds
 from reports.regressions.check import METRICS
@@ -534,3 +536,20 @@ def test_a_wrong_threshold_is_refused_in_one_sentence(tmp_path, text, words):
 def test_a_check_says_nothing_that_is_not_finite():
     result = check(seeds([0.8, 0.8, 0.8]), seeds([0.7, 0.7, 0.7]))
     assert all(math.isfinite(finding.p or 0) for finding in result.findings) and result.code == 1
+
+
+def test_a_baseline_that_is_replaced_while_it_is_read_is_the_old_one_or_the_new_one(tmp_path, monkeypatch):
+    place, parse = tmp_path / "baseline", record._parse
+    old, new = ([make_record(seed=seed, metrics__accuracy=score) for seed in range(3)] for score in (0.5, 0.75))
+    baseline.replace(place, old)
+    waiting = [new]
+
+    def parse_and_be_late(path):
+        found = parse(path)
+        if waiting:
+            baseline.replace(place, waiting.pop())
+        return found
+
+    monkeypatch.setattr(record, "_parse", parse_and_be_late)
+    found = record.read(place)
+    assert [one["metrics"]["accuracy"] for one in found.records] == [0.75] * 3 and not found.problems
