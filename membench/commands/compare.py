@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from membench.commands.options import takes
+from membench.config.declare import typed
 from membench.config.settings import Settings
 
 
@@ -24,4 +25,4 @@ def compare(
     from membench.config.settings import resolve
     from membench.runs.compare import compare as make
 
-    raise typer.Exit(make(resolve(given, config)))
+    raise typer.Exit(make(resolve(given, config), typed(Settings, given).get("hyperparameters")))

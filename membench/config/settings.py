@@ -21,8 +21,6 @@ class Settings(FanOutOptions, TrainingOptions, RunOptions):
 
     save: str | None = option(None, "Folder for the trained models, in transformers' format.", check=writable_folder)
     fit_length: bool = False  # no option: was no sequence length given, so that it is to suit the model and the data?
-    # no option: of the hyper-parameters those that the command line gives
-    set_here: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 _KEYS = [name for name in declared(Settings) if name != "hyperparameters"]  # of a file, which has a table per method
@@ -48,9 +46,7 @@ def resolve(given: Mapping[str, Any], config: str | None = None, content: dict[s
         merged = _overlay(merged, layer)
     place = launcher.place()
     settings = Settings(
-        **{"processes": place.size if place else 1, **merged},
-        fit_length="sequence_length" not in merged,
-        set_here=command_line.get("hyperparameters", {}),
+        **{"processes": place.size if place else 1, **merged}, fit_length="sequence_length" not in merged
     )
     _check(settings)
     return settings

@@ -29,8 +29,10 @@ _UNPREPARED = "the comparison can't be prepared"
 INTERRUPTED = 130  # the exit code of a process that Ctrl-C ended
 
 
-def compare(settings: Settings) -> int:
+def compare(settings: Settings, on_command_line: Mapping[str, Mapping[str, Any]] | None = None) -> int:
     """Carry out a comparison; returns the exit code: 0 only if every run is ok.
+
+    `on_command_line`: the hyper-parameters of these settings that are said if no run uses them.
 
     Raises:
         UserError: a setting can't work, or the output folder is in use.
@@ -42,7 +44,7 @@ def compare(settings: Settings) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted before the first run.")
         return INTERRUPTED
-    for sentence in unused_hyperparameters(settings.set_here, dict.fromkeys(run.method for run in runs)):
+    for sentence in unused_hyperparameters(on_command_line or {}, dict.fromkeys(run.method for run in runs)):
         print(sentence, flush=True)
     if settings.dry_run:
         print_notes(runs)
