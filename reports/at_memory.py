@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from reports import floors, rows, text
 from reports.floors import Floor
@@ -37,9 +36,9 @@ class _Contender:
 def at_memory(records: list[Record], budget_bytes: int, format: str = "plain") -> str:
     """Rank methods by what they reach within a budget, each in its best configuration that fits.
 
-    Whatever differs between the runs of a method but the model and the data (batch size, hyper-parameters) is a
-    configuration. What a run needs is what the GPU's allocator reserved or, without one, its peak; of runs on a GPU and
-    on a CPU the peak, since the one says nothing beside the other.
+    Whatever differs between the runs of a method but the model, the data and what is scored (batch size,
+    hyper-parameters) is a configuration. What a run needs is what the GPU's allocator reserved or, without one, its
+    peak; of runs on a GPU and on a CPU the peak, since the one says nothing beside the other.
 
     Raises:
         ValueError: there are no records.
@@ -48,25 +47,51 @@ def at_memory(records: list[Record], budget_bytes: int, format: str = "plain") -
 
 
 def rankings(records: list[Record], budget_bytes: int) -> list[Ranking]:
-    """A ranking for each model and data; see `at_memory`."""
+    """A ranking for each model, data and what is scored; see `at_memory`."""
     if not records:
         raise ValueError("There are no records to rank.")
-    pools: dict[tuple[Any, ...], list[Setup]] = {}
+    pools: list[list[Setup]] = []
     for setup in group(records):
-        pools.setdefault(tuple(setup.conditions[name] for name in _POOLED), []).append(setup)
-    return [ranking for pool in pools.values() for ranking in _pool(pool, budget_bytes)]
+        pool = next((pool for pool in pools if all(_scored_alike(setup, other) for other in pool)), None)
+        if pool is None:
+            pools.append([setup])
+        else:
+            pool.append(setup)
+    return [ranking for pool in pools for ranking in _pool(pool, budget_bytes, pools)]
 
 
-def _pool(setups: list[Setup], budget: int) -> list[Ranking]:
+def _alike(setup: Setup, other: Setup) -> bool:
+    return all(setup.conditions[name] == other.conditions[name] for name in _POOLED)
+
+
+def _scored_alike(setup: Setup, other: Setup) -> bool:
+    """Whether their scores are on the same examples, as far as is known.
+
+    A task's options say what is scored, and how. A perplexity is of text in pieces of the sequence length; of other
+    tasks some examples may be too long for one.
+    """
+    if not _alike(setup, other) or setup.conditions["options"] != other.conditions["options"]:
+        return False
+    for task in {*setup.tasks} & {*other.tasks}:
+        counts = {floors.examples_of(rows.on_task(one, task)) for one in (setup, other)} - {None}
+        lengths = {one.conditions["sequence_length"] for one in (setup, other)}
+        if len(counts) > 1 or (len(lengths) > 1 and headline([setup, other], task)[0] == "perplexity"):
+            return False
+    return True
+
+
+def _pool(setups: list[Setup], budget: int, pools: list[list[Setup]]) -> list[Ranking]:
     """One ranking by the average over tasks, or one a task where there is no average."""
     tasks = sorted({task for setup in setups for task in setup.tasks})
     headlines = {task: headline(setups, task) for task in tasks}
     if len(tasks) > 1 and all(higher for _, higher in headlines.values()):
-        return [_ranking(setups, tasks, rows.AVERAGE, True, budget)]
-    return [_ranking(setups, [task], metric, higher, budget) for task, (metric, higher) in headlines.items()]
+        return [_ranking(setups, tasks, rows.AVERAGE, True, budget, pools)]
+    return [_ranking(setups, [task], metric, higher, budget, pools) for task, (metric, higher) in headlines.items()]
 
 
-def _ranking(setups: list[Setup], tasks: list[str], metric: str, higher: bool, budget: int) -> Ranking:
+def _ranking(
+    setups: list[Setup], tasks: list[str], metric: str, higher: bool, budget: int, pools: list[list[Setup]]
+) -> Ranking:
     contenders: dict[str, list[_Contender]] = {}
     mixed = _on_several_devices(setups)
     needs_of = _peak_bytes if mixed else _reserved_bytes
@@ -95,9 +120,29 @@ def _ranking(setups: list[Setup], tasks: list[str], metric: str, higher: bool, b
         }
         for c in [*ranked, *others]
     ]
-    head = heading(setups[0], tasks)[:1] if len(setups) > 1 else heading(setups[0], tasks)
+    head = _heading(setups, tasks, pools)
     title = f"{_title(tasks)} within {budget_mib(budget)} MiB, by {metric}{'' if higher else ' (less is better)'}"
     return Ranking(head, _table(title, made, len(tasks), floor), made, _notes(made, tasks, mixed))
+
+
+def _heading(setups: list[Setup], tasks: list[str], pools: list[list[Setup]]) -> list[str]:
+    """Of one set-up both lines; of any what its scores are on, where that tells it from other rankings."""
+    first, how = heading(setups[0], tasks)
+    others = [pool for pool in pools if _alike(pool[0], setups[0]) and {*pool[0].tasks} & {*tasks}]
+    own, of_others = _scored_on(setups, tasks), [_scored_on(pool, tasks) for pool in others]
+    told = [words for name, words in own.items() if any(other[name] != words for other in of_others)]
+    return [" - ".join([first, *told]), *([how] if len(setups) == 1 else [])]
+
+
+def _scored_on(setups: list[Setup], tasks: list[str]) -> dict[str, str]:
+    """The examples in words; of several set-ups what they have in common."""
+    lengths = {setup.conditions["sequence_length"] for setup in setups}
+    counts = {floors.examples_of(rows.on_task(setup, task)) for setup in setups for task in tasks} - {None}
+    return {
+        "options": setups[0].conditions["options"] or "no options",
+        "length": f"sequences of {lengths.pop()} tokens" if len(lengths) == 1 else "sequences of several lengths",
+        "examples": f"{counts.pop()} examples" if len(counts) == 1 else "examples of several numbers",
+    }
 
 
 def _floor(setups: list[Setup], tasks: list[str]) -> Floor:

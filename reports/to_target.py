@@ -52,7 +52,7 @@ def _race(setup: Setup, task: str, metric: str, target: float) -> Ranking:
     made = [{"task": task, **row} for row in made if row["runs"]]
     for name in ("seconds", "tokens"):
         for row in made:
-            before = sum(_order(other, name) < _order(row, name) for other in made)
+            before = sum(other[name] is not None and _order(other, name) < _order(row, name) for other in made)
             row[f"rank_by_{name}"] = before + 1 if row[name] is not None else None
     made.sort(key=lambda row: _order(row, "seconds"))
     title = f"{task}: {metric} of {target:g} or {'more' if higher else 'less'}"

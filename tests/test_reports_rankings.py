@@ -49,6 +49,28 @@ def test_a_method_counts_with_its_best_configuration_that_fits():
     assert "Of several configurations (2 of badam, 3 of adamw)" in at_memory.at_memory(runs, 70 * MIB)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"training__sequence_length": 128}, "sequences of 128 tokens"),
+        ({"training__options": {"validation_tokens": 512}}, "validation_tokens=512"),
+        ({"training__batch_size": 4, "validation_examples": 49}, "49 examples"),
+    ],
+)
+def test_scores_on_other_examples_are_of_rankings_of_their_own_that_say_on_which(change, told):
+    lm = {"headline": "perplexity", "higher_is_better": False, "validation_examples": 64}
+    runs = [run(**{**lm, "metrics": {"perplexity": 20.0}}), run(**{**lm, "metrics": {"perplexity": 9.0}, **change})]
+    found = at_memory.rankings(runs, 1000 * MIB)
+    assert sorted(ranking.rows[0]["mean"] for ranking in found) == [9, 20]
+    assert any(told in ranking.heading[0] for ranking in found)
+    assert len({ranking.heading[0] for ranking in found}) == 2
+
+
+def test_of_the_same_examples_a_sequence_length_is_a_configuration():
+    runs = [run(score=0.7, validation_examples=64), run(score=0.8, validation_examples=64, training__sequence_length=9)]
+    assert within(runs, 1000)["adamw"]["configuration"] == "sequence_length=9"
+
+
 def test_the_hungriest_task_must_fit_and_what_the_allocator_reserved_counts():
     runs = [run(task=1, peak=50), run(task=2, peak=80), run(1, "sgd", peak=10, memory__peak_reserved_bytes=90 * MIB)]
     rows = within([*runs, run(2, "sgd", peak=10)], 70)
@@ -122,6 +144,14 @@ def test_runs_that_shared_their_device_are_ranked_by_tokens_alone():
     rows = race([curve("adamw", 0, [0.5, 0.9]), shared])
     assert rows["badam"]["seconds"] is rows["badam"]["rank_by_seconds"] is None
     assert rows["badam"]["rank_by_tokens"] == 1 and rows["adamw"]["rank_by_seconds"] == 1
+
+
+def test_what_has_no_seconds_takes_no_rank_by_them_from_others():
+    shared = [curve("badam", seed, [0.9]) for seed in (0, 1)]
+    for one in shared:
+        one["environment"]["jobs"] = 4
+    rows = race([*shared, curve("adamw", 0, [0.5, 0.9]), curve("adamw", 1, [0.5, 0.6])])
+    assert (rows["adamw"]["rank_by_seconds"], rows["adamw"]["rank_by_tokens"]) == (1, 2)
 
 
 def test_equals_share_a_rank():
