@@ -121,14 +121,15 @@ def examples_of(runs: Sequence[Record]) -> int | None:
     return min(counts, default=0) or None
 
 
-def half_width(value: float, runs: Sequence[Record]) -> float | None:
-    """Half of the 95 % interval that so few examples leave a score; None where nobody can say.
+def half_width(value: float, runs: Sequence[Record], own: Sequence[Record]) -> float | None:
+    """Half of the 95 % interval that so few examples leave the score of a task's `own` runs; None if nobody can say.
 
     Of a share of right answers it is Wilson's, whatever the number of seeds, which all answer the same examples. So it
     is of other scores between 0 and 1: no mean of values between these scatters more, and an F1 about as much. Of a
-    perplexity it follows from the standard error of the loss over sequences.
+    perplexity it follows from the standard error of the loss over sequences, of its own runs: one that exploded has
+    another.
     """
-    if (error := _error("loss", runs)) is not None:
+    if (error := _error("loss", own)) is not None:
         return value * math.sinh(Z * error)
     count = _examples_of_shares(runs)
     if count is None:

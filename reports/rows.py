@@ -142,7 +142,9 @@ def _task_rows(setup: Setup, task: str) -> list[Row]:
             "method": label,
             **what,
             **_sample(values),
-            "half_width": floors.half_width(statistics.fmean(values), runs) if values else None,
+            "half_width": floors.half_width(statistics.fmean(values), runs, _finished(setup, label, task))
+            if values
+            else None,
             **floor_fields(floor),
             **found.get(label, ALONE),
             **counts(setup, label, [task]),

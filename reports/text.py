@@ -31,6 +31,7 @@ _CHANGED = (
     "Speeds of runs that went on on other processes, on another device or beside other runs are left out: "
     "they tell nothing of all their steps."
 )
+_NO_TASK = "Peaks of rows that have no run on the tasks that others need most on compare with no others: {}."
 _FEWER = "Where runs are missing, or their speeds left out, only ratios of speeds compare, not tokens/s and ms."
 
 
@@ -88,7 +89,7 @@ def summary(setup: Setup, *, compact: bool) -> Table:
         *([("blocks", _coverage)] if _partly(rows) else []),
         ("runs", _runs),
     ]
-    notes = [*_notes_of(_PEAK, "peak_ratio", rows, setup), *_notes_of(_SPEED, "tokens_per_second_ratio", rows, setup)]
+    notes = [*_peak_notes(rows, setup), *_notes_of(_SPEED, "tokens_per_second_ratio", rows, setup)]
     notes += _fewer_notes(rows, setup) + _score_notes([_scored(row) for row in rows], setup)
     return lay_out("Summary", rows, columns, {"method", score, "runs"}, notes)
 
@@ -96,6 +97,18 @@ def summary(setup: Setup, *, compact: bool) -> Table:
 def _notes_of(note: str, name: str, rows: list[Row], setup: Setup) -> list[str]:
     """A note on a ratio to the reference, and on what it is a ratio of; none where no row has it."""
     return [note.format(setup.reference)] * any(row.get(name) is not None for row in rows)
+
+
+def _peak_notes(rows: list[Row], setup: Setup) -> list[str]:
+    """What peaks are of, and which are of a less hungry task than those of other rows."""
+    hungriest = {row["task"] for row in raw.memory(setup) if row.get("task")}
+    said = []
+    for label in setup.rows:
+        have = {task for task, _ in setup.finished(label)}
+        if have and (lacking := sorted(hungriest - have)):
+            said.append(f"{label} ({', '.join(map(_short, lacking))})")
+    unlike = [_NO_TASK.format("; ".join(said))] if said else []
+    return [*_notes_of(_PEAK, "peak_ratio", rows, setup), *unlike]
 
 
 def _fewer_notes(rows: list[Row], setup: Setup) -> list[str]:
@@ -137,7 +150,7 @@ def memory(setup: Setup, *, compact: bool) -> Table:
         ("task", lambda row: _short(row.get("task") or NOTHING) if len(tasks) > 1 else NOTHING),
         ("ok runs", _share),
     ]
-    notes = [*_notes_of(_PEAK, "peak_ratio", rows, setup), _PARTS]
+    notes = [*_peak_notes(rows, setup), _PARTS]
     where = f" on {_short(*tasks)}" if len(tasks) == 1 and len(setup.tasks) > 1 else ""
     return lay_out(f"Memory at the peak{where}, MiB", rows, columns, {"method", "phase", "task"}, notes)
 

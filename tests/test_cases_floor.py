@@ -9,7 +9,7 @@ from reports_factory import MIB
 from suites import run
 
 import tasks
-from reports import at_memory, floors, page, studies, tables
+from reports import at_memory, floors, page, rows, studies, tables
 from reports.setups import group
 from reports.statistics import sight, wilson
 from reports.winners import winners
@@ -109,6 +109,17 @@ def test_a_perplexity_is_held_against_guessing_and_against_the_model_before_trai
     assert "Not better than before training on t0 (470.00 ± 43.87, 32 examples): adamw, badam." in text
 
 
+def test_what_few_sequences_leave_a_perplexity_is_of_its_own_runs_not_of_one_that_exploded():
+    def lm(method, value, error):
+        made = {"perplexity": value, "loss_standard_error": error}
+        return run(method=method, headline="perplexity", higher_is_better=False, metrics=made, validation_examples=64)
+
+    (setup,) = group([lm("adamw", 20.0, 0.06), lm("lomo", 1e4, 1.5)])
+    widths = {row["method"]: row["half_width"] for row in rows.quality(setup)}
+    assert widths["adamw"] == pytest.approx(20 * math.sinh(1.96 * 0.06), rel=1e-3)
+    assert "64 (± 2.36)" in tables.render([*setup.finished("adamw").values(), *setup.finished("lomo").values()])
+
+
 def test_methods_that_begin_with_a_changed_model_leave_the_floor_at_the_one_that_was_given():
     shared = {"headline": "perplexity", "higher_is_better": False, "metrics": {"perplexity": 6.0}}
     begun = {("adamw", 0): 5.8, ("lora", 0): 5.8, ("qlora", 0): 7.1, ("adamw", 1): 5.9, ("qlora", 1): 7.2}
@@ -191,7 +202,7 @@ def covered_perplexity(sequences, draws, rng):
         sums = [count * (3 + rng.gauss(0, 0.5)) for count in counts]
         made = {"perplexity": math.exp(sum(sums) / sum(counts)), "loss_standard_error": standard_error(sums, counts)}
         found = run(headline="perplexity", higher_is_better=False, metrics=made)
-        held += abs(made["perplexity"] - math.exp(3)) <= floors.half_width(math.exp(3), [found])
+        held += abs(made["perplexity"] - math.exp(3)) <= floors.half_width(math.exp(3), [found], [found])
     return held / draws
 
 

@@ -62,6 +62,17 @@ def test_memory_is_of_the_hungriest_run_and_compares_with_the_reference_on_that_
     assert sum(rows["badam"][f"{part}_bytes"] for part in PARTS) == 60 * MIB
 
 
+def test_a_peak_without_the_hungriest_task_is_said_to_compare_with_no_others():
+    cb, wic = "superglue/cb", "superglue/wic"
+    runs = [with_peak(100, task=cb), with_peak(200, task=wic), with_peak(60, method="badam", task=cb)]
+    failed = make_failure("diverged", "It diverged.", method="badam", task=wic)
+    whole = with_peak(150, method="badam", task=wic)
+    for table in ("summary", "memory"):
+        said = "compare with no others: badam (wic)."
+        assert said in " ".join(tables.render([*runs, failed], "plain", [table]).split())
+        assert "compare with no others" not in tables.render([*runs, whole], "plain", [table])
+
+
 def test_printed_parts_add_up_to_the_printed_peak():
     third = MIB // 30  # of a tenth of a MiB: each part alone would round down to .0, their sum is .2
     parts = [third * 1.5, third * 1.25, third, third, third]
