@@ -7,7 +7,7 @@ from typing import Any
 from reports import formats
 from reports.names import batch_text
 from reports.parts import PARTS, Part, round_parts, shown
-from reports.table import GIB, MIB, NOTHING, Column, Row, Table, gib, lay_out
+from reports.table import GIB, MIB, NOTHING, Column, Row, Table, budget_mib, gib, lay_out
 
 FORMATS = ("table", "json", "markdown", "html")
 
@@ -55,7 +55,7 @@ def heading(document: dict[str, Any]) -> list[str]:
         *([f"on each of {setup['gpus']} GPUs ({setup['strategy']})"] if setup["gpus"] > 1 else []),
         f"{setup['attention']} attention",
     ]
-    words += [f"budget {gib(document['budget_bytes'])} GiB"] if document["budget_bytes"] else []
+    words += [f"budget {_budget(document)}"] if document["budget_bytes"] else []
     return [", ".join(words)]
 
 
@@ -95,7 +95,7 @@ def _memory(document: dict[str, Any]) -> Table:
     ]
     columns.append(("smallest card", lambda row: row["smallest_card"] or "none"))
     if document["budget_bytes"]:
-        columns.append(("fits", _fits))
+        columns.append(("fits", lambda row: _fits(row, unit)))
         if _is_sharded(document):
             columns.append(("GPUs needed", _gpus))
     context = gib(document["context_bytes"])
@@ -124,10 +124,18 @@ def _rounded(row: Row, parts: list[Part], unit: int) -> list[str]:
     return [f"{value / 100:,.2f}" for value in (sum(hundredths), *hundredths)]
 
 
-def _fits(row: Row) -> str:
-    if row["fits"] and row["left_bytes"] < 0:
+def _fits(row: Row, unit: int) -> str:
+    """And how much is left or missing, in the table's unit."""
+    left = row["left_bytes"]
+    if row["fits"] and left < 0:
         return "yes, tightly"
-    return f"yes, {gib(row['left_bytes'])} left" if row["fits"] else f"no, {gib(-row['left_bytes'])} missing"
+    return f"yes, {left / unit:,.2f} left" if row["fits"] else f"no, {-left / unit:,.2f} missing"
+
+
+def _budget(document: Mapping[str, Any]) -> str:
+    """As it was given: hundredths of a GiB are too coarse for one below it."""
+    size = document["budget_bytes"]
+    return f"{gib(size)} GiB" if size >= GIB else f"{budget_mib(size)} MiB"
 
 
 def _where(document: dict[str, Any]) -> Table:
@@ -154,7 +162,7 @@ def _limits(document: dict[str, Any]) -> Table:
         (f"longest sequence at batch {batch}", lambda row: _limit(row, "sequence")),
         ("largest model", lambda row: _limit(row, "model")),
     ]
-    title = f"What fits into {gib(document['budget_bytes'])} GiB"
+    title = f"What fits into {_budget(document)}"
     return lay_out(title, document["rows"], columns, {"method", "largest model"}, [_MODELS])
 
 
@@ -182,7 +190,7 @@ def advice(document: dict[str, Any]) -> list[str]:
     by_room = sorted((row for row in rows if row["fits"]), key=lambda row: -row["left_bytes"])
     helped = sorted((row for row in rows if row["advice"]), key=lambda row: len(row["advice"]["options"]))
     lost = [row for row in rows if not row["fits"] and not row["advice"]]
-    sentences = [f"On {gib(budget)} GiB use {_listed(map(_room, by_room))}."] if by_room else []
+    sentences = [f"On {_budget(document)} use {_listed(map(_room, by_room))}."] if by_room else []
     if any(0 <= row["left_bytes"] < document["context_bytes"] for row in by_room):
         sentences.append(_LITTLE.format(context=gib(document["context_bytes"])))
     sentences += [f"{row['method']} would fit with {_change(row['advice'])}." for row in helped]
@@ -191,7 +199,7 @@ def advice(document: dict[str, Any]) -> list[str]:
         sentences.append(f"No option tried makes these fit: {missing}.")
     if _is_sharded(document):
         needed = _listed(f"{row['method']} {_gpus(row)}" for row in rows)
-        sentences.append(f"GPUs of {gib(budget)} GiB that each needs: {needed}.")
+        sentences.append(f"GPUs of {_budget(document)} that each needs: {needed}.")
     return sentences
 
 
@@ -220,7 +228,7 @@ def verdict(document: dict[str, Any]) -> list[str]:
         return []
     nearest = min(rows, key=lambda row: row["estimated_total_bytes"])
     sentence = (
-        f"Nothing fits into {gib(budget)} GiB: {nearest['method']} comes nearest, with "
+        f"Nothing fits into {_budget(document)}: {nearest['method']} comes nearest, with "
         f"{gib(nearest['estimated_total_bytes'])} GiB; {gib(-nearest['left_bytes'])} GiB are missing."
     )
     least = min(rows, key=lambda row: row["at_peak"]["weights_bytes"])  # qlora's are in 4 bits

@@ -54,6 +54,16 @@ def test_json_has_a_row_a_method_with_the_promised_keys(tmp_path, monkeypatch):
         assert row["peak_phase"] in {"forward", "backward", "update", "switch"}
 
 
+def test_what_is_left_or_missing_is_in_the_unit_of_its_table_and_a_budget_as_it_was_given(tmp_path, monkeypatch):
+    monkeypatch.setattr(budget, "built_in_models", lambda causal: {})
+    made = plan(tiny(tmp_path), ["sgd"], {}, budget_bytes=600 * 2**20)
+    (row,) = made["rows"]
+    assert f"yes, {row['left_bytes'] / 2**20:,.2f} left" in plans.render(made, "table")  # MiB, as the other columns
+    assert "budget 600 MiB" in plans.render(made, "table")
+    row |= {"fits": False, "left_bytes": -28 * 2**20, "advice": None}
+    assert "no, 28.00 missing" in plans.render(made, "table")
+
+
 def test_a_config_json_names_a_model_as_its_folder_does(tmp_path):
     workload = tiny(tmp_path)
     from_file = Workload(f"{workload.model}/config.json", 2, 16)
