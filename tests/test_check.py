@@ -243,6 +243,8 @@ def test_one_seed_of_a_score_without_bounds_is_not_judged():
     finding = only(result, "quality")
     assert (finding.verdict, finding.p, result.code) == ("inconclusive", None, 0)
     assert finding.reason == "one seed, and a score without bounds: nothing tells the noise"
+    assert not any("noise of such scores is bounded" in note for note in result.notes)
+    assert render(result, "terminal", ("main", "branch")).startswith("No regression shown (1 inconclusive")
 
 
 def test_where_less_is_better_more_is_a_regression_in_percent():
@@ -408,10 +410,12 @@ def test_a_run_that_ends_badly_where_it_did_not_before_is_exit_code_4(status):
         ({"parameters": 2_000_000}, "parameters: 1000000 -> 2000000"),
         ({"metrics": {"f1": 0.8}, "headline": "f1"}, "headline: accuracy -> f1"),
         ({"model": "gpt2"}, "model: config:roberta-tiny -> gpt2"),
+        ({"validation_examples": 56}, "validation_examples: 277 -> 56"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_with_the_difference_named(change, words):
-    result = check([run(), run(task=1)], [run(**change), run(task=1)])
+    before, other = run(validation_examples=277), run(task=1)
+    result = check([before, other], [run(**{"validation_examples": 277, **change}), other])
     (finding,) = [finding for finding in result.findings if finding.verdict == "incomparable"]
     assert words in finding.reason and result.code == 3
     assert any(

@@ -36,6 +36,7 @@ def place(pair: Pair) -> str:
     return json.dumps([run["task"], run["model"], run["seed"], training(run)], sort_keys=True)
 
 
+_KNOWN_LATE = ("steps", "headline", "higher_is_better", "validation_examples")  # null where a run didn't get so far
 _PROVENANCE = ("data_sha256", "data_revision", "model_revision", "tokenizer", "device")  # of the environment
 
 
@@ -120,7 +121,7 @@ def differences(old: Record, new: Record) -> list[str]:
     names = [name for name in places[0][0] if not (name == "data" and same_data)]
     provenance = [name for name in _PROVENANCE if not (name == "data_revision" and same_data)]
     counted = ["parameters"] if old["parameters"] and new["parameters"] else []  # a count of 0 is unknown
-    fields = (names, provenance, ["model", *counted, "headline", "higher_is_better"])
+    fields = (names, provenance, ["model", *counted, "headline", "higher_is_better", "validation_examples"])
     return [
         f"{name}: {_show(one[name])} -> {_show(other[name])}"
         for (one, other), group in zip(places, fields, strict=True)
@@ -132,7 +133,7 @@ def differences(old: Record, new: Record) -> list[str]:
 def _equal(one: dict[str, Any], other: dict[str, Any], name: str) -> bool:
     if name not in one or name not in other:
         return True
-    unknown = name in (*_PROVENANCE, "steps", "headline", "higher_is_better") and None in (one[name], other[name])
+    unknown = name in (*_PROVENANCE, *_KNOWN_LATE) and None in (one[name], other[name])
     return unknown or one[name] == other[name]
 
 

@@ -117,6 +117,7 @@ def _sign_test(these: int, those: int) -> float:
 
 def _notes(suite: Suite) -> list[str]:
     alone = [row for row in suite.rows.values() if len(_ok(row)) == 1]
+    alone = [row for row in alone if (found := _scores(row)) and _row(found, row).bound]
     if not alone:
         return []
     unknown = sum(_examples(row) is None for row in alone)

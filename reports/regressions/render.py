@@ -19,6 +19,7 @@ from reports.table import NOTHING, Table
 FORMATS = ("terminal", "markdown", "junit", "json")
 MOST_ROWS = 100  # in the table of all rows; of more, those with something to say
 
+_UNSURE = "No regression shown"  # nor excluded
 _HEADLINES = {
     0: "Fine: no regression",
     1: "REGRESSION",
@@ -41,7 +42,8 @@ def verdict(check: Check) -> str:
     """The whole check in a line."""
     counts = Counter(finding.verdict for finding in check.findings)
     told = [f"{counts[name]} {_words(name)}" for name in VERDICTS if counts[name]]
-    return f"{_HEADLINES[check.code]} ({', '.join(told)})"
+    headline = _UNSURE if not check.code and counts[findings.INCONCLUSIVE] else _HEADLINES[check.code]
+    return f"{headline} ({', '.join(told)})"
 
 
 def _words(name: str) -> str:
