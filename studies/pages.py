@@ -54,9 +54,19 @@ def page(study: Study) -> str:
         return _joined(study, [head, _asked(study), f"## The answer\n\n{rates.answer(compared)}", told])
     found = gradients.levels(study.finals)
     answer = gradients.answer(found) if found else recommend(study.finals, words.get("memory_bytes", []))
-    survival = None if found else seeds.survival(study.finals)
-    told = "\n\n".join([*study.words.get("findings", []), *answer, *([survival] if survival else [])])
+    told = "\n\n".join([*study.words.get("findings", []), *answer, *([] if found else _survivals(study.finals))])
     return _joined(study, [head, _asked(study), f"## The answer\n\n{told}", *_figures(study)])
+
+
+def _survivals(finals: list[Record]) -> list[str]:
+    """Of each set-up, whose scores have nothing to do with another's."""
+    setups = group(finals)
+    told = {
+        setup: seeds.survival([run for of_row in setup.rows.values() for run in of_row.values()]) for setup in setups
+    }
+    return [
+        f"{'; '.join(heading(setup))}: {words}" if len(setups) > 1 else words for setup, words in told.items() if words
+    ]
 
 
 def _asked(study: Study) -> str:

@@ -41,7 +41,11 @@ def survival(runs: list[Record]) -> str | None:
     without = {seed: ranking(run for run in runs if run["seed"] != seed) for seed in seeds}
     stays = sum(next(iter(found)) == first for found in without.values())
     others = sorted({next(iter(found)) for found in without.values()} - {first})
-    taus = [kendalltau([whole[m] for m in found], [found[m] for m in found]).statistic for found in without.values()]
+    shared = [[method for method in whole if method in found] for found in without.values()]
+    taus = [
+        kendalltau([whole[m] for m in methods], [found[m] for m in methods]).statistic
+        for methods, found in zip(shared, without.values(), strict=True)
+    ]
     instead = f" (otherwise {', '.join(others)})" if others else ""
     stays_first = f"Leaving one seed out: {first} stays first in {stays} of {len(seeds)} cases{instead}"
     if any(map(math.isnan, taus)):  # all methods score alike

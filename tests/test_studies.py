@@ -1,6 +1,7 @@
 """The studies in the repository: their pages are what their records say, and small."""
 
 import json
+from typing import Any
 
 import pytest
 from reports_factory import make_record
@@ -8,6 +9,7 @@ from reports_factory import make_record
 from membench.config.defaults import LEARNING_RATES
 from membench.config.study_file import load
 from reports.record import read
+from reports.setups import group, heading
 from studies import data, gradients, pages, rates, records, seeds
 from tasks.c4.corpus import Documents
 
@@ -129,6 +131,19 @@ def test_a_ranking_that_hangs_on_one_seed_is_told():
     assert seeds.survival([run for run in runs if run["seed"] < 2]) is None
     alike = seeds.survival([{**run, "metrics": {"score": 0.5}} for run in runs])
     assert alike == "Leaving one seed out: badam stays first in 3 of 3 cases.", "there is no tau without a ranking"
+
+
+def test_a_ranking_is_of_one_set_up_and_of_methods_that_have_all_tasks_in_it():
+    def of(method: str, seed: int, value: float, **changes: Any) -> dict:
+        return make_record(method=method, seed=seed, metrics={"accuracy": value}, **changes)
+
+    short = [of(method, seed, value) for method, value in (("badam", 0.9), ("lora", 0.6)) for seed in range(3)]
+    long = [{**run, "training": {**run["training"], "steps": 200}, "metrics": {"accuracy": 0.7}} for run in short[3:]]
+    told = pages._survivals([*short, *long])  # lora alone was trained for longer, which is no ranking
+    assert told == [f"{'; '.join(heading(group(short)[0]))}: {seeds.survival(short)}"]
+    once = [of(method, 0, 0.5, task="superglue/cb") for method in ("badam", "lora")]
+    beside = [of("sgd", seed, 0.1) for seed in range(3)]  # in the ranking only where the others lack a task, too
+    assert "ranking of 2 methods" in (seeds.survival([*short, *once, *beside]) or "")
 
 
 def at_rate(lr: float, score: float, seed: int = 0, method: str = "badam", task: str = "superglue/cb") -> dict:
