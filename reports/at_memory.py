@@ -15,6 +15,8 @@ from reports.table import NOTHING, Column, Row, Table, budget_mib, lay_out, mib,
 # of a set-up: what must be the same for qualities to compare
 _POOLED = ("family", "model", "weights", "data", "version")
 
+CONTEXT = "half a GiB or more for its CUDA context, which isn't counted here"
+
 
 @dataclass(frozen=True)
 class _Contender:
@@ -259,6 +261,8 @@ def _shown(row: Row) -> str:
 def _notes(made: list[Row], tasks: list[str], mixed: bool) -> list[str]:
     what = "the peak" if mixed else "what the GPU's allocator reserved or, without one, the peak"
     notes = [f"needs: the hungriest run; {what}."]
+    if any(row["needs_reserved"] for row in made):
+        notes.append(f"Of a card, a process takes {CONTEXT}.")
     if any(row["tied_with_best"] for row in made):
         notes.append(
             f"* the best, or not significantly different from it (Welch's t-test over seeds, p ≥ {SIGNIFICANCE})."

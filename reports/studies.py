@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from reports import formats, rows
-from reports.at_memory import choice_notes, rankings
+from reports.at_memory import CONTEXT, choice_notes, rankings
 from reports.names import counted
 from reports.rankings import Ranking
 from reports.record import Record
@@ -153,6 +153,7 @@ def _sentence(ranking: Ranking, budget: int, finals: list[Record]) -> str:
     able = [row for row in fit if row["above_floor"] is not False]
     limit = "Without a limit of memory" if budget == NO_LIMIT else f"For {budget_mib(budget)} MiB"
     measured = _RESERVED if any(row["needs_reserved"] for row in ranking.rows) else ""
+    measured += f"; of a card a process takes {CONTEXT}" if measured and budget != NO_LIMIT else ""
     where = f"{limit} ({ranking.heading[0]}{measured})"
     out = [_out(row) for row in ranking.rows if not row["rank"]]
     left = [f"Out: {', '.join(out)}."] if out else []

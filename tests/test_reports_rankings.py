@@ -8,7 +8,7 @@ import pytest
 from reports_factory import MIB, make_failure, make_record
 from suites import run
 
-from reports import at_memory, to_target
+from reports import at_memory, studies, to_target
 
 
 def within(records, mib):
@@ -76,6 +76,13 @@ def test_the_hungriest_task_must_fit_and_what_the_allocator_reserved_counts():
     rows = within([*runs, run(2, "sgd", peak=10)], 70)
     assert not rows["adamw"]["fits"] and not rows["sgd"]["fits"]
     assert rows["sgd"]["needs_bytes"] == 90 * MIB
+
+
+def test_that_a_process_on_a_gpu_takes_more_than_its_allocator_is_said_of_a_budget():
+    on_gpu = run(peak=10, memory__peak_reserved_bytes=90 * MIB, environment__device="cuda")
+    assert "half a GiB or more for its CUDA context" in at_memory.at_memory([on_gpu], 100 * MIB)
+    assert "half a GiB or more for its CUDA context" in studies.recommend([on_gpu], [100 * MIB])[0]
+    assert "CUDA" not in at_memory.at_memory([run(peak=10)], 100 * MIB) + studies.recommend([on_gpu], [])[0]
 
 
 def test_what_a_gpus_allocator_reserved_is_not_held_against_the_peak_of_a_run_on_a_cpu():
