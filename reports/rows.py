@@ -8,7 +8,7 @@ from typing import Any
 from reports import floors
 from reports.floors import Floor
 from reports.parts import PARTS
-from reports.record import Record, has_true_times, how_it_ended
+from reports.record import Record, has_true_times, how_it_ended, undue_waiting
 from reports.schema import STATUSES
 from reports.setups import Key, Setup, machine, peak_bytes, score
 from reports.statistics import Sight, paired_ratio, sight, summarise, tied_with_best
@@ -84,6 +84,11 @@ def _alone(runs: dict[Key, Record]) -> dict[Key, Record]:
 def rates(runs: dict[Key, Record]) -> dict[tuple[Key, str | None], float]:
     """Of runs that had their device alone. Speeds compare only on one machine, so it is a part of the key."""
     return {(key, machine(run)): run["time"]["tokens_per_second"] for key, run in _alone(runs).items()}
+
+
+def was_slowed(setup: Setup, label: str) -> bool:
+    """Whether a run of a row waited so long for processors that its times, and ratios to them, are too long."""
+    return any(undue_waiting(run) for run in _alone(setup.finished(label)).values())
 
 
 def counts(setup: Setup, label: str, tasks: list[str] | None = None) -> Row:

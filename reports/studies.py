@@ -255,4 +255,9 @@ def _speed(take: Row, finals: list[Record]) -> str:
         return ""
     found = [row for row in rows.throughput(setups[0]) if row["method"] == take["method"]]
     ratio = found[0]["tokens_per_second_ratio"] if found else None
-    return f", at {ratio:.2f} times the speed of {setups[0].reference}" if ratio else ""
+    if not ratio:
+        return ""
+    labels = (take["method"], setups[0].reference)
+    slowed = " and ".join(label for label in labels if rows.was_slowed(setups[0], label))
+    doubt = f" (not to be relied on: other work slowed {slowed})" if slowed else ""
+    return f", at {ratio:.2f} times the speed of {setups[0].reference}{doubt}"

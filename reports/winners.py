@@ -86,7 +86,9 @@ def _speed(setup: Setup, rows: list[Row]) -> Winner | None:
     if not speeds:
         return None
     best = max(speeds, key=lambda label: speeds[label])
-    return Winner(best, frozenset(label for label in speeds if _as_fast(setup, label, best)))
+    slowed = [label for label in speeds if raw.was_slowed(setup, label)]
+    caveats = (f"Slowed by other work: {', '.join(slowed)}",) if slowed else ()
+    return Winner(best, frozenset(label for label in speeds if _as_fast(setup, label, best)), caveats=caveats)
 
 
 def _as_fast(setup: Setup, label: str, best: str) -> bool:

@@ -4,6 +4,8 @@ from reports_factory import MIB, make_failure
 from suites import run
 
 from reports import page, studies, tables
+from reports.page import content
+from reports.setups import group
 
 
 def trials(method, scores, key="lr"):
@@ -58,6 +60,17 @@ def test_the_recommendation_is_the_method_shown_to_be_as_good_that_needs_least()
     assert ", at 2.00 times the speed of adamw." in limited
     assert "As good: adamw 0.802 ± 0.001 (3), 100.0 MiB." in limited
     assert "Behind: lora 0.502 ± 0.001 (3), 40.0 MiB." in limited and "Out: hft (80.0 MiB missing)." in limited
+
+
+def test_a_speed_of_runs_that_other_work_slowed_is_nowhere_named_without_that():
+    finals = [*seeds("adamw", 0.80, 100), *seeds("badam", 0.798, 60, 18000)]
+    assert "lowed by other work" not in page.render(finals)
+    for made in finals[:3]:
+        made["time"] |= {"train_seconds": 10.0, "waited_seconds": 4.0}
+    (said,) = studies.recommend(finals, [120 * MIB])
+    assert ", at 2.00 times the speed of adamw (not to be relied on: other work slowed adamw)." in said
+    (fastest,) = [one for one in content.of(group(finals)[0])["cards"] if one["title"] == "Fastest"]
+    assert fastest["tied"] == "Slowed by other work: adamw"
 
 
 def test_the_recommendation_names_the_configuration_and_that_it_was_chosen_by_its_score():

@@ -205,4 +205,4 @@ def without_speeds(text):
     tables = text[text.index("\nsuperglue, 2 tasks") :]
     kept = [block for block in tables.split("\n\n") if not block.startswith(("Summary", "Throughput"))]
     words = " ".join("\n\n".join(kept).split())  # where lines are wrapped depends on the speeds, too
-    return re.sub(r", at [\d.]+ times the speed of adamw", "", words)
+    return re.sub(r", at [\d.]+ times the speed of adamw( \(not to be relied on: [^)]*\))?", "", words)
