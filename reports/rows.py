@@ -126,8 +126,8 @@ def quality(setup: Setup) -> list[Row]:
 
     The average is one of complete seeds: the mean over the tasks for each seed that has them all, then mean and
     deviation over these seeds. A method that lacks a task is averaged over those it has, which `tasks` tells, and ranks
-    nowhere. There is no average over a single task, nor where less is better on some. What isn't above the floor is
-    neither the best nor tied with it.
+    nowhere; so does one whose tasks are of different seeds, of which `n` is 0. There is no average over a single task,
+    nor where less is better on some. What isn't above the floor is neither the best nor tied with it.
     """
     rows = [row for task in setup.tasks for row in _task_rows(setup, task)]
     if len(setup.tasks) > 1 and all(_headline(setup, task)[1] for task in setup.tasks):
@@ -248,8 +248,9 @@ def _sample(scores: list[float]) -> Row:
 def _averages(setup: Setup, of_tasks: list[Row]) -> list[Row]:
     averages = {label: _average(setup, label) for label in setup.rows}
     floor = floors.average([floors.of(on_task(setup, task)) for task in setup.tasks])
+    seedless = {label for label in setup.rows if not _whole_seeds(setup, label)}
     complete = {label: scores for label, (scores, tasks) in averages.items() if tasks == len(setup.tasks)}
-    found = compared(complete, floor, {})
+    found = compared({label: scores for label, scores in complete.items() if label not in seedless}, floor, {})
     what = {"task": AVERAGE, "metric": AVERAGE, "higher_is_better": True, "before_training": None}
     return [
         {
@@ -257,6 +258,7 @@ def _averages(setup: Setup, of_tasks: list[Row]) -> list[Row]:
             **what,
             "tasks": tasks,
             **_sample(scores),
+            **({"n": 0} if label in seedless else {}),
             "half_width": floors.average_width([row["half_width"] for row in of_tasks if row["method"] == label]),
             **floor_fields(floor),
             **found.get(label, ALONE),
@@ -268,15 +270,20 @@ def _averages(setup: Setup, of_tasks: list[Row]) -> list[Row]:
 
 def _average(setup: Setup, label: str) -> tuple[list[float], int]:
     """The averages over the tasks that a row has, one for each complete seed, and the number of these tasks."""
-    runs = setup.finished(label)
-    tasks = {task for task, _ in runs}
-    seeds = sorted({seed for _, seed in runs})
-    complete = [seed for seed in seeds if all((task, seed) in runs for task in tasks)]
-    if not complete:  # no seed has them all: the mean of what each task has, without a deviation
+    tasks = {task for task, _ in setup.finished(label)}
+    runs, complete = setup.finished(label), _whole_seeds(setup, label)
+    if not complete:  # no seed has them all: the mean of what each task has, of no seed
         means = [statistics.fmean(_scores(setup, label, task)) for task in tasks]
         return ([statistics.fmean(means)] if means else []), len(tasks)
 
     return [statistics.fmean(score(runs[task, seed]) for task in tasks) for seed in complete], len(tasks)
+
+
+def _whole_seeds(setup: Setup, label: str) -> list[int]:
+    """The seeds of a row with all of its tasks."""
+    runs = setup.finished(label)
+    tasks = {task for task, _ in runs}
+    return sorted({seed for _, seed in runs if all((task, seed) in runs for task in tasks)})
 
 
 def summary(setup: Setup) -> list[Row]:

@@ -22,6 +22,9 @@ _FLOOR_WIDTH = "; ± how far chance alone takes a score (95%)"
 _FLOOR_WIDTHS = _FLOOR_WIDTH + ", on average of the methods, of which each is held to its own"
 _EXAMPLES_NOTE = "examples: of validation; ± half of the 95% interval that so few leave the best score."
 _PARTIAL = "[a/b] averaged over a of b tasks only: not to be compared with a complete average."
+_SEEDLESS = (
+    "(0) averaged over tasks of different seeds, as no seed has all: not to be compared with the others' averages."
+)
 _PEAK = "peak: of the run that needs most; / {0}: against {0} on the same task and seed."
 _PARTS = "parts: what there is at the moment of the peak; they add up to it."
 _SPEED = "tokens/s: all tokens over all training time; / {0}: geometric mean over pairs of task and seed."
@@ -280,7 +283,8 @@ def _before_notes(rows: list[Row]) -> list[str]:
 def _score_notes(rows: list[Row], setup: Setup) -> list[str]:
     tied = any(row.get("tied_with_best") for row in rows)
     partial = any(row.get("mean") is not None and _lack(row, setup) for row in rows)
-    return [_TIED] * tied + sight_notes(rows) + [_PARTIAL] * partial
+    seedless = any(row.get("mean") is not None and not row["n"] for row in rows)
+    return [_TIED] * tied + sight_notes(rows) + [_PARTIAL] * partial + [_SEEDLESS] * seedless
 
 
 def sight_notes(rows: list[Row]) -> list[str]:

@@ -112,7 +112,7 @@ def scores(setup: Setup) -> dict[str, Winner]:
     found = {}
     by_task: dict[str, list[Row]] = {}
     for row in raw.quality(setup):
-        complete = row["task"] != raw.AVERAGE or row["tasks"] == len(setup.tasks)
+        complete = row["task"] != raw.AVERAGE or (row["tasks"] == len(setup.tasks) and row["n"])
         if row["mean"] is not None and complete and row["above_floor"] is not False:
             by_task.setdefault(row["task"], []).append(row)
     for task, rows in by_task.items():

@@ -9,8 +9,9 @@ from reports_factory import MIB, make_failure, make_record
 from suites import run
 
 from reports import at_memory, studies, tables, to_target
-from reports.figures import bars
+from reports.figures import bars, pareto
 from reports.setups import group
+from reports.winners import winners
 
 OUTLIER = (0.2, 0.8, 0.8)  # mean .6, median .8, standard deviation of a sample .3464
 
@@ -151,7 +152,13 @@ def test_a_seed_whose_run_of_a_task_went_wrong_is_as_incomplete():
     assert (average["mean"], average["n"]) == (pytest.approx(0.7), 2)
 
 
-def test_where_no_seed_has_all_tasks_the_average_is_of_the_tasks_means_without_a_deviation():
+def test_where_no_seed_has_all_tasks_the_average_is_of_the_tasks_means_of_no_seed_and_ranks_nowhere():
     records = [scored("a", 0, 0.2), scored("a", 1, 0.4), scored("a", 2, 0.9), scored("b", 3, 0.9)]
     average = only(document(records)["quality"], task="average")
-    assert (average["mean"], average["standard_deviation"], average["n"]) == (pytest.approx(0.7), None, 1)
+    assert (average["mean"], average["standard_deviation"], average["n"]) == (pytest.approx(0.7), None, 0)
+    lower = [{**scored(task, seed, 0.1 + 0.01 * seed), "method": "badam"} for task in "ab" for seed in (0, 1)]
+    (setup,) = group([*records, *lower])
+    assert winners(setup)["score"].best == "badam" and "(0) averaged over tasks of different" in tables.render(
+        [*records, *lower]
+    )
+    assert pareto.left_out(setup, "average") == ["adamw"]

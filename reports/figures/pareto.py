@@ -101,11 +101,11 @@ def _rows(setup: Setup, task: str) -> list[Row]:
 
 
 def _points(setup: Setup, scores: list[Row], peaks: dict[str, int]) -> list[Point]:
-    """An average over fewer tasks than the others' is no point."""
+    """An average over fewer tasks than the others', or of no seed, is no point."""
     complete = [
         row
         for row in scores
-        if row["mean"] is not None and (row["task"] != AVERAGE or row["tasks"] == len(setup.tasks))
+        if row["mean"] is not None and (row["task"] != AVERAGE or (row["tasks"] == len(setup.tasks) and row["n"]))
     ]
     return [
         Point(row["method"], peaks[row["method"]] / MIB, row["mean"], row["standard_deviation"], row["n"])
