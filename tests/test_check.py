@@ -336,6 +336,17 @@ def test_every_row_slightly_worse_is_a_regression_though_no_single_row_is():
     assert any(finding.reason.startswith("35 of 35 rows are worse") for finding in bad)
 
 
+def test_a_row_of_other_seeds_does_not_keep_the_others_from_being_judged_together():
+    def moved(runs):
+        row = (runs[0]["task"], runs[0]["method"])
+        return [made | {"seed": made["seed"] + 100 * ((made["task"], made["method"]) == row)} for made in runs]
+
+    result = check(moved(suite_of(0)), moved(suite_of(-0.005)), "quality")
+    (found,) = [one for one in result.findings if one.metric == "quality" and not one.task and not one.method]
+    assert found.verdict == "regression" and found.reason.startswith("34 of 34 rows are worse")
+    assert "without 1 row of other seeds" in found.reason
+
+
 def test_of_one_seed_every_row_slightly_worse_is_said_but_not_failed():
     result = check(suite_of(0, [0]), suite_of(-0.005, [0]), "quality")
     (everything,) = [finding for finding in result.findings if not finding.task and not finding.method]

@@ -131,6 +131,15 @@ def holm(p: Mapping[K, float]) -> dict[K, float]:
     return corrected
 
 
+def sharing_seeds(rows: list[Row]) -> list[Row]:
+    """All rows if there is a seed that all of them have; else those that have the most differences in common seeds."""
+    seeds = [frozenset(row.differences) for row in rows]
+    if frozenset.intersection(*seeds):
+        return rows
+    most = max(seeds, key=lambda some: len(some) * sum(some <= other for other in seeds))
+    return [row for row, own in zip(rows, seeds, strict=True) if most <= own]
+
+
 def together(rows: list[Row]) -> Row | None:
     """Rows as one: their means in the seeds that all of them have; None if there is no such seed.
 

@@ -7,7 +7,7 @@ from scipy.special import bdtrc
 
 from reports.names import counted
 from reports.regressions import findings
-from reports.regressions.evidence import SHARES, Judgement, Row, judge, together
+from reports.regressions.evidence import SHARES, Judgement, Row, judge, sharing_seeds, together
 from reports.regressions.findings import Finding
 from reports.regressions.measured import VERDICTS, Measured, finding, p_words, why
 from reports.regressions.metric import Metric, Suite, arrow
@@ -91,15 +91,17 @@ def _together(rows: dict[RowKey, Row], alpha: float) -> Iterator[Finding]:
     by_method = {method: [row for key, row in rows.items() if key.method == method] for method in methods}
     families = {"all": {"": list(rows.values())}, "methods": by_method if len(methods) > 1 else {}}
     for name, groups in families.items():
-        merged = {who: row for who, several in groups.items() if len(several) > 1 and (row := together(several))}
+        shared = {who: sharing_seeds(several) for who, several in groups.items()}
+        merged = {who: row for who, several in shared.items() if len(several) > 1 and (row := together(several))}
         for who, judged in judge(merged, 0, alpha * SHARES[name]).items():
-            yield _group_finding(who, groups[who], judged)
+            yield _group_finding(who, shared[who], judged, len(groups[who]) - len(shared[who]))
 
 
-def _group_finding(method: str, rows: list[Row], judged: Judgement) -> Finding:
+def _group_finding(method: str, rows: list[Row], judged: Judgement, apart: int) -> Finding:
     worse, better = (sum(sign * row.mean < 0 for row in rows) for sign in (1, -1))
     text = f"{worse} of {len(rows)} rows{f' of {method}' if method else ''} are worse, {better} better; "
     text += f"{judged.mean:+.2f} points on average; "
+    text += f"without {counted(apart, 'row')} of other seeds; " if apart else ""
     verdict = VERDICTS.get(judged.verdict, findings.FINE)
     if judged.seeds == 1:
         text += "one seed, whose noise all rows may share" + (f": {p_words(judged, 'methods')}" if judged.p else "")
