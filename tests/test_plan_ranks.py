@@ -176,7 +176,7 @@ def test_a_plan_of_several_gpus_says_what_each_method_needs_and_the_formula_of_z
     assert row["formula_bytes"] == round((2 + 16 / 2) * document["parameters"] / 4)
     assert "replaces" in document["refused"]["mezo"]
     text = plans.render(document, "table")
-    assert "on each of 4 GPUs (fsdp2)" in text and "GPUs of 0.59 GiB that each needs: badam 1." in text
+    assert "on each of 4 GPUs (fsdp2)" in text and "GPUs of 600 MiB that each needs: badam 1." in text
 
 
 def test_gradients_in_fp32_of_shards_in_low_precision_cannot_be_planned_those_of_replicas_can(tmp_path):
