@@ -58,26 +58,24 @@ def _references(rows: dict[RowKey, PairedRow], name: str) -> dict[str, Pair]:
 
 
 def _notes(suite: Suite, metrics: list[Metric]) -> list[str]:
-    notes = []
     relative = [metric.name for metric in metrics if metric.relative]
     others = [pair for row in suite.others.values() for pair in row.pairs.values()]
     alone = [pair for pair in others if place(pair) not in suite.references]
     unmatched = [pair for pair in others if _lacks_only_the_reference(pair, suite.references.get(place(pair)))]
-    if relative and alone:
-        name, what = suite.thresholds.reference, " and ".join(relative)
-        beside = counted(len(alone), "run")
-        notes.append(f"No run of {name} to compare with beside {beside}: no check of {what} there.")
-    if relative and unmatched:
-        name, what = suite.thresholds.reference, " and ".join(relative)
-        beside = counted(len(unmatched), "run")
-        notes.append(f"{name} didn't end well on both sides beside {beside}: no check of {what} there.")
+    name, what = suite.thresholds.reference, " and ".join(relative)
+    whys = ((alone, f"No run of {name} to compare with"), (unmatched, f"{name} didn't end well on both sides"))
+    notes = [
+        f"{why} beside {counted(len(pairs), 'run')}: no check of {what} there."
+        for pairs, why in whys
+        if relative and pairs
+    ]
     notes += [note for metric in metrics for note in metric.notes(suite)]
     return notes + _changed_hyperparameters(suite.rows)
 
 
 def _lacks_only_the_reference(pair: Pair, reference: Pair | None) -> bool:
     """Whether both runs ended well, and the reference's beside them didn't, as where a full AdamW doesn't fit."""
-    return bool(reference) and _ended_well(pair) and not _ended_well(reference or pair)
+    return reference is not None and _ended_well(pair) and not _ended_well(reference)
 
 
 def _ended_well(pair: Pair) -> bool:
