@@ -174,7 +174,8 @@ def test_from_python_all_ranks_get_the_leaders_records(tmp_path):
         "for steps in (2, 3):\n"
         "    runs = membench.compare('badam', 'superglue/cb', reference=False, steps=steps, batch_size=2,\n"
         "        sequence_length=16, threads=1, quiet=True, out=sys.argv[1])\n"
-        "    print(os.environ['RANK'], [len(run['history']) for run in runs], runs[0]['parallel']['processes'])\n"
+        "    lengths, processes = [len(run['history']) for run in runs], runs[0]['parallel']['processes']\n"
+        "    os.write(1, f'{os.environ[\"RANK\"]} {lengths} {processes}\\n'.encode())\n"  # whole: both ranks print
     )
     line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(script)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
