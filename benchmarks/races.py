@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -60,6 +60,7 @@ class Race:
         same_gradients: compare the weights in separate steps, in which both get the gradients of ours.
         memory_limit: for the ratio of peaks.
         fake: meter the memory on fake tensors: the peer would take minutes to compute.
+        tokens: per example, instead of the size's few, where the step is what is raced.
         notes: workarounds, and what one must know to read the numbers.
     """
 
@@ -72,6 +73,7 @@ class Race:
     same_gradients: bool = False
     memory_limit: float = 1.0
     fake: bool = False
+    tokens: int | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -81,6 +83,7 @@ class Race:
 
     def sides(self, size: Size) -> tuple[Side, Side]:
         """Ours and theirs, ready to start from the same weights."""
+        size = replace(size, tokens=self.tokens or size.tokens)
         model = build(size)
         ours = Side(model, self.ours(model, size), size)
         return ours, Side(*self.theirs(build(size), size, ours.optimizer), size)
@@ -273,6 +276,14 @@ RACES: dict[str, Race] = {
             "its kernel needs no extra memory; ours, in plain torch, needs half a megabyte while it dequantises",
             *OF_QLORA,
         ),
+    ),
+    "qlora-512-tokens": Race(
+        f"peft on bitsandbytes 0.50.2 + {FUSED}",
+        "bitsandbytes",
+        **_qlora("torch"),
+        memory_limit=1.01,
+        tokens=512,
+        notes=("as `qlora`, but with as many tokens as one trains on, among which dequantising is shared", *OF_QLORA),
     ),
     "qlora-bitsandbytes": Race(
         f"peft on bitsandbytes 0.50.2 + {FUSED}",
