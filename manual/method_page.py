@@ -1,12 +1,13 @@
 """The page of a method: what its class says, what is written in `words.toml`, and rows of other pages about it."""
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import optimizers
 from manual import plans
-from manual.tables import ROOT, found, markdown
+from manual.tables import ROOT, found, markdown, section
 from optimizers.described import description, hyperparameters
 from reports import published
 
@@ -62,7 +63,15 @@ def _bytes(name: str, method: Any) -> str:
     with_ = f" with {memory['with']}" if memory.get("with") else ""
     text += f"\n\nLlama 3-8B, 2 x 728 tokens, bf16, checkpointed, on an H100{with_}: {memory['planned']} GiB planned, "
     text += f"{memory['requested']} GiB measured"
-    return text + (f"; a step takes {time['/ adamw']} of AdamW's time. [All figures](../gpu.md)." if time else ".")
+    text += f"; a step takes {time['/ adamw']} of AdamW's time" if time else ""
+    since = " Its code has changed since then: `membench plan` says what it needs now." if name in _changed() else ""
+    return text + f".{since} [All figures](../gpu.md)."
+
+
+def _changed() -> list[str]:
+    """Methods whose code is newer than the session, as the note below its tables says."""
+    note = re.search(r"but for (.+), whose code has changed", section("docs/gpu.md", _LLAMA))
+    return note[1].split(", ") if note else []
 
 
 def _hyperparameters(name: str, method: Any, words: dict[str, Any]) -> str:

@@ -15,11 +15,16 @@ def markdown(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
     return tabulate(cells, headers, tablefmt="pipe", disable_numparse=True)
 
 
+def section(page: str, heading: str) -> str:
+    """What is below a heading of a page in the repository, up to the next of its level."""
+    _, _, rest = (ROOT / page).read_text(encoding="utf-8").partition(f"\n{heading}\n")
+    return rest.split("\n## ")[0]
+
+
 def found(page: str, heading: str, first: str) -> Iterator[dict[str, str]]:
     """Rows below `heading` of a page in the repository whose first cell is `first`, by the columns' heads."""
-    _, _, rest = (ROOT / page).read_text(encoding="utf-8").partition(f"\n{heading}\n")
     head: list[str] = []
-    for line in rest.split("\n## ")[0].splitlines():
+    for line in section(page, heading).splitlines():
         cells = [cell.strip().replace("\\_", "_") for cell in line.strip("|").split("|")]
         if not line.startswith("|"):
             head = []

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from reports.names import counted
 from reports.record import Record
 from reports.setups import score
 from reports.statistics import Z, wilson
@@ -58,7 +59,7 @@ class Floor(NamedTuple):
     @property
     def words(self) -> str:
         """`0.527 ± 0.059, 277 examples`."""
-        return self.score_words + (f", {self.examples:,} examples" if self.examples else "")
+        return self.score_words + (f", {counted(f'{self.examples:,}', 'example')}" if self.examples else "")
 
 
 def of(runs: Sequence[Record]) -> Floor:

@@ -80,7 +80,7 @@ SCHEMA: tuple[Field, ...] = (
     Field("training.warmup_fraction", (float,), NEVER, "share of the steps", 0, 1),
     Field("training.max_grad_norm", (float,), ALWAYS, "clipping by the loop; null without", most=ANY),
     Field("training.gradient_checkpointing", (bool,), NEVER, "of every layer"),
-    Field("training.checkpointing_every", (int,), OPTIONAL, "only every so manieth layer", 1, missing=1),
+    Field("training.checkpointing_every", (int,), OPTIONAL, "only every Nth layer", 1, missing=1),
     Field("training.loss_chunks", (int,), OPTIONAL, "pieces of the sequence that logits are computed in", 1, missing=1),
     Field("training.offload_activations", (bool,), OPTIONAL, "to the host, till the backward pass", missing=False),
     Field("training.data", (str,), NEVER, "demo | hub | a folder"),

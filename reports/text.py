@@ -20,7 +20,7 @@ _FLOOR, _EXAMPLES = "floor", "examples"  # further rows of quality
 _FLOOR_NOTE = "floor: guessing, or the model before training if that is better{}."
 _FLOOR_WIDTH = "; ± how far chance alone takes a score (95%)"
 _FLOOR_WIDTHS = _FLOOR_WIDTH + ", on average of the methods, of which each is held to its own"
-_EXAMPLES_NOTE = "examples: of validation; ± half of the 95% interval that so few leave the best score."
+_EXAMPLES_NOTE = "examples: in the validation set; ± half the width of the best score's 95% interval."
 _PARTIAL = "[a/b] averaged over a of b tasks only: not to be compared with a complete average."
 _SEEDLESS = (
     "(0) averaged over tasks of different seeds, as no seed has all: not to be compared with the others' averages."
@@ -423,7 +423,7 @@ def _waiting_notes(setup: Setup) -> list[str]:
             said.append(
                 f"{label} ({len(shares)} of {counted(len(runs), 'run')}) for up to {max(shares):.0%} of its time"
             )
-    return [f"Slowed by other work, which had the processors that these waited for: {'; '.join(said)}."] if said else []
+    return [f"Slowed by waiting for processors: {'; '.join(said)}."] if said else []
 
 
 def remarks(setup: Setup) -> list[str]:

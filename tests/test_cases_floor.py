@@ -10,6 +10,7 @@ from suites import run
 
 import tasks
 from reports import at_memory, floors, page, rows, studies, tables
+from reports.floors import Floor
 from reports.setups import group
 from reports.statistics import sight, wilson
 from reports.winners import winners
@@ -38,6 +39,11 @@ def test_where_all_score_at_chance_nobody_is_the_best_tied_or_recommended():
     for text in texts:
         assert "o method is above chance" in text and "(0.500 ± 0.059, 277 examples)" in text
     assert not any("*" in text for text in texts[:2]) and "★" not in texts[3] and "because" not in texts[2]
+
+
+def test_a_single_example_is_no_plural():
+    assert Floor(score=0.5, examples=1).words == "0.500, 1 example"
+    assert Floor(score=0.5, examples=2000).words == "0.500, 2,000 examples"
 
 
 def test_a_method_at_chance_wins_nothing_though_it_needs_least_and_is_no_tie():

@@ -10,7 +10,7 @@ import pytest
 from commands import command
 
 import optimizers
-from manual import choice, method_page
+from manual import choice, method_page, tables
 from optimizers.described import hyperparameters
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,6 +41,12 @@ def test_list_methods_prints_one_methods_hyper_parameters_and_refuses_what_it_do
 
 def test_a_page_is_what_its_method_says():
     assert (DOCS / "methods" / "badam.md").read_text() == method_page.page("badam"), f"docs/methods/badam.md {STALE}"
+
+
+def test_a_page_says_where_the_figures_of_the_gpu_are_of_earlier_code():
+    (names,) = re.findall(r"but for (.+), whose code has changed", tables.section("docs/gpu.md", method_page._LLAMA))
+    told = {name for name in optimizers.available() if "Its code has changed since then" in method_page.page(name)}
+    assert told == set(names.split(", "))
 
 
 def test_the_table_of_methods_is_what_the_registry_says():

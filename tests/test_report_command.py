@@ -37,6 +37,12 @@ def test_a_page_is_written_where_it_is_wanted_and_named(folder, tmp_path, capsys
     assert out.read_text().startswith("<!doctype html>")
 
 
+@pytest.mark.parametrize("ranking", [("--at-memory", "8GiB"), ("--to-target", "accuracy=0.5")])
+def test_a_table_is_not_chosen_of_a_ranking(folder, capsys, monkeypatch, ranking):
+    code, _, said = report(capsys, monkeypatch, folder, "--table", "memory", *ranking)
+    assert code == 2 and "--table chooses among a report's tables, and --at-memory and --to-target make" in said
+
+
 def test_without_a_place_a_page_is_printed(folder, capsys, monkeypatch):
     code, out, _ = report(capsys, monkeypatch, folder, "--format", "html")
     assert code == 0 and out.rstrip().endswith("</html>")

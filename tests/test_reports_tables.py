@@ -176,9 +176,9 @@ def test_tables_name_the_methods_whose_runs_waited_for_processors():
 
     runs = [waited("adamw", 0, 0.2), waited("adamw", 1, None), waited("badam", 0, 3.5), waited("badam", 1, 0.9)]
     text = " ".join(tables.render(runs).split())
-    assert "these waited for: badam (1 of 2 runs) for up to 35% of its time." in text
-    assert "waited for" not in tables.render([waited("adamw", 0, 1.0)])
-    assert "waited for" not in tables.render([waited("adamw", 0, 9.0, environment__jobs=2)])  # no times are shown
+    assert "Slowed by waiting for processors: badam (1 of 2 runs) for up to 35% of its time." in text
+    assert "Slowed" not in tables.render([waited("adamw", 0, 1.0)])
+    assert "Slowed" not in tables.render([waited("adamw", 0, 9.0, environment__jobs=2)])  # no times are shown
 
 
 def test_times_are_printed_in_milliseconds():

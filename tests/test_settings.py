@@ -5,9 +5,11 @@ from typing import Literal
 
 import pytest
 
+from membench.config.declare import declared
 from membench.config.defaults import hyperparameters
 from membench.config.errors import UserError
-from membench.config.profiles import SUPERGLUE, note
+from membench.config.options import TrainingOptions
+from membench.config.profiles import FAMILIES, SUPERGLUE, note
 from membench.config.settings import resolve
 from membench.config.units import steps_of
 from membench.config.values import convert, parse
@@ -299,3 +301,10 @@ def test_what_is_said_of_all_methods_replaces_what_a_profile_says_of_one(profile
         assert not {"lr", "weight_decay"} & set(settings.hyperparameters.get(method, {}))
     assert settings.hyperparameters["badam"]["lr"] == 7e-4
     assert settings.hyperparameters["*"] == {"weight_decay": 0.5} and settings.learning_rate == 3e-4
+
+
+def test_the_help_names_the_families_whose_schedule_is_cosine():
+    said = declared(TrainingOptions)["schedule"].option.help
+    cosine = [name for name in FAMILIES if resolve({"task": name}).schedule == "cosine"]
+    names = f"{', '.join(cosine[:-1])} and {cosine[-1]}"
+    assert said == f"linear, cosine or constant; by default linear, for {names} cosine."

@@ -61,7 +61,11 @@ def report(
     ranking = _ranking(format, at_memory, to_target)
     if push is not None and (ranking or table or out or format is not Format.plain):
         raise UserError("--push uploads the records, the page and all tables: leave out the other options")
-    if table and (ranking or format in (Format.html, Format.plots)):
+    if table and ranking:
+        raise UserError(
+            "--table chooses among a report's tables, and --at-memory and --to-target make others: leave it out"
+        )
+    if table and format in (Format.html, Format.plots):
         raise UserError("--table chooses among the tables of plain, markdown, csv, json or latex: leave it out")
     try:
         found, tuned = record.read(folder), record.read_trials(folder)

@@ -113,7 +113,7 @@ class TrainingOptions:
     )
     max_grad_norm: float | None = option(None, "Clip gradients to this norm.", more_than=0, identifies="always")
     schedule: Literal["linear", "cosine", "constant"] = option(
-        "linear", "linear (the default), cosine or constant.", identifies="always"
+        "linear", "linear, cosine or constant; by default linear, for c4, instruct and dpo cosine.", identifies="always"
     )
     warmup_fraction: float = option(
         0.1, "Share of the steps; {default} by default.", at_least=0, below=1, identifies="always"

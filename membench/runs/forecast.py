@@ -23,9 +23,9 @@ _COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
 ]
 _NOTES = [
     "needs: planned, at the peak.",
-    "s / step: of the first steps of a run, made for this; hours: with evaluations, of which one a task and model "
-    "was made for this, as far as it came in a minute, and so with what a reference says before training and with "
-    "tracked norms. One run after another, without what each needs to start.",
+    "s / step: measured now, on the first steps of a run.",
+    "hours: with evaluations (one was timed of each task and model, for a minute at most), tracked norms and what a "
+    "reference says before training; one run after another, without what each needs to start.",
 ]
 
 
