@@ -1,6 +1,7 @@
 """What the documents show is what the code does."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -52,3 +53,11 @@ def test_the_worked_example_of_a_task_is_compared_with_the_worked_example_of_a_m
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"signs:SignSGD +\d", done.stdout) and "counting:Majority" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_plan_in_the_readme_is_what_its_command_prints():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    command, shown = re.search(r"    python -m (membench plan .*?)\n\n```\n(.*?)```", readme, re.DOTALL).groups()
+    printed = run(ROOT, "-m", *shlex.split(command.replace("\\\n", " "))).stdout
+    assert all(part in printed for part in shown.split("...\n"))
