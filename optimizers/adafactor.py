@@ -43,7 +43,7 @@ class Adafactor(MemoryEfficientOptimizer):
     Args:
         model: the model to train.
         lr: learning rate; with `rule="torch"` relative to the weights' RMS (torch's default is 1e-2).
-        weight_decay: decoupled; for tensors of two or more dimensions.
+        weight_decay: decoupled; for tensors of two or more dimensions, biases excepted.
         decay_rate: exponent of the second moment's decay rate, below 0.
         eps: (eps_1, eps_2). None for eps_1 means 1e-30 with rule "transformers", fp32's machine epsilon with "torch".
             eps_2, a lower bound on the weights' RMS, is used by "torch" only.

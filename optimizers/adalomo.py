@@ -35,7 +35,7 @@ class AdaLomo(MemoryEfficientOptimizer):
     Args:
         model: the model to train.
         lr: learning rate, in units of the weights' RMS; the schedule applies.
-        weight_decay: W -= lr max(eps_2, RMS(W)) weight_decay W, on tensors of two or more dimensions.
+        weight_decay: W -= lr max(eps_2, RMS(W)) weight_decay W, on tensors of two or more dimensions, biases excepted.
         decay_rate: exponent of the second moment's decay rate, below 0.
         eps: (eps_1, eps_2): eps_1 is added to squared gradients, eps_2 is a lower bound on the weights' RMS.
         clip_threshold: updates with a larger RMS are scaled down to it.

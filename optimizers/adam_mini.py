@@ -34,7 +34,7 @@ class AdamMini(MemoryEfficientOptimizer):
     Args:
         model: the model to train.
         lr: learning rate; AdamW's works as it is.
-        weight_decay: decoupled; for tensors of two or more dimensions.
+        weight_decay: decoupled; for tensors of two or more dimensions, biases excepted.
         betas: decay rates of the two moments.
         eps: added to the square root of the second moment, after the bias correction.
         in_backward: update inside the backward pass, so that only one gradient exists at a time.

@@ -23,7 +23,7 @@ class AdamW(MemoryEfficientOptimizer):
         lr: learning rate.
         betas: decay rates of the two moments.
         eps: added to the square root of the second moment.
-        weight_decay: decoupled; for tensors of two or more dimensions.
+        weight_decay: decoupled; for tensors of two or more dimensions, biases excepted.
         in_backward: update inside the backward pass, so that only one gradient exists at a time.
         master_weights: fp32 moments and masters for low-precision weights; False means pure low precision.
         fp32_gradients: fp32 gradients for low-precision weights.

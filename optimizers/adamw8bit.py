@@ -23,7 +23,7 @@ class AdamW8bit(MemoryEfficientOptimizer):
     Args:
         model: the model to train.
         lr: learning rate.
-        weight_decay: decoupled; for tensors of two or more dimensions.
+        weight_decay: decoupled; for tensors of two or more dimensions, biases excepted.
         betas, eps: as in AdamW.
         in_backward: update inside the backward pass, so that only one gradient exists at a time.
         master_weights: fp32 masters for low-precision weights.

@@ -40,7 +40,7 @@ class APOLLO(MemoryEfficientOptimizer):
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.
         lr: learning rate.
-        weight_decay: decoupled; for tensors of two or more dimensions.
+        weight_decay: decoupled; for tensors of two or more dimensions, biases excepted.
         betas: of Adam.
         eps: of Adam; for the layers' matrices it is added before the bias correction, as in the authors' package.
         rank: r; None for a quarter of a matrix's shorter side, or 1 with `scale_type="tensor"`.

@@ -31,7 +31,7 @@ class BAdam(MemoryEfficientOptimizer):
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.
         lr: learning rate; one schedule over the whole run, not restarted for each block.
-        weight_decay: decoupled; for tensors of two or more dimensions.
+        weight_decay: decoupled; for tensors of two or more dimensions, biases excepted.
         betas, eps: as in Adam.
         switch_every: K, optimizer steps per block visit. The paper's guideline: min(max(n / (B D), 50), 100).
         order: of the blocks: "random" (a new order once all have been visited), "ascending" or "descending".

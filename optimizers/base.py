@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from optimizers.shared import ranks, saved_states, sharded
 from optimizers.shared.blocks import train_only
-from optimizers.shared.construction import guard_construction, mark_frozen
+from optimizers.shared.construction import guard_construction, is_weight, mark_frozen
 from optimizers.shared.coverage import Coverage
 from optimizers.shared.gradient_hooks import changing, hook_gradients, updating
 from optimizers.shared.loop_guards import watch
@@ -149,12 +149,12 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         ranks.check_model_on_ranks(self)
 
     def group_parameters(self, model: nn.Module, defaults: dict[str, Any]) -> list[dict[str, Any]]:
-        """The param groups: tensors of two or more dimensions get weight decay, the others (biases, norms) don't."""
+        """The param groups: weights of two or more dimensions get weight decay, the others (biases, norms) don't."""
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         if not named:
             raise ValueError(f"{type(self).__name__} has nothing to train: no parameter requires gradients")
-        decayed = [(name, p) for name, p in named if p.dim() >= 2]
-        others = [(name, p) for name, p in named if p.dim() < 2]
+        decayed = [(name, p) for name, p in named if is_weight(name, p)]
+        others = [(name, p) for name, p in named if not is_weight(name, p)]
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
         return [group for group in groups if group["params"]]  # with named parameters torch refuses an empty one
 

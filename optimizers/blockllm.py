@@ -58,7 +58,7 @@ class BlockLLM(MemoryEfficientOptimizer):
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.
         lr: learning rate.
-        weight_decay: decoupled; for trained entries of tensors of two or more dimensions.
+        weight_decay: decoupled; for trained entries of tensors of two or more dimensions, biases excepted.
         betas, eps: as in Adam.
         sparsity: s, the share of the layers' weights that is not being trained at any time.
         patience: m, how many past losses the newest is compared with.

@@ -31,7 +31,7 @@ class Fira(GaLore):
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.
         lr: learning rate.
-        weight_decay: decoupled; for tensors of two or more dimensions.
+        weight_decay: decoupled; for tensors of two or more dimensions, biases excepted.
         betas, eps: as in Adam; eps is added after the bias correction, as torch does.
         rank: r; at most the shorter side of a matrix is used.
         update_every: T, how many updates of a matrix share a subspace; the first update chooses one.

@@ -31,7 +31,7 @@ class HFT(DrawnBlocks):
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.
         lr: learning rate.
-        weight_decay: decoupled; for tensors of two or more dimensions.
+        weight_decay: decoupled; for tensors of two or more dimensions, biases excepted.
         betas, eps: as in Adam.
         switch_every: optimizer steps per round; None: one draw for the whole training.
         always_train: name patterns of further parameters, inside the layers, to train at every step.

@@ -29,7 +29,7 @@ class LISA(DrawnBlocks):
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.
         lr: learning rate.
-        weight_decay: decoupled; for tensors of two or more dimensions.
+        weight_decay: decoupled; for tensors of two or more dimensions, biases excepted.
         betas, eps: as in Adam.
         layers: gamma, how many layers are trained at a time.
         switch_every: K, optimizer steps between draws.

@@ -30,8 +30,8 @@ class LOMO(MemoryEfficientOptimizer):
     Args:
         model: the model to train.
         lr: learning rate; SGD's, not Adam's. The paper uses 3e-2 and 5e-2 with `clip_norm=1.0`.
-        weight_decay: w -= lr weight_decay w, on tensors of two or more dimensions. Without momentum, SGD's form and the
-            decoupled one (the authors' package) are the same.
+        weight_decay: w -= lr weight_decay w, on tensors of two or more dimensions, biases excepted. Without momentum,
+            SGD's form and the decoupled one (the authors' package) are the same.
         clip_norm: scale all gradients by min(1, clip_norm / (norm + 1e-6)), where norm is that of all of them together.
         clip_value: limit each entry of a gradient to [-clip_value, clip_value]; one backward pass.
 

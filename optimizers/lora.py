@@ -78,7 +78,7 @@ class LoRA(MemoryEfficientOptimizer):
     Args:
         model: the model to train.
         lr: learning rate.
-        weight_decay: decoupled; for tensors of two or more dimensions, so for A and B.
+        weight_decay: decoupled; for tensors of two or more dimensions, biases excepted, so for A and B.
         betas, eps: as in Adam.
         rank: r.
         alpha: None means 4 r; "vera" has none.

@@ -46,7 +46,7 @@ class MeZO(MemoryEfficientOptimizer):
     Args:
         model: the model to train.
         lr: learning rate; like SGD's, and smaller the more weights there are.
-        weight_decay: decoupled; for tensors of two or more dimensions.
+        weight_decay: decoupled; for tensors of two or more dimensions, biases excepted.
         eps: how far weights are moved, in units of z.
         samples: directions per step, each with two forward passes.
         seed: for the directions.

@@ -42,7 +42,7 @@ class Muon(MemoryEfficientOptimizer):
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.
         lr: learning rate of the matrices in the layers, in units of the spectral norm ("original").
-        weight_decay: decoupled; for tensors of two or more dimensions.
+        weight_decay: decoupled; for tensors of two or more dimensions, biases excepted.
         momentum: mu.
         nesterov: look ahead by one step of the momentum.
         ns_coefficients: a, b, c.

@@ -25,7 +25,7 @@ class QLoRA(LoRA):
     Args:
         model: the model to train, built in full; its layers are in `nn.ModuleList`s, or `targets` are named.
         lr: learning rate.
-        weight_decay: decoupled; for tensors of two or more dimensions.
+        weight_decay: decoupled; for tensors of two or more dimensions, biases excepted.
         betas, eps: as in Adam.
         rank: r.
         alpha: the additions are scaled by alpha / r.

@@ -11,6 +11,7 @@ from optimizers.base import MemoryEfficientOptimizer, check_positive, check_shar
 from optimizers.registry import register
 from optimizers.shared.arithmetic import decayed, expected_adam_state
 from optimizers.shared.blocks import outside_layers
+from optimizers.shared.construction import is_weight
 from optimizers.shared.matrices import adamw_on_the_rest, input_dims, with_rate_of_the_rest
 from optimizers.shared.norms import norm_of
 
@@ -30,7 +31,7 @@ class SCALE(MemoryEfficientOptimizer):
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.
         lr: learning rate, the norm of every column's step.
-        weight_decay: decoupled; for tensors of two or more dimensions.
+        weight_decay: decoupled; for tensors of two or more dimensions, biases excepted.
         momentum: decay rate of the last layer's moving average.
         adamw_lr: learning rate of the vectors.
         betas, eps: as in AdamW.
@@ -93,7 +94,7 @@ class SCALE(MemoryEfficientOptimizer):
 
 
 def columns_and_head(model: nn.Module) -> tuple[dict[Tensor, tuple[int, ...]], set[Tensor]]:
-    """For each tensor of two or more dimensions, the dimensions a column spans; and the tensors of the last layer.
+    """For each weight of two or more dimensions, the dimensions a column spans; and the tensors of the last layer.
 
     Raises:
         ValueError: the model has no list of layers.
@@ -101,11 +102,11 @@ def columns_and_head(model: nn.Module) -> tuple[dict[Tensor, tuple[int, ...]], s
     of_embeddings: dict[Tensor, tuple[int, ...]] = {}
     of_others: dict[Tensor, tuple[int, ...]] = {}
     for module in model.modules():
-        for p in module.parameters(recurse=False):
-            if p.dim() >= 2 and isinstance(module, nn.Embedding):
+        for p in (p for name, p in module.named_parameters(recurse=False) if is_weight(name, p)):
+            if isinstance(module, nn.Embedding):
                 of_embeddings[p] = (0,)
-            elif p.dim() >= 2:
+            else:
                 of_others[p] = input_dims(module, p)
     _, after = outside_layers(model)
-    tied = of_embeddings.keys() & of_others.keys()
-    return of_embeddings | of_others, tied | {p for p in after if p.dim() >= 2}
+    tied, found = of_embeddings.keys() & of_others.keys(), of_embeddings | of_others
+    return found, tied | {p for p in after if p in found}

@@ -20,7 +20,7 @@ class SGD(MemoryEfficientOptimizer):
     Args:
         model: the model to train.
         lr: learning rate.
-        weight_decay: added to the gradient (torch's SGD), for tensors of two or more dimensions.
+        weight_decay: added to the gradient (torch's SGD), for tensors of two or more dimensions, biases excepted.
         momentum: 0 for none.
         in_backward: update inside the backward pass, so that only one gradient exists at a time.
         master_weights: fp32 masters of low-precision weights (LOMO's Table 1 compares with this).

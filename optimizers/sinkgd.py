@@ -33,7 +33,7 @@ class SinkGD(MemoryEfficientOptimizer):
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.
         lr: learning rate.
-        weight_decay: decoupled, not scaled by `scale`; for tensors of two or more dimensions.
+        weight_decay: decoupled, not scaled by `scale`; for tensors of two or more dimensions, biases excepted.
         iterations: how many times rows and columns are normalised.
         scale: of the step; the entries of X have a root mean square of 1.
         adamw_lr: learning rate of all other tensors.

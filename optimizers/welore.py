@@ -41,7 +41,7 @@ class WeLore(MemoryEfficientOptimizer):
     Args:
         model: the model to train, with its pretrained weights; its layers are in `nn.ModuleList`s.
         lr: learning rate.
-        weight_decay: decoupled; for tensors of two or more dimensions, so for the factors.
+        weight_decay: decoupled; for tensors of two or more dimensions, biases excepted, so for the factors.
         betas, eps: as in Adam.
         reduction: the share of all singular values that are dropped, or would be if every matrix lost them.
         always_train: name patterns of parameters to train directly.

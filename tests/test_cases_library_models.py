@@ -11,8 +11,10 @@ from torch import nn
 import optimizers
 from optimizers import LoRA
 from optimizers.contract import build_model, loss_of, train
+from optimizers.scale import columns_and_head
 from optimizers.shared.adapters import adapted_modules, find_targets
 from optimizers.shared.blocks import shuffled
+from optimizers.shared.matrices import layer_matrices
 
 # ---- adapted is what was asked for
 
@@ -270,6 +272,31 @@ def test_a_module_with_two_places_is_named():
         optimizers.LoRA(Tied())
     with pytest.raises(ValueError, match=r"'layers\.0' can't be adapted: it has two places in the model"):
         optimizers.LoRA(Tied(), targets="layers.0")
+
+
+STACKED = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}
+ELEMENTWISE = {
+    "gpt-oss": (lambda: build(config(transformers.GptOssConfig, **STACKED)), ("gate_up_proj_bias", "down_proj_bias")),
+    "mamba": (tiny_mamba, ("A_log",)),
+}
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+@pytest.mark.parametrize("method", ["adamw", "badam", "muon", "apollo", "sinkgd", "scale"])
+def test_biases_and_rates_of_two_dimensions_neither_decay_nor_count_as_matrices(method, name):
+    make, names = ELEMENTWISE[name]
+    model = make()
+    some = {path: p for path, p in model.named_parameters() if path.endswith(names)}
+    assert some and all(p.dim() == 2 for p in some.values())
+    before = {path: p.clone() for path, p in model.named_parameters()}
+    optimizer = optimizers.create(method, model, lr=0.1, weight_decay=0.1)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p) if p.requires_grad else None
+    optimizer.step()
+    decayed = {path for path, p in model.named_parameters() if not torch.equal(p, before[path])}
+    assert decayed and not decayed & set(some)
+    matrices, (columns, _) = layer_matrices(model), columns_and_head(model)
+    assert matrices and not set(some.values()) & {*matrices, *columns}
 
 
 class TwoStacks(nn.Module):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from optimizers.shared import ranks, sharded
 from optimizers.shared.loop_guards import watch
@@ -23,6 +23,8 @@ COMPILED = (
     "torch.compile makes a graph of the whole model for each choice of what {name} trains, and gives up after 8: if "
     "it trains whole layers, compile each layer (`for layer in layers: layer.compile()`, 3 graphs); otherwise don't"
 )
+
+ELEMENTWISE = ("A_log", "D")  # of Mamba's mixer, by channel and state, and of several heads together
 
 _built: weakref.WeakSet[MemoryEfficientOptimizer] = weakref.WeakSet()  # to notice two on one model
 
@@ -53,6 +55,19 @@ def guard_construction(init: Callable[..., None]) -> Callable[..., None]:
             watch(self)
 
     return guarded
+
+
+def is_weight(name: str, p: Tensor) -> bool:
+    """Is it multiplied with what passes through: has it two or more dimensions, and isn't it a bias of as many?
+
+    Experts and heads have theirs in one tensor (GPT-OSS's `down_proj_bias`, XLNet's `r_w_bias`).
+
+    Args:
+        name: of the parameter, perhaps with its modules'.
+        p: the parameter.
+    """
+    own = name.rpartition(".")[2]
+    return p.dim() >= 2 and own not in ELEMENTWISE and "bias" not in own.split("_")
 
 
 def uncompiled(model: nn.Module) -> nn.Module:

@@ -10,16 +10,18 @@ from torch.nn.modules.conv import _ConvNd
 
 from optimizers.base import MemoryEfficientOptimizer
 from optimizers.shared.blocks import find_layers
+from optimizers.shared.construction import is_weight
 from optimizers.shared.inner import InnerAdamW
 
 Groups = list[dict[str, Any]]
 
 
 def layer_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The two-dimensional parameters in the model's layers that require gradients, without embeddings."""
+    """The two-dimensional weights in the model's layers that require gradients, without embeddings."""
     embeddings = {p for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
-    inside = dict.fromkeys(p for layer in find_layers(model).values() for p in layer.parameters())
-    return [p for p in inside if p.requires_grad and p.dim() == 2 and p not in embeddings]
+    inside = {p: name for layer in find_layers(model).values() for name, p in layer.named_parameters()}
+    weights = [p for p, name in inside.items() if is_weight(name, p)]
+    return [p for p in weights if p.requires_grad and p.dim() == 2 and p not in embeddings]
 
 
 def input_dims(module: nn.Module, p: Tensor) -> tuple[int, ...]:
