@@ -14,7 +14,7 @@ from optimizers.registry import register
 from optimizers.shared.arithmetic import adamw_update, bias_correction, decayed, expected_adam_state
 from optimizers.shared.growth import limit_growth
 from optimizers.shared.masters import exact_dtype
-from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices
+from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices, warn_of_experts
 from optimizers.shared.norms import norm_of
 from optimizers.shared.saved_states import check_same_settings
 from optimizers.shared.sharded import has_values
@@ -84,6 +84,7 @@ class APOLLO(MemoryEfficientOptimizer):
         self.scale = SCALES[scale_type] if scale is None else scale
         self.update_every, self.scale_type, self.seed = update_every, scale_type, seed
         self._number: dict[Tensor, int] = {p: number for number, p in enumerate(layer_matrices(model))}
+        warn_of_experts(type(self).__name__, model)
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(model, defaults, in_backward=in_backward)
 

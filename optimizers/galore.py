@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count, check_positive
 from optimizers.registry import register
 from optimizers.shared.inner import InnerAdamW
-from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices
+from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices, warn_of_experts
 from optimizers.shared.projections import (
     SIDES,
     add_back,
@@ -111,6 +111,7 @@ class GaLore(MemoryEfficientOptimizer):
         self.projection, self.svd, self.seed = projection, svd, seed
         # of the matrices that are projected
         self._number: dict[Tensor, int] = {p: number for number, p in enumerate(layer_matrices(model))}
+        warn_of_experts(type(self).__name__, model)
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(model, defaults, in_backward=in_backward)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from optimizers.base import MemoryEfficientOptimizer, check_count, check_positive
 from optimizers.registry import register
 from optimizers.shared.arithmetic import decayed, expected_adam_state
-from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices, with_rate_of_the_rest
+from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices, matrices_of, with_rate_of_the_rest
 
 LEAST = 1e-30  # lower bound on a sum of squares, whose mean is 1
 SMALLEST = 1e-20  # lower bound on a gradient's size
@@ -68,7 +68,7 @@ class SinkGD(MemoryEfficientOptimizer):
         check_positive("scale", scale)
         check_positive("adamw_lr", adamw_lr)
         self.iterations, self.scale, self.adamw_lr = iterations, scale, adamw_lr
-        self._matrices = dict.fromkeys(layer_matrices(model))
+        self._matrices = dict.fromkeys(layer_matrices(model, experts=True))
         defaults = {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps}
         super().__init__(model, defaults, in_backward=in_backward)
 
@@ -78,7 +78,8 @@ class SinkGD(MemoryEfficientOptimizer):
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         for p, g in adamw_on_the_rest(self, self._matrices, params, grads, group):
-            self._update_matrix(p, g, group)
+            for place in matrices_of(p):
+                self._update_matrix(p[place], g[place], group)
 
     def _update_matrix(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
         step, factors = normalized(g, self.iterations)

@@ -1,5 +1,6 @@
 """The library's cases of models: adapted is what was asked for, and blocks are of layers that the loss reaches."""
 
+import copy
 import warnings
 
 import pytest
@@ -281,6 +282,7 @@ ELEMENTWISE = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:APOLLO projects single matrices")
 @pytest.mark.parametrize("name", ELEMENTWISE)
 @pytest.mark.parametrize("method", ["adamw", "badam", "muon", "apollo", "sinkgd", "scale"])
 def test_biases_and_rates_of_two_dimensions_neither_decay_nor_count_as_matrices(method, name):
@@ -297,6 +299,56 @@ def test_biases_and_rates_of_two_dimensions_neither_decay_nor_count_as_matrices(
     assert decayed and not decayed & set(some)
     matrices, (columns, _) = layer_matrices(model), columns_and_head(model)
     assert matrices and not set(some.values()) & {*matrices, *columns}
+
+
+class Experts(nn.Module):
+    """The matrices of experts in one tensor (experts, m, n)."""
+
+    def __init__(self, stack):
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(stack.clone())
+
+
+def of_experts(stack):
+    together, apart = nn.Module(), nn.Module()
+    together.layers = nn.ModuleList([Experts(stack)])
+    apart.layers = nn.ModuleList(nn.Linear(*one.T.shape, bias=False, dtype=stack.dtype) for one in stack)
+    for layer, one in zip(apart.layers, stack, strict=True):
+        layer.weight.data = one.clone()
+    return together, apart
+
+
+@pytest.mark.parametrize("given", [{"weight_decay": 0.0}, {"weight_decay": 0.1}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", ["muon", "sinkgd"])
+def test_the_matrices_of_experts_in_one_tensor_are_trained_as_if_each_had_its_own(method, dtype, given):
+    generator = torch.Generator().manual_seed(0)
+    together, apart = of_experts(torch.randn(3, 6, 4, generator=generator).to(dtype))
+    one, several = (optimizers.create(method, model, lr=0.1, **given) for model in (together, apart))
+    for number in range(4):
+        if number == 2:  # continued elsewhere
+            saved = copy.deepcopy(one.state_dict())
+            one.finish()
+            one = optimizers.create(method, together, lr=0.1, **given)
+            one.load_state_dict(saved)
+        gradients = torch.randn(3, 6, 4, generator=generator).to(dtype)
+        together.layers[0].gate_up_proj.grad = gradients.clone()
+        for layer, gradient in zip(apart.layers, gradients, strict=True):
+            layer.weight.grad = gradient.clone()
+        one.step()
+        several.step()
+        assert torch.equal(together.layers[0].gate_up_proj, torch.stack([layer.weight for layer in apart.layers]))
+    assert one.state_bytes() == several.state_bytes()
+
+
+@pytest.mark.parametrize("method", ["galore", "fira", "apollo"])
+def test_methods_that_project_single_matrices_say_that_experts_are_left_to_adamw(method):
+    model = build(MIXTURES["mixtral"]())
+    share = sum(p.numel() for p in model.parameters() if p.dim() == 3) / sum(p.numel() for p in model.parameters())
+    with pytest.warns(UserWarning, match=f"projects single matrices: experts that are .*, {share:.0%} of this model's"):
+        optimizer = optimizers.create(method, model, rank=2)
+    steps(model, optimizer, TOKENS, 1)
+    assert all(len(optimizer.state[p]["exp_avg"]) == 4 for p in model.parameters() if p.dim() == 3)
 
 
 class TwoStacks(nn.Module):

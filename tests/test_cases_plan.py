@@ -193,11 +193,12 @@ def test_w1_a_model_whose_layers_are_counted_elsewhere_is_planned_as_it_is(tmp_p
 OLMOE = {"model_type": "olmoe", "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2, **SMALL}
 
 
-def test_w1_experts_in_float32_are_planned_without_values(tmp_path, capfd):
+@pytest.mark.parametrize("method", ["adamw", "muon", "sinkgd"])
+def test_w1_experts_in_float32_are_planned_without_values(method, tmp_path, capfd):
     (tmp_path / "config.json").write_text(json.dumps(OLMOE))
     b = Blueprint(Workload(str(tmp_path), 2, 8, "float32", device="cpu"))
-    values = method_values(b, "adamw", {})
-    planned, metered = (simulate(b, "adamw", values, b.depth, device=d) for d in (None, "cpu"))
+    values = method_values(b, method, {})
+    planned, metered = (simulate(b, method, values, b.depth, device=d) for d in (None, "cpu"))
     assert at_peak(planned) == at_peak(metered)
     assert not capfd.readouterr().err
 

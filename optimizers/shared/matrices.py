@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import warnings
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,16 +13,51 @@ from optimizers.base import MemoryEfficientOptimizer
 from optimizers.shared.blocks import find_layers
 from optimizers.shared.construction import is_weight
 from optimizers.shared.inner import InnerAdamW
+from optimizers.shared.sharded import has_values
 
 Groups = list[dict[str, Any]]
 
 
-def layer_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The two-dimensional weights in the model's layers that require gradients, without embeddings."""
+def layer_matrices(model: nn.Module, *, experts: bool = False) -> list[nn.Parameter]:
+    """The two-dimensional weights in the model's layers that require gradients, without embeddings.
+
+    Args:
+        model: the model.
+        experts: also those of three dimensions that are the matrices of as many experts (`matrices_of`), as
+            transformers keeps them.
+    """
     embeddings = {p for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     inside = {p: name for layer in find_layers(model).values() for name, p in layer.named_parameters()}
-    weights = [p for p, name in inside.items() if is_weight(name, p)]
-    return [p for p in weights if p.requires_grad and p.dim() == 2 and p not in embeddings]
+    fused = set(_of_experts(model)) if experts else set()
+    weights = [p for p, name in inside.items() if is_weight(name, p) and p.requires_grad]
+    return [p for p in weights if (p.dim() == 2 and p not in embeddings) or p in fused]
+
+
+def matrices_of(p: Tensor) -> Iterator[Any]:
+    """The places in `p` of its matrices: all of it, or one of each expert.
+
+    For fake tensors one expert is enough to find the bytes: all others would reuse its memory.
+    """
+    yield from [...] if p.dim() == 2 else range(len(p) if has_values(p) else min(len(p), 1))
+
+
+def warn_of_experts(name: str, model: nn.Module) -> None:
+    """Say what the method `name` leaves to AdamW that one would expect it to compress."""
+    fused = [p for p in _of_experts(model) if p.requires_grad]
+    if fused:
+        share = sum(p.numel() for p in fused) / sum(p.numel() for p in model.parameters())
+        warnings.warn(
+            f"{name} projects single matrices: experts that are kept in one tensor, {share:.0%} of this model's "
+            "weights, are trained by AdamW, with its states; muon and sinkgd take each expert's matrix",
+            stacklevel=3,
+        )
+
+
+def _of_experts(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Tensors (experts, m, n), recognised by the type of their module, as attention is."""
+    for module in model.modules():
+        if "expert" in type(module).__name__.lower():
+            yield from (p for p in module.parameters(recurse=False) if p.dim() == 3)
 
 
 def input_dims(module: nn.Module, p: Tensor) -> tuple[int, ...]:
