@@ -14,7 +14,7 @@ from optimizers.registry import register
 from optimizers.shared.arithmetic import adamw_update, bias_correction, decayed, expected_adam_state
 from optimizers.shared.growth import limit_growth
 from optimizers.shared.masters import exact_dtype
-from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices, warn_of_experts
+from optimizers.shared.matrices import Matrix, expected_of_matrices, layer_matrices, update_matrices
 from optimizers.shared.norms import norm_of
 from optimizers.shared.saved_states import check_same_settings
 from optimizers.shared.sharded import has_values
@@ -32,10 +32,10 @@ class APOLLO(MemoryEfficientOptimizer):
     `scale_type="tensor"` s is one number for the whole matrix, for which rank 1 is enough: APOLLO-Mini. The moments are
     left as they are when P changes.
 
-    Trains everything. Embeddings, head, vectors and tensors of three or more dimensions get plain AdamW. Keeps, for a
-    matrix with m <= n, two moments of (r, n), in the dtype of the weights, and the last norm and a step count (8
-    bytes). P is regenerated from its seed at every step. No temporary is as large as a matrix, except fp32 copies of up
-    to 16 MB of low-precision weights when they decay.
+    Trains everything. Embeddings, head, vectors and tensors of three or more dimensions, but for experts' (each has its
+    matrix), get plain AdamW. Keeps, for a matrix with m <= n, two moments of (r, n), in the dtype of the weights, and
+    the last norm and a step count (8 bytes). P is regenerated from its seed at every step. No temporary is as large as
+    a matrix, except fp32 copies of up to 16 MB of low-precision weights when they decay.
 
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.
@@ -83,14 +83,12 @@ class APOLLO(MemoryEfficientOptimizer):
         self.rank = 1 if rank is None and scale_type == "tensor" else rank
         self.scale = SCALES[scale_type] if scale is None else scale
         self.update_every, self.scale_type, self.seed = update_every, scale_type, seed
-        self._number: dict[Tensor, int] = {p: number for number, p in enumerate(layer_matrices(model))}
-        warn_of_experts(type(self).__name__, model)
+        self._matrices: dict[Tensor, int] = {p: number for number, p in enumerate(layer_matrices(model))}
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(model, defaults, in_backward=in_backward)
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
-        for p, g in adamw_on_the_rest(self, self._number, params, grads, group):
-            self._update_matrix(p, g.to(p.dtype), group)
+        update_matrices(self, self._matrices, params, grads, group, self._update_matrix)
 
     def extra_state(self) -> dict[str, Any]:
         return {"rank": self.rank, "scale_type": self.scale_type, "seed": self.seed}
@@ -99,20 +97,21 @@ class APOLLO(MemoryEfficientOptimizer):
         check_same_settings(extra, self.extra_state())
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
-        if p not in self._number:
+        if p not in self._matrices:
             return expected_adam_state(p, master_weights=False)
-        rows, columns = p.shape
-        rank = self.rank or max(1, min(p.shape) // 4)
+        rows, columns = p.shape[-2:]
+        rank = self.rank or max(1, min(rows, columns) // 4)
         low_rank = (rank, columns) if rows < columns else (rows, rank)
         norm = torch.empty((), dtype=exact_dtype(p), device="meta")
-        return {**expected_adam_state(p, False, *low_rank), "updates": 0, "norm": norm}
+        return expected_of_matrices(p, {**expected_adam_state(p, False, *low_rank), "updates": 0, "norm": norm})
 
-    def _update_matrix(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[p]
+    def _update_matrix(self, matrix: Matrix, group: dict[str, Any]) -> None:
+        p, state = matrix.weights, matrix.state
+        g = matrix.gradient.to(p.dtype)
         updates = state.setdefault("updates", 0)
         state["updates"] = updates + 1
         summed = 0 if p.shape[0] < p.shape[1] else 1  # the shorter side, which is projected
-        low_rank = self._project(g, summed, (self.seed, self._number[p], updates // self.update_every))
+        low_rank = self._project(g, summed, (self.seed, *matrix.key, updates // self.update_every))
         dims = (0, 1) if self.scale_type == "tensor" else (summed,)
         factors = self._adams_scale(state, low_rank, dims, group)
         norm = (norm_of(g, dim=dims, keepdim=True) * factors).norm()

@@ -12,6 +12,7 @@ from optimizers.registry import register
 from optimizers.shared.arithmetic import bias_correction, decayed
 from optimizers.shared.growth import limit_growth
 from optimizers.shared.masters import exact_dtype
+from optimizers.shared.matrices import Matrix
 from optimizers.shared.norms import norm_of
 from optimizers.shared.projections import add_back, left_out
 
@@ -25,8 +26,8 @@ class Fira(GaLore):
     more than 1 %; W -= lr (alpha P N + S), bias-corrected. With alpha = 1 this is the authors' package, whose rest for
     another alpha is G - alpha P R, so that a part of R is counted twice.
 
-    Trains everything; embeddings, head, vectors and tensors of three or more dimensions get plain AdamW. Keeps what
-    GaLore keeps, and a norm of 4 bytes per matrix. One temporary is as large as a matrix.
+    Trains everything; embeddings, head, vectors and tensors of three or more dimensions, but for experts', get plain
+    AdamW. Keeps what GaLore keeps, and a norm of 4 bytes per matrix. One temporary is as large as a matrix.
 
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.
@@ -79,20 +80,25 @@ class Fira(GaLore):
             seed=seed,
         )
 
-    def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
-        state = super().expected_state(p, saved)
-        norm = {"norm": torch.empty((), dtype=exact_dtype(p), device="meta")} if p in self._number else {}
-        return {**state, **norm}
+    def expected_of_matrix(self, p: Tensor, rows: int, columns: int, saved: dict[str, Any]) -> dict[str, Any]:
+        norm = torch.empty((), dtype=exact_dtype(p), device="meta")
+        return {**super().expected_of_matrix(p, rows, columns, saved), "norm": norm}
 
     def _apply(
-        self, p: Tensor, g: Tensor, low_rank: Tensor, step: Tensor, subspace: dict[str, Tensor], group: dict[str, Any]
+        self,
+        matrix: Matrix,
+        g: Tensor,
+        low_rank: Tensor,
+        step: Tensor,
+        subspace: dict[str, Tensor],
+        group: dict[str, Any],
     ) -> None:
-        state = self.state[p]
+        state = matrix.state
         projected = 0 if "left" in subspace else 1
         of_step, of_low_rank = (norm_of(t, dim=projected, keepdim=True) for t in (step, low_rank))
         rest = left_out(g, low_rank, subspace).mul_(of_step / (of_low_rank + 1e-8))
         norm = norm_of(rest) / bias_correction(group, state["updates"])
         rest.mul_(-group["lr"] * limit_growth(state, norm))
         add_back(rest, step, subspace, 1.0, group["lr"] * self.scale)
-        for weights, place in decayed(p, group):
+        for weights, place in decayed(matrix.weights, group):
             weights.add_(rest[place])

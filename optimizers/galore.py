@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count, check_positive
 from optimizers.registry import register
 from optimizers.shared.inner import InnerAdamW
-from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices, warn_of_experts
+from optimizers.shared.matrices import Matrix, expected_of_matrices, layer_matrices, update_matrices
 from optimizers.shared.projections import (
     SIDES,
     add_back,
@@ -38,9 +38,10 @@ class GaLore(MemoryEfficientOptimizer):
     For a gradient G (m, n): P holds the leading singular vectors of the shorter side of G; R = P^T G; N is Adam's step
     from R; W -= lr alpha P N. When the subspace changes, the moments are neither rotated nor reset.
 
-    Trains everything. The matrices in the model's layers are projected; embeddings, head, vectors and tensors of three
-    or more dimensions get plain AdamW. Keeps, for a matrix of m <= n at rank r, the projection (m r) and two moments
-    (2 n r), in the dtype of the weights: pure low precision for a low-precision model, as in the authors' package.
+    Trains everything. The matrices in the model's layers are projected, of a tensor of experts each one's; embeddings,
+    head, vectors and other tensors of three or more dimensions get plain AdamW. Keeps, for a matrix of m <= n at rank
+    r, the projection (m r) and two moments (2 n r), in the dtype of the weights: pure low precision for a low-precision
+    model, as in the authors' package.
 
     `states="8bit"` keeps the moments in 2.03 bytes per value, and `projection_bits=4` P in .52: with `lazy` this is
     Q-GaLore's optimizer (Zhang et al., 2024, arXiv 2407.08296), whose package stores each 4-bit number in a byte.
@@ -110,14 +111,12 @@ class GaLore(MemoryEfficientOptimizer):
         self.rank, self.update_every, self.scale = rank, update_every, scale
         self.projection, self.svd, self.seed = projection, svd, seed
         # of the matrices that are projected
-        self._number: dict[Tensor, int] = {p: number for number, p in enumerate(layer_matrices(model))}
-        warn_of_experts(type(self).__name__, model)
+        self._matrices: dict[Tensor, int] = {p: number for number, p in enumerate(layer_matrices(model))}
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(model, defaults, in_backward=in_backward)
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
-        for p, g in adamw_on_the_rest(self, self._number, params, grads, group, self.adamw):
-            self._update_matrix(p, g.to(p.dtype), group)
+        update_matrices(self, self._matrices, params, grads, group, self._update_matrix, self.adamw)
 
     def advance(self) -> None:
         """Choose all subspaces again at the next update."""
@@ -131,10 +130,15 @@ class GaLore(MemoryEfficientOptimizer):
         check_same_settings(extra, self.extra_state())
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
-        if p not in self._number:
+        if p not in self._matrices:
             return self.adamw.expected_state(p)
-        left, right = sides(self.projection, *p.shape)
-        rows, columns, rank = *p.shape, min(self.rank, *p.shape)
+        rows, columns = p.shape[-2:]
+        return expected_of_matrices(p, self.expected_of_matrix(p, rows, columns, saved))
+
+    def expected_of_matrix(self, p: Tensor, rows: int, columns: int, saved: dict[str, Any]) -> dict[str, Any]:
+        """What is kept for a matrix (rows, columns) in the dtype of `p`, as meta tensors, where `saved` was."""
+        left, right = sides(self.projection, rows, columns)
+        rank = min(self.rank, rows, columns)
         state = self.adamw_inside.expected_state(p, saved, rank if left else rows, rank if right else columns)
         vectors = {"left": (rows, rank)} if left else {}
         vectors |= {"right": (rank, columns)} if right else {}
@@ -145,26 +149,34 @@ class GaLore(MemoryEfficientOptimizer):
             state |= {"interval": 0, "due": 0} | ({"cosines": []} if "cosines" in saved else {})
         return {**state, "updates": 0}
 
-    def _update_matrix(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[p]
+    def _update_matrix(self, matrix: Matrix, group: dict[str, Any]) -> None:
+        p, state = matrix.weights, matrix.state
+        g = matrix.gradient.to(p.dtype)
         state.setdefault("updates", 0)
         if self._is_due(state):
-            self._choose_subspace(p, g, state)
+            self._choose_subspace(p, g, state, matrix.key)
         state["updates"] += 1
         subspace = self._subspace(p, state)
         low_rank = project(g, subspace)
         step = torch.zeros_like(low_rank)  # becomes -N: what AdamW makes of zero weights at a rate of 1
         self.adamw_inside.update([state], [step], [low_rank], {**group, "lr": 1.0, "weight_decay": 0.0}, ())
-        self._apply(p, g, low_rank, step, subspace, group)
+        self._apply(matrix, g, low_rank, step, subspace, group)
 
     def _apply(
-        self, p: Tensor, g: Tensor, low_rank: Tensor, step: Tensor, subspace: dict[str, Tensor], group: dict[str, Any]
+        self,
+        matrix: Matrix,
+        g: Tensor,
+        low_rank: Tensor,
+        step: Tensor,
+        subspace: dict[str, Tensor],
+        group: dict[str, Any],
     ) -> None:
-        """Move `p` by `step` (-N), which came from R (`low_rank`), a projection of `g`."""
+        """Move a matrix by `step` (-N), which came from R (`low_rank`), a projection of its gradient `g`."""
+        p = matrix.weights
         decay, rate = 1.0 - group["lr"] * group["weight_decay"], group["lr"] * self.scale
         if self.adamw.stochastic_rounding and p.dtype is torch.bfloat16:
-            (key,) = self.rounding_keys([p])
-            add_back_at_random(p, step, subspace, decay, rate, generator(key, p.device))
+            (key,) = self.rounding_keys([matrix.of])
+            add_back_at_random(p, step, subspace, decay, rate, generator(key + matrix.key[1:], p.device))
         else:
             add_back(p, step, subspace, decay, rate)
 
@@ -177,7 +189,7 @@ class GaLore(MemoryEfficientOptimizer):
     def _subspace(self, p: Tensor, state: dict[str, Any]) -> dict[str, Tensor]:
         return kept_subspace(state, self.projection_bits, p, min(self.rank, *p.shape))
 
-    def _choose_subspace(self, p: Tensor, g: Tensor, state: dict[str, Any]) -> None:
+    def _choose_subspace(self, p: Tensor, g: Tensor, state: dict[str, Any], key: tuple[int, ...]) -> None:
         before = first_vector(self._subspace(p, state)) if self.lazy else None
         drop_subspace(state)
         left, right = sides(self.projection, *p.shape)
@@ -185,7 +197,7 @@ class GaLore(MemoryEfficientOptimizer):
         if self.svd == "exact":
             vectors = exact_vectors(g.float(), rank, left, right)
         else:
-            vectors = randomized_vectors(g.float(), rank, left, right, (self.seed, state["updates"], self._number[p]))
+            vectors = randomized_vectors(g.float(), rank, left, right, (self.seed, state["updates"], *key))
         chosen = {name: v.to(p.dtype) for name, v in zip(SIDES, vectors, strict=True) if v is not None}
         keep_subspace(state, chosen, self.projection_bits)
         now = first_vector(chosen) if self.lazy else None

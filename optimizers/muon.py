@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count, check_positive, check_share
 from optimizers.registry import register
 from optimizers.shared.arithmetic import decayed, expected_adam_state
-from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices, matrices_of, with_rate_of_the_rest
+from optimizers.shared.matrices import Matrix, layer_matrices, update_matrices, with_rate_of_the_rest
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 ADJUSTMENTS = ("original", "match_rms_adamw")
@@ -33,11 +33,11 @@ class Muon(MemoryEfficientOptimizer):
     sqrt(max(1, m / n)); "match_rms_adamw", 0.2 sqrt(max(m, n)), gives steps the size of AdamW's, so that a rate and
     weight decay tuned for AdamW work here (Liu et al., 2025, arXiv 2502.16982).
 
-    Trains everything. Embeddings, head, vectors and tensors of three or more dimensions get AdamW at a rate of their
-    own, in separate groups. Keeps one momentum of the weights' size and dtype for a matrix of the layers, two moments
-    and a step count (4 bytes) for any other tensor: pure low precision for a low-precision model. Unlike torch's, it
-    holds no second copy of the update during the iteration, and without `nesterov` the momentum of a bf16 model stays
-    as it is (torch normalises it in place).
+    Trains everything. Embeddings, head, vectors and tensors of three or more dimensions, but for experts' (each has its
+    matrix), get AdamW at a rate of their own, in separate groups. Keeps one momentum of the weights' size and dtype for
+    a matrix of the layers, two moments and a step count (4 bytes) for any other tensor: pure low precision for a
+    low-precision model. Unlike torch's, it holds no second copy of the update during the iteration, and without
+    `nesterov` the momentum of a bf16 model stays as it is (torch normalises it in place).
 
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.
@@ -92,7 +92,7 @@ class Muon(MemoryEfficientOptimizer):
         self.nesterov, self.coefficients, self.ns_steps = nesterov, tuple(ns_coefficients), ns_steps
         self.dtype = DTYPES[ns_dtype]
         self.adjust_lr_fn, self.adamw_lr = adjust_lr_fn, adamw_lr
-        self._matrices = dict.fromkeys(layer_matrices(model, experts=True))
+        self._matrices: dict[Tensor, int] = {p: number for number, p in enumerate(layer_matrices(model))}
         defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas, "eps": eps}
         super().__init__(model, defaults, in_backward=in_backward)
 
@@ -101,20 +101,19 @@ class Muon(MemoryEfficientOptimizer):
         return with_rate_of_the_rest(super().group_parameters(model, defaults), self._matrices, self.adamw_lr)
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
-        for p, g in adamw_on_the_rest(self, self._matrices, params, grads, group):
-            state = self.state[p]
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(p)
-            for place in matrices_of(p):
-                self._update_matrix(p[place], g[place].to(p.dtype), state["momentum_buffer"][place], group)
+        update_matrices(self, self._matrices, params, grads, group, self._update_matrix)
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
         if p in self._matrices:
             return {"momentum_buffer": torch.empty(p.shape, dtype=p.dtype, device="meta")}
         return expected_adam_state(p, master_weights=False)
 
-    def _update_matrix(self, p: Tensor, g: Tensor, buffer: Tensor, group: dict[str, Any]) -> None:
-        momentum = group["momentum"]
+    def _update_matrix(self, matrix: Matrix, group: dict[str, Any]) -> None:
+        p, state = matrix.weights, matrix.state
+        g = matrix.gradient.to(p.dtype)
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(p)
+        buffer, momentum = state["momentum_buffer"], group["momentum"]
         buffer.lerp_(g, 1 - momentum)
         x = (g.lerp(buffer, momentum) if self.nesterov else buffer).to(self.dtype, copy=not self.nesterov)
         x = orthogonalize_(x, self.coefficients, self.ns_steps)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from optimizers.base import MemoryEfficientOptimizer, check_count, check_positive
 from optimizers.registry import register
 from optimizers.shared.arithmetic import decayed, expected_adam_state
-from optimizers.shared.matrices import adamw_on_the_rest, layer_matrices, matrices_of, with_rate_of_the_rest
+from optimizers.shared.matrices import Matrix, layer_matrices, update_matrices, with_rate_of_the_rest
 
 LEAST = 1e-30  # lower bound on a sum of squares, whose mean is 1
 SMALLEST = 1e-20  # lower bound on a gradient's size
@@ -26,9 +26,10 @@ class SinkGD(MemoryEfficientOptimizer):
 
     X is diag(r) G diag(c), as in Sinkhorn's algorithm, so only r and c are computed, from G^2 by products with vectors.
 
-    Trains everything. Embeddings, head, vectors and tensors of three or more dimensions get AdamW at a rate of their
-    own, in separate groups. Keeps nothing for a matrix of the layers, two moments and a step count (4 bytes) for any
-    other tensor, in the dtype of the weights. Only one fp32 temporary of a matrix's size exists at a time.
+    Trains everything. Embeddings, head, vectors and tensors of three or more dimensions, but for experts' (each has its
+    matrix), get AdamW at a rate of their own, in separate groups. Keeps nothing for a matrix of the layers, two moments
+    and a step count (4 bytes) for any other tensor, in the dtype of the weights. Only one fp32 temporary of a matrix's
+    size exists at a time.
 
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.
@@ -68,7 +69,7 @@ class SinkGD(MemoryEfficientOptimizer):
         check_positive("scale", scale)
         check_positive("adamw_lr", adamw_lr)
         self.iterations, self.scale, self.adamw_lr = iterations, scale, adamw_lr
-        self._matrices = dict.fromkeys(layer_matrices(model, experts=True))
+        self._matrices: dict[Tensor, int] = {p: number for number, p in enumerate(layer_matrices(model))}
         defaults = {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps}
         super().__init__(model, defaults, in_backward=in_backward)
 
@@ -77,13 +78,11 @@ class SinkGD(MemoryEfficientOptimizer):
         return with_rate_of_the_rest(super().group_parameters(model, defaults), self._matrices, self.adamw_lr)
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
-        for p, g in adamw_on_the_rest(self, self._matrices, params, grads, group):
-            for place in matrices_of(p):
-                self._update_matrix(p[place], g[place], group)
+        update_matrices(self, self._matrices, params, grads, group, self._update_matrix)
 
-    def _update_matrix(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
-        step, factors = normalized(g, self.iterations)
-        for weights, place in decayed(p, group):
+    def _update_matrix(self, matrix: Matrix, group: dict[str, Any]) -> None:
+        step, factors = normalized(matrix.gradient, self.iterations)
+        for weights, place in decayed(matrix.weights, group):
             weights.addcmul_(step[place], factors[place], value=-group["lr"] * self.scale)
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:

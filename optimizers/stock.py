@@ -45,7 +45,7 @@ class StockMethod(MemoryEfficientOptimizer):
                 f"{self.optimizer.__name__} needs a closure in each step, which no training loop here passes"
             )
         self._adamw_lr, self._keywords = adamw_lr, keywords
-        self._matrices = set(layer_matrices(model)) if self.only_matrices else set()
+        self._matrices = set(layer_matrices(model, experts=False)) if self.only_matrices else set()
         if self.only_matrices and not self._matrices:
             raise ValueError(f"{self.optimizer.__name__} trains matrices in layers, and this model has none")
         super().__init__(model, self._made([_matrix()], keywords).defaults)

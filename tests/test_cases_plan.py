@@ -193,7 +193,7 @@ def test_w1_a_model_whose_layers_are_counted_elsewhere_is_planned_as_it_is(tmp_p
 OLMOE = {"model_type": "olmoe", "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2, **SMALL}
 
 
-@pytest.mark.parametrize("method", ["adamw", "muon", "sinkgd"])
+@pytest.mark.parametrize("method", ["adamw", "muon", "sinkgd", "galore", "fira", "apollo"])
 def test_w1_experts_in_float32_are_planned_without_values(method, tmp_path, capfd):
     (tmp_path / "config.json").write_text(json.dumps(OLMOE))
     b = Blueprint(Workload(str(tmp_path), 2, 8, "float32", device="cpu"))

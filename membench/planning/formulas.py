@@ -8,6 +8,7 @@ from typing import Any
 
 from membench.planning.blueprint import Blueprint
 from optimizers.shared.blocks import find_layers
+from optimizers.shared.matrices import experts_in, layer_matrices
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ COUNTED: dict[str, tuple[str, ...]] = {
 def facts(blueprint: Blueprint, weights: int) -> Facts:
     """The facts about a model with `weights` weights."""
     layers = find_layers(blueprint.skeleton)
-    shapes = [(p.shape[0], p.shape[1]) for layer in layers.values() for p in layer.parameters() if p.dim() == 2]
+    shapes = [(p.shape[-2], p.shape[-1]) for p in layer_matrices(blueprint.skeleton) for _ in range(experts_in(p))]
     return Facts(
         weights, len(layers), int(blueprint.source.config.hidden_size), tuple(shapes), blueprint.workload.shards
     )

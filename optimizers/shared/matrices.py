@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -16,15 +17,34 @@ from optimizers.shared.inner import InnerAdamW
 from optimizers.shared.sharded import has_values
 
 Groups = list[dict[str, Any]]
+State = dict[str, Any]
 
 
-def layer_matrices(model: nn.Module, *, experts: bool = False) -> list[nn.Parameter]:
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix of the layers, or that of one expert, as views of what belongs to its tensor.
+
+    Attributes:
+        of: the parameter.
+        weights: (m, n), updated in place.
+        gradient: (m, n).
+        state: what is kept for it alone.
+        key: its number among the layers' matrices, and that of the expert: of its random numbers.
+    """
+
+    of: Tensor
+    weights: Tensor
+    gradient: Tensor
+    state: State
+    key: tuple[int, ...]
+
+
+def layer_matrices(model: nn.Module, *, experts: bool = True) -> list[nn.Parameter]:
     """The two-dimensional weights in the model's layers that require gradients, without embeddings.
 
     Args:
         model: the model.
-        experts: also those of three dimensions that are the matrices of as many experts (`matrices_of`), as
-            transformers keeps them.
+        experts: also those of three dimensions that are the matrices of as many experts, as transformers keeps them.
     """
     embeddings = {p for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     inside = {p: name for layer in find_layers(model).values() for name, p in layer.named_parameters()}
@@ -33,31 +53,25 @@ def layer_matrices(model: nn.Module, *, experts: bool = False) -> list[nn.Parame
     return [p for p in weights if (p.dim() == 2 and p not in embeddings) or p in fused]
 
 
-def matrices_of(p: Tensor) -> Iterator[Any]:
-    """The places in `p` of its matrices: all of it, or one of each expert.
-
-    For fake tensors one expert is enough to find the bytes: all others would reuse its memory.
-    """
-    yield from [...] if p.dim() == 2 else range(len(p) if has_values(p) else min(len(p), 1))
-
-
-def warn_of_experts(name: str, model: nn.Module) -> None:
-    """Say what the method `name` leaves to AdamW that one would expect it to compress."""
-    fused = [p for p in _of_experts(model) if p.requires_grad]
-    if fused:
-        share = sum(p.numel() for p in fused) / sum(p.numel() for p in model.parameters())
-        warnings.warn(
-            f"{name} projects single matrices: experts that are kept in one tensor, {share:.0%} of this model's "
-            "weights, are trained by AdamW, with its states; muon and sinkgd take each expert's matrix",
-            stacklevel=3,
-        )
-
-
 def _of_experts(model: nn.Module) -> Iterator[nn.Parameter]:
     """Tensors (experts, m, n), recognised by the type of their module, as attention is."""
     for module in model.modules():
         if "expert" in type(module).__name__.lower():
             yield from (p for p in module.parameters(recurse=False) if p.dim() == 3)
+
+
+def experts_in(p: Tensor) -> int:
+    """How many matrices a tensor of `layer_matrices` has."""
+    return 1 if p.dim() == 2 else len(p)
+
+
+def expected_of_matrices(p: Tensor, of_one: State) -> State:
+    """The state of `p` where that of one matrix is `of_one`; as meta tensors."""
+    return of_one if p.dim() == 2 else {name: _of_all(value, len(p)) for name, value in of_one.items()}
+
+
+def _of_all(value: Any, experts: int) -> Any:
+    return value.new_empty(experts, *value.shape) if torch.is_tensor(value) else [value] * experts
 
 
 def input_dims(module: nn.Module, p: Tensor) -> tuple[int, ...]:
@@ -88,6 +102,57 @@ def adamw_on_the_rest(
         states, keys = [optimizer.state[p] for p in trained], optimizer.rounding_keys(trained)
         adamw.update(states, trained, [grads[i] for i in rest], group, keys)
     return [(p, g) for p, g in zip(params, grads, strict=True) if p in matrices]
+
+
+def update_matrices(
+    optimizer: MemoryEfficientOptimizer,
+    matrices: Mapping[Tensor, int],
+    params: list[Tensor],
+    grads: list[Tensor],
+    group: dict[str, Any],
+    update: Callable[[Matrix, dict[str, Any]], None],
+    adamw: InnerAdamW | None = None,
+) -> None:
+    """Update those of `params` that are in `matrices` by `update`, the others as in `adamw_on_the_rest`.
+
+    Args:
+        optimizer: the method.
+        matrices: the number of each parameter that `layer_matrices` has found.
+        params, grads, group, adamw: as for `adamw_on_the_rest`.
+        update: changes the weights of one matrix in place.
+    """
+    for p, g in adamw_on_the_rest(optimizer, matrices, params, grads, group, adamw):
+        _update_each(update, p, g, optimizer.state[p], matrices[p], group)
+        if not optimizer.state[p]:
+            del optimizer.state[p]  # as it was: nothing is kept
+
+
+def _update_each(
+    update: Callable[[Matrix, dict[str, Any]], None],
+    p: Tensor,
+    g: Tensor,
+    state: State,
+    number: int,
+    group: dict[str, Any],
+) -> None:
+    """Update `p` (m, n), or each of (experts, m, n), whose `state` has tensors of one more dimension, and lists.
+
+    For fake tensors two experts are enough to find the bytes, the first of which has made the state: all others would
+    reuse their memory.
+    """
+    if p.dim() == 2:
+        update(Matrix(p, p, g, state, (number,)), group)
+        return
+    before = dict(state)  # what the first expert adds, the others don't have yet
+    for expert in range(len(p) if has_values(p) else min(len(p), 2)):
+        views = {name: value[expert] for name, value in before.items()}
+        own = dict(views)
+        update(Matrix(p, p[expert], g[expert], own, (number, expert)), group)
+        for name, value in own.items():
+            if name not in state:
+                state[name] = _of_all(value, len(p))
+            if value is not views.get(name):
+                state[name][expert] = value
 
 
 def with_rate_of_the_rest(groups: Groups, matrices: Collection[Tensor], rate: float) -> Groups:
