@@ -357,6 +357,23 @@ def test_the_matrices_of_experts_in_one_tensor_are_trained_as_if_each_had_its_ow
     assert one.state_bytes() == several.state_bytes()
 
 
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_weights_that_layers_share_as_zambas_do_stay_as_they_are_and_the_others_are_adapted(method):
+    model = build_model()
+    model.layers[1].mlp.up_proj.weight = model.layers[0].mlp.up_proj.weight
+    nn.utils.parametrizations.weight_norm(model.layers[1].mlp.down_proj)
+    with pytest.warns(UserWarning) as told:
+        optimizer = optimizers.create(method, model, always_train=("classifier",))
+    said = " ".join(str(warning.message) for warning in told)  # each reason
+    assert "LoRA leaves out 2 modules, the first being layers.0.mlp.up_proj: its weight is tied to another" in said
+    assert "LoRA leaves out 1 modules, the first being layers.1.mlp.down_proj: its weight is computed" in said
+    left_out = {"layers.0.mlp.up_proj", "layers.1.mlp.up_proj", "layers.1.mlp.down_proj"}
+    assert adapted_modules(model) and not left_out & set(adapted_modules(model))
+    train(model, optimizer, 2)
+    plain = optimizer.finish()
+    assert plain.layers[1].mlp.up_proj.weight is plain.layers[0].mlp.up_proj.weight
+
+
 class TwoStacks(nn.Module):
     """An encoder, and a decoder whose layers are lists, which no one calls: their parts are called."""
 

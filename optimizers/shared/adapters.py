@@ -41,7 +41,7 @@ def find_targets(model: nn.Module, targets: str | tuple[str, ...], leave_out: Co
     patterns = [part.strip() for part in targets.split(",")] if isinstance(targets, str) else targets
     unfit = unadaptable(model, linear)
     chosen: dict[str, None] = {}
-    refused: list[str] = []
+    refused: dict[str, list[str]] = {}  # by the reason
     for pattern in patterns:
         matched = _in_layers(model, linear) if pattern == ALL_LINEAR else _named(pattern, linear)
         if not matched:
@@ -49,14 +49,14 @@ def find_targets(model: nn.Module, targets: str | tuple[str, ...], leave_out: Co
         if all(name in unfit for name in matched):
             raise ValueError(f"targets: {pattern!r} can't be adapted: {unfit[matched[0]]}")
         chosen |= dict.fromkeys(name for name in matched if name not in unfit)
-        refused += [name for name in matched if name in unfit]
-    if refused:
-        text = f"LoRA leaves out {len(refused)} modules, the first being {refused[0]}: {unfit[refused[0]]}"
-        warnings.warn(text, stacklevel=2)
+        for name in matched:
+            if name in unfit:
+                refused.setdefault(unfit[name], []).append(name)
+    for reason, some in refused.items():
+        warnings.warn(f"LoRA leaves out {len(set(some))} modules, the first being {some[0]}: {reason}", stacklevel=2)
     names = _without(chosen, linear, leave_out)
     if not names:
         raise ValueError(f"targets {', '.join(patterns)}: all of these modules are frozen or always trained")
-    _check_not_tied(model, names)
     return names
 
 
@@ -85,6 +85,8 @@ def unadaptable(model: nn.Module, linear: Mapping[str, nn.Module]) -> dict[str, 
     """The modules in `linear` whose adapter would be ignored or couldn't be merged, each with the reason."""
     reasons: dict[str, str] = {}
     places = Counter(id(child) for module in model.modules() for child in module._modules.values())
+    last = {p: path for path, module in model.named_modules() for p in module.parameters(recurse=False)}
+    first = {p: name.rpartition(".")[0] for name, p in model.named_parameters()}
     for name, module in linear.items():
         parent = model.get_submodule(name.rpartition(".")[0])
         weight = module._parameters.get("weight")
@@ -94,6 +96,8 @@ def unadaptable(model: nn.Module, linear: Mapping[str, nn.Module]) -> dict[str, 
             reasons[name] = f"it is quantized ({weight.dtype}): load the model in bfloat16; qlora quantizes it"
         elif places[id(module)] > 1:
             reasons[name] = "it has two places in the model, of which one would keep the module without its adapter"
+        elif last[weight] != first[weight]:
+            reasons[name] = "its weight is tied to another module's, so an adapter merged into it would change both"
         elif isinstance(parent, nn.MultiheadAttention):
             reasons[name] = "nn.MultiheadAttention reads its weight without calling it"
         elif {"A_log", "D"} <= parent._parameters.keys() and name.endswith(READ_BY_MAMBA):
@@ -116,16 +120,6 @@ def _is_linear(module: Any) -> bool:
     except Exception:  # it takes other inputs
         return False
     return torch.is_tensor(result) and result.shape == (1, outputs)
-
-
-def _check_not_tied(model: nn.Module, names: Collection[str]) -> None:
-    owner = {p: path for path, module in model.named_modules() for p in module.parameters(recurse=False)}
-    first = {p: name.rpartition(".")[0] for name, p in model.named_parameters()}
-    for name in names:
-        weight: Any = model.get_submodule(name).weight
-        if owner[weight] != first[weight]:
-            other = first[weight] if owner[weight] == name else owner[weight]
-            raise ValueError(f"targets: {name!r} is tied to {other!r}, so an adapter merged into it would change both")
 
 
 def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
