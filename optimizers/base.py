@@ -22,7 +22,7 @@ from optimizers.shared import ranks, saved_states, sharded
 from optimizers.shared.blocks import train_only
 from optimizers.shared.construction import guard_construction, is_weight, mark_frozen
 from optimizers.shared.coverage import Coverage
-from optimizers.shared.gradient_hooks import changing, hook_gradients, updating
+from optimizers.shared.gradient_hooks import changing, count_apart, hook_gradients, updating
 from optimizers.shared.loop_guards import watch
 from optimizers.shared.masters import LOW_PRECISION, Masters
 from optimizers.shared.model_checks import check_parameters
@@ -129,6 +129,8 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         for index, group in enumerate(self.param_groups):
             self._group_of |= dict.fromkeys(group["params"], index)
         self._number_of = {p: number for number, p in enumerate(self._group_of)}
+        if in_backward:
+            count_apart(self._group_of)
         self._chosen: set[nn.Parameter] | None = None  # what it trains now; None: all that it may
         self._seen: list[torch.dtype | None] = []  # of the model's parameters that required gradients when last checked
         self._dtypes: dict[nn.Parameter, torch.dtype] = {}  # of parameters when they were last trained

@@ -374,6 +374,26 @@ def test_weights_that_layers_share_as_zambas_do_stay_as_they_are_and_the_others_
     assert plain.layers[1].mlp.up_proj.weight is plain.layers[0].mlp.up_proj.weight
 
 
+@pytest.mark.parametrize("method", ["lomo", "adalomo", "badam"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_were_cut_from_one_tensor_are_updated_in_the_backward_pass_like_any_others(method, dtype):
+    """transformers cuts the fused weights of some checkpoints (Nomic-BERT, GTE, Jina, HRM) as it loads them."""
+    losses = []
+    for cut in (False, True):
+        model = build_model()
+        modules = [layer.mlp.up_proj for layer in model.layers]
+        parts = torch.cat([module.weight.detach() for module in modules]).chunk(len(modules))
+        for module, part in zip(modules, parts, strict=True):
+            module.weight = nn.Parameter(part if cut else part.clone())
+        model.to(dtype)
+        given = {"in_backward": True} if method == "badam" else {}
+        optimizer = optimizers.create(method, model, lr=1e-3, **given)
+        losses.append(train(model, optimizer, 3))
+        assert len({module.weight.untyped_storage().data_ptr() for module in modules}) == len(modules)
+        assert {module.weight for module in modules} <= optimizer._group_of.keys()
+    assert losses[0] == losses[1]
+
+
 class TwoStacks(nn.Module):
     """An encoder, and a decoder whose layers are lists, which no one calls: their parts are called."""
 

@@ -7,9 +7,10 @@ method refers, would never be freed.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 if TYPE_CHECKING:
@@ -22,6 +23,21 @@ def hook_gradients(method: MemoryEfficientOptimizer, act: Callable[[nn.Parameter
         trained = p.requires_grad
         method._hooks.append(p.requires_grad_(True).register_post_accumulate_grad_hook(act))  # none on a frozen one
         p.requires_grad_(trained)
+
+
+def count_apart(params: Iterable[nn.Parameter]) -> None:
+    """Give each parameter a count of changes of its own.
+
+    Those that were cut from one tensor share it, whatever their memory now is (transformers cuts a checkpoint's fused
+    weights), so that autograd takes an update of one for a change of the others, which it may still need.
+    """
+    before = {p: p._version for p in params}
+    torch.autograd.graph.increment_version(before)
+    for p, version in before.items():
+        if p._version > version + 1:
+            apart = nn.Parameter(p.detach().clone(), p.requires_grad)
+            apart.grad = p.grad
+            torch.utils.swap_tensors(p, apart)
 
 
 def updating(method: MemoryEfficientOptimizer) -> Callable[[nn.Parameter], None]:
