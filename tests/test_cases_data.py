@@ -90,6 +90,44 @@ def test_a_table_of_semicolons_is_read_as_one_of_commas(tmp_path):
     assert classify_data.read(str(tmp_path / "a.csv")).train[0].first.startswith("museum, ")
 
 
+@pytest.mark.parametrize(("name", "separator"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_s3_the_header_of_a_second_table_that_was_put_after_the_first_is_no_example(tmp_path, name, separator):
+    tables = [[f"museum {n}{separator}{n % 2}" for n in range(start, start + 40)] for start in (0, 40)]
+    for mark in ("", "\ufeff"):
+        written = "".join(f"{mark}text{separator}label\n" + "\n".join(rows) + "\n" for rows in tables)
+        (tmp_path / name).write_text(written)
+        found = classify_data.read(str(tmp_path / name))
+        assert found.labels == ("0", "1") and len(found.train) + len(found.validation) == 80
+        assert found.notes == (f"1 row left out: it is the header again (first: {tmp_path}/{name}, line 42)",)
+
+
+def test_what_lies_beside_rows_without_being_any_is_not_read(tmp_path):
+    """macOS's resource forks, hidden copies, what `datasets` writes: one of them stopped a data set, or was learned."""
+    lines(tmp_path / "train.jsonl", alpaca_rows(100))
+    (tmp_path / "._train.jsonl").write_bytes(b"\0\5\x16\7" + bytes(200))
+    lines(tmp_path / ".old.jsonl", [{"instruction": f"old {n}", "output": "x"} for n in range(9)])
+    (tmp_path / "dataset_info.json").write_text("{\n}\n")
+    (tmp_path / ".gitattributes").write_text("x")
+    found = conversations.read(str(tmp_path))
+    assert len(found.training) + len(found.held_out) == 100
+    assert found.notes == ["not read: ._train.jsonl, .old.jsonl, dataset_info.json"]
+    (tmp_path / "train.jsonl").rename(tmp_path / "data-00000-of-00001.arrow")
+    with pytest.raises(ValueError, match=r"nor a file or folder of files in .*; it has .*data-00000-of-00001\.arrow"):
+        conversations.read(str(tmp_path))
+    assert conversations.read(str(tmp_path / ".old.jsonl")).held_out  # unless it is asked for
+
+
+@pytest.mark.parametrize("name", ["testing", "tests", "evals", "my_test (1)", "validate", "contest", "latest"])
+def test_which_files_are_held_out_is_said(tmp_path, name):
+    lines(tmp_path / "train.jsonl", alpaca_rows(40))
+    lines(tmp_path / f"{name}.jsonl", [{"instruction": f"other {n}", "output": "x"} for n in range(9)])
+    found = conversations.read(str(tmp_path))
+    if name in ("contest", "latest"):
+        assert len(found.training) > 40 and not found.notes
+    else:
+        assert len(found.training) == 40 and found.notes == [f"held out: {name}.jsonl"]
+
+
 def test_n12_what_is_there_twice_is_not_guessed_at(tmp_path):
     twice = '{"instruction": "Hi", "output": "One.", "output": "Two."}'
     count, notes = read(tmp_path / "a.jsonl", [twice])
@@ -271,6 +309,14 @@ def test_w3_tool_calls_beside_a_null_content_are_context(tmp_path):
     assert [message.role for message in found.messages] == ["user", "assistant", "tool", "assistant"]
     assert [message.learned for message in found.messages if message.role == "assistant"] == [False, True]
     assert "add" in found.messages[1].content and not notes
+
+
+@pytest.mark.parametrize("nothing", [{"tool_calls": []}, {"tool_calls": None}, {"function_call": {}}])
+def test_s5_an_answer_that_calls_no_tool_is_learned_as_it_is(nothing):
+    """Files of one schema for all turns have the field in each."""
+    turns = [QUESTION, {**ANSWER, **nothing}, QUESTION, {**ANSWER, **nothing}]
+    found, notes = of({"messages": turns})
+    assert found.messages == (ASKED, ANSWERED, ASKED, ANSWERED) and not notes
 
 
 def test_w3_what_comes_before_any_question_is_left_out(tmp_path):

@@ -88,6 +88,14 @@ def test_classes_that_may_be_one_are_named(tmp_path):
     assert data.labels == ("Good", "bad", "good") and data.notes == ('"Good" and "good" are different classes',)
 
 
+@pytest.mark.parametrize("alike", [("1", "1.0"), ("7", "007"), ("caf\u00e9", "cafe\u0301"), ("good", "go\u200bod")])
+def test_so_are_those_that_look_alike_or_are_one_number(tmp_path, alike):
+    rows = [{"text": f"number {i}", "label": (*alike, "bad")[i % 3]} for i in range(90)]
+    data = classify_data.read(str(write(tmp_path / "my.jsonl", rows)))
+    (note,) = data.notes
+    assert len(data.labels) == 3 and note == f"{' and '.join(map(json.dumps, sorted(alike)))} are different classes"
+
+
 def test_a_whole_number_is_one_however_it_is_written(tmp_path):
     rows = [{"text": f"number {i}", "label": float(i % 2) if i % 3 else i % 2} for i in range(60)]
     data = classify_data.read(str(write(tmp_path / "my.jsonl", rows)))

@@ -184,7 +184,8 @@ def test_files_named_as_tests_are_held_out_and_nothing_of_them_is_trained_on(tmp
     write(tmp_path, alpaca_rows(7) + [{"instruction": "New.", "output": "Yes."}], "my_test.jsonl")
     read = conversations.read(str(tmp_path))
     assert (len(read.training), len(read.held_out)) == (43, 8)
-    assert read.notes == ["7 training conversations left out, since they are held out too"]
+    repeated = "7 training conversations left out, since they are held out too"
+    assert read.notes == ["held out: my_test.jsonl", repeated]
 
 
 def test_conversations_without_an_answer_are_left_out_and_counted(tmp_path):

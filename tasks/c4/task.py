@@ -171,8 +171,9 @@ class Local:
         corpus = Corpus(
             self.documents, language.documents, language.fingerprint, end=language.end, length=length, seed=seed
         )
-        apart = files.passed_over(self.documents.data, SUFFIXES) if self.documents.data != "demo" else []
-        self.notes = [*apart, *corpus.notes]
+        data = self.documents.data
+        of_folder = [] if data == "demo" else [*files.held_out(data, SUFFIXES), *files.passed_over(data, SUFFIXES)]
+        self.notes = [*of_folder, *corpus.notes]
         return corpus, corpus.validation(tokens)
 
 

@@ -3,9 +3,12 @@
 import functools
 import hashlib
 import json
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import groupby
 from pathlib import Path
 
@@ -20,6 +23,8 @@ TRAIN, VALIDATION = ("train",), ("val", "validation", "valid", "dev")  # names o
 VALIDATION_SHARE = 0.1  # of the texts, if there is a single file
 
 KINDS = {bool: "true or false", int: "a whole number", str: "text"}
+
+NUMBER = re.compile(r"[+-]?\d{1,20}(\.\d{1,20})?")
 
 Label = bool | int | str
 
@@ -200,7 +205,10 @@ def _seen(train: Sequence[Labelled], validation: Sequence[Labelled]) -> Iterator
 
 
 def _folded(label: Label) -> str:
-    return " ".join(str(label).casefold().split())
+    """What stays of a label without capitals, spaces, forms of the same characters, and characters that aren't seen."""
+    text = "".join(one for one in unicodedata.normalize("NFKC", str(label)) if unicodedata.category(one) != "Cf")
+    folded = " ".join(text.casefold().split())
+    return folded if NUMBER.fullmatch(folded) is None else str(Decimal(folded).normalize())
 
 
 def _check_split(path: Path, train: Sequence[Labelled], validation: Sequence[Labelled], tally: Tally) -> None:

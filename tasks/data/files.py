@@ -16,9 +16,14 @@ from tasks.data.rows import Row, RowError, listed
 PLAIN = (".jsonl", ".json", ".csv", ".tsv")
 ROWS = (*PLAIN, *(f"{suffix}.gz" for suffix in PLAIN))
 GZIP = b"\x1f\x8b"  # the first bytes of such a file, whatever its name
-HELD_OUT_NAME = re.compile(r"(^|[_.-])(test|val|valid|validation|dev|eval|evaluation|held[_-]?out|holdout)\d*([_.-])")
+HELD_OUT_NAME = re.compile(
+    r"(^|[_.-])(tests?|testing|val|valid|validate|validation|dev|evals?|evaluation|held[_-]?out|holdout)\d*"
+    r"( ?\(\d+\))?[_.-]"  # a number as browsers give to a second copy
+)
 HEAD = 4096  # bytes
 ABOUT = ("readme", "license", "licence")  # files that say something of a folder
+# so do these, which the library `datasets` writes beside rows
+OF_DATASETS = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
 MARKS = {  # byte-order marks; the first two begin like the last two
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -30,27 +35,32 @@ MARKS = {  # byte-order marks; the first two begin like the last two
 def find(data: str, suffixes: Sequence[str], what: str) -> list[Path]:
     """The file `data`, or the files in that folder (not below it) that end in one of `suffixes`, sorted by name.
 
+    Of a folder neither hidden files, such as macOS's `._train.jsonl`, nor `OF_DATASETS`.
+
     Raises:
         ValueError: there is none; `what` says what else `data` may be.
     """
     fitting = [file for file in _files(Path(data)) if file.name.lower().endswith(tuple(suffixes))]
     if not fitting:
+        inside = [path.name for path in _inside(Path(data))]
         raise ValueError(
             f"data {data[:100]!r} is neither {what} nor a file or folder of files in {', '.join(suffixes)}"
+            + (f"; it has {listed(inside)}" if inside else "")
         )
     return fitting
 
 
 def passed_over(data: str, suffixes: Sequence[str]) -> list[str]:
-    """A note on what is in the folder `data` and isn't read: files of other endings, folders, broken links."""
-    folder = Path(data)
-    try:
-        inside = sorted(folder.iterdir()) if folder.is_dir() else []
-    except OSError:
-        return []
+    """A note on what is in the folder `data` and isn't read: other endings, hidden files, folders, broken links."""
+    inside = _inside(Path(data))
     read = find(data, suffixes, "") if inside else []
-    names = [path.name for path in inside if path not in read and not path.name.lower().startswith((".", *ABOUT))]
+    names = [path.name for path in inside if path not in read and not _says_nothing(path.name.lower(), suffixes)]
     return [f"not read: {listed(names)}"] if names else []
+
+
+def _says_nothing(name: str, suffixes: Sequence[str]) -> bool:
+    """Would nobody expect rows in a file of this name, in lower case?"""
+    return name.startswith(ABOUT) or (name.startswith(".") and not name.endswith(tuple(suffixes)))
 
 
 def named_as_tests(paths: Sequence[Path]) -> list[Path]:
@@ -58,12 +68,30 @@ def named_as_tests(paths: Sequence[Path]) -> list[Path]:
     return [path for path in paths if HELD_OUT_NAME.search(path.name.lower())] if len(paths) > 1 else []
 
 
+def held_out(data: str, suffixes: Sequence[str]) -> list[str]:
+    """A note on which files of the folder `data` are held out, since they are named as tests."""
+    apart = [path.name for path in named_as_tests(find(data, suffixes, ""))]
+    return [f"held out: {listed(apart)}"] if apart else []
+
+
 def _files(path: Path) -> list[Path]:
     try:
-        files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
-        return [file for file in files if file.is_file()]
+        if path.is_file():
+            return [path]
+        return [file for file in _inside(path) if file.is_file() and not _is_beside_rows(file.name)]
+    except OSError:  # a name that is too long
+        return []
+
+
+def _inside(path: Path) -> list[Path]:
+    try:
+        return sorted(path.iterdir()) if path.is_dir() else []
     except OSError:  # a name that is too long, a folder without read permission
         return []
+
+
+def _is_beside_rows(name: str) -> bool:
+    return name.startswith(".") or name in OF_DATASETS
 
 
 def read(path: Path) -> bytes:

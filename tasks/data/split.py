@@ -56,13 +56,13 @@ class Split(Generic[T]):
     repeated: int = 0  # training items that are also held out
     sha256: str = ""
     revision: str | None = None
-    passed_over: list[str] = field(default_factory=list)  # a note on what else is in the folder
+    of_folder: list[str] = field(default_factory=list)  # notes on which of its files are held out, or aren't read
 
     @property
     def notes(self) -> list[str]:
         """What a reader of the results must know."""
         repeated = f"{self.repeated:,} training {self.what} left out, since they are held out too"
-        return [*self.passed_over, *self.tally.notes, *([repeated] if self.repeated else [])]
+        return [*self.of_folder, *self.tally.notes, *([repeated] if self.repeated else [])]
 
 
 class Part(NamedTuple):
@@ -92,7 +92,7 @@ def read(kind: Kind[T], data: str) -> Split[T]:
     training, test, revision = _parts(kind, data)
     made = Split[T](kind.what, revision=revision)
     if data != "demo" and data not in kind.hub:
-        made.passed_over = files.passed_over(data, files.ROWS)
+        made.of_folder = [*files.held_out(data, files.ROWS), *files.passed_over(data, files.ROWS)]
     found, held_out = named(kind, training, made.tally), named(kind, test or (), made.tally)
     if test is None:
         # in the order of their hashes, so that the first ones are a sample of all

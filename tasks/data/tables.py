@@ -37,16 +37,22 @@ def _rows(where: str, table: Iterator[Cells | RowError]) -> Iterator[Row | RowEr
             raise cells
         elif not header:
             header = _header(f"{where}, line {cells[0]}", cells[1])
+        elif _names(cells[1]) == header:  # of concatenated files
+            yield RowError(f"{where}, line {cells[0]}", "it is the header again")
         else:
             yield _row(f"{where}, line {cells[0]}", header, cells[1])
 
 
 def _header(where: str, cells: list[str]) -> list[str]:
-    names = [cell.strip() for cell in cells]
+    names = _names(cells)
     for name, count in Counter(names).items():
         if count > 1 and name:
             raise ValueError(f"{where}: the header has {count} columns {name!r}: give each its own name")
     return names
+
+
+def _names(cells: list[str]) -> list[str]:
+    return [cell.strip().lstrip("\ufeff") for cell in cells]  # each file may begin with a byte-order mark
 
 
 def _row(where: str, header: list[str], cells: list[str]) -> Row | RowError:

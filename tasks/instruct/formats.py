@@ -198,7 +198,7 @@ def _message(turn: Row) -> Message:
     role = ROLES.get("_".join(name.lower().replace("-", " ").split()))
     if role is None:
         raise RowError(turn.where, f"unknown role {short(name)}", f": the roles are {', '.join(ROLES)}")
-    calls = [turn.get(call) for call in CALLS if turn.has(call)]
+    calls = [turn.get(call) for call in CALLS if turn.value.get(call)]  # [] calls nothing
     content = _content(turn, _first(turn, CONTENTS) or CONTENTS[0], optional=bool(calls))
     content = "\n".join([*([content] if content else []), *(json.dumps(call, ensure_ascii=False) for call in calls)])
     if role == CALL:
