@@ -6,7 +6,9 @@ import json
 import numpy as np
 import pytest
 import transformers
+from architectures import ARCHITECTURES
 from chat_templates import MARKUP
+from letters import folder, letters
 
 import tasks
 from tasks.c4.corpus import Documents
@@ -398,6 +400,25 @@ def test_w3_what_is_said_of_the_data_stands_in_the_record_of_every_kind_of_task(
     for name, (model, path) in data.items():
         task = tasks.create(name, model=model, data=path, **given | {"sequence_length": 128})
         assert "1 row left out: " in task.provenance["notes"] and path in task.provenance["notes"]
+
+
+@pytest.mark.parametrize("family", ["classify", "c4", "instruct", "dpo"])
+def test_what_the_tokenizer_does_not_know_is_counted(tmp_path, family):
+    """To a model all of it is one token: a score then says little of the texts."""
+    answers = {"chosen": "yes", "rejected": "no"}
+    for name, odd in (("known", "museum"), ("unknown", "\u535a\u7269\u9986")):
+        said = [f"{'ab'[n % 2] * (n % 30)} {'cd'[n % 3 % 2]} {odd}" for n in range(200)]
+        rows = [{"text": text, "label": n % 2, "prompt": text} | answers for n, text in enumerate(said)]
+        template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+        kind = "roberta" if family == "classify" else "llama"
+        model = ARCHITECTURES[kind].build()
+        path = folder(tmp_path / name, model.base_model if family == "classify" else model, letters())
+        (tmp_path / name / "chat_template.jinja").write_text(template)
+        given = {"model": path, "data": lines(tmp_path / f"{name}.jsonl", rows), "batch_size": 2, "sequence_length": 60}
+        notes = tasks.create(family, **given).provenance["notes"] or ""
+        assert (" tokens are <unk>, which stands for all that the tokenizer doesn't know" in notes) == (
+            name == "unknown"
+        )
 
 
 @pytest.mark.parametrize("name", MARKUP)

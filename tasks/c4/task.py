@@ -85,7 +85,8 @@ class Pretraining:
     @functools.cached_property
     def provenance(self) -> dict[str, str | None]:
         """See `tasks.Task.provenance`."""
-        return self.language.provenance(self._of_data, self._notes)
+        tokens = None if isinstance(self.data, Stream) else self.data.tokens
+        return self.language.provenance(self._of_data, self._notes, tokens)
 
     @property
     def tokenizer(self) -> Any:

@@ -102,7 +102,7 @@ class PreferenceTuning:
     @functools.cached_property
     def provenance(self) -> dict[str, str | None]:
         """See `tasks.Task.provenance`."""
-        return self.language.provenance(self._of_data, self._notes)
+        return self.language.provenance(self._of_data, self._notes, self.train.answers.tokens)
 
     @property
     def head(self) -> tuple[str, ...]:

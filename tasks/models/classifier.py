@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
@@ -137,6 +138,11 @@ class Classifier:
         share, length = f"{cut / len(measured):.1%}", self.encoder.sequence_length
         return [f"{share} of the texts are cut to {length} tokens{some}"] if cut else []
 
+    def unknown(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
+        """A note on what the tokenizer doesn't know of the texts that are measured."""
+        ids = np.concatenate([self.encoder.tokens(*pair)[0].numpy() for pair in sample(pairs)])
+        return tokenization.unknown(self.tokenizer, ids)
+
     def lengths(self, pairs: Sequence[tuple[str, str]]) -> list[int]:
         """See `tasks.HasLengths`."""
         return [self.encoder.tokens(*pair).shape[1] for pair in sample(pairs)]
@@ -153,7 +159,7 @@ class Classifier:
         return {
             **self.identity(of_data),
             "attention": self._attention,
-            "notes": "; ".join([*notes, *self.cuts(texts), *self._of_head(), *of_model]) or None,
+            "notes": "; ".join([*notes, *self.cuts(texts), *self.unknown(texts), *self._of_head(), *of_model]) or None,
         }
 
     def build_model(self) -> nn.Module:

@@ -147,12 +147,15 @@ class LanguageModel:
         """See `tasks.HasIdentity`: that `of_data` and of the model."""
         return {**of_data, "model_revision": self.source.revision, "tokenizer": self._tokenizer_said}
 
-    def provenance(self, of_data: Mapping[str, str | None], notes: Sequence[str]) -> dict[str, str | None]:
-        """See `tasks.Task.provenance`: that `of_data` and of the model; notes on both."""
+    def provenance(
+        self, of_data: Mapping[str, str | None], notes: Sequence[str], tokens: np.ndarray | None
+    ) -> dict[str, str | None]:
+        """See `tasks.Task.provenance`: that `of_data` and of the model; notes on both, and on its training `tokens`."""
+        of_tokens = [] if tokens is None else tokenization.unknown(self.tokenizer, tokens)
         return {
             **self.identity(of_data),
             "attention": self.attention,
-            "notes": "; ".join([*self.notes, *notes]) or None,
+            "notes": "; ".join([*self.notes, *notes, *of_tokens]) or None,
         }
 
     def build_model(self) -> nn.Module:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
 import transformers
 from tokenizers import decoders, pre_tokenizers, processors, trainers
@@ -58,6 +59,16 @@ def notes(tokenizer: Any) -> list[str]:
     wrong = getattr(getattr(tokenizer, "backend_tokenizer", None), "fix_mistral_regex", None) is False
     way_out = "give --tokenizer with a folder of it, loaded with fix_mistral_regex=True and saved"
     return [f"the tokenizer splits words by a pattern that its publisher has corrected: {way_out}"] if wrong else []
+
+
+def unknown(tokenizer: Any, ids: np.ndarray) -> list[str]:
+    """A note on what the tokenizer has no token for, if there is any in the texts that became `ids`."""
+    token = tokenizer.unk_token_id
+    if token in (None, tokenizer.eos_token_id, tokenizer.bos_token_id):  # GPT-2's, which knows all bytes
+        return []
+    count = int((ids == token).sum())
+    what = f"{tokenizer.unk_token}, which stands for all that the tokenizer doesn't know"
+    return [f"{count:,} of {len(ids):,} tokens are {what}"] if count else []
 
 
 def _files(folder: Path) -> list[str]:
