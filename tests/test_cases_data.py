@@ -593,6 +593,26 @@ def test_s5_question_and_context_both_belong_to_the_instruction():
     assert of({"instruction": "Hi", "input": " \n", "output": "Hello!"})[0].context == ""
 
 
+@pytest.mark.parametrize("nothing", [None, "", " \n"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": 0, "input": "Hi", "output": "Hello!"},
+        {"instruction": 0, "prompt": 0, "question": "Hi", "completion": 0, "answer": "Hello!"},
+        {"messages": 0, "prompt": "Hi", "completion": "Hello!"},
+        {"messages": 0, "conversations": [QUESTION, ANSWER], "prompt": 0, "output": 0},
+        {"messages": [QUESTION], "prompt": 0, "output": 0, "response": "Hello!"},
+    ],
+)
+def test_w3_rows_of_several_formats_in_one_file_have_empty_fields_of_the_others(row, nothing):
+    lists = {"messages": [] if nothing == "" else None}
+    given = {name: lists.get(name, nothing) if value == 0 else value for name, value in row.items()}
+    assert used(given)[0].messages == (ASKED, ANSWERED) and not used(given)[0].context
+    if "completion" in row:
+        given |= {"chosen": "Hello!", "rejected": "No."}
+        assert tuple(used(given, pair)[0].prompt) == (ASKED,)
+
+
 @pytest.mark.parametrize("name", ["system", "system_prompt"])
 @pytest.mark.parametrize("field", ["messages", "chosen"])
 def test_s5_a_system_text_that_the_turns_say_too_is_said_once(name, field):

@@ -79,6 +79,8 @@ def conversation(row: Row, tally: Tally) -> Conversation:
     if row.get("kto_tag") is False or ("completion" in row.value and row.get("label") is False):
         raise RowError(row.where, "its answer is marked as one to avoid, for preference tuning")
     name, answer = _first(row, LISTS), _first(row, ANSWERS)
+    if name is not None and answer is not None and not _has_value(row, name):
+        name = None  # rows of several formats in one file have the fields of all, most of them empty
     if name is not None and (answer is None or _listed(row, name)[-1].role == ASSISTANT):
         return answered(row, with_system(row, _listed(row, name)), tally)
     answers = turns(row, answer, ASSISTANT) if answer is not None else []
@@ -103,10 +105,9 @@ def prompt(row: Row) -> Prompt | None:
     Raises:
         RowError: a field isn't what it must be.
     """
-    name = _first(row, LISTS)
-    if name is not None:
+    name, question = _first(row, LISTS), _first(row, QUESTIONS)
+    if name is not None and (question is None or _has_value(row, name)):
         return Prompt(with_system(row, _listed(row, name)), "")
-    question = _first(row, QUESTIONS)
     if question is None:
         return None
     earlier, asked = _history(row), turns(row, question, USER)
@@ -149,9 +150,14 @@ def turns(row: Row, name: str, role: str) -> list[Message]:
 
 
 def _first(row: Row, names: Iterable[str]) -> str | None:
-    """The first name that is a field with a value; else the first that is a field."""
+    """The first name that is a field with something in it; else the first that is a field."""
     present = [name for name in names if name in row.value]
-    return next((name for name in present if row.has(name)), present[0] if present else None)
+    return next((name for name in present if _has_value(row, name)), present[0] if present else None)
+
+
+def _has_value(row: Row, name: str) -> bool:
+    value = row.value.get(name)
+    return value not in (None, [], {}) and not (isinstance(value, str) and not value.strip())
 
 
 def with_system(row: Row, messages: Sequence[Message]) -> list[Message]:
