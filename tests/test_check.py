@@ -244,6 +244,8 @@ def test_one_seed_of_a_score_without_bounds_is_not_judged():
     assert (finding.verdict, finding.p, result.code) == ("inconclusive", None, 0)
     assert finding.reason == "one seed, and a score without bounds: nothing tells the noise"
     assert not any("noise of such scores is bounded" in note for note in result.notes)
+    (note,) = [note for note in result.notes if note.startswith("One seed alone of 1 row whose scores have no bounds")]
+    assert note.endswith("a regression, unless it is 10 times the baseline's. Give three seeds.")
     assert render(result, "terminal", ("main", "branch")).startswith("No regression shown (1 inconclusive")
 
 
@@ -260,6 +262,36 @@ def test_where_less_is_better_more_is_a_regression_in_percent():
     assert only(worse, "quality").change == pytest.approx(-2.5, abs=0.01)
     assert only(better, "quality").verdict == "improved"
     assert check(perplexity(20.0), perplexity(20.3)).code == 0
+
+
+def perplexities(values):
+    return [
+        run(seed=seed, metrics={"perplexity": value}, headline="perplexity", higher_is_better=False)
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_perplexities_that_all_explode_are_a_regression_however_unlike_they_became():
+    before, after = [10.0, 10.1, 9.9], [90.0, 40.0, 95.0]
+    logs = [math.log(b / a) for b, a in zip(before, after, strict=True)]
+    finding = only(check(perplexities(before), perplexities(after)), "quality")
+    assert finding.verdict == "regression"  # percents scatter so much that a test of them says p = .03
+    assert finding.p == pytest.approx(stats.ttest_1samp(logs, 0, alternative="less").pvalue)
+    assert finding.change == pytest.approx(-100 * math.expm1(-sum(logs) / 3))
+    assert check(perplexities([1e-300]), perplexities([1e300])).code == 1
+
+
+@pytest.mark.parametrize(("before", "after"), [([10.0, 10.1, 9.9], [10.0, 990.0, 9.9]), ([10.1], [990.0])])
+def test_one_seed_whose_perplexity_explodes_fails_whatever_the_others_say(before, after):
+    result = check(perplexities(before), perplexities(after))
+    assert result.code == 1 and only(result, "quality").reason.startswith("exploded: 10.1 -> 990 in seed ")
+    assert check(perplexities(before), perplexities(after), explosion_times=100).code == 0
+    assert check(perplexities([10.0, 99.0, 9.9]), perplexities([10.0, 10.1, 990.0])).code == 0  # as the baseline does
+
+
+def test_scores_of_which_less_is_better_may_be_0():
+    assert check(perplexities([0.0, 0.0, 0.0]), perplexities([0.5, 0.5, 0.5])).code == 1
+    assert check(perplexities([0.5, 0.5, 0.5]), perplexities([0.0, 0.0, 0.0])).code == 0
 
 
 def test_scores_up_to_100_have_points_of_1():
@@ -535,6 +567,7 @@ def test_the_default_thresholds_are_the_commented_file(tmp_path):
         ("memory_percent = true", "memory_percent must be a number of at least 0, not True"),
         ("false_alarms = 0.7", "false_alarms must lie between 0 and 0.5"),
         ("throughput_percent = 100", "throughput_percent must be below 100"),
+        ("explosion_times = 0.5", "explosion_times must be at least 1, not 0.5"),
         ("missing = 'ignore'", "missing must be one of fail, report, not 'ignore'"),
         ("reference = 3", "reference must be a text, not 3"),
         ("= 3", "not valid TOML"),

@@ -1,6 +1,8 @@
 """The check of scores: the headline of each row, of all rows together and of each method's."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 from scipy.special import bdtrc
@@ -11,7 +13,7 @@ from reports.regressions.evidence import SHARES, Judgement, Row, judge, sharing_
 from reports.regressions.findings import Finding
 from reports.regressions.measured import VERDICTS, Measured, finding, p_words, why
 from reports.regressions.metric import Metric, Suite, arrow
-from reports.regressions.noise import Noise, of_examples
+from reports.regressions.noise import Noise, noises, of_examples
 from reports.regressions.pairing import Pair, PairedRow, RowKey
 from reports.setups import score
 from reports.statistics import point
@@ -20,18 +22,26 @@ _SHARES_OF_EXAMPLES = ("accuracy", "exact_match", "em")  # of other scores an ex
 _PRESUMED = 50  # examples, at least, where a record doesn't say: the smallest task of SuperGLUE has 56
 _STRIKING = 0.05  # a sign test below it is worth saying, though a single seed proves nothing
 _UNKNOWN = "a score without bounds"
+_LARGEST_LOGARITHM = 700.0  # of a float, about
 
 
 def quality(suite: Suite) -> Iterator[Finding]:
     """Figures are as the task scores, changes in points: less than 0 is worse."""
     limits = suite.thresholds
     margin, points = limits.quality_points, f"{limits.quality_points:g} points"
-    measured = {key: found for key, row in suite.rows.items() if (found := _scores(row))}
-    rows = {key: _row(found, suite.rows[key]) for key, found in measured.items()}
+    measured, rows = _measured(suite)
     for key, judged in judge(rows, margin, limits.false_alarms * SHARES["rows"], lambda key: key.task).items():
-        test = _one_seed(suite.rows[key])
-        yield finding("quality", key, measured[key], judged, judged.mean, why(judged, points, test, _UNKNOWN))
+        reason = why(judged, points, _one_seed(suite.rows[key]), _UNKNOWN)
+        found = finding("quality", key, measured[key], judged, _change(measured[key], suite.rows[key], judged), reason)
+        exploded = _exploded(measured[key], suite.rows[key], limits.explosion_times)
+        yield replace(found, verdict=findings.REGRESSION, reason=exploded) if exploded else found
     yield from _together(rows, limits.false_alarms)
+
+
+def _measured(suite: Suite) -> tuple[dict[RowKey, Measured], dict[RowKey, Row]]:
+    """The scores of each row that has any, and what it is judged by."""
+    measured = {key: found for key, row in suite.rows.items() if (found := _scores(row))}
+    return measured, {key: _row(found, suite.rows[key]) for key, found in measured.items()}
 
 
 def _one_seed(row: PairedRow) -> str:
@@ -45,11 +55,41 @@ def _scores(row: PairedRow) -> Measured | None:
         return None
     found = Measured()
     values = {seed: [score(run) for run in pair] for seed, pair in ok.items()}
-    unit = point(value for both in values.values() for value in both)
-    higher = next(iter(ok.values()))[0]["higher_is_better"]
+    everything = [value for both in values.values() for value in both]
+    unit, higher, ratios = point(everything), _more_is_better(row), _have_ratios(everything)
     for seed, (old, new) in values.items():
-        found.add(seed, old, new, (new - old) / unit if higher else 100 * (old - new) / (abs(old) or 1))
+        less = 100 * (math.log(old) - math.log(new) if ratios else (old - new) / (abs(old) or 1))
+        found.add(seed, old, new, (new - old) / unit if higher else less)
     return found
+
+
+def _more_is_better(row: PairedRow) -> bool:
+    return bool(next(iter(_ok(row).values()))[0]["higher_is_better"])
+
+
+def _have_ratios(scores: Iterable[float]) -> bool:
+    """Scores of which less is better are compared by the logarithm of their ratio.
+
+    In percent, seeds that all exploded (10 to 300, to 1000) would scatter so much that no test calls them worse.
+    """
+    return all(score > 0 for score in scores)
+
+
+def _change(found: Measured, row: PairedRow, judged: Judgement) -> float:
+    """The mean change in points; where less is better in percent, not its logarithm."""
+    if _more_is_better(row) or not _have_ratios([*found.before.values(), *found.after.values()]):
+        return judged.mean
+    return -100 * math.expm1(min(-judged.mean / 100, _LARGEST_LOGARITHM))
+
+
+def _exploded(found: Measured, row: PairedRow, times: float) -> str:
+    """Which seeds are so many times worse that none needs a test, which can't show one of three; "" if none is."""
+    worst = max(found.before.values())
+    seeds = [seed for seed, score in found.after.items() if score > times * worst > 0]
+    if _more_is_better(row) or not seeds:
+        return ""
+    told = ", ".join(f"{found.before[seed]:.4g} -> {found.after[seed]:.4g} in seed {seed}" for seed in seeds)
+    return f"exploded: {told}; more than {times:g} times the baseline's worst"
 
 
 def _ok(row: PairedRow) -> dict[int, Pair]:
@@ -65,7 +105,7 @@ def _examples(row: PairedRow) -> int | None:
 def _row(found: Measured, row: PairedRow) -> Row:
     run = next(iter(_ok(row).values()))[0]
     scores = sorted({*found.before.values(), *found.after.values()})
-    within = run["higher_is_better"] and scores[0] >= 0 and scores[-1] <= 1
+    within = _more_is_better(row) and scores[0] >= 0 and scores[-1] <= 1
     if not within:
         return Row(found.differences)
     examples = _examples(row)
@@ -118,6 +158,25 @@ def _sign_test(these: int, those: int) -> float:
 
 
 def _notes(suite: Suite) -> list[str]:
+    return _bounded_notes(suite) + _unbounded_notes(suite)
+
+
+def _unbounded_notes(suite: Suite) -> list[str]:
+    """That a row of one seed passes whatever became of it, if neither bounds nor other rows tell its noise."""
+    _, rows = _measured(suite)
+    noise = noises({key: row.differences for key, row in rows.items()}, lambda key: key.task)
+    unknown = [key for key, row in rows.items() if row.bound is None and noise[key] is None]
+    if not unknown:
+        return []
+    less = not all(_more_is_better(suite.rows[key]) for key in unknown)
+    times = f", unless it is {suite.thresholds.explosion_times:g} times the baseline's" if less else ""
+    return [
+        f"One seed alone of {counted(len(unknown), 'row')} whose scores have no bounds: nothing tells their noise, so "
+        f"that no change of them is called a regression{times}. Give three seeds."
+    ]
+
+
+def _bounded_notes(suite: Suite) -> list[str]:
     alone = [row for row in suite.rows.values() if len(_ok(row)) == 1]
     alone = [row for row in alone if (found := _scores(row)) and _row(found, row).bound]
     if not alone:

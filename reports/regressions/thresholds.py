@@ -35,7 +35,12 @@ class Thresholds:
     quality_points: float = _limit(
         2.0,
         "How much worse a score may be. A point is a hundredth of a score's scale (1, 10 or 100, the least that it "
-        "is within), and 1 % of a metric of which less is better (loss, perplexity).",
+        "is within), and 1 % of a metric of which less is better (loss, perplexity), whose ratios are compared.",
+    )
+    explosion_times: float = _limit(
+        10.0,
+        "A score of which less is better that, with any one seed, is more than so many times the worst of the "
+        "baseline's seeds is a regression, whatever the other seeds did: no test can show one of three.",
     )
     throughput_percent: float = _limit(
         25.0,
@@ -96,5 +101,7 @@ def _check(thresholds: Thresholds, where: str) -> None:
         raise ValueError(f"{where}: false_alarms must lie between 0 and 0.5, not {thresholds.false_alarms}.")
     if thresholds.throughput_percent >= 100:
         raise ValueError(f"{where}: throughput_percent must be below 100, not {thresholds.throughput_percent}.")
+    if thresholds.explosion_times < 1:
+        raise ValueError(f"{where}: explosion_times must be at least 1, not {thresholds.explosion_times:g}.")
     if thresholds.missing not in MISSING:
         raise ValueError(f"{where}: missing must be one of {', '.join(MISSING)}, not {thresholds.missing!r}.")
