@@ -7,7 +7,7 @@ from typing import Any
 from reports import formats
 from reports.names import batch_text
 from reports.parts import PARTS, Part, round_parts, shown
-from reports.table import GIB, MIB, NOTHING, Column, Row, Table, budget_mib, gib, lay_out
+from reports.table import GIB, MIB, NOTHING, Column, Row, Table, apart_text, budget_mib, gib, lay_out, size_text
 
 FORMATS = ("table", "json", "markdown", "html")
 
@@ -77,14 +77,14 @@ def levers(setup: Mapping[str, Any]) -> list[str]:
     return [*words, "activations offloaded"] if setup["offload_activations"] else words
 
 
-def _unit(document: dict[str, Any]) -> tuple[int, str]:
+def _unit(rows: list[Row]) -> tuple[int, str]:
     """In what to print sizes: MiB if all peaks are below a GiB."""
-    small = all(row["peak_allocated_bytes"] < GIB for row in document["rows"])
-    return (MIB, "MiB") if small and document["rows"] else (GIB, "GiB")
+    small = all(row["peak_allocated_bytes"] < GIB for row in rows)
+    return (MIB, "MiB") if small and rows else (GIB, "GiB")
 
 
 def _memory(document: dict[str, Any]) -> Table:
-    unit, name = _unit(document)
+    unit, name = _unit(document["rows"])
     parts = shown(row["at_peak"] for row in document["rows"])
     columns: list[Column] = [
         ("method", lambda row: row["method"]),
@@ -129,7 +129,7 @@ def _fits(row: Row, unit: int) -> str:
     left = row["left_bytes"]
     if row["fits"] and left < 0:
         return "yes, tightly"
-    return f"yes, {left / unit:,.2f} left" if row["fits"] else f"no, {-left / unit:,.2f} missing"
+    return f"yes, {apart_text(left, unit)} left" if row["fits"] else f"no, {apart_text(-left, unit)} missing"
 
 
 def _budget(document: Mapping[str, Any]) -> str:
@@ -139,7 +139,7 @@ def _budget(document: Mapping[str, Any]) -> str:
 
 
 def _where(document: dict[str, Any]) -> Table:
-    unit, name = _unit(document)
+    unit, name = _unit(document["rows"])
     columns: list[Column] = [
         ("method", lambda row: row["method"]),
         ("peak in", lambda row: row["peak_phase"]),
@@ -195,7 +195,7 @@ def advice(document: dict[str, Any]) -> list[str]:
         sentences.append(_LITTLE.format(context=gib(document["context_bytes"])))
     sentences += [f"{row['method']} would fit with {_change(row['advice'])}." for row in helped]
     if lost:
-        missing = _listed(f"{row['method']} ({gib(-row['left_bytes'])} GiB missing)" for row in lost)
+        missing = _listed(f"{row['method']} ({size_text(-row['left_bytes'])} missing)" for row in lost)
         sentences.append(f"No option tried makes these fit: {missing}.")
     if _is_sharded(document):
         needed = _listed(f"{row['method']} {_gpus(row)}" for row in rows)
@@ -204,7 +204,7 @@ def advice(document: dict[str, Any]) -> list[str]:
 
 
 def _room(row: Row) -> str:
-    left = f"{gib(row['left_bytes'])} GiB left" if row["left_bytes"] >= 0 else "tightly"
+    left = f"{size_text(row['left_bytes'])} left" if row["left_bytes"] >= 0 else "tightly"
     if row["limits"] is None:
         return f"{row['method']} ({left})"
     batch, chunked = row["limits"]["batch"], row["limits"]["in_chunks"]
@@ -214,7 +214,7 @@ def _room(row: Row) -> str:
 
 def _change(advice: Mapping[str, Any]) -> str:
     without = f"; {'; '.join(advice['without'])}" if advice["without"] else ""
-    return f"{' '.join(advice['options'])} ({gib(advice['left_bytes'])} GiB left{without})"
+    return f"{' '.join(advice['options'])} ({size_text(advice['left_bytes'])} left{without})"
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -229,28 +229,28 @@ def verdict(document: dict[str, Any]) -> list[str]:
     nearest = min(rows, key=lambda row: row["estimated_total_bytes"])
     sentence = (
         f"Nothing fits into {_budget(document)}: {nearest['method']} comes nearest, with "
-        f"{gib(nearest['estimated_total_bytes'])} GiB; {gib(-nearest['left_bytes'])} GiB are missing."
+        f"{size_text(nearest['estimated_total_bytes'])}; {size_text(-nearest['left_bytes'])} are missing."
     )
     least = min(rows, key=lambda row: row["at_peak"]["weights_bytes"])  # qlora's are in 4 bits
     weights = least["at_peak"]["weights_bytes"]
     if weights + document["context_bytes"] > budget:
-        sentence += f" The weights alone take {gib(weights)} GiB at least ({least['method']})."
+        sentence += f" The weights alone take {size_text(weights)} at least ({least['method']})."
     return [sentence]
 
 
 def why(document: dict[str, Any], method: str) -> str:
     """A method's peak as a tree: components, and the modules in them, by what each holds."""
     row = next(row for row in document["rows"] if row["method"] == method)
-    peak = row["peak_allocated_bytes"]
+    peak, (unit, unit_name) = row["peak_allocated_bytes"], _unit([row])
     branches = list(_branches(row, peak))
     width = max(len(name) for name, _ in branches) + 2
     training = f", training {row['peak_selection']}" if row["peak_selection"] else ""
     lines = [
         *heading(document),
         "",
-        f"{method}: {gib(peak)} GiB at the peak, in the {row['peak_phase']} phase{training}",
-        f"{'':{width}}{'GiB':>8} {'share':>6}   of which",
-        *(f"{name:{width}}{_shares(parts, peak)}" for name, parts in branches),
+        f"{method}: {peak / unit:,.2f} {unit_name} at the peak, in the {row['peak_phase']} phase{training}",
+        f"{'':{width}}{unit_name:>8} {'share':>6}   of which",
+        *(f"{name:{width}}{_shares(parts, peak, unit)}" for name, parts in branches),
         "",
         "Modules that hold less than a thousandth are left out; * stands for all layers.",
     ]
@@ -270,8 +270,8 @@ def _by_size(table: dict[str, dict[str, int]], least: float) -> list[tuple[str, 
     return sorted(held, key=lambda item: -sum(item[1].values()))
 
 
-def _shares(parts: dict[str, int], peak: int) -> str:
+def _shares(parts: dict[str, int], peak: int, unit: int) -> str:
     size = sum(parts.values())
     held = sorted(((part.of(parts), part.word) for part in PARTS), reverse=True)
-    words = ", ".join(f"{word} {gib(part)}" for part, word in held if part >= peak / 10_000)
-    return f"{gib(size):>8} {size / peak:>6.1%}   {words}".rstrip()
+    words = ", ".join(f"{word} {part / unit:,.2f}" for part, word in held if part >= peak / 10_000)
+    return f"{f'{size / unit:,.2f}':>8} {size / peak:>6.1%}   {words}".rstrip()

@@ -48,6 +48,20 @@ def gib(size: float) -> str:
     return f"{size / GIB:,.2f}"
 
 
+def size_text(size: float) -> str:
+    """`1.25 GiB`; what would be 0.00 GiB in MiB, and what would be 0.00 MiB in bytes."""
+    for unit, name in ((GIB, "GiB"), (MIB, "MiB")):
+        if (text := f"{size / unit:,.2f}") != "0.00":
+            return f"{text} {name}"
+    return f"{size:,} bytes"
+
+
+def apart_text(size: float, unit: int) -> str:
+    """How far two sizes are apart, in a table's unit; what would be 0.00 of it has a smaller one, and names it."""
+    text = f"{size / unit:,.2f}"
+    return text if text != "0.00" else size_text(size)
+
+
 def score_text(value: float, like: float | None = None, *, thousands: str = "") -> str:
     """A score as it is printed, or what belongs to one `like` it: accuracies are told apart by the third decimal,
     perplexities by the second, and what is far larger or smaller by three digits that count."""

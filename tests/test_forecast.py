@@ -102,12 +102,15 @@ def rehearsed(monkeypatch, **found):
 
 def test_hours_are_those_of_steps_and_evaluations_of_all_runs(monkeypatch):
     text = rehearsed(monkeypatch)
-    assert "superglue/copa  config:roberta-tiny  badam         2.00     0.900    10   0.33" in text
+    assert "superglue/copa  config:roberta-tiny  badam   2.00 GiB     0.900    10   0.33" in text
     assert "In all 1.30 hours." in text  # 40 runs of 100 steps of .9 s, three evaluations of 6 s and 9 s before
 
 
 def test_what_cannot_fit_is_refused_with_both_figures(monkeypatch):
     with pytest.raises(
-        UserError, match=r"copa badam needs 2.00 GiB, and cpu has 1.00; .* adamw needs .*: choose other"
+        UserError,
+        match=r"copa badam needs 2.00 GiB, and cpu has 1.00 GiB \(1.00 GiB missing\); .*: choose other",
     ):
         rehearsed(monkeypatch, step_seconds=None, room_bytes=1 << 30)
+    with pytest.raises(UserError, match=r"needs 2.00 GiB, and cpu has 2.00 GiB \(1.00 MiB missing\)"):
+        rehearsed(monkeypatch, step_seconds=None, room_bytes=(2 << 30) - (1 << 20))

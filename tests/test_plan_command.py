@@ -64,6 +64,28 @@ def test_what_is_left_or_missing_is_in_the_unit_of_its_table_and_a_budget_as_it_
     assert "no, 28.00 missing" in plans.render(made, "table")
 
 
+@pytest.mark.parametrize(("missing", "said"), [(3 << 20, "3.00 MiB"), (5000, "5,000 bytes")])
+def test_what_would_be_0_00_of_a_unit_is_said_in_a_smaller_one(missing, said):
+    def row(method, fits, left):
+        return {"method": method, "fits": fits, "left_bytes": left, "limits": None, "advice": None}
+
+    close = {"estimated_total_bytes": (24 << 30) + missing, "at_peak": {"weights_bytes": 15 << 30}}
+    lost, held = row("adamw", False, -missing) | close, row("lora", True, missing)
+    assert [plans._fits(one, 2**30) for one in (lost, held)] == [f"no, {said} missing", f"yes, {said} left"]
+    document = {"budget_bytes": 24 << 30, "context_bytes": 2**29, "setup": {"gpus": 1, "strategy": "fsdp2"}}
+    use, _, no_option = plans.advice({**document, "rows": [lost, held]})
+    assert f"lora ({said} left)" in use and no_option.endswith(f"adamw ({said} missing).")
+    assert plans.verdict({**document, "rows": [lost]})[0].endswith(f"with 24.00 GiB; {said} are missing.")
+    helped = row("adamw", False, -missing) | {"advice": {"options": ["--x"], "without": [], "left_bytes": missing}}
+    assert plans.advice({**document, "rows": [helped]}) == [f"adamw would fit with --x ({said} left)."]
+
+
+def test_the_tree_of_a_small_model_is_in_mib(tmp_path):
+    said = run("--model", tiny(tmp_path).model, "--why", "sgd", "--sequence-length", "16")
+    assert re.search(r"sgd: 0\.[1-9]\d MiB at the peak", said) and re.search(r" MiB +share ", said)
+    assert not re.search(r"\d GiB", said)
+
+
 def test_a_config_json_names_a_model_as_its_folder_does(tmp_path):
     workload = tiny(tmp_path)
     from_file = Workload(f"{workload.model}/config.json", 2, 16)

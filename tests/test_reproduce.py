@@ -156,7 +156,7 @@ def test_a_card_that_holds_no_row_is_refused_with_what_is_needed(monkeypatch):
     planned_as(monkeypatch, 20 * GIB)
     recipe = find("lomo-table-1", "paper")
     wanted = needs.planned(recipe, needs.of(recipe, {}))
-    with pytest.raises(UserError, match=r"at least 20.00 GiB, and cuda:0 has 16.00: --dry-run"):
+    with pytest.raises(UserError, match=r"20.00 GiB, and cuda:0 has 16.00 GiB \(4.00 GiB missing\): --dry-run"):
         carry_out.results("lomo-table-1", recipe, wanted, Machine("cuda:0", 16 * GIB))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import optimizers
 from membench.planning.blueprint import source_name
 from optimizers.apollo import SCALES
-from reports.table import Row, gib
+from reports.table import Row, size_text
 from tasks.models.packaged import PACKAGED
 from tasks.models.source import PREFIX
 
@@ -110,15 +110,15 @@ def _winner(document: Document) -> Row:
     rows = [row for row in document["rows"] if row["fits"] is not False]
     if not rows:
         raise ValueError(
-            f"--export: nothing fits into {gib(document['budget_bytes'])} GiB, so there is nothing to export"
+            f"--export: nothing fits into {size_text(document['budget_bytes'])}, so there is nothing to export"
         )
     return min(rows, key=lambda row: row["estimated_total_bytes"])
 
 
 def _heading(document: Document, row: Row) -> list[str]:
     setup = document["setup"]
-    budget = f", of {gib(document['budget_bytes'])} GiB" if document["budget_bytes"] else ""
-    planned = f"{row['method']} on {setup['model']}: planned {gib(row['estimated_total_bytes'])} GiB{budget}."
+    budget = f", of {size_text(document['budget_bytes'])}" if document["budget_bytes"] else ""
+    planned = f"{row['method']} on {setup['model']}: planned {size_text(row['estimated_total_bytes'])}{budget}."
     missing = [f"{setup['model']} has no weights: give a model of its kind."] if _model(setup) == YOURS else []
     return [planned, *missing]
 

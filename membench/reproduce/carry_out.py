@@ -25,7 +25,7 @@ from membench.runs.prepare import find_device
 from membench.runs.run_folder import Folder
 from membench.runs.worker import Send
 from reports import formats
-from reports.table import gib
+from reports.table import size_text
 
 _WAYS = "--dry-run says what it needs, --scale tiny tries it on a CPU"
 _TINY = "Scale tiny: a tiny model and a few steps show that everything works; no figure of ours can be compared."
@@ -99,9 +99,10 @@ def results(name: str, recipe: Recipe, wanted: Sequence[Need], machine: Machine)
     fitting = [need for need in wanted if _fits(need, machine)]
     if not fitting:
         least = min(need.plan["estimated_total_bytes"] for need in wanted if need.plan)
+        room = machine.total_bytes or 0
         raise UserError(
-            f"{name} needs a GPU with at least {gib(least)} GiB, and {machine.device} has "
-            f"{gib(machine.total_bytes or 0)}: {_WAYS}"
+            f"{name} needs a GPU with at least {size_text(least)}, and {machine.device} has {size_text(room)} "
+            f"({size_text(least - room)} missing): {_WAYS}"
         )
     try:
         records = _learn(recipe, fitting, machine) if recipe.learns else steps.make([need.settings for need in fitting])

@@ -10,13 +10,13 @@ from membench.config.run import Run
 from membench.runs import processes, worker
 from membench.runs.processes import Call, Outcome
 from reports import formats
-from reports.table import NOTHING, Row, gib, lay_out
+from reports.table import NOTHING, Row, lay_out, size_text
 
 _COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
     ("task", lambda row: row["run"].task),
     ("model", lambda row: row["run"].training.model),
     ("method", lambda row: row["run"].method),
-    ("needs, GiB", lambda row: NOTHING if row["planned_bytes"] is None else gib(row["planned_bytes"])),
+    ("needs", lambda row: NOTHING if row["planned_bytes"] is None else size_text(row["planned_bytes"])),
     ("s / step", lambda row: NOTHING if row["step_seconds"] is None else f"{row['step_seconds']:.3f}"),
     ("runs", lambda row: str(row["count"])),
     ("hours", lambda row: NOTHING if row["step_seconds"] is None else f"{_hours(row):.2f}"),
@@ -54,8 +54,9 @@ def forecast(kinds: Sequence[Kind]) -> str:
         if outcome.status != "ok":
             wrong.append(f"{run.task} {run.method}: {outcome.error}")
         elif (found["planned_bytes"] or 0) > found["room_bytes"]:
-            needs, room = gib(found["planned_bytes"]), gib(found["room_bytes"])
-            wrong.append(f"{run.task} {run.method} needs {needs} GiB, and {run.device} has {room}")
+            needs, room = found["planned_bytes"], found["room_bytes"]
+            missing = f"{size_text(room)} ({size_text(needs - room)} missing)"
+            wrong.append(f"{run.task} {run.method} needs {size_text(needs)}, and {run.device} has {missing}")
         else:
             rows.append({**found, "run": run, "count": rehearsal.kind.count})
     _share_evaluations(rows)

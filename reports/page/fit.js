@@ -5,6 +5,8 @@ const at = id => document.getElementById(id), gib = size => decimal(size / GIB),
 const count = number => number.toLocaleString('en'), modelOf = name => data.models.find(m => m.name === name);
 let choice = {...data.start, own: ''}, unknown = '', unit = null; // of the sizes shown: MiB if all peaks are below a GiB
 const shown = size => decimal(size / unit.bytes);
+// what is left or missing: what would be 0.00 in the page's unit has a smaller one, and names it
+const apart = size => [shown(size), `${decimal(size / 2 ** 20)} MiB`, `${size.toLocaleString('en')} bytes`].find(text => !/^0\.00\b/.test(text));
 
 // ---- what a method needs
 
@@ -51,10 +53,10 @@ function need(setting, row, b, s) { // without a total until it is computed
 const fits = (setting, row, b, s, bytes) => peak(row, b, s).size + data.context_bytes <= bytes && reserved(setting, row, b, s, bytes - data.context_bytes) !== null;
 
 function verdict(one, bytes) {
-  const missing = size => ({fits: 'no', text: `no, ${one.total === null ? 'more than ' : ''}${shown(size - bytes)} missing`});
+  const missing = size => ({fits: 'no', text: `no, ${one.total === null ? 'more than ' : ''}${apart(size - bytes)} missing`});
   if (one.least > bytes) return missing(one.total ?? one.least);
   if (one.total === null) return {fits: 'perhaps', text: 'perhaps'};
-  if (one.total <= bytes) return {fits: 'yes', text: `yes, ${shown(bytes - one.total)} left`};
+  if (one.total <= bytes) return {fits: 'yes', text: `yes, ${apart(bytes - one.total)} left`};
   return fits(one.setting, one.row, one.b, one.s, bytes) ? {fits: 'yes', text: 'yes, tightly'} : missing(one.total);
 }
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from reports.page.content import Cell
 from reports.page.sheet import fill
-from reports.table import GIB, MIB
+from reports.table import GIB, MIB, apart_text
 
 Document = Mapping[str, Any]
 FIRST_MODEL, FIRST_CARD = "llama3-8b", "rtx4090"  # shown at first, where they are there
@@ -136,11 +136,15 @@ def _cells(document: Document, choice: Choice, method: str, one: Need, unit: int
     total = least if one.reserved is None else one.reserved + document["context_bytes"]
     more = "more than " if one.reserved is None else ""
     if least > room:
-        fits = f"no, {more}{shown(total - room)} missing"
+        fits = f"no, {more}{apart_text(total - room, unit)} missing"
     elif one.reserved is None:
         fits = "perhaps"
     else:
-        fits = f"yes, {shown(room - total)} left" if total <= room else f"perhaps, {shown(total - room)} short"
+        fits = (
+            f"yes, {apart_text(room - total, unit)} left"
+            if total <= room
+            else f"perhaps, {apart_text(total - room, unit)} short"
+        )
     size = more + shown(total)
     sizes = [size, shown(one.peak), *map(shown, one.parts)]
     return [Cell(method, True), Cell(fits, True), *map(Cell, sizes), Cell(one.phase, True)]
