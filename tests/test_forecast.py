@@ -1,6 +1,7 @@
 """`study --dry-run` says what its runs will take, in the bytes they are metered at and in hours; or what can't fit."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from commands import DATA
 import optimizers
 from membench.config.errors import UserError
 from membench.config.run import Run, Training
+from membench.config.study_file import Study
 from membench.planning import rehearsal
-from membench.runs import forecast, processes
+from membench.runs import forecast, processes, study
 from membench.runs.forecast import Kind
 from membench.runs.processes import Outcome
 from membench.training.build import create_task
@@ -92,18 +94,31 @@ def test_a_rehearsal_asks_a_reference_of_all_the_training_and_takes_a_norm_for_e
     assert other == [0, 1, 1 + 6]
 
 
-def rehearsed(monkeypatch, **found):
+def rehearsed(monkeypatch, more=0, **found):
     """What is said of two kinds of runs, of which each rehearsal found this."""
     seconds = {"step_seconds": 0.9, "evaluation_seconds": 6.0, "other_seconds": 9.0}
     found = {"planned_bytes": 2 << 30, "room_bytes": 8 << 30, **seconds, **found}
     monkeypatch.setattr(processes, "call_all", lambda calls, at_once: [(call, Outcome("ok", found)) for call in calls])
-    return forecast.forecast([Kind(RUN, 10), Kind(replace(RUN, method="adamw"), 30)])
+    return forecast.forecast([Kind(RUN, 10), Kind(replace(RUN, method="adamw"), 30, more)])
 
 
 def test_hours_are_those_of_steps_and_evaluations_of_all_runs(monkeypatch):
     text = rehearsed(monkeypatch)
     assert "superglue/copa  config:roberta-tiny  badam   2.00 GiB     0.900    10   0.33" in text
     assert "In all 1.30 hours." in text  # 40 runs of 100 steps of .9 s, three evaluations of 6 s and 9 s before
+
+
+def test_as_many_trials_may_come_on_top_as_the_budget_exceeds_a_grid():
+    plan = Study((SimpleNamespace(seeds=(0, 1)),), {"": {"lr": [1e-4, 1e-3, 1e-2]}}, 5, 2, ())
+    cell = study._Cell(plan.settings[0], RUN.task, ["badam"], [RUN, replace(RUN, refused="can't")])
+    assert study._kinds(plan, cell) == [Kind(RUN, 2 + 3, 2)]
+    assert study._kinds(replace(plan, budget=0), cell) == [Kind(RUN, 2, 0)]
+
+
+def test_hours_have_the_trials_beyond_a_grids_edge_as_a_range(monkeypatch):
+    text = rehearsed(monkeypatch, more=20)
+    assert "adamw   2.00 GiB     0.900  30 to 50  0.97 to 1.62" in text and "       10          0.33" in text
+    assert "In all 1.30 to 1.95 hours, the more the more often the best value is at the edge of a grid." in text
 
 
 def test_what_cannot_fit_is_refused_with_both_figures(monkeypatch):

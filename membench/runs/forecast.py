@@ -18,23 +18,28 @@ _COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
     ("method", lambda row: row["run"].method),
     ("needs", lambda row: NOTHING if row["planned_bytes"] is None else size_text(row["planned_bytes"])),
     ("s / step", lambda row: NOTHING if row["step_seconds"] is None else f"{row['step_seconds']:.3f}"),
-    ("runs", lambda row: str(row["count"])),
-    ("hours", lambda row: NOTHING if row["step_seconds"] is None else f"{_hours(row):.2f}"),
+    ("runs", lambda row: _range(row["count"], row["count"] + row["more"], "d")),
+    ("hours", lambda row: NOTHING if row["step_seconds"] is None else _range(*_hours(row), ".2f")),
 ]
 _NOTES = [
     "needs: planned, at the peak.",
     "s / step: measured now, on the first steps of a run.",
     "hours: with evaluations (one was timed of each task and model, for a minute at most), tracked norms and what a "
-    "reference says before training; one run after another, without what each needs to start.",
+    "reference says before training; of all runs, those already made among them, one after another, without what each "
+    "needs to start.",
 ]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Runs that differ in seeds and values, which take no longer or shorter: one of them, and how many there are."""
+    """Runs that differ in seeds and values, which take no longer or shorter: one of them, and how many there are.
+
+    `more` are trials that may come on top, where the best value is at the edge of what was tried.
+    """
 
     run: Run
     count: int
+    more: int = 0
 
 
 @dataclass(kw_only=True)
@@ -58,14 +63,26 @@ def forecast(kinds: Sequence[Kind]) -> str:
             missing = f"{size_text(room)} ({size_text(needs - room)} missing)"
             wrong.append(f"{run.task} {run.method} needs {size_text(needs)}, and {run.device} has {missing}")
         else:
-            rows.append({**found, "run": run, "count": rehearsal.kind.count})
+            rows.append({**found, "run": run, "count": rehearsal.kind.count, "more": rehearsal.kind.more})
     _share_evaluations(rows)
     if wrong:
         raise UserError(f"{'; '.join(wrong)}: choose other methods, a smaller batch or a shorter sequence")
     table = lay_out("What it will take", rows, _COLUMNS, {"task", "model", "method"}, _NOTES)
-    timed = [row for row in rows if row["step_seconds"] is not None]
-    remark = f"In all {sum(map(_hours, timed)):.2f} hours." if timed else "Runs on several processes aren't timed."
-    return formats.plain([([], [table], [remark])]).strip()
+    return formats.plain([([], [table], [_in_all(rows)])]).strip()
+
+
+def _in_all(rows: Sequence[Row]) -> str:
+    hours = [_hours(row) for row in rows if row["step_seconds"] is not None]
+    if not hours:
+        return "Runs on several processes aren't timed."
+    least, most = map(sum, zip(*hours, strict=True))
+    why = ", the more the more often the best value is at the edge of a grid" if most > least else ""
+    return f"In all {_range(least, most, '.2f')} hours{why}."
+
+
+def _range(least: float, most: float, form: str) -> str:
+    """`1.20 to 1.50`; one figure where both are printed alike."""
+    return " to ".join(dict.fromkeys([f"{least:{form}}", f"{most:{form}}"]))
 
 
 def _rehearsed(kinds: Sequence[Kind]) -> Iterator[tuple[_Rehearsal, Outcome]]:
@@ -88,9 +105,10 @@ def _share_evaluations(rows: list[Row]) -> None:
         row["evaluation_seconds"] = known[row["run"].task, row["run"].training.model] or 0.0
 
 
-def _hours(row: Row) -> float:
+def _hours(row: Row) -> tuple[float, float]:
+    """Without and with the trials that may come on top."""
     training = row["run"].training
     between = (training.steps - 1) // training.evaluate_every if training.evaluate_every else 0
     evaluations = 1 + training.evaluate_before + between
     seconds = training.steps * row["step_seconds"] + evaluations * row["evaluation_seconds"] + row["other_seconds"]
-    return float(row["count"] * seconds / 3600)
+    return row["count"] * seconds / 3600, (row["count"] + row["more"]) * seconds / 3600

@@ -256,10 +256,14 @@ def describe(plan: Study, cells: list[_Cell]) -> str:
 
 
 def _kinds(plan: Study, cell: _Cell) -> list[Kind]:
-    """A cell's runs by method, trials among them."""
-    more = {run.method: len(plan.trials(run.method)) if plan.budget else 0 for run in cell.samples}
+    """A cell's runs by method, trials among them, and how many trials there may be beyond a grid's edge."""
+    trials = {run.method: len(plan.trials(run.method)) if plan.budget else 0 for run in cell.samples}
     seeds = len(plan.settings[0].seeds)
-    return [Kind(run, seeds + more[run.method]) for run in cell.samples if run.refused is None]
+    return [
+        Kind(run, seeds + trials[run.method], plan.budget - trials[run.method])
+        for run in cell.samples
+        if run.refused is None
+    ]
 
 
 def _values(values: Values) -> str:
