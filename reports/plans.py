@@ -100,9 +100,15 @@ def _memory(document: dict[str, Any]) -> Table:
             columns.append(("GPUs needed", _gpus))
     context = gib(document["context_bytes"])
     notes = [_PARTS, _RESERVED.format(context=context), _CARDS]
-    notes += [_TIGHTLY] if any(row["fits"] and row["left_bytes"] < 0 for row in document["rows"]) else []
+    notes += [_TIGHTLY] if any(map(_is_tight, document["rows"])) else []
     notes += [_NEEDED] if document["budget_bytes"] and _is_sharded(document) else []
     return lay_out(f"Memory at the peak, {name}", document["rows"], columns, {"method", "smallest card", "fits"}, notes)
+
+
+def _is_tight(row: Row) -> bool:
+    """Does it fit only tightly, as it is or as advised?"""
+    told = row if row["fits"] else row["advice"]
+    return told is not None and told["left_bytes"] < 0
 
 
 def _is_sharded(document: Mapping[str, Any]) -> bool:
@@ -204,17 +210,20 @@ def advice(document: dict[str, Any]) -> list[str]:
 
 
 def _room(row: Row) -> str:
-    left = f"{size_text(row['left_bytes'])} left" if row["left_bytes"] >= 0 else "tightly"
     if row["limits"] is None:
-        return f"{row['method']} ({left})"
+        return f"{row['method']} ({_left(row)})"
     batch, chunked = row["limits"]["batch"], row["limits"]["in_chunks"]
     more = f", {chunked['batch']:,} with --loss-chunks {chunked['loss_chunks']}" if chunked else ""
-    return f"{row['method']} ({left}, batch {batch:,}{more})"
+    return f"{row['method']} ({_left(row)}, batch {batch:,}{more})"
+
+
+def _left(row: Mapping[str, Any]) -> str:
+    return f"{size_text(row['left_bytes'])} left" if row["left_bytes"] >= 0 else "tightly"
 
 
 def _change(advice: Mapping[str, Any]) -> str:
     without = f"; {'; '.join(advice['without'])}" if advice["without"] else ""
-    return f"{' '.join(advice['options'])} ({size_text(advice['left_bytes'])} left{without})"
+    return f"{' '.join(advice['options'])} ({_left(advice)}{without})"
 
 
 def _listed(names: Iterable[str]) -> str:

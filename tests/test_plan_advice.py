@@ -3,8 +3,9 @@
 import pytest
 from plan_models import blueprint
 
+from membench.memory.allocator import CUDA_CONTEXT_BYTES
+from membench.planning import advice, cards
 from membench.planning import budget as budgets
-from membench.planning import cards
 from membench.planning.advice import advise
 from membench.planning.budget import find_limits
 from membench.planning.method import plan_method
@@ -52,6 +53,30 @@ def test_an_option_that_a_method_refuses_is_left_out_of_several_that_help_togeth
     assert totals[2] < min(totals[:2])
     found = advise(plan_method(b, "lomo", values), b, values, totals[2])
     assert found is not None and "gradient_accumulation_steps" not in found.workload and len(found.options) > 1
+
+
+def test_where_options_exclude_each_other_either_may_be_what_makes_the_method_fit(tmp_path, monkeypatch):
+    """Updates inside the backward pass leave no gradients, but activations are what is too much here."""
+    monkeypatch.setattr(advice, "LEVERS", advice.LEVERS[:3])
+    b = blueprint(tmp_path, "large-vocabulary", 2, batch_size=8, sequence_length=200)
+    values = method_values(b, "sgd", {})
+    split = b.with_workload(loss_chunks=8, gradient_accumulation_steps=8)
+    budget = plan_method(split, "sgd", values).total_bytes
+    found = advise(plan_method(b, "sgd", values), b, values, budget)
+    assert found.options == ["--loss-chunks 8", "--gradient-accumulation-steps 8"]
+
+
+def test_what_makes_a_method_fit_tightly_is_said_where_nothing_else_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(advice, "LEVERS", advice.LEVERS[:1])
+    b = blueprint(tmp_path, "large-vocabulary", 2, batch_size=8, sequence_length=200)
+    values = method_values(b, "adamw", {})
+    chunked = plan_method(b.with_workload(loss_chunks=8), "adamw", values)
+    least = chunked.row["peak_allocated_bytes"] + CUDA_CONTEXT_BYTES
+    budget = next(size for size in range(least, chunked.total_bytes, 2**20) if chunked.fits_in(size))
+    document = plan(b.workload, ["adamw"], {}, budget_bytes=budget)
+    assert document["rows"][0]["advice"]["left_bytes"] == budget - chunked.total_bytes < 0
+    said = plans.render(document, "table")
+    assert "adamw would fit with --loss-chunks 8 (tightly)." in said and "tightly: only since" in said
 
 
 def test_the_advice_says_what_to_use_what_would_fit_with_which_option_and_what_nothing_helps():

@@ -83,7 +83,7 @@ class Advice:
         values: hyper-parameters.
         without: what they rule out.
         estimated_total_bytes: planned with them.
-        left_bytes: of the budget.
+        left_bytes: of the budget; less than 0 if it fits only since the allocator gives back what is unused.
     """
 
     options: list[str]
@@ -95,41 +95,58 @@ class Advice:
 
 
 def advise(plan: Plan, blueprint: Blueprint, values: Values, budget_bytes: int) -> Advice | None:
-    """The cheapest change, or as few as possible, with which a method that doesn't fit does; None if none is found."""
+    """The cheapest change, or as few as possible, with which a method that doesn't fit does; None if none is found.
+
+    One with which it fits only tightly is for where nothing else does.
+    """
     levers = [lever for lever in LEVERS if _applies(lever, blueprint, values)]
     missing = plan.total_bytes - budget_bytes
+    tight: list[Advice] = []
+    for found in _ways(plan, blueprint, values, budget_bytes, levers, missing):
+        if found.left_bytes >= 0:
+            return found
+        tight.append(found)
+    return next(iter(tight), None)
+
+
+def _ways(
+    plan: Plan, blueprint: Blueprint, values: Values, budget_bytes: int, levers: Sequence[Lever], missing: int
+) -> Iterator[Advice]:
+    """What makes it fit, perhaps tightly: each lever alone, then several."""
     for lever in levers:
         if _most_saved(plan, [lever]) > missing and (found := _try(plan, blueprint, values, budget_bytes, [lever])):
-            return found
+            yield found
     if len(levers) < 2 or _most_saved(plan, levers) <= missing:
-        return None
-    return _together(plan, blueprint, values, budget_bytes, levers)
+        return
+    for together in _compatible(levers, blueprint):
+        if found := _together(plan, blueprint, values, budget_bytes, together):
+            yield found
 
 
 def _together(
     plan: Plan, blueprint: Blueprint, values: Values, budget_bytes: int, levers: Sequence[Lever]
 ) -> Advice | None:
     """With all levers, if that fits: without those that aren't needed, the dearest left out first."""
-    kept = list(_compatible(levers, blueprint))
+    kept = list(levers)
     if _is_refused(plan, blueprint, values, kept):
-        taken = [lever for lever in levers if not _is_refused(plan, blueprint, values, [lever])]
-        kept = list(_compatible(taken, blueprint))
+        kept = [lever for lever in levers if not _is_refused(plan, blueprint, values, [lever])]
     best = _try(plan, blueprint, values, budget_bytes, kept)
     if best is None:
         return None
     for lever in reversed(kept[:]):
         fewer = [one for one in kept if one is not lever]
-        if len(fewer) > 1 and (found := _try(plan, blueprint, values, budget_bytes, fewer)):
+        found = _try(plan, blueprint, values, budget_bytes, fewer) if len(fewer) > 1 else None
+        if found and (found.left_bytes >= 0 or best.left_bytes < 0):
             kept, best = fewer, found
     return best
 
 
-def _compatible(levers: Sequence[Lever], blueprint: Blueprint) -> Iterator[Lever]:
-    """Without accumulation, if gradients are gone before it."""
-    early = any("in_backward" in (lever.values({"in_backward": False}) or {}) for lever in levers)
-    for lever in levers:
-        if not (early and "gradient_accumulation_steps" in (lever.workload(blueprint) or {})):
-            yield lever
+def _compatible(levers: Sequence[Lever], blueprint: Blueprint) -> Iterator[list[Lever]]:
+    """All levers; where gradients would be gone before they accumulate, without accumulating, then without that."""
+    early = [lever for lever in levers if "in_backward" in (lever.values({"in_backward": False}) or {})]
+    late = [lever for lever in levers if "gradient_accumulation_steps" in (lever.workload(blueprint) or {})]
+    for without in (late, early) if early and late else ([],):
+        yield [lever for lever in levers if lever not in without]
 
 
 def _applies(lever: Lever, blueprint: Blueprint, values: Values) -> bool:
@@ -162,7 +179,7 @@ def _is_refused(plan: Plan, blueprint: Blueprint, values: Values, levers: Sequen
 def _try(plan: Plan, blueprint: Blueprint, values: Values, budget_bytes: int, levers: Sequence[Lever]) -> Advice | None:
     changes, given = _changes(blueprint, values, levers)
     made = plan_within(plan, blueprint.with_workload(**changes), {**values, **given}, budget_bytes)
-    if made is None or made.total_bytes > budget_bytes:
+    if made is None:
         return None
     total = made.total_bytes
     without = [lever.without for lever in levers if lever.without]
