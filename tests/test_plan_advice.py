@@ -1,12 +1,13 @@
 """The advice below a plan: every option that it names really makes the method fit."""
 
 import pytest
-from plan_models import blueprint
+from plan_models import blueprint, folder
 
 from membench.memory.allocator import CUDA_CONTEXT_BYTES
 from membench.planning import advice, cards
 from membench.planning import budget as budgets
 from membench.planning.advice import advise
+from membench.planning.blueprint import Blueprint
 from membench.planning.budget import find_limits
 from membench.planning.method import plan_method
 from membench.planning.planner import method_values, plan
@@ -64,6 +65,16 @@ def test_where_options_exclude_each_other_either_may_be_what_makes_the_method_fi
     budget = plan_method(split, "sgd", values).total_bytes
     found = advise(plan_method(b, "sgd", values), b, values, budget)
     assert found.options == ["--loss-chunks 8", "--gradient-accumulation-steps 8"]
+
+
+@pytest.mark.parametrize("gpus", [1, 64])  # whose buffers are most of what each of many has
+def test_an_option_that_values_leave_out_at_its_default_is_advised_and_lessens_what_gpus_gather(gpus, tmp_path):
+    model = folder(tmp_path, "llama", 3, hidden_size=512, intermediate_size=2048)
+    b = Blueprint(Workload(model, 1, 8, "float32", gpus=gpus, device="cpu"))
+    values = method_values(b, "lora", {})
+    assert "base" not in values  # as in the ids of runs
+    budget = plan_method(b, "lora", {**values, "base": "nf4"}).total_bytes
+    assert advise(plan_method(b, "lora", values), b, values, budget).options == ["--set lora.base=nf4"]
 
 
 def test_what_makes_a_method_fit_tightly_is_said_where_nothing_else_does(tmp_path, monkeypatch):

@@ -11,7 +11,16 @@ from membench.planning.blueprint import Blueprint
 from membench.planning.budget import CHUNKS, plan_within
 from membench.planning.method import Plan
 from membench.planning.simulate import simulate
-from reports.parts import ACTIVATIONS, FIELDS, GRADIENTS, OPTIMIZER_STATE, TEMPORARIES, WEIGHTS
+from reports.parts import (
+    ACTIVATIONS,
+    COMMUNICATION,
+    FIELDS,
+    GRADIENTS,
+    OPTIMIZER_STATE,
+    TEMPORARIES,
+    UNSHARDED_WEIGHTS,
+    WEIGHTS,
+)
 
 Values = Mapping[str, Any]
 
@@ -53,6 +62,7 @@ def _accumulation(blueprint: Blueprint) -> dict[str, Any] | None:
 
 # The cheapest first: in time, then in what the training can no longer do, then in what it learns.
 COMPUTED = (ACTIVATIONS, TEMPORARIES)
+GATHERED = (UNSHARDED_WEIGHTS, COMMUNICATION)
 LEVERS = (
     Lever(COMPUTED, workload=_chunks),
     Lever(
@@ -64,11 +74,15 @@ LEVERS = (
     Lever(COMPUTED, workload=_step("checkpointing")),
     Lever((OPTIMIZER_STATE, TEMPORARIES), values=_option("states", "8bit")),
     Lever(
-        (GRADIENTS, OPTIMIZER_STATE, *COMPUTED),
+        (GRADIENTS, OPTIMIZER_STATE, *GATHERED, *COMPUTED),
         values=_option("train_embeddings", False),
         without="embeddings and head stay as they are",
     ),
-    Lever((WEIGHTS, *COMPUTED), values=_option("base", "nf4"), without="the frozen weights are rounded to 4 bits"),
+    Lever(
+        (WEIGHTS, *GATHERED, *COMPUTED),
+        values=_option("base", "nf4"),
+        without="the frozen weights are rounded to 4 bits",
+    ),
     Lever(COMPUTED, workload=_step("offload_activations"), without="slow: activations go to host memory and back"),
 )
 
@@ -99,6 +113,7 @@ def advise(plan: Plan, blueprint: Blueprint, values: Values, budget_bytes: int) 
 
     One with which it fits only tightly is for where nothing else does.
     """
+    values = optimizers.resolve(plan.method, **values)  # those left out at their defaults are levers, too
     levers = [lever for lever in LEVERS if _applies(lever, blueprint, values)]
     missing = plan.total_bytes - budget_bytes
     tight: list[Advice] = []
