@@ -115,6 +115,16 @@ def test_clipping_limits_the_norm_of_all_gradients_together():
     assert moved == pytest.approx(0.01, rel=1e-3)
 
 
+@pytest.mark.parametrize(("method", "can_do_otherwise"), [("sgd", True), ("lomo", False)])
+def test_a_refusal_advises_another_form_only_to_a_method_that_has_it(method, can_do_otherwise):
+    inside = {"in_backward": True} if can_do_otherwise else {}
+    optimizer = optimizers.create(method, ToyTask().build_model(), lr=0.1, **inside)
+    for parts, norm in ((2, None), (1, 1.0)):
+        with pytest.raises(ValueError, match="updates inside the backward pass") as refused:
+            training_loop.check_combination(optimizer, parts, norm)
+        assert ("or in_backward=False" in str(refused.value)) == can_do_otherwise
+
+
 @pytest.mark.parametrize("values", [{"gradient_accumulation_steps": 2}, {"max_grad_norm": 1.0}])
 def test_what_needs_all_gradients_is_refused_for_updates_inside_the_backward_pass(values):
     with pytest.raises(ValueError, match="inside the backward pass"):

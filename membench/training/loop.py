@@ -1,5 +1,6 @@
 """The training loop, the same for every method; the memory meter and the planner run its step, too."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -138,15 +139,16 @@ def check_combination(optimizer: MemoryEfficientOptimizer, micro_batches: int, m
         raise ValueError(f"{method} has no gradients to clip to {max_grad_norm}: leave max_grad_norm out")
     if not optimizer.in_backward:
         return
+    instead = ", or in_backward=False" if "in_backward" in inspect.signature(type(optimizer)).parameters else ""
     if micro_batches > 1:
         raise ValueError(
             f"{method} updates inside the backward pass and can't accumulate {micro_batches} micro-batches: "
-            "use a larger batch size with 1 accumulation step, or in_backward=False"
+            f"use a larger batch size with 1 accumulation step{instead}"
         )
     if max_grad_norm is not None:
         raise ValueError(
             f"{method} updates inside the backward pass, so the loop can't clip gradients to {max_grad_norm}: "
-            "leave max_grad_norm out, use the method's own clipping, or in_backward=False"
+            f"leave max_grad_norm out or use the method's own clipping{instead}"
         )
 
 
