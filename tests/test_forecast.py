@@ -115,6 +115,14 @@ def test_as_many_trials_may_come_on_top_as_the_budget_exceeds_a_grid():
     assert study._kinds(replace(plan, budget=0), cell) == [Kind(RUN, 2, 0)]
 
 
+def test_a_method_that_is_refused_is_listed_with_the_reason_and_has_no_trials():
+    plan = Study((SimpleNamespace(seeds=(0, 1), model="m"),), {"": {"lr": [1e-4, 1e-3, 1e-2]}}, 5, 2, ())
+    runs = [RUN, replace(RUN, method="lomo", refused="it can't accumulate")]
+    said = study.describe(plan, [study._Cell(plan.settings[0], RUN.task, ["badam", "lomo"], runs)])
+    assert said.startswith("7 runs, 3 of them to tune, and at most 2 more")
+    assert said.endswith("  lomo  seeds 0, 1\n    can't: it can't accumulate") and said.count("    try ") == 3
+
+
 def test_hours_have_the_trials_beyond_a_grids_edge_as_a_range(monkeypatch):
     text = rehearsed(monkeypatch, more=20)
     assert "adamw   2.00 GiB     0.900  30 to 50  0.97 to 1.62" in text and "       10          0.33" in text

@@ -76,8 +76,9 @@ def _in_all(rows: Sequence[Row]) -> str:
     if not hours:
         return "Runs on several processes aren't timed."
     least, most = map(sum, zip(*hours, strict=True))
-    why = ", the more the more often the best value is at the edge of a grid" if most > least else ""
-    return f"In all {_range(least, most, '.2f')} hours{why}."
+    said = _range(least, most, ".2f")
+    why = ", the more the more often the best value is at the edge of a grid" if " to " in said else ""
+    return f"In all {said} hours{why}."
 
 
 def _range(least: float, most: float, form: str) -> str:

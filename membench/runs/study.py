@@ -234,25 +234,28 @@ def _preview(plan: Study, cells: list[_Cell]) -> None:
         return
     first = plan.settings[0]
     print_preview(first, cells[0].samples[0], sum(len(cell.methods) for cell in cells) * len(first.seeds))
-    if first.executor == "local":  # a cluster makes its runs elsewhere
+    kinds = [kind for cell in cells for kind in _kinds(plan, cell)]
+    if first.executor == "local" and kinds:  # a cluster makes its runs elsewhere
         with waiting("planning, and making the first steps of each method", quiet=first.quiet):
-            takes = forecast([kind for cell in cells for kind in _kinds(plan, cell)])
+            takes = forecast(kinds)
         print(f"\n{takes}")
 
 
 def describe(plan: Study, cells: list[_Cell]) -> str:
-    """Every job of the study, or of a shard."""
+    """Every job of the study, or of a shard; of a method that is refused, why, as its records will say."""
     seeds = plan.settings[0].seeds
-    lines = []
-    for cell in cells:
-        for method in cell.methods:
-            lines.append(f"{cell.task}  {cell.settings.model}  {method}  seeds {', '.join(map(str, seeds))}")
-            lines += [f"    try {_values(trial)}" for trial in (plan.trials(method) if plan.budget else [])]
-    methods = [method for cell in cells for method in cell.methods]
-    trials = sum(len(plan.trials(method)) for method in methods) if plan.budget else 0
-    more = len(methods) * plan.budget - trials
+    lines, trials, more = [], 0, 0
+    samples = [(cell, run) for cell in cells for run in cell.samples]
+    for cell, run in samples:
+        lines.append(f"{cell.task}  {cell.settings.model}  {run.method}  seeds {', '.join(map(str, seeds))}")
+        if run.refused is not None:
+            lines.append(f"    can't: {run.refused}")
+            continue
+        tried = plan.trials(run.method) if plan.budget else []
+        lines += [f"    try {_values(values)}" for values in tried]
+        trials, more = trials + len(tried), more + plan.budget - len(tried)
     beyond_them = f", and at most {more} more where the best is at a grid's edge" if more else ""
-    return "\n".join([f"{trials + len(methods) * len(seeds)} runs, {trials} of them to tune{beyond_them}:", *lines])
+    return "\n".join([f"{trials + len(samples) * len(seeds)} runs, {trials} of them to tune{beyond_them}:", *lines])
 
 
 def _kinds(plan: Study, cell: _Cell) -> list[Kind]:
