@@ -30,6 +30,9 @@ _INSIDE = "What a kernel allocates and frees inside one operation (SVD, QR, cuBL
 _KERNELS = "Activations are what a GPU's kernels keep: of sdpa, no attention weights, with or without dropout."
 _ON_CPU = "{methods}: the model's steps depend on values, so real ones were metered on a CPU, whose kernels keep more."
 _UNKNOWN = "Larger batches, sequences and models aren't looked for there: they would need as much of this machine."
+_LARGEST = "largest batch, longest sequence: those that run at all, perhaps only tightly, as the allocator gives back "
+_LARGEST += "what it holds unused at each step; smaller ones are faster."
+_FUSED = "{methods}: {weights} are in fused experts, no linear modules: without adapters, and in {dtype}."
 _MODELS = "largest model: of the built-in ones, with this batch and sequence."
 
 
@@ -169,7 +172,7 @@ def _limits(document: dict[str, Any]) -> Table:
         ("largest model", lambda row: _limit(row, "model")),
     ]
     title = f"What fits into {_budget(document)}"
-    return lay_out(title, document["rows"], columns, {"method", "largest model"}, [_MODELS])
+    return lay_out(title, document["rows"], columns, {"method", "largest model"}, [_LARGEST, _MODELS])
 
 
 def _limit(row: Row, name: str) -> str:
@@ -185,7 +188,15 @@ def _remarks(document: dict[str, Any]) -> list[str]:
     kernels = [_KERNELS] if len(on_cpu) < len(document["rows"]) else []
     kernels += [_ON_CPU.format(methods=_listed(on_cpu))] if on_cpu else []
     kernels += [_UNKNOWN] if document["budget_bytes"] and on_cpu else []
-    return [*verdict(document), *advice(document), *refused, *kernels, _INSIDE]
+    return [*verdict(document), *advice(document), *refused, *_fused(document), *kernels, _INSIDE]
+
+
+def _fused(document: dict[str, Any]) -> list[str]:
+    """What methods with adapters neither adapt nor hold in 4 bits, which is most of a mixture of experts."""
+    methods = [row["method"] for row in document["rows"] if row["fused_weights"]]
+    known = {"methods": _listed(methods), "dtype": document["setup"]["dtype"]}
+    sizes = {row["fused_weights"] for row in document["rows"] if row["fused_weights"]}
+    return [_FUSED.format(weights=_weights(size), **known) for size in sizes]
 
 
 def advice(document: dict[str, Any]) -> list[str]:

@@ -60,6 +60,7 @@ def test_what_is_left_or_missing_is_in_the_unit_of_its_table_and_a_budget_as_it_
     (row,) = made["rows"]
     assert f"yes, {row['left_bytes'] / 2**20:,.2f} left" in plans.render(made, "table")  # MiB, as the other columns
     assert "budget 600 MiB" in plans.render(made, "table")
+    assert "those that run at all, perhaps only tightly" in plans.render(made, "table")
     row |= {"fits": False, "left_bytes": -28 * 2**20, "advice": None}
     assert "no, 28.00 missing" in plans.render(made, "table")
 
@@ -222,6 +223,17 @@ def test_the_least_weights_are_named_with_the_method_whose_they_are():
 def test_it_says_that_activations_are_those_of_a_gpu(tmp_path):
     said = run("--model", tiny(tmp_path, "gpt2").model, "--optimizers", "sgd", "--sequence-length", "16")
     assert "Activations are what a GPU's kernels keep" in said and "metered on a CPU" not in said
+
+
+def test_it_says_how_many_weights_are_in_fused_experts_which_adapters_and_4_bits_leave_out(tmp_path):
+    experts = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
+    model = plan_models.folder(tmp_path, "llama", 2, **experts)
+    said = re.sub(r"\s+", " ", run("--model", model, "--optimizers", "qlora,sgd", "--sequence-length", "16"))
+    fused = 2 * 4 * 3 * 64 * 128  # layers, experts, matrices
+    assert f"qlora: {fused:,} weights are in fused experts, no linear modules" in said
+    assert "fused experts" not in run("--model", model, "--optimizers", "sgd", "--sequence-length", "16")
+    llama = plan_models.folder(tmp_path, "llama", 2)
+    assert "fused experts" not in run("--model", llama, "--optimizers", "qlora", "--sequence-length", "16")
 
 
 def test_markdown_is_a_table(tmp_path):

@@ -86,6 +86,13 @@ class Blueprint:
         """Number of weights in the model."""
         return sum(p.numel() for p in self.skeleton.parameters())
 
+    @property
+    def fused_weights(self) -> int:
+        """Number of weights in fused experts: tensors of several matrices, other than the kernels of convolutions."""
+        modules = [module for module in self.skeleton.modules() if not isinstance(module, nn.modules.conv._ConvNd)]
+        own = [p for module in modules for p in module.parameters(recurse=False)]
+        return sum(p.numel() for p in own if p.dim() == 3 and len(p) > 1)
+
     @cached_property
     def depths(self) -> tuple[int, ...]:
         """The depths to simulate: a few if layers repeat and shallower models have the same ones, else its own."""
