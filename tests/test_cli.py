@@ -14,6 +14,7 @@ import pytest
 from commands import DATA, command
 from rich.console import Console
 
+from membench.config.assignments import unused_hyperparameters
 from membench.config.run import Run, Training
 from membench.paths import put_current_folder_last
 from membench.runs import processes, progress
@@ -133,6 +134,10 @@ def test_a_plan_says_which_hyper_parameters_it_does_not_use():
     shape = ["--batch-size", "1", "--sequence-length", "8"]
     code, _, stderr = call("plan", "--model", "llama-tiny", *shape, "--optimizers", "badam", "--set", "lomo.lr=1")
     assert code == 0 and "--set lomo.lr isn't used: the methods are badam\n" in stderr
+    named, given = "lora:rank=4,lora:rank=2", ["--set", "lora.rank=8", "--set", "lora.alpha=8"]
+    code, _, stderr = call("plan", "--model", "llama-tiny", *shape, "--optimizers", named, *given)
+    assert code == 0 and "--set lora.rank isn't used: another is in the name of lora:rank=4, lora:rank=2\n" in stderr
+    assert not unused_hyperparameters({"lora": {"rank": 8}, "*": {"rank": 8}}, ["lora", "lora:rank=4"])
 
 
 def test_a_dry_run_shows_every_run_with_its_values_and_makes_none(tmp_path):

@@ -252,6 +252,7 @@ REFUSALS = [
     (["--model", "config:lama3-8b"], "Did you mean 'config:llama3-8b'?"),
     (["--against", "badam-table-3x"], "there is no published table 'badam-table-3x'. Did you mean"),
     (["--against", "hft-sft"], "can't be planned"),
+    (["--model", "llama3-8b", "--optimizers", "sgd", "--why", "lora"], "--why lora isn't among --optimizers sgd"),
     ([], "give --model"),
 ]
 

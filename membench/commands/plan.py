@@ -131,6 +131,9 @@ def _methods(options: PlanOptions) -> list[str]:
     """The names of the methods; with --why, only that one."""
     import optimizers
 
-    if options.why:
-        return [options.why]
-    return optimizers.expand(options.optimizers)
+    named = optimizers.expand(options.optimizers)
+    if not options.why:
+        return named
+    if options.optimizers != declared(PlanOptions)["optimizers"].default and options.why not in named:
+        raise UserError(f"--why {options.why} isn't among --optimizers {','.join(options.optimizers)}: leave these out")
+    return [options.why]

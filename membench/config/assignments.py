@@ -46,13 +46,18 @@ def parse_hyperparameters(assignments: Iterable[str]) -> dict[str, dict[str, Any
 
 
 def unused_hyperparameters(given: Mapping[str, Mapping[str, Any]], methods: Collection[str]) -> list[str]:
-    """A sentence for each method that hyper-parameters are `given` for, and that isn't among `methods`."""
-    used = {ALL_METHODS, *(name[: end.start()] for name in methods for end in re.finditer(":|$", name))}
-    return [
-        f"--set {', '.join(f'{method}.{key}' for key in values)} isn't used: the methods are {', '.join(methods)}"
-        for method, values in given.items()
-        if method not in used
-    ]
+    """A sentence for each method with hyper-parameters that are `given` and that no run takes.
+
+    The method isn't among `methods`, or those of them that it is have other values in their names, as lora:rank=4 has.
+    """
+    told = []
+    for method, values in given.items():
+        users = [name for name in methods if f"{name}:".startswith(f"{method}:")]
+        unused = [f"{method}.{key}" for key in values if all(f":{key}=" in name for name in users)]
+        if unused and method != ALL_METHODS:
+            why = f"another is in the name of {', '.join(users)}" if users else f"the methods are {', '.join(methods)}"
+            told.append(f"--set {', '.join(unused)} isn't used: {why}")
+    return told
 
 
 def _once(flag: str, values: Mapping[str, Any], key: str) -> None:
