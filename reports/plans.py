@@ -58,7 +58,7 @@ def heading(document: dict[str, Any]) -> list[str]:
         *([f"on each of {setup['gpus']} GPUs ({setup['strategy']})"] if setup["gpus"] > 1 else []),
         f"{setup['attention']} attention",
     ]
-    words += [f"budget {_budget(document)}"] if document["budget_bytes"] else []
+    words += [f"budget {budget_text(document)}"] if document["budget_bytes"] else []
     return [", ".join(words)]
 
 
@@ -141,10 +141,15 @@ def _fits(row: Row, unit: int) -> str:
     return f"yes, {apart_text(left, unit)} left" if row["fits"] else f"no, {apart_text(-left, unit)} missing"
 
 
-def _budget(document: Mapping[str, Any]) -> str:
+def budget_text(document: Mapping[str, Any]) -> str:
     """As it was given: hundredths of a GiB are too coarse for one below it."""
     size = document["budget_bytes"]
     return f"{gib(size)} GiB" if size >= GIB else f"{budget_mib(size)} MiB"
+
+
+def unit_of(budget: int | None) -> int:
+    """In what to say what is left or missing of it: what it is said in itself."""
+    return MIB if budget is not None and budget < GIB else GIB
 
 
 def _where(document: dict[str, Any]) -> Table:
@@ -171,7 +176,7 @@ def _limits(document: dict[str, Any]) -> Table:
         (f"longest sequence at batch {batch}", lambda row: _limit(row, "sequence")),
         ("largest model", lambda row: _limit(row, "model")),
     ]
-    title = f"What fits into {_budget(document)}"
+    title = f"What fits into {budget_text(document)}"
     return lay_out(title, document["rows"], columns, {"method", "largest model"}, [_LARGEST, _MODELS])
 
 
@@ -204,37 +209,38 @@ def advice(document: dict[str, Any]) -> list[str]:
     budget, rows = document["budget_bytes"], document["rows"]
     if not budget:
         return []
+    unit = unit_of(budget)
     by_room = sorted((row for row in rows if row["fits"]), key=lambda row: -row["left_bytes"])
     helped = sorted((row for row in rows if row["advice"]), key=lambda row: len(row["advice"]["options"]))
     lost = [row for row in rows if not row["fits"] and not row["advice"]]
-    sentences = [f"On {_budget(document)} use {_listed(map(_room, by_room))}."] if by_room else []
+    sentences = [f"On {budget_text(document)} use {_listed(_room(row, unit) for row in by_room)}."] if by_room else []
     if any(0 <= row["left_bytes"] < document["context_bytes"] for row in by_room):
         sentences.append(_LITTLE.format(context=gib(document["context_bytes"])))
-    sentences += [f"{row['method']} would fit with {_change(row['advice'])}." for row in helped]
+    sentences += [f"{row['method']} would fit with {_change(row['advice'], unit)}." for row in helped]
     if lost:
-        missing = _listed(f"{row['method']} ({size_text(-row['left_bytes'])} missing)" for row in lost)
+        missing = _listed(f"{row['method']} ({size_text(-row['left_bytes'], unit)} missing)" for row in lost)
         sentences.append(f"No option tried makes these fit: {missing}.")
     if _is_sharded(document):
         needed = _listed(f"{row['method']} {_gpus(row)}" for row in rows)
-        sentences.append(f"GPUs of {_budget(document)} that each needs: {needed}.")
+        sentences.append(f"GPUs of {budget_text(document)} that each needs: {needed}.")
     return sentences
 
 
-def _room(row: Row) -> str:
+def _room(row: Row, unit: int) -> str:
     if row["limits"] is None:
-        return f"{row['method']} ({_left(row)})"
+        return f"{row['method']} ({_left(row, unit)})"
     batch, chunked = row["limits"]["batch"], row["limits"]["in_chunks"]
     more = f", {chunked['batch']:,} with --loss-chunks {chunked['loss_chunks']}" if chunked else ""
-    return f"{row['method']} ({_left(row)}, batch {batch:,}{more})"
+    return f"{row['method']} ({_left(row, unit)}, batch {batch:,}{more})"
 
 
-def _left(row: Mapping[str, Any]) -> str:
-    return f"{size_text(row['left_bytes'])} left" if row["left_bytes"] >= 0 else "tightly"
+def _left(row: Mapping[str, Any], unit: int) -> str:
+    return f"{size_text(row['left_bytes'], unit)} left" if row["left_bytes"] >= 0 else "tightly"
 
 
-def _change(advice: Mapping[str, Any]) -> str:
+def _change(advice: Mapping[str, Any], unit: int) -> str:
     without = f"; {'; '.join(advice['without'])}" if advice["without"] else ""
-    return f"{' '.join(advice['options'])} ({_left(advice)}{without})"
+    return f"{' '.join(advice['options'])} ({_left(advice, unit)}{without})"
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -246,15 +252,15 @@ def verdict(document: dict[str, Any]) -> list[str]:
     rows, budget = document["rows"], document["budget_bytes"]
     if not budget or not rows or any(row["fits"] for row in rows):
         return []
-    nearest = min(rows, key=lambda row: row["estimated_total_bytes"])
+    unit, nearest = unit_of(budget), min(rows, key=lambda row: row["estimated_total_bytes"])
     sentence = (
-        f"Nothing fits into {_budget(document)}: {nearest['method']} comes nearest, with "
-        f"{size_text(nearest['estimated_total_bytes'])}; {size_text(-nearest['left_bytes'])} are missing."
+        f"Nothing fits into {budget_text(document)}: {nearest['method']} comes nearest, with "
+        f"{size_text(nearest['estimated_total_bytes'], unit)}; {size_text(-nearest['left_bytes'], unit)} are missing."
     )
     least = min(rows, key=lambda row: row["at_peak"]["weights_bytes"])  # qlora's are in 4 bits
     weights = least["at_peak"]["weights_bytes"]
     if weights + document["context_bytes"] > budget:
-        sentence += f" The weights alone take {size_text(weights)} at least ({least['method']})."
+        sentence += f" The weights alone take {size_text(weights, unit)} at least ({least['method']})."
     return [sentence]
 
 

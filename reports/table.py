@@ -48,10 +48,10 @@ def gib(size: float) -> str:
     return f"{size / GIB:,.2f}"
 
 
-def size_text(size: float) -> str:
-    """`1.25 GiB`; what would be 0.00 GiB in MiB, and what would be 0.00 MiB in bytes."""
+def size_text(size: float, largest: int = GIB) -> str:
+    """`1.25 GiB`, or in MiB if that is the `largest` unit; what would be 0.00 of one is in MiB, or in bytes."""
     for unit, name in ((GIB, "GiB"), (MIB, "MiB")):
-        if (text := f"{size / unit:,.2f}") != "0.00":
+        if unit <= largest and (text := f"{size / unit:,.2f}") != "0.00":
             return f"{text} {name}"
     return f"{size:,} bytes"
 

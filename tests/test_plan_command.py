@@ -77,6 +77,8 @@ def test_what_would_be_0_00_of_a_unit_is_said_in_a_smaller_one(missing, said):
     use, _, no_option = plans.advice({**document, "rows": [lost, held]})
     assert f"lora ({said} left)" in use and no_option.endswith(f"adamw ({said} missing).")
     assert plans.verdict({**document, "rows": [lost]})[0].endswith(f"with 24.00 GiB; {said} are missing.")
+    small = {**document, "budget_bytes": 540 << 20, "rows": [lost | {"left_bytes": -(210 << 20)}]}
+    assert "210.00 MiB are missing" in plans.verdict(small)[0] and "(210.00 MiB missing)" in plans.advice(small)[-1]
     helped = row("adamw", False, -missing) | {"advice": {"options": ["--x"], "without": [], "left_bytes": missing}}
     assert plans.advice({**document, "rows": [helped]}) == [f"adamw would fit with --x ({said} left)."]
 

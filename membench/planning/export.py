@@ -14,6 +14,7 @@ from typing import Any
 import optimizers
 from membench.planning.blueprint import source_name
 from optimizers.apollo import SCALES
+from reports import plans
 from reports.table import Row, size_text
 from tasks.models.packaged import PACKAGED
 from tasks.models.source import PREFIX
@@ -109,16 +110,15 @@ def export(document: Document, tool: str) -> str:
 def _winner(document: Document) -> Row:
     rows = [row for row in document["rows"] if row["fits"] is not False]
     if not rows:
-        raise ValueError(
-            f"--export: nothing fits into {size_text(document['budget_bytes'])}, so there is nothing to export"
-        )
+        raise ValueError(f"--export: nothing fits into {plans.budget_text(document)}, so there is nothing to export")
     return min(rows, key=lambda row: row["estimated_total_bytes"])
 
 
 def _heading(document: Document, row: Row) -> list[str]:
     setup = document["setup"]
-    budget = f", of {size_text(document['budget_bytes'])}" if document["budget_bytes"] else ""
-    planned = f"{row['method']} on {setup['model']}: planned {size_text(row['estimated_total_bytes'])}{budget}."
+    budget = f", of {plans.budget_text(document)}" if document["budget_bytes"] else ""
+    total = size_text(row["estimated_total_bytes"], plans.unit_of(document["budget_bytes"]))
+    planned = f"{row['method']} on {setup['model']}: planned {total}{budget}."
     missing = [f"{setup['model']} has no weights: give a model of its kind."] if _model(setup) == YOURS else []
     return [planned, *missing]
 
