@@ -19,6 +19,7 @@ from optimizers.base import (
 from optimizers.registry import register
 from optimizers.shared.adapters import (
     ALL_LINEAR,
+    CallsOfAdapters,
     adapted_modules,
     corrected_gradients,
     find_targets,
@@ -167,6 +168,7 @@ class LoRA(MemoryEfficientOptimizer):
         for p in always:
             p.requires_grad_(True)
         super().__init__(model, defaults, fp32_gradients=fp32_gradients)
+        self._hooks.append(CallsOfAdapters(model))
         self._requires_grad = before
         self._looked = False  # were gradients looked for, at the first step?
 

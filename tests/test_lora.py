@@ -271,6 +271,40 @@ def test_every_adapter_gets_a_gradient_even_beside_torchs_own_attention():
     assert all(p.grad is not None for p in optimizer.trainable)
 
 
+class Encoder(nn.Module):
+    """Sequences of tokens (batch, length), perhaps with two of padding, through torch's own encoder."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(20, 16)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True), 2)
+
+    def forward(self, tokens, padded):
+        padding = torch.zeros_like(tokens, dtype=torch.bool)
+        padding[:, -2:] = padded
+        return self.encoder(self.embed(tokens), src_key_padding_mask=padding if padded else None)[:, 0]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("given", [{}, {"variant": "dora"}, {"variant": "vera"}, {"base": "nf4"}], ids=str)
+def test_torchs_encoder_evaluates_with_its_adapters_as_it_trains(given, padded):
+    model = Encoder()
+    with pytest.warns(UserWarning, match=r"leaves out 2 modules, the first being .*out_proj"):
+        optimizer = LoRA(model, **given)
+    stir(model, optimizer)
+    tokens = torch.randint(20, (3, 6), generator=torch.Generator().manual_seed(0))
+    trained = model(tokens, padded).detach()
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens, padded), trained)
+        torch.testing.assert_close(copy.deepcopy(model)(tokens, padded), trained)
+        finished = optimizer.finish()
+        assert not any(module._forward_pre_hooks for module in finished.modules())
+        assert finished.encoder.use_nested_tensor
+        torch.testing.assert_close(finished(tokens, padded), trained, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("variant", ["lora", "rslora", "dora", "lora+", "lora-fa", "vera"])
 def test_what_is_not_trained_never_moves(variant):
     model = build_model()

@@ -242,6 +242,34 @@ def adapted_modules(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
+class CallsOfAdapters:
+    """Lets torch's transformer encoders call their adapted modules in evaluation as in training, until `remove()`.
+
+    In evaluation an `nn.TransformerEncoderLayer` hands the weights of its modules, which are without the adapters, to
+    one kernel; but not where there is a hook. An `nn.TransformerEncoder` makes nested tensors for that kernel, of which
+    not all adapters can make anything.
+    """
+
+    def __init__(self, model: nn.Module):
+        encoders: list[Any] = [module for module in model.modules() if isinstance(module, nn.TransformerEncoder)]
+        self._nesting = [encoder for encoder in encoders if encoder.use_nested_tensor and adapted_modules(encoder)]
+        for encoder in self._nesting:
+            encoder.use_nested_tensor = False
+        layers = [module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
+        self._hooks = [layer.register_forward_pre_hook(_change_nothing) for layer in layers if adapted_modules(layer)]
+
+    def remove(self) -> None:
+        """Leave torch's choice to torch again."""
+        for encoder in self._nesting:
+            encoder.use_nested_tensor = True
+        for hook in self._hooks:
+            hook.remove()
+
+
+def _change_nothing(*_: Any) -> None:
+    pass
+
+
 def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """What `model.state_dict()` will be once adapters are merged and weights dense; the model isn't changed."""
     adapted = adapted_modules(model)
