@@ -33,6 +33,7 @@ from optimizers.shared.step_checks import (
     check_not_updated,
     check_unchanged,
     check_used,
+    hyperparameters,
 )
 from optimizers.shared.storages import storages_of
 from optimizers.shared.values import (
@@ -135,6 +136,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         self._seen: list[torch.dtype | None] = []  # of the model's parameters that required gradients when last checked
         self._dtypes: dict[nn.Parameter, torch.dtype] = {}  # of parameters when they were last trained
         self._updated: set[nn.Parameter] = set()
+        self._used: list[dict[str, Any]] = []  # the hyper-parameters of each group at the step's first update
         self._masters = Masters()
         self._steps_done = 0
         self._stepped = False  # in this process: a state that is loaded has steps done elsewhere
@@ -421,7 +423,8 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         p.grad = None
 
     def _follow_groups(self) -> None:
-        """Note in which group each parameter is now: a loop may have made others of them."""
+        """Note in which group each parameter is now, since a loop may have made others of them, and what it gives."""
+        self._used = hyperparameters(self)
         now = {p: index for index, group in enumerate(self.param_groups) for p in group["params"]}
         for p in self._group_of:
             self._group_of[p] = now.get(p)

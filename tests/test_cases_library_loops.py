@@ -312,6 +312,28 @@ def test_gradients_that_an_update_in_the_backward_pass_never_sees_are_refused(me
     assert changed(before, model)
 
 
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+@pytest.mark.parametrize(
+    ("method", "given"), [("lomo", {}), ("lomo", {"clip_norm": 1.0}), ("adalomo", {}), ("badam", {"in_backward": True})]
+)
+def test_a_rate_that_is_set_when_the_backward_pass_has_used_another_is_refused(method, given, kind):
+    model = build_model()
+    optimizer = subject(method, **given, lr=kind(0.125)).build(model)
+    optimizer.backward(loss_of(model, 0))
+    for group in optimizer.param_groups:
+        group["lr"] *= 0.5
+    with pytest.raises(
+        RuntimeError, match=r"has done so with lr=0\.125, so 0\.0625 comes too late for this step: set it before"
+    ):
+        optimizer.step()
+    for group in optimizer.param_groups:
+        group["lr"] *= 2
+    optimizer.step()
+    for group in optimizer.param_groups:
+        group["lr"] *= 0.5
+    train(model, optimizer, 1)
+
+
 # ---- weights that a loop changes between steps
 
 

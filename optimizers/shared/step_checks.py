@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -65,14 +65,32 @@ def _changed_dtype(method: MemoryEfficientOptimizer, p: nn.Parameter) -> str | N
 
 
 def check_used(method: MemoryEfficientOptimizer) -> None:
-    """With `in_backward`: refuse gradients that no backward pass has brought, as of `torch.autograd.grad`; at a
-    rate of 0 they change nothing (torch.distributed.checkpoint makes such a step)."""
+    """With `in_backward`: refuse gradients that no backward pass has brought, as of `torch.autograd.grad` (at a rate of
+    0 they change nothing: torch.distributed.checkpoint makes such a step), and what was set since the backward pass."""
     left = any(p.grad is not None and p.requires_grad for p in method._group_of)
     if left and any(group["lr"] for group in method.param_groups):
         raise RuntimeError(
             f"{type(method).__name__} updates inside the backward pass, so a p.grad that was set by hand is never "
             "used: call optimizer.backward(loss), or use in_backward=False if the method has it"
         )
+    if method._updated:
+        for used, now in zip(method._used, hyperparameters(method), strict=False):
+            _check_not_late(type(method).__name__, used, now)
+
+
+def _check_not_late(name: str, used: dict[str, Any], now: dict[str, Any]) -> None:
+    late = [key for key, value in used.items() if key in now and now[key] != value]
+    if late:
+        raise RuntimeError(
+            f"{name} updates inside the backward pass, and has done so with {late[0]}={used[late[0]]}, so "
+            f"{now[late[0]]} comes too late for this step: set it before the backward pass, or after step()"
+        )
+
+
+def hyperparameters(method: MemoryEfficientOptimizer) -> list[dict[str, Any]]:
+    """Those of each group, as they are now: a rate that is a tensor is changed in place."""
+    kept = [{key: group[key] for key in method.defaults if key in group} for group in method.param_groups]
+    return [{key: value.item() if torch.is_tensor(value) else value for key, value in one.items()} for one in kept]
 
 
 def check_not_updated(method: MemoryEfficientOptimizer, p: nn.Parameter) -> None:
