@@ -10,7 +10,9 @@ Every method follows four rules, and `optimizers.contract` checks them:
 
 from __future__ import annotations
 
+import copy
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
@@ -534,6 +536,8 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken, to the last bit: tensors keep the dtype that they were saved in.
 
+        As in torch, hooks that are registered for it may adapt the state before, and see the optimizer afterwards.
+
         Raises:
             ValueError: it was saved by another method, for a model with other parameters, or is incomplete. The
                 optimizer is left as it was.
@@ -542,7 +546,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         """
         self._check_not_finished("load_state_dict")
         self.follow_sharding()
-        extra, groups, saved = saved_states.parts(self, state_dict)
+        extra, groups, saved = saved_states.parts(self, saved_states.adapted(self, state_dict))
         before = self.extra_state()
         try:
             self.load_extra_state(extra)
@@ -552,10 +556,14 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
             if isinstance(error, ValueError):
                 raise
             raise ValueError(f"this state is damaged: {type(error).__name__}: {error}") from error
-        # torch casts floating-point state to the parameter's dtype, so the tensors are put in place afterwards
-        super().load_state_dict({**state_dict, "param_groups": groups, "state": {}})
-        _separate(self.param_groups)
+        # not by torch's own method, which casts floating-point state to the parameter's dtype
         params = [p for group in self.param_groups for p in group["params"]]
+        self.param_groups = [
+            {**copy.deepcopy(group), "params": own["params"]}
+            for group, own in zip(groups, self.param_groups, strict=True)
+        ]
+        _separate(self.param_groups)
+        self.state = defaultdict(dict)
         self._steps_done = extra.get("steps_done", 0)
         self._dtypes.clear()
         self._masters.forget()
@@ -565,6 +573,8 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         for index, entries in saved.items():
             p = params[index]
             self.state[p] = {key: sharded.placed(_copy(value, p.device), p) for key, value in entries.items()}
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
 
 
 def _without_autocast(p: Tensor) -> AbstractContextManager[Any]:

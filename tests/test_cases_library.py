@@ -175,6 +175,29 @@ def test_l_a_methods_own_json_is_checked_and_the_optimizer_stays_as_it_was(metho
     assert train(model, optimizer, 4, start=4) == train(other, undisturbed, 4, start=4)
 
 
+@every_method
+def test_hooks_of_a_user_adapt_a_state_and_act_on_what_was_loaded(method):
+    _, optimizer = trained(method)
+    state = copy.deepcopy(optimizer.state_dict())
+    state["param_groups"] = [{"rate": group.pop("lr"), **group} for group in state["param_groups"]]
+    kept, seen = copy.deepcopy(state), []
+    other = subject(method).build(build_model())
+
+    def rename(_, state):
+        return {**state, "param_groups": [{**group, "lr": group["rate"]} for group in state["param_groups"]]}
+
+    def halve(loaded):
+        seen.append(sum(map(len, loaded.state.values())))
+        for group in loaded.param_groups:
+            group["lr"] /= 2
+
+    other.register_load_state_dict_pre_hook(rename)
+    other.register_load_state_dict_post_hook(halve)
+    other.load_state_dict(state)
+    assert seen == [sum(map(len, optimizer.state.values()))] and same(state, kept)
+    assert [g["lr"] for g in other.param_groups] == [g["lr"] / 2 for g in optimizer.param_groups]
+
+
 # ---- what a method is built on
 
 

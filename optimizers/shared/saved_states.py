@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,16 @@ HOW_TO_SAVE = (
 
 
 State = dict[int, dict[str, Any]]  # what is kept for each parameter, by its number
+
+
+def adapted(optimizer: MemoryEfficientOptimizer, state_dict: Any) -> Any:
+    """A saved state as the user's hooks want it to be loaded: other names, say; they get a copy, as in torch."""
+    hooks = optimizer._optimizer_load_state_dict_pre_hooks
+    state_dict = copy.copy(state_dict) if hooks else state_dict
+    for hook in hooks.values():
+        changed = hook(optimizer, state_dict)
+        state_dict = state_dict if changed is None else changed
+    return state_dict
 
 
 def parts(optimizer: MemoryEfficientOptimizer, state_dict: Any) -> tuple[dict[str, Any], list[dict[str, Any]], State]:
