@@ -146,6 +146,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         self._replicas: Replicas | None = None
         self._averaged = False  # are the gradients those of all replicas?
         self._agreed: tuple[int, ...] | None = None  # what all ranks were last seen to train: numbers of parameters
+        self._fp32_gradients = fp32_gradients
         self._gradient_dtypes: dict[nn.Parameter, torch.dtype | None] = {}
         if fp32_gradients:
             self._gradient_dtypes = {p: p.grad_dtype for p in self._group_of if p.dtype in LOW_PRECISION}

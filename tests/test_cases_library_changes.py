@@ -8,6 +8,7 @@ import torch
 from library import every_method, same, subject, trained
 from torch import nn
 
+import optimizers
 from optimizers.contract import Layer, TinyTransformer, build_model, changed, train, weights_of
 
 
@@ -93,6 +94,15 @@ def test_weights_cast_before_the_first_step_are_trained(method):
     before = weights_of(model)
     train(model, optimizer, 1)
     assert changed(before, model)
+
+
+@pytest.mark.parametrize("method", [m for m in optimizers.available() if "fp32_gradients" in subject(m).keywords])
+def test_a_cast_that_would_leave_fp32_gradients_out_is_refused(method):
+    model = build_model()
+    optimizer = subject(method, fp32_gradients=True).build(model)
+    model.to(torch.bfloat16)
+    with pytest.raises(RuntimeError, match=r"has become torch\.bfloat16 since it was built, so its gradients"):
+        train(model, optimizer, 1)
 
 
 @every_method

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from optimizers.shared import saved_states
+from optimizers.shared.masters import LOW_PRECISION
 from optimizers.shared.model_checks import check_moments
 from optimizers.shared.sharded import has_values, is_sharded
 
@@ -57,6 +58,8 @@ def _untrained(method: MemoryEfficientOptimizer, p: nn.Parameter) -> str:
 
 
 def _changed_dtype(method: MemoryEfficientOptimizer, p: nn.Parameter) -> str | None:
+    if method._fp32_gradients and p.dtype in LOW_PRECISION and p.grad_dtype is not torch.float32:
+        return f"has become {p.dtype} since it was built, so its gradients aren't in fp32: cast the model before"
     before = method._dtypes.get(p, p.dtype)
     if before is not p.dtype and method.state.get(p):
         return f"has become {p.dtype}, while what is kept for it is for {before}: cast the model before building it"
