@@ -13,7 +13,7 @@ from optimizers.shared.blocks import GRANULARITIES, matching, shuffled, split_in
 from optimizers.shared.checkpointing import keep_backward_short
 from optimizers.shared.coverage import Coverage
 from optimizers.shared.inner import InnerAdamW, InnerSGD
-from optimizers.shared.reach import Reach
+from optimizers.shared.reach import REENTRANT, Reach
 
 INNER: dict[str, type[InnerAdamW] | type[InnerSGD]] = {"adamw": InnerAdamW, "sgd": InnerSGD}
 ORDERS = ("random", "ascending", "descending")
@@ -183,5 +183,5 @@ class BAdam(MemoryEfficientOptimizer):
         if not self._reached:
             raise RuntimeError(
                 f"no gradient reached block {self.selection!r} in {self.switch_every} steps: the loss doesn't depend "
-                "on it, or the model uses re-entrant gradient checkpointing (set use_reentrant=False)"
+                f"on it, or the model uses {REENTRANT}"
             )

@@ -25,7 +25,7 @@ from optimizers.shared.partial import (
     update_rows,
 )
 from optimizers.shared.ranks import mean_loss
-from optimizers.shared.reach import Reach
+from optimizers.shared.reach import REENTRANT, Reach
 from optimizers.shared.row_groups import Cuts, count_groups, cuts_of, largest_groups, shape_of
 from optimizers.shared.sharded import gathered, has_values, placed
 from optimizers.shared.values import check_indices
@@ -219,6 +219,8 @@ class BlockLLM(MemoryEfficientOptimizer):
             self._check_reached()
             self.advance()
         else:
+            if len(self.rule.losses) == self.rule.patience:  # long enough, though others may lower the loss forever
+                self._check_reached()
             self._probed = self._next_probes()
             self._activate()
 
@@ -226,7 +228,8 @@ class BlockLLM(MemoryEfficientOptimizer):
         if not any(self.state.get(self._pool[i]) for i in self.rule.chosen):
             raise RuntimeError(
                 f"no gradient reached any of the {len(self.rule.chosen)} tensors being trained: the loss doesn't "
-                "depend on them; freeze what it doesn't reach before building BlockLLM"
+                "depend on them (freeze what it doesn't reach before building BlockLLM), or the model uses "
+                f"{REENTRANT}"
             )
 
     def advance(self) -> None:

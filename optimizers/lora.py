@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, ClassVar
 
 import torch
@@ -33,6 +32,7 @@ from optimizers.shared.arithmetic import adamw_update, expected_adam_state
 from optimizers.shared.blocks import matching
 from optimizers.shared.nf4 import KERNELS, check_bitsandbytes
 from optimizers.shared.nf4_linear import quantize_linears, restore_linears
+from optimizers.shared.reach import warn_of_idle
 from optimizers.shared.saved_states import check_same_settings
 
 # what each variant asks of peft
@@ -196,18 +196,9 @@ class LoRA(MemoryEfficientOptimizer):
     def before_update(self) -> None:
         if not self._looked:
             self._looked = True
-            self._warn_of_idle()
-
-    def _warn_of_idle(self) -> None:
-        adapted = adapted_modules(self.model)
-        own = self._group_of.keys()
-        idle = [n for n, m in adapted.items() if all(p.grad is None for p in m.parameters() if p in own)]
-        if idle:
-            warnings.warn(
-                f"no gradient reached the adapters of {len(idle)} of {len(adapted)} modules in the first step, "
-                f"the first being {idle[0]}: the model didn't call them, so leave them out of targets",
-                stacklevel=2,
-            )
+            own = self._group_of.keys()
+            parts = {n: [p for p in m.parameters() if p in own] for n, m in adapted_modules(self.model).items()}
+            warn_of_idle("adapters", parts, "leave them out of targets")
 
     def finished_state_dict(self) -> dict[str, Tensor]:
         return merged_state_dict(self.model)

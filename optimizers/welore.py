@@ -20,6 +20,7 @@ from optimizers.shared.low_rank_linear import (
     low_rank_linears,
     restore_linears,
 )
+from optimizers.shared.reach import warn_of_idle
 
 
 @register("welore")
@@ -87,6 +88,7 @@ class WeLore(MemoryEfficientOptimizer):
         trained = [*factors, *_norms(model), *always]
         super().__init__(model, defaults, may_train=trained, fp32_gradients=fp32_gradients)
         self._requires_grad = before
+        self._looked = False  # were gradients looked for, at the first step?
 
     @property
     def elementwise(self) -> bool:
@@ -94,6 +96,12 @@ class WeLore(MemoryEfficientOptimizer):
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         adamw_update([self.state[p] for p in params], params, grads, group, self.master_weights)
+
+    def before_update(self) -> None:
+        if not self._looked:
+            self._looked = True
+            parts = {name: (module.up, module.down) for name, module in low_rank_linears(self.model).items()}
+            warn_of_idle("factors", parts, "freeze them before building the method")
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
         return expected_adam_state(p, self.master_weights)

@@ -8,10 +8,11 @@ import torch
 import transformers
 from library import TOKENS, build, config, description, every_method, gemma3, steps, subject, tiny_mamba, unlike
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import optimizers
 from optimizers import LoRA
-from optimizers.contract import build_model, loss_of, train
+from optimizers.contract import TinyTransformer, build_model, loss_of, train
 from optimizers.scale import columns_and_head
 from optimizers.shared.adapters import adapted_modules, find_targets
 from optimizers.shared.blocks import shuffled
@@ -214,6 +215,49 @@ def test_w7_adapters_that_the_model_does_not_reach_are_named():
         UserWarning, match="no gradient reached the adapters of 12 of 33 modules in the first step, .*vis"
     ):
         steps(model, LoRA(model), TOKENS, 1)
+
+
+class Checkpointed(TinyTransformer):
+    """Its layers are checkpointed by torch's function, re-entrantly; nothing below them is trained."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        super().__init__()
+
+    def forward(self, tokens):
+        x = self.embed_tokens(tokens)
+        for layer in self.layers:
+            x = checkpoint(layer, x, use_reentrant=True)
+        return self.classifier(self.norm(x).mean(1))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs")
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("lora", "adapters of 21 of 21 modules in the first step, the first being layers.0.*leave them out of targets"),
+        ("qlora", "adapters of 21 of 21 modules"),
+        ("welore", r"factors of \d+ of \d+ modules in the first step, the first being layers.0.*freeze them before"),
+    ],
+)
+def test_where_only_the_head_gets_gradients_it_is_said(method, words):
+    model = Checkpointed()
+    with pytest.warns(UserWarning, match=rf"no gradient reached the {words}.*uses re-entrant gradient checkpointing"):
+        train(model, subject(method).build(model), 1)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs")
+def test_blockllm_does_not_go_on_where_only_the_head_lowers_the_loss():
+    model = Checkpointed()
+    optimizer = subject("blockllm", patience=5).build(model)
+    losses = []
+    with pytest.raises(RuntimeError, match="no gradient reached any of the .* uses re-entrant gradient checkpointing"):
+        for _ in range(20):
+            losses.append(loss_of(model, 0))
+            optimizer.backward(losses[-1])
+            optimizer.step()
+            optimizer.zero_grad()
+    assert len(losses) == 5 and sorted(losses, reverse=True) == losses
 
 
 # ---- models that are put together in other ways

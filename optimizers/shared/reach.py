@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -98,6 +98,26 @@ class Reach:
         return ran
 
 
+REENTRANT = "re-entrant gradient checkpointing, which loses gradients (set use_reentrant=False)"
+
+
+def warn_of_idle(what: str, parts: Mapping[str, Iterable[Tensor]], remedy: str) -> None:
+    """After the first backward pass: say which parts of the model got no gradient.
+
+    Args:
+        what: each of them is, as "adapters".
+        parts: their parameters, by module.
+        remedy: what to do about modules that the model doesn't call.
+    """
+    idle = [name for name, params in parts.items() if all(p.grad is None for p in params)]
+    if idle:
+        warnings.warn(
+            f"no gradient reached the {what} of {len(idle)} of {len(parts)} modules in the first step, the first being "
+            f"{idle[0]}: the model didn't call them ({remedy}), or uses {REENTRANT}",
+            stacklevel=2,
+        )
+
+
 def check_reached(model: nn.Module, state: Mapping[Tensor, Any]) -> None:
     """Refuse to go on if parts of a layer were to be trained and none was: it has no state.
 
@@ -108,8 +128,8 @@ def check_reached(model: nn.Module, state: Mapping[Tensor, Any]) -> None:
         trained = [p for p in layer.parameters() if p.requires_grad]
         if trained and not any(state.get(p) for p in trained):
             raise RuntimeError(
-                f"no gradient ever reached {name}: the loss doesn't depend on it; freeze its parameters before "
-                "building the method"
+                f"no gradient ever reached {name}: the loss doesn't depend on it (freeze its parameters before "
+                f"building the method), or the model uses {REENTRANT}"
             )
 
 
