@@ -1,5 +1,7 @@
 """Blocks come from a model's own lists of layers, whatever the family calls them."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch.nn.utils.parametrize import register_parametrization
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 from transformers.models.auto.configuration_auto import AutoConfig
 
+from optimizers import create
 from optimizers.contract import TinyTransformer, build_model
 from optimizers.shared.blocks import GRANULARITIES, find_layers, matching, shuffled, split_into_blocks, train_only
 
@@ -120,6 +123,39 @@ class LowRank(nn.Module):
 
     def forward(self, weight):
         return weight + self.up @ self.down
+
+
+class WithHeads(nn.Module):
+    """A body in a sequence, and two heads in a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in range(3)))
+        self.heads = nn.ModuleList([nn.Linear(8, 2, bias=False), nn.Linear(8, 3, bias=False)])
+
+
+@pytest.mark.parametrize("method", ["badam", "blockllm", "lisa", "lora", "galore", "muon"])
+def test_a_sequential_that_outweighs_the_lists_is_said_not_to_be_of_layers(method):
+    words = (
+        r"only heads\.0 and .* an nn\.ModuleList \(40 weights\) .*; body\.0 and .* an nn\.Sequential \(192 weights\)"
+    )
+    with pytest.warns(UserWarning, match=words):
+        create(method, WithHeads()).finish()
+
+
+@pytest.mark.parametrize("change", ["frozen", "small", "around"])
+def test_a_sequential_of_heads_or_around_all_of_the_model_is_nothing_to_speak_of(change):
+    model = WithHeads()
+    if change == "frozen":
+        model.body.requires_grad_(False)
+    elif change == "small":
+        model.body, model.heads = nn.Sequential(nn.Linear(8, 2)), nn.ModuleList(model.body)
+    else:  # its embeddings may outweigh its layers
+        model = nn.Sequential(build_model(), nn.Linear(3, 2))
+        model[0].embed_tokens = nn.Embedding(9999, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert split_into_blocks(model)
 
 
 def test_parametrizations_which_are_lists_too_are_parts_of_their_layers():

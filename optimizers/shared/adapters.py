@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from optimizers.shared.blocks import find_layers
+from optimizers.shared.blocks import find_layers, warn_of_layers_elsewhere
 from optimizers.shared.model_checks import is_quantized
 from optimizers.shared.names import suggestion
 from optimizers.shared.nf4_linear import NF4Linear, restore_linears
@@ -142,6 +142,7 @@ def _named(pattern: str, names: Collection[str]) -> list[str]:
 
 def _in_layers(model: nn.Module, names: Collection[str]) -> list[str]:
     try:
+        warn_of_layers_elsewhere(model)
         layers = tuple(f"{layer}." for layer in find_layers(model))
     except ValueError as error:
         raise ValueError(f"targets: {ALL_LINEAR!r}: {error}, or name the modules to adapt") from error

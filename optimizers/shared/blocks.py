@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import warnings
 from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 
@@ -34,6 +35,7 @@ def split_into_blocks(
     Raises:
         ValueError: the model has no list of layers, or nothing in them is left to train.
     """
+    warn_of_layers_elsewhere(model)
     layers = find_layers(model)
     blocks: Blocks = {}
     for name, layer in layers.items():
@@ -87,6 +89,25 @@ def _members(module: nn.Module, container: type[nn.Module], prefix: str) -> dict
         else:
             found |= _members(child, container, path)
     return found
+
+
+def warn_of_layers_elsewhere(model: nn.Module) -> None:
+    """Say it if more trainable weights are in `nn.Sequential`s than in the lists: these may be the layers that are
+    meant, but count as what comes before, between or after layers."""
+    layers = find_layers(model)
+    inside = {p for layer in layers.values() for p in layer.parameters()}
+    sequences = {n: m for n, m in _members(model, nn.Sequential, "").items() if inside.isdisjoint(m.parameters())}
+    count, others = (
+        sum(p.numel() for p in params if p.requires_grad)
+        for params in (inside, {p for module in sequences.values() for p in module.parameters()})
+    )
+    if others > count:
+        warnings.warn(
+            f"of {type(model).__name__} only {next(iter(layers))} and what else is in an nn.ModuleList ({count:,} "
+            f"weights) are treated as layers; {next(iter(sequences))} and what else is in an nn.Sequential ({others:,} "
+            "weights) aren't: put the layers, and nothing else, into an nn.ModuleList",
+            stacklevel=2,
+        )
 
 
 def outside_layers(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from optimizers.base import MemoryEfficientOptimizer
-from optimizers.shared.blocks import find_layers
+from optimizers.shared.blocks import find_layers, warn_of_layers_elsewhere
 from optimizers.shared.construction import is_weight
 from optimizers.shared.inner import InnerAdamW
 from optimizers.shared.sharded import has_values
@@ -46,6 +46,7 @@ def layer_matrices(model: nn.Module, *, experts: bool = True) -> list[nn.Paramet
         model: the model.
         experts: also those of three dimensions that are the matrices of as many experts, as transformers keeps them.
     """
+    warn_of_layers_elsewhere(model)
     embeddings = {p for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     inside = {p: name for layer in find_layers(model).values() for name, p in layer.named_parameters()}
     fused = set(_of_experts(model)) if experts else set()
