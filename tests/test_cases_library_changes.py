@@ -116,6 +116,14 @@ def test_a_group_can_not_be_added(method):
 
 
 @every_method
+def test_a_parameter_that_a_loop_puts_into_a_group_is_refused(method):
+    model, optimizer = trained(method, steps=3)
+    optimizer.param_groups[0]["params"].append(nn.Parameter(torch.zeros(2)))
+    with pytest.raises(RuntimeError, match="there are parameters in its groups that it wasn't built with"):
+        train(model, optimizer, 1)
+
+
+@every_method
 def test_weights_made_in_inference_mode_are_refused_with_their_name(method):
     with torch.inference_mode():
         model = build_model()

@@ -29,6 +29,11 @@ def check_unchanged(method: MemoryEfficientOptimizer) -> None:
         RuntimeError: names a parameter, what is wrong with it, and the way out.
         ValueError: it was cast to float16, and the method would keep second moments in that.
     """
+    if sum(len(group["params"]) for group in method.param_groups) > len(method._group_of):
+        raise RuntimeError(
+            f"{type(method).__name__} can't go on: there are parameters in its groups that it wasn't built with, and "
+            "it trains what its model had then: finish() it and build another, on a model that has them"
+        )
     steps = method._steps_done
     seen = [p.dtype if p.requires_grad else None for p in method._requires_grad]
     reached = method.asks_losses or any(p.grad is not None for p in method._group_of)
