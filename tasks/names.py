@@ -8,6 +8,7 @@ def suggestion(name: str, known: Iterable[str], called: Mapping[str, str] | None
     """`Did you mean 'superglue/rte'? Available: superglue/boolq, ...`; `called`: other words for a name."""
     known = list(known)
     meant = {one: one for one in known} if called is None else called
-    nearest = difflib.get_close_matches(name, meant, n=1)
+    begun = [one for one in meant if name and one.startswith(name)]
+    nearest = begun or difflib.get_close_matches(name, meant, n=1)
     hint = f"Did you mean {meant[nearest[0]]!r}? " if nearest else ""
     return f"{hint}Available: {', '.join(known) or 'none'}"

@@ -108,6 +108,10 @@ def test_hours_are_those_of_steps_and_evaluations_of_all_runs(monkeypatch):
     assert "In all 1.30 hours." in text  # 40 runs of 100 steps of .9 s, three evaluations of 6 s and 9 s before
 
 
+def test_hours_of_seconds_are_not_0(monkeypatch):
+    assert "In all < 0.01 hours." in rehearsed(monkeypatch, step_seconds=1e-4, evaluation_seconds=0, other_seconds=0)
+
+
 def test_as_many_trials_may_come_on_top_as_the_budget_exceeds_a_grid():
     plan = Study((SimpleNamespace(seeds=(0, 1)),), {"": {"lr": [1e-4, 1e-3, 1e-2]}}, 5, 2, ())
     cell = study._Cell(plan.settings[0], RUN.task, ["badam"], [RUN, replace(RUN, refused="can't")])

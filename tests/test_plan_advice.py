@@ -159,5 +159,7 @@ def test_cards_are_in_order_of_memory_have_a_source_and_hold_less_than_their_nam
 
 
 def test_an_unknown_card_is_refused_with_the_nearest_name():
+    with pytest.raises(ValueError, match="a100: no card is called so. Did you mean 'a100-40g'"):  # not 'a10'
+        cards.budget_bytes("a100")
     with pytest.raises(ValueError, match="rtx4091: no card is called so. Did you mean 'rtx4090'"):
         cards.budget_bytes("rtx4091")

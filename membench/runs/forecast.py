@@ -83,7 +83,8 @@ def _in_all(rows: Sequence[Row]) -> str:
 
 def _range(least: float, most: float, form: str) -> str:
     """`1.20 to 1.50`; one figure where both are printed alike."""
-    return " to ".join(dict.fromkeys([f"{least:{form}}", f"{most:{form}}"]))
+    texts = [f"{number:{form}}" for number in (least, most)]
+    return " to ".join(dict.fromkeys("< 0.01" if text == "0.00" else text for text in texts))
 
 
 def _rehearsed(kinds: Sequence[Kind]) -> Iterator[tuple[_Rehearsal, Outcome]]:
