@@ -7,7 +7,9 @@ from collections.abc import Iterable
 def suggestion(name: str, known: Iterable[str], unlisted: Iterable[str] = ()) -> str:
     """`Did you mean 'badam'? Available: adamw, badam`; what is `unlisted` may be meant, too."""
     known = list(known)
-    nearest = difflib.get_close_matches(name, [*known, *unlisted], n=1)
+    meant = [*known, *unlisted]
+    begun = [one for one in meant if name and one.startswith(name)]  # a100: a100-40g rather than a10
+    nearest = begun or difflib.get_close_matches(name, meant, n=1)
     hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
     return f"{hint}Available: {', '.join(known) or 'none'}"
 
