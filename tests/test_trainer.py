@@ -48,7 +48,8 @@ def arguments(folder, **more):
 def build_trainer(cls, name, folder, dtype=torch.float32, **more):
     model = build_model(dtype)
     given = {"train_dataset": Sentences(), "optimizers": (build_method(name, model), None)}
-    return cls(model=model, args=arguments(folder, **more), **given)
+    args = arguments(folder, learning_rate=TrainingArguments.learning_rate, **more)  # the method has its own
+    return cls(model=model, args=args, **given)
 
 
 def needs_the_method_trainer(name):
@@ -118,6 +119,7 @@ def test_blockllm_in_a_stock_trainer_says_that_it_must_see_the_loss(tmp_path):
         ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps must be 1, not 2"),
         ({"max_grad_norm": 1.0}, "max_grad_norm=1.0 can't reach"),
         ({"fp16": True}, "fp16 loss scaling"),
+        ({"auto_find_batch_size": True}, "a step that runs out of memory is half done, and auto_find_batch_size"),
     ],
 )
 def test_what_a_method_that_updates_in_backward_cannot_honour_is_refused(given, words, tmp_path):
@@ -140,6 +142,7 @@ def test_fp16_of_accelerates_configuration_is_refused_too(tmp_path, monkeypatch)
     ("given", "words"),
     [
         ({"optim": "adafactor"}, "so optim=adafactor would do nothing"),
+        ({"optim": "adamw_torch_8bit"}, "so optim=adamw_torch_8bit would do nothing"),
         ({"optim_args": "rank=64"}, "so optim=adamw_torch_fused, optim_args=rank=64 would do nothing"),
     ],
 )
@@ -202,6 +205,97 @@ def test_the_arguments_are_the_methods_defaults_unless_its_name_says_others(
     trainer = MethodTrainer(model=build_model(), args=args, train_dataset=Sentences(), method=method)
     trainer.create_optimizer()
     assert {name: trainer.method.defaults[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments_given", "expected"),
+    [
+        ("apollo", {}, {"betas": (0.9, 0.999), "eps": 1e-6}),
+        ("apollo", {"adam_beta2": 0.5}, {"betas": (0.9, 0.5), "eps": 1e-6}),
+        ("apollo", {"adam_epsilon": 1e-5}, {"eps": 1e-5}),
+        ("badam:betas=(0.5, 0.6)", {"adam_beta1": 0.7}, {"betas": (0.5, 0.6)}),
+        ("bitsandbytes.optim:Lion8bit", {"adam_beta1": 0.95}, {"betas": (0.95, 0.99)}),  # its own second is 0.99
+    ],
+)
+def test_betas_and_eps_that_nobody_set_are_the_methods_own(method, arguments_given, expected, tmp_path):
+    args = arguments(tmp_path, **arguments_given)
+    trainer = MethodTrainer(model=build_model(), args=args, train_dataset=Sentences(), method=method)
+    trainer.create_optimizer()
+    assert {name: trainer.method.defaults[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "words"),
+    [
+        ("sgd", {"adam_beta1": 0.5}, "SGD doesn't have Adam's betas, so adam_beta1=0.5 would do nothing: leave it out"),
+        ("mezo", {"adam_epsilon": 1e-4}, "MeZO doesn't have Adam's eps, so adam_epsilon=0.0001 would do nothing"),
+        (
+            "torch.optim:Rprop",
+            {"weight_decay": 0.1},
+            "Rprop doesn't have weight_decay, so weight_decay=0.1 would do nothing",
+        ),
+    ],
+)
+def test_an_argument_for_what_the_method_does_not_have_is_refused(method, given, words, tmp_path):
+    args = arguments(tmp_path, **given)
+    trainer = MethodTrainer(model=build_model(), args=args, train_dataset=Sentences(), method=method)
+    with pytest.raises(ValueError, match=words):
+        trainer.create_optimizer()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"learning_rate": 1e-3}, "SGD is built with lr=0.25, so learning_rate=0.001 would do nothing: leave it out"),
+        ({"learning_rate": 0.25, "weight_decay": 0.5}, "built with weight_decay=0.0, so weight_decay=0.5"),
+        ({"learning_rate": 0.25, "adam_beta1": 0.5}, "SGD is built without Adam's betas, so adam_beta1=0.5"),
+        ({"learning_rate": 0.25}, None),
+    ],
+)
+def test_an_argument_other_than_what_a_built_method_has_is_refused(given, words, tmp_path):
+    model = build_model()
+
+    def build():
+        method = optimizers.get("sgd")(model, lr=0.25)
+        args = arguments(tmp_path, **given)
+        return MethodTrainer(model=model, args=args, train_dataset=Sentences(), optimizers=(method, None))
+
+    if words is None:
+        assert build().method.defaults["lr"] == 0.25
+    else:
+        with pytest.raises(ValueError, match=words):
+            build()
+
+
+@pytest.mark.parametrize(("name", "logged"), [("adamw", True), ("lomo", False), ("mezo", False)])
+def test_a_norm_of_gradients_is_logged_only_where_there_are_gradients(name, logged, tmp_path):
+    trainer = build_trainer(MethodTrainer, name, tmp_path, max_steps=1, save_strategy="no")
+    trainer.train()
+    norms = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+    assert (norms and norms[0] > 0) if logged else not norms
+
+
+def test_what_a_checkpoint_lacks_to_go_on_from_it_is_said(tmp_path):
+    build_trainer(MethodTrainer, "badam", tmp_path, save_only_model=True).train()
+    again = build_trainer(MethodTrainer, "badam", tmp_path)
+    with pytest.raises(ValueError, match=r"has no optimizer\.pt, so training can't go on from it: .* save_only_model"):
+        again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{PAUSE}"))
+
+
+def test_of_a_step_that_ran_out_of_memory_nothing_is_left_when_the_trainer_tries_fewer_rows(tmp_path):
+    more = {"auto_find_batch_size": True, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 8}
+    trainer = build_trainer(MethodTrainer, "mezo", tmp_path, max_steps=1, save_strategy="no", **more)
+    slopes, ask = [], trainer.method.ask
+
+    def ask_until_full(closure):
+        slopes.append(len(trainer.method._slopes))
+        if len(slopes) == 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return ask(closure)
+
+    trainer.method.ask = ask_until_full
+    trainer.train()
+    assert slopes == [0, 1, 0, 1]  # the second micro-batch failed; then both anew
 
 
 def test_the_arguments_seed_is_that_of_the_methods_own_choices(tmp_path):

@@ -85,7 +85,7 @@ AXOLOTL: dict[str, tuple[Keys, dict[str, str]]] = {
 }
 SHARED = {"lr": "learning_rate", "weight_decay": "weight_decay"}
 EAGER: dict[str, Keys] = {"llamafactory": {"flash_attn": "disabled"}, "axolotl": {"eager_attention": True}}
-# The training arguments' own, which every tool takes unless told, for methods with Adam's moments.
+# The training arguments' own, which LLaMA-Factory and axolotl take unless told, for methods with Adam's moments.
 OF_ARGUMENTS: Keys = {"betas": (0.9, 0.999), "eps": 1e-8}
 # LLaMA-Factory's keys for a dtype, without which trained weights become fp32 (not BAdam's), and others stay as saved.
 PRECISION = {"full": {"bfloat16": "pure_bf16"}, "lora": {"bfloat16": "bf16", "float16": "fp16"}}
@@ -134,9 +134,9 @@ def _micro_batch(setup: Mapping[str, Any]) -> Keys:
     return {"per_device_train_batch_size": setup["batch_size"] // parts, "gradient_accumulation_steps": parts}
 
 
-def _unlike(row: Row, others: Keys) -> Keys:
-    """The hyper-parameters that are neither the method's own defaults nor, where there are, those of `others`."""
-    default = optimizers.resolve(optimizers.split(row["method"])[0]) | others
+def _unlike(row: Row) -> Keys:
+    """The hyper-parameters that aren't the method's own defaults."""
+    default = optimizers.resolve(optimizers.split(row["method"])[0])
     return {key: value for key, value in row["hyperparameters"].items() if value != default[key]}
 
 
@@ -169,7 +169,7 @@ def _code(document: Document, row: Row, tool: str) -> str:
     if setup["gpus"] > 1:
         given |= {"fsdp": True} if _is_sharded(setup) else {}
         notes += [f"Start it in {setup['gpus']} processes: torchrun --nproc-per-node {setup['gpus']}."]
-    kwargs = {k: v for k, v in _unlike(row, OF_ARGUMENTS if "betas" in values else {}).items() if k not in SHARED}
+    kwargs = {key: value for key, value in _unlike(row).items() if key not in SHARED}
     loaded = {"attn_implementation": setup["attention"]}
     loaded |= {"trust_remote_code": True} if setup["trust_remote_code"] else {}
     notes += _levers(setup, {"loss_chunks": False} if is_trl else {})
@@ -296,7 +296,7 @@ def _own_keys(
     told = {theirs: values[ours] for ours, theirs in names.items() if values.get(ours) is not None}
     adam = _adam(values)
     apart = {*names, "seed"} | ({*OF_ARGUMENTS} if adam is not None else set())
-    left = {k: v for k, v in _unlike(row, {}).items() if k not in apart}
+    left = {k: v for k, v in _unlike(row).items() if k not in apart}
     left |= {ours: None for ours in names if ours in values and values[ours] is None}  # it has a default of its own
     if values.get("master_weights") and dtype != "float32" and method not in ("badam", "lora", "qlora"):
         left["master_weights"] = True

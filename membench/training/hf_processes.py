@@ -78,13 +78,24 @@ class TrainerOnProcesses(Trainer):
             torch.save(self._scheduler.state_dict(), Path(output_dir, SCHEDULER))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or self.method is None or not self.is_fsdp_enabled:
+        if checkpoint is None or self.method is None:
             return super()._load_optimizer_and_scheduler(checkpoint)
         path = Path(checkpoint, OPTIMIZER)
-        if not path.exists():
-            raise ValueError(f"{checkpoint} has no {OPTIMIZER}: it isn't a checkpoint that MethodTrainer saved")
+        if not path.exists():  # where a stock Trainer begins a new state and a new schedule, without a word
+            raise ValueError(
+                f"{checkpoint} has no {OPTIMIZER}, so training can't go on from it: it isn't a checkpoint that "
+                "MethodTrainer saved, or save_only_model was set. To train its model anew, load it by from_pretrained"
+            )
+        if not self.is_fsdp_enabled:
+            return super()._load_optimizer_and_scheduler(checkpoint)
         self.method.load_state_dict(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
         self._scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER), weights_only=True))
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """As in `Trainer`; None, which isn't logged, where no gradients are left to measure: theirs isn't 0."""
+        if self.method is not None and (self.method.in_backward or self.method.asks_losses):
+            return None
+        return super()._get_grad_norm(model, grad_norm)
 
     @property
     def _scheduler(self) -> torch.optim.lr_scheduler.LRScheduler:

@@ -19,6 +19,7 @@ backward pass (`in_backward`), must see the loss (`needs_loss`: BlockLLM, clippe
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,6 +33,14 @@ from membench.training.hf_processes import TrainerOnProcesses
 from optimizers import MemoryEfficientOptimizer
 
 UNMERGED = "unmerged.pt"  # beside a checkpoint's merged model: the weights with their adapters, to resume from
+# The training arguments of an optimizer, and the hyper-parameters that they are.
+HYPERPARAMETERS = {
+    "learning_rate": "lr",
+    "weight_decay": "weight_decay",
+    "adam_beta1": "betas",
+    "adam_beta2": "betas",
+    "adam_epsilon": "eps",
+}
 
 
 class MethodTrainer(TrainerOnProcesses):
@@ -42,17 +51,18 @@ class MethodTrainer(TrainerOnProcesses):
         method: name of a method, to build on the trainer's model.
         optimizer_cls_and_kwargs: its class and hyper-parameters.
         optimizers: the method, already built on `model`, and a scheduler or None.
-        method_kwargs: hyper-parameters of `method`; by default learning rate, weight decay, seed, and for methods
-            with Adam's moments betas and eps, are the training arguments'.
+        method_kwargs: hyper-parameters of `method`; by default learning rate, weight decay and seed are the training
+            arguments', and so are betas and eps that aren't at these arguments' own defaults.
 
     Attributes:
         method: the method, once built; call its `finish()` to get the plain model.
 
     Raises:
         TypeError: no method is given, or more than one.
-        ValueError: a hyper-parameter is refused, or the arguments ask for something the method can't do: fp16 loss
-            scaling, gradient accumulation or clipping by the trainer with a method that updates inside the backward
-            pass, clipping with one without gradients.
+        ValueError: a hyper-parameter is refused, or the arguments ask for something the method can't do: a
+            hyper-parameter that it doesn't have, or was built without; fp16 loss scaling; gradient accumulation or
+            clipping by the trainer with a method that updates inside the backward pass; clipping with one without
+            gradients.
     """
 
     def __init__(
@@ -80,6 +90,8 @@ class MethodTrainer(TrainerOnProcesses):
             if self._build is not None:
                 raise TypeError("give a method by its name or class, or as optimizers=(method, scheduler), not both")
             self._use(self.optimizer)
+            assert self.method is not None
+            _check_built(self.method, self.args)
         elif self._build is None:
             _refuse(type(None))
 
@@ -90,6 +102,8 @@ class MethodTrainer(TrainerOnProcesses):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the method on the trainer's model (which FSDP has wrapped by now)."""
+        if self.method is not None:  # training begins again, perhaps after a step that ran out of memory
+            self.method.zero_grad()
         if self.optimizer is None and self._build is not None:
             cls, given = self._build
             build: Any = cls
@@ -177,12 +191,59 @@ def _refuse(cls: type) -> NoReturn:
 
 
 def _from_arguments(cls: type[MemoryEfficientOptimizer], args: TrainingArguments) -> dict[str, Any]:
-    """The training arguments that are also hyper-parameters of the method."""
+    """The training arguments that are also hyper-parameters of the method.
+
+    Betas and eps at the arguments' own defaults are nobody's choice, so that the method's defaults stand.
+
+    Raises:
+        ValueError: an argument was set that the method doesn't have.
+    """
     known = inspect.signature(cls).parameters
+    changed = _changed(args)
+    # without betas eps isn't Adam's: MeZO's is how far it moves the weights
+    has = {key: ours in known and (ours != "eps" or "betas" in known) for key, ours in HYPERPARAMETERS.items()}
+    for key in changed:
+        if not has[key]:
+            raise ValueError(
+                f"{cls.__name__} doesn't have {_called(key)}, so {key}={changed[key]} would do nothing: leave it out"
+            )
     given: dict[str, Any] = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "seed": args.seed}
-    if "betas" in known:  # without them its eps isn't Adam's: MeZO's is how far it moves the weights
-        given |= {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+    if "adam_epsilon" in changed:
+        given["eps"] = args.adam_epsilon
+    if changed.keys() & {"adam_beta1", "adam_beta2"}:
+        own = known["betas"].default
+        own = own if isinstance(own, tuple | list) else (args.adam_beta1, args.adam_beta2)
+        given["betas"] = (changed.get("adam_beta1", own[0]), changed.get("adam_beta2", own[1]), *own[2:])
     return {key: value for key, value in given.items() if key in known}
+
+
+def _changed(args: TrainingArguments) -> dict[str, Any]:
+    """The arguments of an optimizer that aren't at the defaults of their class."""
+    default = {field.name: field.default for field in dataclasses.fields(args)}
+    return {key: getattr(args, key) for key in HYPERPARAMETERS if getattr(args, key) != default[key]}
+
+
+def _called(key: str) -> str:
+    return f"Adam's {HYPERPARAMETERS[key]}" if key.startswith("adam_") else HYPERPARAMETERS[key]
+
+
+def _check_built(method: MemoryEfficientOptimizer, args: TrainingArguments) -> None:
+    """Refuse arguments other than what `method` was built with, which they can't change.
+
+    Raises:
+        ValueError: names the argument, its value and the way out.
+    """
+    name, has = type(method).__name__, method.defaults
+    adam = dict(zip(("adam_beta1", "adam_beta2"), has.get("betas", ()), strict=False))
+    adam |= {"adam_epsilon": has["eps"]} if adam and "eps" in has else {}
+    own = {"learning_rate": has.get("lr"), "weight_decay": has.get("weight_decay"), **adam}
+    for key, value in _changed(args).items():
+        if own.get(key) != value:
+            built = f"with {_called(key)}={own[key]}" if own.get(key) is not None else f"without {_called(key)}"
+            raise ValueError(
+                f"{name} is built {built}, so {key}={value} would do nothing: leave it out, or give the method by its "
+                "name (method=...), not built"
+            )
 
 
 def check_arguments(method: MemoryEfficientOptimizer, args: TrainingArguments) -> None:
@@ -192,7 +253,8 @@ def check_arguments(method: MemoryEfficientOptimizer, args: TrainingArguments) -
         ValueError: names the argument, its value and the way out.
     """
     name = type(method).__name__
-    if not args.optim.startswith("adamw_torch") or args.optim_args or args.optim_target_modules:  # its own default
+    default = args.optim in ("adamw_torch", "adamw_torch_fused")  # by torch's version; not adamw_torch_8bit
+    if not default or args.optim_args or args.optim_target_modules:
         given = {key: getattr(args, key) for key in ("optim", "optim_args", "optim_target_modules")}
         said = ", ".join(f"{key}={getattr(value, 'value', value)}" for key, value in given.items() if value)
         raise ValueError(f"{name} takes the optimizer's place, so {said} would do nothing: leave it out")
@@ -206,6 +268,11 @@ def check_arguments(method: MemoryEfficientOptimizer, args: TrainingArguments) -
         raise ValueError(
             f"{name} updates inside the backward pass, so gradient_accumulation_steps must be 1, "
             f"not {args.gradient_accumulation_steps}: use a larger per_device_train_batch_size"
+        )
+    if args.auto_find_batch_size:
+        raise ValueError(
+            f"{name} updates inside the backward pass, so a step that runs out of memory is half done, and "
+            "auto_find_batch_size can't make it again with fewer rows: set per_device_train_batch_size"
         )
     if args.max_grad_norm:
         raise ValueError(
