@@ -45,6 +45,23 @@ def test_s9_a_loop_that_clips_what_is_gone_is_told(method):
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
 
 
+@pytest.mark.parametrize("method", ["badam", "hft", "blockllm"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_all_that_is_trained_now_is_clipped_over_the_models_parameters_or_what_is_trainable(method, whole):
+    model = build_model()
+    optimizer = subject(method).build(model)
+    chosen = set()
+    for step in range(6):
+        optimizer.backward(loss_of(model, step))
+        nn.utils.clip_grad_norm_(model.parameters() if whole else optimizer.trainable, 1e-6)
+        left = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+        assert 0 < left <= 1.001e-6
+        chosen.add(frozenset(name for name, p in model.named_parameters() if p.grad is not None))
+        optimizer.step()
+        optimizer.zero_grad()
+    assert len(chosen) > 1  # so a list that was made once would have been out of date
+
+
 @pytest.mark.parametrize(
     ("method", "more"), [("lomo", {}), ("adamw", {"in_backward": True}), ("lomo", {"clip_norm": 1.0})]
 )
