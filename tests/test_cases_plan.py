@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 import transformers
-from plan_models import at_peak, blueprint, folder
+from plan_models import at_peak, blueprint, folder, maxima
 from test_cli import call
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -201,6 +201,22 @@ def test_w1_experts_in_float32_are_planned_without_values(method, tmp_path, capf
     planned, metered = (simulate(b, method, values, b.depth, device=d) for d in (None, "cpu"))
     assert at_peak(planned) == at_peak(metered)
     assert not capfd.readouterr().err
+
+
+CONVBERT = {"model_type": "convbert", "embedding_size": 32, "head_ratio": 2, "conv_kernel_size": 3, **SMALL}
+PHI3 = {"model_type": "phi3", "num_key_value_heads": 2, "pad_token_id": 0, **SMALL}
+
+
+@pytest.mark.parametrize(("method", "dtype", "given"), [
+    ("sgd", "float32", CONVBERT),  # the backward pass of `unfold` leaves a small tensor in the memory of a larger one
+    ("qlora", "bfloat16", PHI3),  # the tables of NF4's values aren't the step's
+], ids=["convbert", "phi3"])  # fmt: skip
+def test_w1_temporaries_are_planned_to_the_byte(method, dtype, given, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(given))
+    b = Blueprint(Workload(str(tmp_path), 2, 8, dtype, device="cpu"))
+    values = method_values(b, method, {})
+    planned, metered = (simulate(b, method, values, b.depth, device=d) for d in (None, "cpu"))
+    assert maxima(planned) == maxima(metered) and at_peak(planned) == at_peak(metered)
 
 
 def test_w1_a_model_without_a_number_of_positions_has_no_longest_sequence_of_its_own(tmp_path):

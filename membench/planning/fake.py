@@ -15,6 +15,8 @@ _DEVICE = torch.ops.prim.device.default
 _GROUPED = torch.ops.aten._grouped_mm.default  # of experts
 _LAYER_NORM = torch.ops.aten.native_layer_norm.default
 _VIEW, _UNSAFE_VIEW = torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default  # one below autograd
+# of `fold` and `unfold`: their kernels make a tensor like the input, and give it another shape
+_RESIZED = {torch.ops.aten.col2im.default, torch.ops.aten.im2col.default}
 _META = torch.device("meta")
 _BY_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
@@ -83,6 +85,10 @@ class QuickFakeTensorMode(FakeTensorMode):
             normalized: Any = super().dispatch(func, types, args, kwargs)
             with self:
                 return (normalized[0], *(statistics.float() for statistics in normalized[1:]))
+        if func in _RESIZED:
+            made: Any = super().dispatch(func, types, args, kwargs)
+            with self:
+                return made.new_empty(max(args[0].numel(), made.numel()))[: made.numel()].view(made.shape)
         if not _is_view(func) or not isinstance(args[0], FakeTensor):
             return super().dispatch(func, types, args, kwargs)
         with in_kernel_invocation_manager(self):

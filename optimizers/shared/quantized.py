@@ -65,8 +65,8 @@ class Constant:
 
     def on(self, like: Tensor) -> Tensor:
         """The tensor on the device of `like`. A GPU keeps it: a copy from the host waits for all queued work."""
-        if not has_values(like):  # one element stands in for all
-            return torch.empty(1, dtype=self._dtype, device=like.device).expand(self._array.shape)
+        if not has_values(like):  # fake codes look up no values; and no meter sees the array either
+            return torch.empty(0, dtype=self._dtype, device=like.device)
         if like.is_cpu:
             return torch.from_numpy(self._array)
         if like.device not in self._on_gpu:
