@@ -16,6 +16,7 @@ from optimizers.contract import TinyTransformer, build_model, loss_of, train
 from optimizers.scale import columns_and_head
 from optimizers.shared.adapters import adapted_modules, find_targets
 from optimizers.shared.blocks import shuffled
+from optimizers.shared.dense_blocks import partitions
 from optimizers.shared.matrices import layer_matrices
 
 # ---- adapted is what was asked for
@@ -342,6 +343,27 @@ def test_biases_and_rates_of_two_dimensions_neither_decay_nor_count_as_matrices(
     assert decayed and not decayed & set(some)
     matrices, (columns, _) = layer_matrices(model), columns_and_head(model)
     assert matrices and not set(some.values()) & {*matrices, *columns}
+
+
+FUSED = {  # of an expert's matrices, which dimension takes the input
+    "mixtral": (MIXTURES["mixtral"], 2),
+    "gpt-oss": (lambda: config(transformers.GptOssConfig, **STACKED), 1),
+    "llama4": (lambda: config(transformers.Llama4TextConfig, **{**STACKED, "num_experts_per_tok": 1}), 1),
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_a_column_of_scale_and_a_block_of_adam_mini_are_an_experts_output_whichever_way_its_matrix_lies(name):
+    make, inputs = FUSED[name]
+    model = build(make())
+    experts = next(module for module in model.modules() if "Experts" in type(module).__name__)
+    summed, partition = columns_and_head(model)[0], partitions(model)
+    for own, p in experts.named_parameters(recurse=False):
+        if p.dim() == 3:
+            outputs = p.numel() // p.shape[inputs]
+            assert (summed[p], partition[p].averaged, partition[p].blocks) == ((inputs,), (inputs,), outputs), own
+        else:
+            assert partition[p].blocks == p.numel(), own  # of a bias each entry
 
 
 class Experts(nn.Module):

@@ -94,7 +94,8 @@ def _collect(
     for own, p in module.named_parameters(recurse=False):
         if p not in found:
             part = name if own == "weight" else own
-            found[p] = _vector(own, p) if p.dim() < 2 else _matrix(module, part, p, attention, config)
+            is_vector = p.dim() < 2 or "bias" in own  # experts have their biases in one tensor
+            found[p] = _vector(own, p) if is_vector else _matrix(module, part, p, attention, config)
     for child_name, child in module.named_children():
         _collect(child, child_name, attention, config, found)
 

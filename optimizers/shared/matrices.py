@@ -79,8 +79,12 @@ def input_dims(module: nn.Module, p: Tensor) -> tuple[int, ...]:
     """The input dimensions of a matrix (or larger tensor) of `module`; the others are output dimensions."""
     if isinstance(module, _ConvNd):
         return tuple(range(1, p.dim()))
-    # transformers' Conv1D is a linear module with its weight transposed
-    return (0,) if type(module).__name__ == "Conv1D" else (p.dim() - 1,)
+    return (p.dim() - (2 if _is_transposed(module) else 1),)
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    """Are its matrices (in, out)? transformers' Conv1D is a linear module that has them so; some experts say it."""
+    return type(module).__name__ in ("Conv1D", "Llama4TextExperts") or getattr(module, "is_transposed", False) is True
 
 
 def adamw_on_the_rest(
