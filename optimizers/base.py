@@ -598,4 +598,4 @@ def _set_gradient_dtypes(dtypes: dict[nn.Parameter, torch.dtype | None]) -> None
 
 
 def _copy(value: Any, device: torch.device) -> Any:
-    return value.detach().to(device, copy=True) if torch.is_tensor(value) else value
+    return value.detach().to(device, copy=True) if torch.is_tensor(value) else copy.deepcopy(value)

@@ -423,6 +423,28 @@ def test_the_matrices_of_experts_in_one_tensor_are_trained_as_if_each_had_its_ow
     assert one.state_bytes() == several.state_bytes()
 
 
+@pytest.mark.parametrize("method", ["galore", "fira", "apollo"])
+def test_a_state_of_experts_can_be_loaded_again_after_training_went_on_from_it(method):
+    generator = torch.Generator().manual_seed(0)
+    stack, *gradients = torch.randn(6, 3, 6, 4, generator=generator)
+    model, _ = of_experts(stack)
+    optimizer = optimizers.create(method, model, lr=0.1, **LOW_RANK)
+    experts = model.layers[0].gate_up_proj
+
+    def trained(saved):
+        experts.data = stack.clone()
+        optimizer.load_state_dict(saved)
+        for g in gradients:
+            experts.grad = g.clone()
+            optimizer.step()
+        return experts.detach().clone()
+
+    saved = copy.deepcopy(optimizer.state_dict())
+    once = trained(saved)
+    saved = copy.deepcopy(optimizer.state_dict())
+    assert not torch.equal(trained(saved), once) and torch.equal(trained(saved), trained(saved))
+
+
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_weights_that_layers_share_as_zambas_do_stay_as_they_are_and_the_others_are_adapted(method):
     model = build_model()
