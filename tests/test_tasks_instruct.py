@@ -435,6 +435,14 @@ def test_packing_is_refused_of_models_that_count_positions_by_their_mask(config,
         create(data, model=path, sequence_length=600, options={"packing": True})
 
 
+def test_packing_is_refused_of_a_model_that_takes_no_mask_of_pairs(tmp_path):
+    config = transformers.OpenAIGPTConfig(vocab_size=1100, n_embd=32, n_layer=2, n_head=4, n_positions=600)
+    path = folder(tmp_path / "model", transformers.AutoModelForCausalLM.from_config(config), letters())
+    data = write(tmp_path, [{"prompt": "a", "completion": "bc"[n % 2]} for n in range(40)], "rows.jsonl")
+    with pytest.raises(ValueError, match=r"\(openai-gpt\) takes no mask of each pair of tokens, .*: leave the option"):
+        create(data, model=path, sequence_length=600, options={"packing": True})
+
+
 # ---- packing and cutting
 
 

@@ -117,6 +117,11 @@ class LanguageModel:
                 f"{name} ({config.model_type}) counts positions by its mask (ALiBi), which that of packed texts does "
                 "not tell: leave the option packing out"
             )
+        if not _takes_pairs(model):
+            raise ValueError(
+                f"{name} ({config.model_type}) takes no mask of each pair of tokens, which keeps packed texts apart: "
+                "leave the option packing out"
+            )
         window = min((size for one in WINDOWS if isinstance(size := getattr(config, one, None), int)), default=longest)
         if window < longest and set(kinds) != {"full_attention"}:
             raise ValueError(
@@ -247,6 +252,22 @@ def inputs(batch: Batch, dtype: torch.dtype) -> Batch:
     allowed = own.tril()[:, None]
     mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
     return {**batch, "attention_mask": mask}
+
+
+def _takes_pairs(skeleton: nn.Module) -> bool:
+    """Does a model take `inputs` of packed texts? False if it fails with them, and not with a plain text."""
+    ids = torch.zeros(1, 2, dtype=torch.int64, device="meta")
+
+    def runs(**given: Tensor) -> bool:
+        try:
+            skeleton(**given, use_cache=False)
+        except Exception:  # whatever a model, or what can't do without values, raises
+            return False
+        return True
+
+    with torch.no_grad(), quiet():
+        packed = inputs({"input_ids": ids, "position_ids": ids}, _dtype(skeleton))
+        return runs(**packed) or not runs(input_ids=ids, attention_mask=torch.ones_like(ids))
 
 
 def loss(model: nn.Module, batch: Batch) -> Tensor:
