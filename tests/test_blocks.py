@@ -136,11 +136,21 @@ class WithHeads(nn.Module):
 
 @pytest.mark.parametrize("method", ["badam", "blockllm", "lisa", "lora", "galore", "muon"])
 def test_a_sequential_that_outweighs_the_lists_is_said_not_to_be_of_layers(method):
-    words = (
-        r"only heads\.0 and .* an nn\.ModuleList \(40 weights\) .*; body\.0 and .* an nn\.Sequential \(192 weights\)"
-    )
+    words = r"only heads\.0 and the like \(40 weights\) .*; body\.0 and .* an nn\.Sequential \(192 weights\)"
     with pytest.warns(UserWarning, match=words):
         create(method, WithHeads()).finish()
+
+
+def test_a_list_of_single_modules_is_of_layers_unless_another_has_layers_with_parts():
+    model = build_model()
+    layers = [f"layers.{n}" for n in range(3)]
+    model.projections = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))  # as Gemma 3n has
+    assert list(find_layers(model)) == layers
+    model.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+    assert list(find_layers(model)) == [*layers, *(f"projections.{n}" for n in range(3))]
+    model.projections, model.layers = nn.ModuleList([nn.Sequential(nn.Linear(2, 2))]), model.projections
+    with pytest.warns(UserWarning, match=r"only projections\.0 .*; layers\.0 and .* nn\.ModuleList \(816 "):
+        split_into_blocks(model)
 
 
 @pytest.mark.parametrize("change", ["frozen", "small", "around"])

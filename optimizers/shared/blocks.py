@@ -22,7 +22,7 @@ def split_into_blocks(
     """The blocks of a model, in the order of its modules: name -> parameters that require gradients.
 
     Each is in one block: what several layers share is in that of the first. The layers are the members of the model's
-    outermost `nn.ModuleList`s (of its `nn.Sequential`s, if it has no list).
+    outermost `nn.ModuleList`s (of its `nn.Sequential`s, if it has no list); see `find_layers`.
 
     Args:
         model: any model with its layers in lists.
@@ -67,13 +67,17 @@ def without(blocks: Blocks, left_out: Collection[nn.Parameter]) -> Blocks:
 def find_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The members of the model's outermost lists of layers, by their full names.
 
+    A list of single modules isn't of layers beside one whose members have parts: Gemma 3n's `altup_projections`, heads.
+
     Raises:
         ValueError: there is no `nn.ModuleList` and no `nn.Sequential`.
     """
-    for container in (nn.ModuleList, nn.Sequential):
-        layers = _members(model, container, "")
-        if layers:
-            return layers
+    listed = _members(model, nn.ModuleList, "")
+    of_parts = {name.rpartition(".")[0] for name, member in listed.items() if any(True for _ in member.children())}
+    layers = {name: member for name, member in listed.items() if name.rpartition(".")[0] in of_parts}
+    found = layers or listed or _members(model, nn.Sequential, "")
+    if found:
+        return found
     raise ValueError(
         f"{type(model).__name__} has no layers to make blocks of: put them in an nn.ModuleList (or an nn.Sequential)"
     )
@@ -92,22 +96,23 @@ def _members(module: nn.Module, container: type[nn.Module], prefix: str) -> dict
 
 
 def warn_of_layers_elsewhere(model: nn.Module) -> None:
-    """Say it if more trainable weights are in `nn.Sequential`s than in the lists: these may be the layers that are
-    meant, but count as what comes before, between or after layers."""
+    """Say it if more trainable weights are in other lists, or in `nn.Sequential`s, than in those of the layers: these
+    may be the layers that are meant, but count as what comes before, between or after layers."""
     layers = find_layers(model)
     inside = {p for layer in layers.values() for p in layer.parameters()}
-    sequences = {n: m for n, m in _members(model, nn.Sequential, "").items() if inside.isdisjoint(m.parameters())}
-    count, others = (
-        sum(p.numel() for p in params if p.requires_grad)
-        for params in (inside, {p for module in sequences.values() for p in module.parameters()})
-    )
-    if others > count:
-        warnings.warn(
-            f"of {type(model).__name__} only {next(iter(layers))} and what else is in an nn.ModuleList ({count:,} "
-            f"weights) are treated as layers; {next(iter(sequences))} and what else is in an nn.Sequential ({others:,} "
-            "weights) aren't: put the layers, and nothing else, into an nn.ModuleList",
-            stacklevel=2,
+    for container in (nn.ModuleList, nn.Sequential):
+        elsewhere = {n: m for n, m in _members(model, container, "").items() if inside.isdisjoint(m.parameters())}
+        count, others = (
+            sum(p.numel() for p in params if p.requires_grad)
+            for params in (inside, {p for module in elsewhere.values() for p in module.parameters()})
         )
+        if others > count:
+            warnings.warn(
+                f"of {type(model).__name__} only {next(iter(layers))} and the like ({count:,} weights) are "
+                f"treated as layers; {next(iter(elsewhere))} and what else is in an nn.{container.__name__} "
+                f"({others:,} weights) aren't: put the layers, and nothing else, into an nn.ModuleList",
+                stacklevel=2,
+            )
 
 
 def outside_layers(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
