@@ -35,7 +35,8 @@ class Fira(GaLore):
         weight_decay: decoupled; for tensors of two or more dimensions, biases excepted.
         betas, eps: as in Adam; eps is added after the bias correction, as torch does.
         rank: r; at most the shorter side of a matrix is used.
-        update_every: T, how many updates of a matrix share a subspace; the first update chooses one.
+        update_every: T, how many updates of a matrix share a subspace; the first one chooses it, unless its gradient is
+            zero: then the next does.
         scale: alpha, of the part in the subspace.
         svd: "randomized", or "exact": a full SVD, tens of times slower.
         in_backward: update inside the backward pass, so that only one gradient exists at a time.
@@ -97,7 +98,7 @@ class Fira(GaLore):
         projected = 0 if "left" in subspace else 1
         of_step, of_low_rank = (norm_of(t, dim=projected, keepdim=True) for t in (step, low_rank))
         rest = left_out(g, low_rank, subspace).mul_(of_step / (of_low_rank + 1e-8))
-        norm = norm_of(rest) / bias_correction(group, state["updates"])
+        norm = norm_of(rest) / bias_correction(group, max(1, state["updates"]))  # 0 if all gradients were zero
         rest.mul_(-group["lr"] * limit_growth(state, norm))
         add_back(rest, step, subspace, 1.0, group["lr"] * self.scale)
         for weights, place in decayed(matrix.weights, group):

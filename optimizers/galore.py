@@ -25,6 +25,7 @@ from optimizers.shared.projections import (
 )
 from optimizers.shared.rounding import generator
 from optimizers.shared.saved_states import check_same_settings
+from optimizers.shared.sharded import has_values
 from optimizers.shared.subspace import exact_vectors, randomized_vectors
 
 PROJECTIONS = ("std", "reverse_std", "left", "right", "full")
@@ -52,7 +53,8 @@ class GaLore(MemoryEfficientOptimizer):
         weight_decay: decoupled, not scaled by `scale`; for tensors of two or more dimensions, biases excepted.
         betas, eps: as in Adam; eps is added after the bias correction, as torch does.
         rank: r; at most the shorter side of a matrix is used.
-        update_every: T, how many updates of a matrix share a subspace; the first update chooses one.
+        update_every: T, how many updates of a matrix share a subspace; the first one chooses it, unless its gradient is
+            zero: then the next does.
         scale: alpha.
         projection: "std" projects the rows of a matrix that is wider than it is high and the columns of any other;
             "reverse_std" does the reverse; "left" always projects the rows, "right" always the columns; "full" both,
@@ -153,9 +155,14 @@ class GaLore(MemoryEfficientOptimizer):
         p, state = matrix.weights, matrix.state
         g = matrix.gradient.to(p.dtype)
         state.setdefault("updates", 0)
-        if self._is_due(state):
+        due = self._is_due(state)
+        waits = due and has_values(g) and not g.any()  # an expert had no tokens: its next gradient will choose
+        if due and not (waits and _has_subspace(state)):
             self._choose_subspace(p, g, state, matrix.key)
-        state["updates"] += 1
+        if not waits:
+            state["updates"] += 1
+        elif self.lazy:
+            state["due"] = state["updates"]
         subspace = self._subspace(p, state)
         low_rank = project(g, subspace)
         step = torch.zeros_like(low_rank)  # becomes -N: what AdamW makes of zero weights at a rate of 1
@@ -181,7 +188,7 @@ class GaLore(MemoryEfficientOptimizer):
             add_back(p, step, subspace, decay, rate)
 
     def _is_due(self, state: dict[str, Any]) -> bool:
-        if not {"left", "right"} & state.keys():
+        if not _has_subspace(state):
             return True
         updates = state["updates"]
         return updates >= state["due"] if self.lazy else updates % self.update_every == 0
@@ -190,7 +197,8 @@ class GaLore(MemoryEfficientOptimizer):
         return kept_subspace(state, self.projection_bits, p, min(self.rank, *p.shape))
 
     def _choose_subspace(self, p: Tensor, g: Tensor, state: dict[str, Any], key: tuple[int, ...]) -> None:
-        before = first_vector(self._subspace(p, state)) if self.lazy else None
+        chosen_before = self.lazy and state["updates"]
+        before = first_vector(self._subspace(p, state)) if chosen_before else None
         drop_subspace(state)
         left, right = sides(self.projection, *p.shape)
         rank = min(self.rank, *p.shape)
@@ -203,3 +211,7 @@ class GaLore(MemoryEfficientOptimizer):
         now = first_vector(chosen) if self.lazy else None
         if now is not None:
             note_choice(state, before, now, self.update_every)
+
+
+def _has_subspace(state: dict[str, Any]) -> bool:
+    return not state.keys().isdisjoint(SIDES)

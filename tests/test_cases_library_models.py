@@ -423,6 +423,26 @@ def test_the_matrices_of_experts_in_one_tensor_are_trained_as_if_each_had_its_ow
     assert one.state_bytes() == several.state_bytes()
 
 
+@pytest.mark.parametrize(("method", "given"), [("galore", {}), ("galore", {"lazy": True}), ("fira", {})], ids=str)
+@pytest.mark.parametrize("without", [1, 2, 4])  # subspaces are due at updates 1 and 4
+def test_an_expert_without_tokens_chooses_its_subspace_by_its_next_gradient(method, given, without):
+    generator = torch.Generator().manual_seed(0)
+    model, _ = of_experts(torch.zeros(3, 20, 12))
+    optimizer = optimizers.create(method, model, lr=0.1, **LOW_RANK, **given)
+    experts = model.layers[0].gate_up_proj
+    first, second = (torch.randn(20, 2, generator=generator) @ torch.randn(2, 12, generator=generator) for _ in "12")
+    for number in range(1, 6):
+        gradient = first if number < 4 else second  # of rank 2
+        experts.grad = torch.stack([gradient, torch.zeros_like(gradient) if number == without else gradient, gradient])
+        optimizer.step()
+        right = optimizer.state[experts]["right"]
+        if number in (3, 5):  # each has chosen of the first gradient, or of the second
+            kept = gradient @ right.mT @ right
+            torch.testing.assert_close(kept, gradient.expand_as(kept), rtol=1e-4, atol=1e-4)
+    if "lazy" in given:  # two choices each, compared once
+        assert [len(cosines) for cosines in optimizer.state[experts]["cosines"]] == [1, 1, 1]
+
+
 @pytest.mark.parametrize("method", ["galore", "fira", "apollo"])
 def test_a_state_of_experts_can_be_loaded_again_after_training_went_on_from_it(method):
     generator = torch.Generator().manual_seed(0)

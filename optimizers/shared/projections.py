@@ -114,9 +114,10 @@ def note_choice(state: State, before: Tensor | None, now: Tensor, update_every: 
     A vector and its opposite span the same subspace, so their cosine counts as 1: a decomposition gives either.
     """
     state.setdefault("interval", update_every)
+    state.setdefault("cosines", [])
     if before is not None and has_values(now):
         cosine = F.cosine_similarity(before.float(), now.float(), dim=0).abs().item()
-        state["cosines"] = cosines = [*state.get("cosines", ()), cosine][-COSINES:]
+        state["cosines"] = cosines = [*state["cosines"], cosine][-COSINES:]
         if len(cosines) == COSINES and sum(cosines) / COSINES >= STABLE:
             state["interval"] *= 2
     state["due"] = state["updates"] + state["interval"]
