@@ -282,7 +282,7 @@ def test_clipping_is_refused_by_loop_and_trainer(tmp_path):
 
 
 def test_the_trainer_accumulates_and_logs_the_loss(tmp_path):
-    given = {"max_steps": 3, "learning_rate": 1e-4}
+    given = {"max_steps": 3}
     whole = build_trainer(MethodTrainer, "mezo", tmp_path / "1", per_device_train_batch_size=8, **given)
     parts = build_trainer(MethodTrainer, "mezo", tmp_path / "2", gradient_accumulation_steps=2, **given)
     for trainer in (whole, parts):
