@@ -79,6 +79,7 @@ def _row_order(row: tuple[str, dict[Key, Record]]) -> tuple[bool, float, str]:
 def group(records: list[Record]) -> list[Setup]:
     """Sort records into set-ups, in the order in which these first appear."""
     groups: list[tuple[dict[str, Any], list[Record]]] = []
+    records = _with_one_name_of_data(records)
     version = _versions(records)
     for record in sorted(records, key=_unknowns):
         conditions = {**_conditions(record), "version": version(record)}
@@ -88,6 +89,21 @@ def group(records: list[Record]) -> list[Setup]:
         else:
             members.append(record)
     return [_setup(known, part) for known, members in groups for part in _split_by_steps(members)]
+
+
+def _with_one_name_of_data(records: list[Record]) -> list[Record]:
+    """The same data are the same under any name: a folder that was moved or renamed has its latest name in all."""
+
+    def content(run: Record) -> Hashable:
+        return run["task"], run["environment"].get("data_sha256") or ("", run["training"]["data"])
+
+    names = {content(run): run["training"]["data"] for run in sorted(records, key=created)}
+    return [
+        run
+        if run["training"]["data"] == (name := names[content(run)])
+        else {**run, "training": {**run["training"], "data": name}}
+        for run in records
+    ]
 
 
 def _conditions(record: Record) -> dict[str, Any]:

@@ -59,6 +59,16 @@ def test_tasks_have_data_of_their_own_and_what_is_unknown_splits_nothing():
     assert ("headline accuracy", {"adamw", "badam"}) in _setups([*runs, unknown, older])
 
 
+def test_a_folder_that_was_renamed_holds_the_same_data():
+    before = make_record(training__data="data/old", **{**NOW, "environment__created": "2026-11-27"})
+    after = make_record(method="badam", training__data="data/new", **NOW)
+    (setup,) = json.loads(tables.render([before, after], "json"))["setups"]
+    assert setup["conditions"]["data"] == "data/new"  # as it is called now
+    assert {row["method"] for row in setup["summary"]} == {"adamw", "badam"}
+    edited = make_record(method="lora", training__data="data/old", **{**NOW, "environment__data_sha256": "edited"})
+    assert len(_setups([before, after, edited])) == 2
+
+
 def test_older_runs_of_several_tasks_stay_together():
     def made(created, **changes):
         given = {**NOW, "environment__created": created, **changes}

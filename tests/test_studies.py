@@ -98,7 +98,13 @@ def test_the_pages_show_what_the_records_hold():
 def test_plots_of_two_data_sets_have_files_of_their_own():
     study = next(one for one in pages.all_studies() if one.name == "instruct")
     made = [
-        {**one, "training": {**one["training"], "data": data}} for data in ("a.json", "b.json") for one in study.finals
+        {
+            **one,
+            "training": {**one["training"], "data": data},
+            "environment": {**one["environment"], "data_sha256": data},
+        }
+        for data in ("a.json", "b.json")
+        for one in study.finals
     ]
     both = study._replace(finals=[one for one in made if one["headline"] == "perplexity"])
     (first, files), (second, others) = pages.draw(both).items()
