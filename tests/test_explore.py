@@ -4,7 +4,9 @@ import json
 import random
 import re
 import time
+from base64 import b64encode
 from functools import cache
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
@@ -34,7 +36,8 @@ from reports.page import fit
 from reports.parts import shown as shown_parts
 from tasks.models.source import CONFIGURATIONS
 
-SHIPPED = Path(__file__).resolve().parent.parent / "docs" / "fit.html"
+HERE = Path(__file__).resolve().parent
+SHIPPED = HERE.parent / "docs" / "fit.html"
 METHODS = ("adamw", "badam", "galore", "lora")
 needs_chromium = pytest.mark.skipif(browser.CHROMIUM is None, reason="needs a Chromium on the path")
 
@@ -384,6 +387,13 @@ def test_the_shipped_page_is_small_and_not_stale(shipped):
     assert row["reserved"] == needed["peak_reserved_bytes"]
     choice = fit.Choice(shipped["models"][0], setting, 1, setting["first"], shipped["cards"][0])
     assert fit.need(shipped, choice, row).peak == needed["peak_allocated_bytes"]
+
+
+def test_the_shipped_pages_script_is_the_one_that_its_policy_lets_run():
+    html = SHIPPED.read_text(encoding="utf-8")
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    assert f"script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" in html
+    assert (HERE.parent / "reports" / "page" / "fit.js").read_text(encoding="utf-8").strip() in script
 
 
 @needs_chromium
