@@ -83,7 +83,7 @@ class APOLLO(MemoryEfficientOptimizer):
         self.rank = 1 if rank is None and scale_type == "tensor" else rank
         self.scale = SCALES[scale_type] if scale is None else scale
         self.update_every, self.scale_type, self.seed = update_every, scale_type, seed
-        self._matrices: dict[Tensor, int] = {p: number for number, p in enumerate(layer_matrices(model))}
+        self._matrices = layer_matrices(model)
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(model, defaults, in_backward=in_backward)
 

@@ -86,18 +86,12 @@ class Fira(GaLore):
         return {**super().expected_of_matrix(p, rows, columns, saved), "norm": norm}
 
     def _apply(
-        self,
-        matrix: Matrix,
-        g: Tensor,
-        low_rank: Tensor,
-        step: Tensor,
-        subspace: dict[str, Tensor],
-        group: dict[str, Any],
+        self, matrix: Matrix, low_rank: Tensor, step: Tensor, subspace: dict[str, Tensor], group: dict[str, Any]
     ) -> None:
         state = matrix.state
         projected = 0 if "left" in subspace else 1
         of_step, of_low_rank = (norm_of(t, dim=projected, keepdim=True) for t in (step, low_rank))
-        rest = left_out(g, low_rank, subspace).mul_(of_step / (of_low_rank + 1e-8))
+        rest = left_out(matrix.gradient, low_rank, subspace).mul_(of_step / (of_low_rank + 1e-8))
         norm = norm_of(rest) / bias_correction(group, max(1, state["updates"]))  # 0 if all gradients were zero
         rest.mul_(-group["lr"] * limit_growth(state, norm))
         add_back(rest, step, subspace, 1.0, group["lr"] * self.scale)

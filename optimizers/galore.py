@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -113,7 +114,7 @@ class GaLore(MemoryEfficientOptimizer):
         self.rank, self.update_every, self.scale = rank, update_every, scale
         self.projection, self.svd, self.seed = projection, svd, seed
         # of the matrices that are projected
-        self._matrices: dict[Tensor, int] = {p: number for number, p in enumerate(layer_matrices(model))}
+        self._matrices = layer_matrices(model)
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(model, defaults, in_backward=in_backward)
 
@@ -152,8 +153,7 @@ class GaLore(MemoryEfficientOptimizer):
         return {**state, "updates": 0}
 
     def _update_matrix(self, matrix: Matrix, group: dict[str, Any]) -> None:
-        p, state = matrix.weights, matrix.state
-        g = matrix.gradient.to(p.dtype)
+        p, state, g = matrix.weights, matrix.state, matrix.gradient.to(matrix.weights.dtype)
         state.setdefault("updates", 0)
         due = self._is_due(state)
         waits = due and has_values(g) and not g.any()  # an expert had no tokens: its next gradient will choose
@@ -167,18 +167,12 @@ class GaLore(MemoryEfficientOptimizer):
         low_rank = project(g, subspace)
         step = torch.zeros_like(low_rank)  # becomes -N: what AdamW makes of zero weights at a rate of 1
         self.adamw_inside.update([state], [step], [low_rank], {**group, "lr": 1.0, "weight_decay": 0.0}, ())
-        self._apply(matrix, g, low_rank, step, subspace, group)
+        self._apply(replace(matrix, gradient=g), low_rank, step, subspace, group)
 
     def _apply(
-        self,
-        matrix: Matrix,
-        g: Tensor,
-        low_rank: Tensor,
-        step: Tensor,
-        subspace: dict[str, Tensor],
-        group: dict[str, Any],
+        self, matrix: Matrix, low_rank: Tensor, step: Tensor, subspace: dict[str, Tensor], group: dict[str, Any]
     ) -> None:
-        """Move a matrix by `step` (-N), which came from R (`low_rank`), a projection of its gradient `g`."""
+        """Move a matrix by `step` (-N), which came from R (`low_rank`), a projection of its gradient."""
         p = matrix.weights
         decay, rate = 1.0 - group["lr"] * group["weight_decay"], group["lr"] * self.scale
         if self.adamw.stochastic_rounding and p.dtype is torch.bfloat16:

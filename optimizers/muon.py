@@ -92,7 +92,7 @@ class Muon(MemoryEfficientOptimizer):
         self.nesterov, self.coefficients, self.ns_steps = nesterov, tuple(ns_coefficients), ns_steps
         self.dtype = DTYPES[ns_dtype]
         self.adjust_lr_fn, self.adamw_lr = adjust_lr_fn, adamw_lr
-        self._matrices: dict[Tensor, int] = {p: number for number, p in enumerate(layer_matrices(model))}
+        self._matrices = layer_matrices(model)
         defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas, "eps": eps}
         super().__init__(model, defaults, in_backward=in_backward)
 

@@ -69,7 +69,7 @@ class SinkGD(MemoryEfficientOptimizer):
         check_positive("scale", scale)
         check_positive("adamw_lr", adamw_lr)
         self.iterations, self.scale, self.adamw_lr = iterations, scale, adamw_lr
-        self._matrices: dict[Tensor, int] = {p: number for number, p in enumerate(layer_matrices(model))}
+        self._matrices = layer_matrices(model)
         defaults = {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps}
         super().__init__(model, defaults, in_backward=in_backward)
 

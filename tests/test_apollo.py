@@ -35,7 +35,7 @@ def give_gradients(*models, seed, size=1.0):
 ], ids=["apollo", "mini"])  # fmt: skip
 def test_with_the_same_projections_it_equals_the_authors_package(given, monkeypatch):
     ours, theirs = build_model(), build_model()
-    projected = layer_matrices(theirs)
+    projected = list(layer_matrices(theirs))
     rest = [p for p in theirs.parameters() if not any(p is q for q in projected)]
     settings = {"update_proj_gap": 4, "proj": "random", "proj_type": "std"}
     import apollo_torch  # it takes seconds

@@ -26,7 +26,7 @@ def gradient(shape, step):
 def test_with_alpha_1_and_exact_svd_it_equals_the_authors_package_over_two_subspace_changes():
     fira = pytest.importorskip("fira")
     ours, theirs = build_model(), build_model()
-    projected = layer_matrices(theirs)
+    projected = list(layer_matrices(theirs))
     rest = [p for p in theirs.parameters() if not any(p is q for q in projected)]
     settings = {"rank": 4, "update_proj_gap": 4, "alpha": 1.0, "proj_type": "std"}
     peer = fira.FiraAdamW([{"params": projected, **settings}, {"params": rest}], lr=1e-3, eps=1e-12)

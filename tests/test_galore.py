@@ -43,7 +43,7 @@ def test_exact_svd_equals_the_authors_package_over_two_subspace_changes(projecti
     # and with it the smallest gradient, is large, and the rate small.
     settings = {"lr": 1e-3, "weight_decay": weight_decay, "eps": 1e-12}
     galore = GaLore(ours, **settings, rank=4, update_every=8, scale=0.5, projection=projection, svd="exact")
-    projected = layer_matrices(theirs)
+    projected = list(layer_matrices(theirs))
     rest = [p for p in theirs.parameters() if not any(p is q for q in projected)]
     reference = galore_torch.GaLoreAdamW(
         [

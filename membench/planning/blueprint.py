@@ -20,6 +20,7 @@ from transformers.models.auto import modeling_auto
 from membench.planning.layers import kinds, simulated_depths
 from membench.planning.workload import Batch, Workload, make_batch
 from membench.training.activations import set_up_activations
+from optimizers.shared.matrices import expert_tensors
 from optimizers.shared.sharded import has_values
 from tasks.base import Kind
 from tasks.models.damage import said_in_a_sentence
@@ -88,10 +89,8 @@ class Blueprint:
 
     @property
     def fused_weights(self) -> int:
-        """Number of weights in fused experts: tensors of several matrices, other than the kernels of convolutions."""
-        modules = [module for module in self.skeleton.modules() if not isinstance(module, nn.modules.conv._ConvNd)]
-        own = [p for module in modules for p in module.parameters(recurse=False)]
-        return sum(p.numel() for p in own if p.dim() == 3 and len(p) > 1)
+        """Number of weights in fused experts: tensors of several matrices."""
+        return sum(p.numel() for p in expert_tensors(self.skeleton))
 
     @cached_property
     def depths(self) -> tuple[int, ...]:

@@ -39,8 +39,8 @@ class Matrix:
     key: tuple[int, ...]
 
 
-def layer_matrices(model: nn.Module, *, experts: bool = True) -> list[nn.Parameter]:
-    """The two-dimensional weights in the model's layers that require gradients, without embeddings.
+def layer_matrices(model: nn.Module, *, experts: bool = True) -> dict[Tensor, int]:
+    """The two-dimensional weights in the layers that require gradients, without embeddings, each with its number.
 
     Args:
         model: the model.
@@ -49,12 +49,13 @@ def layer_matrices(model: nn.Module, *, experts: bool = True) -> list[nn.Paramet
     warn_of_layers_elsewhere(model)
     embeddings = {p for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     inside = {p: name for layer in find_layers(model).values() for name, p in layer.named_parameters()}
-    fused = set(_of_experts(model)) if experts else set()
+    fused = set(expert_tensors(model)) if experts else set()
     weights = [p for p, name in inside.items() if is_weight(name, p) and p.requires_grad]
-    return [p for p in weights if (p.dim() == 2 and p not in embeddings) or p in fused]
+    found = [p for p in weights if (p.dim() == 2 and p not in embeddings) or p in fused]
+    return {p: number for number, p in enumerate(found)}
 
 
-def _of_experts(model: nn.Module) -> Iterator[nn.Parameter]:
+def expert_tensors(model: nn.Module) -> Iterator[nn.Parameter]:
     """Tensors (experts, m, n), recognised by the type of their module, as attention is."""
     for module in model.modules():
         if "expert" in type(module).__name__.lower():
