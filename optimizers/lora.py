@@ -109,6 +109,7 @@ class LoRA(MemoryEfficientOptimizer):
     trains = "r (m + n) new weights for each linear module (m, n) of the layers (lora-fa: r m; vera: m + r)"
     keeps = "8 B per trained weight (12 B with an fp32 master), and the new weights (vera: r (m + n) shared ones too)"
     excludes = "weights outside linear modules (fused experts)"
+    only_linear = True
     example = {"lr": 1e-2, "rank": 4}
     added_later: ClassVar[tuple[str, ...]] = ("base", "double_quantization", "kernels")
     adds_parameters = True

@@ -52,6 +52,12 @@ def build_trainer(cls, name, folder, dtype=torch.float32, **more):
     return cls(model=model, args=args, **given)
 
 
+def check_defaults(method, args, expected):
+    trainer = MethodTrainer(model=build_model(), args=args, train_dataset=Sentences(), method=method)
+    trainer.create_optimizer()
+    assert {name: trainer.method.defaults[name] for name in expected} == expected
+
+
 def needs_the_method_trainer(name):
     method = build_method(name, build_model())
     return method.in_backward or method.needs_loss or method.asks_losses
@@ -201,10 +207,7 @@ def test_a_method_by_its_name_is_built_on_the_trainers_model_and_resumes_to_the_
 def test_the_arguments_are_the_methods_defaults_unless_its_name_says_others(
     method, arguments_given, expected, tmp_path
 ):
-    args = arguments(tmp_path, **arguments_given)
-    trainer = MethodTrainer(model=build_model(), args=args, train_dataset=Sentences(), method=method)
-    trainer.create_optimizer()
-    assert {name: trainer.method.defaults[name] for name in expected} == expected
+    check_defaults(method, arguments(tmp_path, **arguments_given), expected)
 
 
 @pytest.mark.parametrize(
@@ -218,10 +221,7 @@ def test_the_arguments_are_the_methods_defaults_unless_its_name_says_others(
     ],
 )
 def test_betas_and_eps_that_nobody_set_are_the_methods_own(method, arguments_given, expected, tmp_path):
-    args = arguments(tmp_path, **arguments_given)
-    trainer = MethodTrainer(model=build_model(), args=args, train_dataset=Sentences(), method=method)
-    trainer.create_optimizer()
-    assert {name: trainer.method.defaults[name] for name in expected} == expected
+    check_defaults(method, arguments(tmp_path, **arguments_given), expected)
 
 
 @pytest.mark.parametrize(

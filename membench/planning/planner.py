@@ -177,11 +177,6 @@ def _carry_out(job: Job) -> Planned:
     return Planned(job, made.without_trace(), limits, advice, gpus_needed=gpus, fits=fits)
 
 
-def _adapts(method: str) -> bool:
-    """Does it adapt linear modules alone?"""
-    return "fused experts" in optimizers.get(method).excludes
-
-
 def cores() -> int:
     return len(os.sched_getaffinity(0)) if "sched_getaffinity" in vars(os) else os.cpu_count() or 1
 
@@ -203,7 +198,7 @@ def row(planned: Planned, blueprint: Blueprint) -> dict[str, Any]:
         "gpus_needed": planned.gpus_needed,
         "formula": paper[0] if paper else None,
         "formula_bytes": paper[1] if paper else None,
-        "fused_weights": blueprint.fused_weights if _adapts(job.method) else 0,
+        "fused_weights": blueprint.fused_weights if optimizers.get(job.method).only_linear else 0,
         "simulated_depths": list(made.depths),
         "modules": made.modules,
     }
