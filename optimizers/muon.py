@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count, check_positive, check_share
 from optimizers.registry import register
 from optimizers.shared.arithmetic import decayed, expected_adam_state
-from optimizers.shared.matrices import Matrix, layer_matrices, update_matrices, with_rate_of_the_rest
+from optimizers.shared.matrices import adamw_on_the_rest, computed_at_once, layer_matrices, with_rate_of_the_rest
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 ADJUSTMENTS = ("original", "match_rms_adamw")
@@ -101,24 +101,26 @@ class Muon(MemoryEfficientOptimizer):
         return with_rate_of_the_rest(super().group_parameters(model, defaults), self._matrices, self.adamw_lr)
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
-        update_matrices(self, self._matrices, params, grads, group, self._update_matrix)
+        for p, g in adamw_on_the_rest(self, self._matrices, params, grads, group):
+            state = self.state[p]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(p)
+            for some in computed_at_once(p):
+                self._update_matrices(p[some], g[some].to(p.dtype), state["momentum_buffer"][some], group)
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
         if p in self._matrices:
             return {"momentum_buffer": torch.empty(p.shape, dtype=p.dtype, device="meta")}
         return expected_adam_state(p, master_weights=False)
 
-    def _update_matrix(self, matrix: Matrix, group: dict[str, Any]) -> None:
-        p, state = matrix.weights, matrix.state
-        g = matrix.gradient.to(p.dtype)
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(p)
-        buffer, momentum = state["momentum_buffer"], group["momentum"]
+    def _update_matrices(self, p: Tensor, g: Tensor, buffer: Tensor, group: dict[str, Any]) -> None:
+        """Update a matrix (m, n), or those of some experts (experts, m, n)."""
+        momentum = group["momentum"]
         buffer.lerp_(g, 1 - momentum)
         x = (g.lerp(buffer, momentum) if self.nesterov else buffer).to(self.dtype, copy=not self.nesterov)
         x = orthogonalize_(x, self.coefficients, self.ns_steps)
         for weights, place in decayed(p, group):
-            weights.add_(x[place], alpha=-group["lr"] * self._scale(*p.shape))
+            weights.add_(x[place], alpha=-group["lr"] * self._scale(*p.shape[-2:]))
 
     def _scale(self, rows: int, columns: int) -> float:
         if self.adjust_lr_fn == "match_rms_adamw":
@@ -127,14 +129,18 @@ class Muon(MemoryEfficientOptimizer):
 
 
 def orthogonalize_(x: Tensor, coefficients: tuple[float, ...], steps: int) -> Tensor:
-    """A matrix (m, n) near U V^T, where `x` = U S V^T, by Newton-Schulz iteration; `x` is overwritten."""
+    """A matrix (m, n) near U V^T, where `x` = U S V^T, by Newton-Schulz iteration; `x` is overwritten.
+
+    Of (experts, m, n) each matrix, with the same bits.
+    """
     a, b, c = coefficients
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x  # (short, long)
-    x.div_(x.norm().clamp(min=EPS))
+    add_product = torch.addmm if x.dim() == 2 else torch.baddbmm
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x  # (short, long)
+    x.div_(torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=EPS))
     for _ in range(steps):
-        gram = x @ x.T  # (short, short)
-        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        gram = x @ x.mT  # (short, short)
+        polynomial = add_product(gram, gram, gram, beta=b, alpha=c)
         del gram
-        x = torch.addmm(x, polynomial, x, beta=a)
-    return x.T if tall else x
+        x = add_product(x, polynomial, x, beta=a)
+    return x.mT if tall else x

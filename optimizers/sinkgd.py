@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from optimizers.base import MemoryEfficientOptimizer, check_count, check_positive
 from optimizers.registry import register
 from optimizers.shared.arithmetic import decayed, expected_adam_state
-from optimizers.shared.matrices import Matrix, layer_matrices, update_matrices, with_rate_of_the_rest
+from optimizers.shared.matrices import adamw_on_the_rest, computed_at_once, layer_matrices, with_rate_of_the_rest
 
 LEAST = 1e-30  # lower bound on a sum of squares, whose mean is 1
 SMALLEST = 1e-20  # lower bound on a gradient's size
@@ -29,7 +29,7 @@ class SinkGD(MemoryEfficientOptimizer):
     Trains everything. Embeddings, head, vectors and tensors of three or more dimensions, but for experts' (each has its
     matrix), get AdamW at a rate of their own, in separate groups. Keeps nothing for a matrix of the layers, two moments
     and a step count (4 bytes) for any other tensor, in the dtype of the weights. Only one fp32 temporary of a matrix's
-    size exists at a time.
+    size, or of some small experts', exists at a time.
 
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.
@@ -78,12 +78,11 @@ class SinkGD(MemoryEfficientOptimizer):
         return with_rate_of_the_rest(super().group_parameters(model, defaults), self._matrices, self.adamw_lr)
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
-        update_matrices(self, self._matrices, params, grads, group, self._update_matrix)
-
-    def _update_matrix(self, matrix: Matrix, group: dict[str, Any]) -> None:
-        step, factors = normalized(matrix.gradient, self.iterations)
-        for weights, place in decayed(matrix.weights, group):
-            weights.addcmul_(step[place], factors[place], value=-group["lr"] * self.scale)
+        for p, g in adamw_on_the_rest(self, self._matrices, params, grads, group):
+            for some in computed_at_once(p):
+                step, factors = normalized(g[some], self.iterations)
+                for weights, place in decayed(p[some], group):
+                    weights.addcmul_(step[place], factors[place], value=-group["lr"] * self.scale)
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
         return {} if p in self._matrices else expected_adam_state(p, master_weights=False)
@@ -93,15 +92,16 @@ def normalized(g: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     """G diag(c) (m, n) and r (m, 1), in fp32, whose product is X; a row or column of zeros stays zero.
 
     Args:
-        g: G (m, n).
+        g: G (m, n); or (experts, m, n), for each of which the same is done.
         iterations: how many times rows, then columns, are normalised.
     """
-    rows, columns = g.shape
+    rows, columns = g.shape[-2:]
     work = g.to(torch.float32, copy=True)
-    size = (work.norm() / math.sqrt(g.numel())).clamp_(min=SMALLEST)
+    norm = torch.linalg.vector_norm(work, dim=(-2, -1), keepdim=True)
+    size = (norm / math.sqrt(rows * columns)).clamp_(min=SMALLEST)
     squares = work.div_(size).square_()  # scaled to size 1, or the squares of a small gradient would underflow
-    of_columns = torch.ones(columns, dtype=work.dtype, device=g.device)  # c^2
+    of_columns = work.new_ones(*g.shape[:-2], columns, 1)  # c^2
     for _ in range(iterations):
         of_rows = (squares @ of_columns).clamp_(min=LEAST).reciprocal_().mul_(columns)  # r^2: rows of norm sqrt(n)
-        of_columns = (squares.t() @ of_rows).clamp_(min=LEAST).reciprocal_().mul_(rows)
-    return torch.mul(g, of_columns.sqrt_(), out=work), of_rows.sqrt_().div_(size)[:, None]
+        of_columns = (squares.mT @ of_rows).clamp_(min=LEAST).reciprocal_().mul_(rows)
+    return torch.mul(g, of_columns.mT.sqrt_(), out=work), of_rows.sqrt_().div_(size)

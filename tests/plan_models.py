@@ -16,10 +16,12 @@ ROBERTA = {"model_type": "roberta", **TINY, "max_position_embeddings": 130, "typ
 GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "vocab_size": 300, "n_positions": 128}
 LARGE_VOCABULARY = {**LLAMA, "vocab_size": 20_000}
 MISTRAL = {**LLAMA, "model_type": "mistral", "max_position_embeddings": 400, "sliding_window": 64}
+MIXTRAL = {**LLAMA, "model_type": "mixtral", "num_local_experts": 5, "num_experts_per_tok": 2}
 MODELS = {
     "llama": LLAMA,
     "large-vocabulary": LARGE_VOCABULARY,
     "mistral": MISTRAL,
+    "mixtral": MIXTRAL,
     "gemma": GEMMA,
     "roberta": ROBERTA,
     "gpt2": GPT2,

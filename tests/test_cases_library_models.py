@@ -1,7 +1,9 @@
 """The library's cases of models: adapted is what was asked for, and blocks are of layers that the loss reaches."""
 
 import copy
+import importlib
 import warnings
+from unittest import mock
 
 import pytest
 import torch
@@ -399,6 +401,7 @@ EXACT = {**LOW_RANK, "svd": "exact"}
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_matrices_of_experts_in_one_tensor_are_trained_as_if_each_had_its_own(method, given, dtype, monkeypatch):
+    monkeypatch.setattr("optimizers.shared.matrices.PIECE", 2 * 6 * 4)  # two experts are computed at once
     for_all = torch.linspace(-1, 1, 12).view(2, 6)  # which expert it is, only its key says
     monkeypatch.setattr(
         "optimizers.apollo.random_projection", lambda rank, length, like, key: for_all[:rank, :length].to(like)
@@ -421,6 +424,17 @@ def test_the_matrices_of_experts_in_one_tensor_are_trained_as_if_each_had_its_ow
         weights = torch.stack([layer.weight for layer in apart.layers])  # LAPACK's last bit depends on alignment
         torch.testing.assert_close(together.layers[0].gate_up_proj.data, weights, rtol=1e-5, atol=1e-6)
     assert one.state_bytes() == several.state_bytes()
+
+
+@pytest.mark.parametrize(("method", "function"), [("muon", "orthogonalize_"), ("sinkgd", "normalized")])
+def test_small_matrices_of_experts_are_computed_at_once(method, function):
+    model, _ = of_experts(torch.zeros(8, 6, 4))
+    optimizer = optimizers.create(method, model, lr=0.1)
+    model.layers[0].gate_up_proj.grad = torch.ones(8, 6, 4)
+    module = importlib.import_module(f"optimizers.{method}")
+    with mock.patch.object(module, function, wraps=getattr(module, function)) as computed:
+        optimizer.step()
+    assert [call.args[0].shape for call in computed.call_args_list] == [(8, 6, 4)]
 
 
 @pytest.mark.parametrize(("method", "given"), [("galore", {}), ("galore", {"lazy": True}), ("fira", {})], ids=str)

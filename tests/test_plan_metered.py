@@ -10,7 +10,7 @@ from membench.planning.blueprint import Blueprint
 from membench.planning.planner import method_values
 from membench.planning.simulate import simulate
 from membench.planning.workload import Workload
-from optimizers.shared import in_pieces
+from optimizers.shared import in_pieces, matrices
 
 QUICK = [
     (("llama", "roberta")[n % 2], method, ("float32", "bfloat16")[n // 2 % 2], bool(n % 3))
@@ -73,6 +73,12 @@ def test_planned_equals_metered_with_numbers_in_few_bits(name, tmp_path, monkeyp
     if "bitsandbytes" in given.values():
         pytest.importorskip("bitsandbytes")
     expect_equal(blueprint(tmp_path, "llama", 2, dtype="bfloat16", checkpointing=True), method, given)
+
+
+@pytest.mark.parametrize("method", ["apollo", "fira", "galore", "muon", "sinkgd"])
+def test_planned_equals_metered_of_experts_some_of_whose_matrices_are_computed_at_once(method, tmp_path, monkeypatch):
+    monkeypatch.setattr(matrices, "PIECE", 2 * 64 * 128)  # two of five; of those of 64 x 256 one
+    expect_equal(blueprint(tmp_path, "mixtral", 2, dtype="bfloat16", checkpointing=True), method)
 
 
 @pytest.mark.parametrize(("method", "chunks"), [("adamw", 1), ("badam", 3), ("lora", 1)])

@@ -14,10 +14,13 @@ from optimizers.base import MemoryEfficientOptimizer
 from optimizers.shared.blocks import find_layers, warn_of_layers_elsewhere
 from optimizers.shared.construction import is_weight
 from optimizers.shared.inner import InnerAdamW
+from optimizers.shared.quantized import PIECE, pieces
 from optimizers.shared.sharded import has_values
 
 Groups = list[dict[str, Any]]
 State = dict[str, Any]
+
+AT_ONCE_ON_GPU = 1 << 24  # values of experts' matrices: ten of Qwen3-30B's, whose single products fill a part of one
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,17 @@ def _is_transposed(module: nn.Module) -> bool:
     return type(module).__name__ in ("Conv1D", "Llama4TextExperts") or getattr(module, "is_transposed", False) is True
 
 
+def computed_at_once(p: Tensor) -> Iterator[Any]:
+    """Places of a matrix, or of as many experts' as a batched product computes at once without large temporaries.
+
+    Each expert's alone would keep a GPU waiting for the next of thousands of small kernels.
+    """
+    if p.dim() == 2:
+        yield ...
+    else:
+        yield from pieces(p[:, 0, 0], max(1, (AT_ONCE_ON_GPU if p.is_cuda else PIECE) // p[0].numel()))
+
+
 def adamw_on_the_rest(
     optimizer: MemoryEfficientOptimizer,
     matrices: Collection[Tensor],
@@ -129,8 +143,6 @@ def update_matrices(
     """
     for p, g in adamw_on_the_rest(optimizer, matrices, params, grads, group, adamw):
         _update_each(update, p, g, optimizer.state[p], matrices[p], group)
-        if not optimizer.state[p]:
-            del optimizer.state[p]  # as it was: nothing is kept
 
 
 def _update_each(
