@@ -97,6 +97,14 @@ def test_a_batch_is_a_function_of_seed_and_step(name):
     assert not same(later, again.batch(6)) and not same(later, create(name, seed=2).batch(7))
 
 
+@pytest.mark.parametrize("name", ["superglue/rte", "superglue/copa", "superglue/record"])
+def test_micro_batches_are_the_rows_of_one_batch(name):
+    parts, whole = (create(name, batch_size=size) for size in (2, 4))
+    for step in range(3):
+        first, second = parts.batch(2 * step), parts.batch(2 * step + 1)
+        assert same({key: torch.cat([rows, second[key]]) for key, rows in first.items()}, whole.batch(step))
+
+
 def test_an_epoch_shows_every_example_once_in_an_order_of_its_own():
     task = create("superglue/cb", batch_size=7)
     positions = [place(task, index) for index in range(2 * task.train_size)]

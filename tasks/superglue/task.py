@@ -148,8 +148,11 @@ class SuperGlueTask:
         chosen = [self.train[place] for place in batch_positions(self.seed, step, self.batch_size, self.train_size)]
         if self.row.classes is not None:
             return self.classifier.batch(chosen)
-        rng = np.random.default_rng((self.seed, step))
-        picked = [_pick(choice, rng) for choice in chosen]
+        # each query has a draw of its own, so that micro-batches are the rows of the one batch
+        first = step * self.batch_size
+        picked = [
+            _pick(choice, np.random.default_rng((self.seed, place))) for place, choice in enumerate(chosen, first)
+        ]
         pairs = [
             (choice.first, choice.filled(i)) for choice, (some, _) in zip(chosen, picked, strict=True) for i in some
         ]
