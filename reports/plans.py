@@ -265,7 +265,7 @@ def verdict(document: dict[str, Any]) -> list[str]:
 
 
 def why(document: dict[str, Any], method: str) -> str:
-    """A method's peak as a tree: components, and the modules in them, by what each holds."""
+    """A method's peak as a tree: components, and the modules in them, by what each holds; then what fits a budget."""
     row = next(row for row in document["rows"] if row["method"] == method)
     peak, (unit, unit_name) = row["peak_allocated_bytes"], _unit([row])
     branches = list(_branches(row, peak))
@@ -279,6 +279,8 @@ def why(document: dict[str, Any], method: str) -> str:
         *(f"{name:{width}}{_shares(parts, peak, unit)}" for name, parts in branches),
         "",
         "Modules that hold less than a thousandth are left out; * stands for all layers.",
+        *verdict(document),
+        *advice(document),
     ]
     return "\n".join(lines)
 

@@ -89,6 +89,12 @@ def test_the_tree_of_a_small_model_is_in_mib(tmp_path):
     assert not re.search(r"\d GiB", said)
 
 
+def test_with_why_the_budget_is_answered_too(tmp_path):
+    given = ("--model", tiny(tmp_path).model, "--why", "sgd", "--sequence-length", "16")
+    assert "On 2.00 GiB use sgd (" in run(*given, "--budget", "2GiB") and "use sgd" not in run(*given)
+    assert "Nothing fits into 100 MiB: sgd comes nearest" in run(*given, "--budget", "100MiB")
+
+
 def test_a_config_json_names_a_model_as_its_folder_does(tmp_path):
     workload = tiny(tmp_path)
     from_file = Workload(f"{workload.model}/config.json", 2, 16)
