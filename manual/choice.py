@@ -59,7 +59,8 @@ def _measured() -> str:
 
 
 def _in_study(study: str, quality: str, method: str) -> list[str]:
-    rows = list(found(f"docs/studies/{study}.md", "### Summary", method))
+    """From the first of the study's tables that has the method: some methods ran on another device, beside AdamW."""
+    rows = [row for row in found(f"docs/studies/{study}.md", "### Summary", method) if quality in row]
     return [rows[0][quality].replace("\\*", "*"), rows[0]["/ adamw"]] if rows else ["", ""]
 
 

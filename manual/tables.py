@@ -15,16 +15,22 @@ def markdown(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
     return tabulate(cells, headers, tablefmt="pipe", disable_numparse=True)
 
 
+def sections(page: str, heading: str) -> list[str]:
+    """What is below each heading of that name of a page in the repository, up to the next of level 2."""
+    _, *rest = (ROOT / page).read_text(encoding="utf-8").split(f"\n{heading}\n")
+    return [below.split("\n## ")[0] for below in rest]
+
+
 def section(page: str, heading: str) -> str:
-    """What is below a heading of a page in the repository, up to the next of its level."""
-    _, _, rest = (ROOT / page).read_text(encoding="utf-8").partition(f"\n{heading}\n")
-    return rest.split("\n## ")[0]
+    """What is below the only heading of that name."""
+    (below,) = sections(page, heading)
+    return below
 
 
 def found(page: str, heading: str, first: str) -> Iterator[dict[str, str]]:
     """Rows below `heading` of a page in the repository whose first cell is `first`, by the columns' heads."""
     head: list[str] = []
-    for line in section(page, heading).splitlines():
+    for line in "\n\n".join(sections(page, heading)).splitlines():
         cells = [cell.strip().replace("\\_", "_") for cell in line.strip("|").split("|")]
         if not line.startswith("|"):
             head = []
