@@ -92,7 +92,8 @@ class Fira(GaLore):
         projected = 0 if "left" in subspace else 1
         of_step, of_low_rank = (norm_of(t, dim=projected, keepdim=True) for t in (step, low_rank))
         rest = left_out(matrix.gradient, low_rank, subspace).mul_(of_step / (of_low_rank + 1e-8))
-        norm = norm_of(rest) / bias_correction(group, max(1, state["updates"]))  # 0 if all gradients were zero
+        norm = norm_of(rest)
+        norm /= bias_correction(group, state["step"])  # Adam's steps: `updates` leaves out zero gradients
         rest.mul_(-group["lr"] * limit_growth(state, norm))
         add_back(rest, step, subspace, 1.0, group["lr"] * self.scale)
         for weights, place in decayed(matrix.weights, group):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import optimizers.apollo
-from optimizers import APOLLO
+from optimizers import APOLLO, Fira
 from optimizers.contract import build_model, loss_of, train
 from optimizers.shared.matrices import layer_matrices
 
@@ -150,6 +150,20 @@ def test_weight_decay_is_neither_scaled_nor_limited():
     p.grad = torch.zeros_like(p)
     APOLLO(model, lr=0.1, weight_decay=0.5, scale=9.0).step()
     torch.testing.assert_close(p.detach(), 0.95 * before)
+
+
+@pytest.mark.parametrize("method", [APOLLO, Fira])
+def test_after_a_gradient_of_zero_a_norm_may_grow_by_1_percent_from_the_one_before(method):
+    model = matrices((4, 7))
+    (p,) = model.parameters()
+    optimizer = method(model, rank=2)
+    norms = []
+    for size in (1.0, 0.0, 1.0):  # an expert that has no tokens in between
+        give_gradients(model, seed=0, size=size)
+        optimizer.step()
+        norms.append(float(optimizer.state[p]["norm"]))
+    assert norms[0] > 0.0
+    torch.testing.assert_close(torch.tensor(norms), norms[0] * torch.tensor([1.0, 1.0, 1.01]))
 
 
 def test_state_of_another_rank_scale_type_or_seed_is_refused():

@@ -42,10 +42,12 @@ def test_with_alpha_1_and_exact_svd_it_equals_the_authors_package_over_two_subsp
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-5, msg=name)
 
 
-def plain(w, gradients, projections, lr, alpha, decay, betas=(0.9, 0.999), eps=1e-8):
-    """The rule for a matrix with fewer rows than columns."""
-    m = v = before = None
-    for t, (g, projection) in enumerate(zip(gradients, projections, strict=True), start=1):
+def plain(w, gradients, projections, lr, alpha, decay, idle=0, betas=(0.9, 0.999), eps=1e-8):
+    """The rule for a matrix with fewer rows than columns, after `idle` steps with gradients of zero."""
+    m = v = None if not idle else torch.zeros(())
+    before = None
+    w = (1 - lr * decay) ** idle * w
+    for t, (g, projection) in enumerate(zip(gradients, projections, strict=True), start=1 + idle):
         r = projection.T @ g
         m = (1 - betas[0]) * r if m is None else betas[0] * m + (1 - betas[0]) * r
         v = (1 - betas[1]) * r**2 if v is None else betas[1] * v + (1 - betas[1]) * r**2
@@ -76,6 +78,20 @@ def test_an_update_is_the_rule_written_down_plainly_for_any_shape_and_alpha(shap
     start, gradients = (start.T, [g.T for g in gradients]) if tall else (start, gradients)
     expected = plain(start, gradients, projections, 0.01, 0.5, 0.1)
     torch.testing.assert_close(p.detach(), expected.T if tall else expected, rtol=1e-4, atol=1e-6)
+
+
+def test_after_gradients_of_zero_the_growth_is_that_of_adams_step():
+    """An expert that had no tokens: Adam counted these steps, and its bias correction isn't growth."""
+    model = matrix(4, 7)
+    p = model.layers[0].weight
+    start = p.detach().clone()
+    optimizer = Fira(model, lr=0.01, rank=2, svd="exact")
+    gradients = [gradient((4, 7), 0) for _ in range(10)]
+    for g in [torch.zeros(4, 7)] * 20 + gradients:
+        p.grad = g.clone()
+        optimizer.step()
+    projections = [exact_vectors(gradients[0], 2, True, False)[0]] * len(gradients)
+    torch.testing.assert_close(p.detach(), plain(start, gradients, projections, 0.01, 1.0, 0.0, idle=20))
 
 
 def test_at_full_rank_nothing_is_left_out_so_that_it_is_galore():

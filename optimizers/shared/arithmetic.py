@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -46,10 +45,11 @@ def init_adam_state(state: dict[str, Any], p: Tensor, master_weights: bool) -> N
     state["exp_avg_sq"] = torch.zeros_like(weight)
 
 
-def bias_correction(group: dict[str, Any], step: int) -> float:
-    """What Adam multiplies m / sqrt(v) by at step `step`, counted from 1."""
+def bias_correction(group: dict[str, Any], step: int | Tensor) -> Any:
+    """What Adam multiplies m / sqrt(v) by at step `step`, counted from 1: a number, or a tensor in fp64."""
     beta1, beta2 = group["betas"]
-    return math.sqrt(1.0 - beta2**step) / (1.0 - beta1**step)
+    step = step.double() if torch.is_tensor(step) else step
+    return (1.0 - beta2**step) ** 0.5 / (1.0 - beta1**step)
 
 
 def decayed(p: Tensor, group: dict[str, Any]) -> Iterator[tuple[Tensor, Any]]:

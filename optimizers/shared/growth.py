@@ -13,12 +13,13 @@ GROWTH = 1.01  # the most that the norm may grow from one step to the next, as a
 def limit_growth(state: dict[str, Any], norm: Tensor) -> Tensor | float:
     """The factor that keeps an update of this norm from growing by more than 1 %; keeps the resulting `norm`.
 
-    After a norm of exactly 0 nothing is limited: it is of a matrix that the loss didn't yet depend on, as below a
-    projection that starts at zero, and would take the next thousand steps to grow from 0.
+    Norms of exactly 0 don't count, from which growth would take a thousand steps: those of a matrix that the loss
+    doesn't yet depend on, as below a projection that starts at zero, and of an expert while it has no tokens.
     """
     before = state.get("norm")
     limit: Tensor | float = 1.0
     if before is not None:
         limit = torch.where(before == 0, 1.0, GROWTH / (norm / (before + 1e-8)).clamp(min=GROWTH))
+        norm = torch.where(norm == 0, before, norm)
     state["norm"] = norm * limit
     return limit
