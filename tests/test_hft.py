@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     GPT2Config,
+    GptOssConfig,
     LlamaConfig,
     Qwen3Config,
     RobertaConfig,
@@ -209,6 +210,16 @@ def test_torchs_own_layers_have_their_fused_projection_as_one_part():
         layer.self_attn.in_proj_weight,
         layer.self_attn.in_proj_bias,
     ]
+
+
+def test_experts_biases_of_two_dimensions_are_no_parts_but_go_with_their_matrices():
+    config = GptOssConfig(**GATED, num_local_experts=4, num_experts_per_tok=2, layer_types=["full_attention"] * LAYERS)
+    optimizer = HFT(AutoModelForCausalLM.from_config(config))
+    mlp = {name.rpartition("mlp.")[2]: params for name, params in optimizer.parts.items() if ".0.mlp." in name}
+    assert list(mlp) == ["router.weight", "experts.gate_up_proj", "experts.down_proj"]
+    for name in ("gate_up_proj", "down_proj"):
+        experts = optimizer.model.model.layers[0].mlp.experts
+        assert mlp[f"experts.{name}"] == [getattr(experts, name), getattr(experts, f"{name}_bias")]
 
 
 def test_what_is_frozen_or_always_trained_is_not_drawn():

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from torch import nn
 
 from optimizers.shared.blocks import find_layers, without
+from optimizers.shared.construction import is_weight
 
 CATEGORIES = ("attention", "mlp", "norms")
 Parts = dict[str, list[nn.Parameter]]  # a matrix with its bias, or a norm, by its name
@@ -48,13 +49,19 @@ def parts_without(
 
 def _parts_of(module: nn.Module, path: str, attends: bool = False) -> Iterator[tuple[str, str, list[nn.Parameter]]]:
     """Name, category and parameters of each part at or below `module`, by the types of modules, never their names."""
-    named = list(module.named_parameters(recurse=False))
-    matrices = [name for name, p in named if p.dim() >= 2]
-    vectors = [p for _, p in named if p.dim() < 2]
-    if not matrices and vectors:
-        yield path, "norms", vectors
-    for name in matrices:  # several in one module (fused experts) are separate parts; the first takes the biases
-        params = [module.get_parameter(name), *(vectors if name == matrices[0] else ())]
-        yield f"{path}.{name}", "attention" if attends else "mlp", params
+    named = dict(module.named_parameters(recurse=False))
+    parts = {f"{path}.{name}": [p] for name, p in named.items() if is_weight(name, p)}  # of fused experts several
+    others = {f"{path}.{name}": p for name, p in named.items() if not is_weight(name, p)}
+    if others and not parts:
+        yield path, "norms", list(others.values())
+    for name, p in others.items() if parts else ():
+        parts[_matrix_of(name, list(parts))].append(p)
+    for name, params in parts.items():
+        yield name, "attention" if attends else "mlp", params
     for name, child in module.named_children():
         yield from _parts_of(child, f"{path}.{name}", attends or "attention" in type(child).__name__.lower())
+
+
+def _matrix_of(bias: str, matrices: list[str]) -> str:
+    """The matrix that a bias goes with: its namesake (GPT-OSS's `down_proj` and `down_proj_bias`), else the first."""
+    return next((matrix for matrix in matrices if bias.startswith(matrix)), matrices[0])
