@@ -69,6 +69,34 @@ def test_half_layers_of_a_llama_are_attention_and_mlp_each_with_the_norm_before_
     assert parts == {"mlp", "post_attention_layernorm"}
 
 
+def norms_of_halves(model, layer):
+    """The names of the norms in the two half-layers."""
+    blocks = split_into_blocks(model, "sublayer")
+    names = {p: name.removeprefix(f"{layer}.") for name, p in model.named_parameters()}
+    halves = ([names[p] for p in blocks[f"{layer}.{half}"]] for half in ("attention", "mlp"))
+    return [[name for name in half if "norm" in name and name.endswith("weight")] for half in halves]
+
+
+def test_dropouts_beside_the_norms_are_not_divided_up_with_them():
+    torchs = nn.ModuleList([nn.TransformerEncoderLayer(8, 2, 16)])
+    assert norms_of_halves(torchs, "0") == [["norm1.weight"], ["norm2.weight"]]
+    config = AutoConfig.for_model(
+        "gpt_neox", hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=32, vocab_size=30
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    halves = norms_of_halves(model, "gpt_neox.layers.0")
+    assert halves == [["input_layernorm.weight"], ["post_attention_layernorm.weight"]]
+
+
+def test_half_layers_of_a_t5_are_attention_and_the_rest_though_they_are_in_a_list():
+    config = AutoConfig.for_model("t5", d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=50)
+    with torch.device("meta"):
+        model = AutoModelForSeq2SeqLM.from_config(config)
+    assert norms_of_halves(model, "encoder.block.0") == [["layer.0.layer_norm.weight"], ["layer.1.layer_norm.weight"]]
+    crossed = norms_of_halves(model, "decoder.block.0")
+    assert crossed == [["layer.0.layer_norm.weight", "layer.1.layer_norm.weight"], ["layer.2.layer_norm.weight"]]
+
+
 def test_half_layers_of_a_roberta_are_attention_and_the_rest():
     model, _ = build("roberta")
     blocks = split_into_blocks(model, "sublayer")

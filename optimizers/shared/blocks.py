@@ -148,7 +148,9 @@ def _split_layer(layer: nn.Module, granularity: str) -> Blocks:
 
 def _halves(layer: nn.Module) -> Blocks:
     """Attention and the rest. Norms beside them are divided up in order, the first half going to the attention."""
-    children = list(layer.children())
+    # the parts of a T5 layer are in a list; dropouts and activations are no norms
+    listed = [list(child) if isinstance(child, nn.ModuleList) else [child] for child in layer.children()]
+    children = [child for some in listed for child in some if any(True for _ in child.parameters())]
     norms = [child for child in children if all(p.dim() < 2 for p in child.parameters())]
     first_norms = norms[: (len(norms) + 1) // 2]
     halves: Blocks = {"attention": [], "mlp": []}
