@@ -132,7 +132,8 @@ def _ranks(model: nn.Module, reduction: float, always: list[nn.Parameter]) -> di
     """The rank of each matrix that is to be factorised, by the name of its module."""
     owners = Counter(p for module in model.modules() for p in module.parameters(recurse=False))
     weights: dict[str, Any] = {name: model.get_submodule(name).weight for name in frozen_linears(model, (), always)}
-    weights = {name: p for name, p in weights.items() if owners[p] == 1}  # factors of a tied one would untie it
+    # factors of a tied one would untie it, and an empty one has no singular values
+    weights = {name: p for name, p in weights.items() if owners[p] == 1 and p.numel()}
     if not weights:
         raise ValueError("WeLore needs linear modules in the model's layers that are neither frozen nor always trained")
     ranks = zip(weights, kept_ranks(list(weights.values()), reduction), strict=True)

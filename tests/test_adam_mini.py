@@ -127,9 +127,18 @@ def test_whatever_a_family_calls_its_queries_and_keys_they_are_cut_by_head():
 
 def test_attention_of_torch_has_heads_too_and_a_convolution_its_channels():
     model = nn.ModuleDict({"attention": nn.MultiheadAttention(32, 4), "conv": nn.Conv2d(3, 5, 2)})
+    model["back"] = nn.ConvTranspose2d(3, 5, 2)  # its weight is (in, out, height, width)
     found = partitions(model)
     assert found[model["attention"].in_proj_weight].blocks == 4 + 4 + 32
-    assert found[model["conv"].weight].blocks == 5
+    assert found[model["conv"].weight].blocks == found[model["back"].weight].blocks == 5
+    g = torch.randn(3, 5, 2, 2)
+    torch.testing.assert_close(found[model["back"].weight].mean_squares(g), g.square().mean((0, 2, 3)))
+
+
+def test_a_tensor_without_entries_has_no_blocks():
+    model = nn.ModuleDict({"attention": nn.Linear(0, 4), "mlp": nn.Linear(4, 0)})
+    assert [partition.blocks for partition in partitions(model).values()] == [4, 4, 0, 0]
+    AdamMini(model).step()
 
 
 def test_a_bias_is_one_whatever_follows_in_its_name():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from architectures import ARCHITECTURES
+from torch import nn
 
 from optimizers import SCALE
 from optimizers.contract import build_model, train
@@ -33,6 +34,13 @@ def test_a_matrix_moves_by_its_gradient_with_every_column_of_the_rates_norm(name
             by_column = "Conv1D" in type(module).__name__ or ("mbedding" in type(module).__name__ and not tied)
             dim = 0 if by_column else 1  # a linear module's weight is (outputs, inputs): a column of W is a row of it
             torch.testing.assert_close(step, 0.1 * g / g.norm(dim=dim, keepdim=True), rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(("kind", "inputs"), [(nn.Conv2d, (1, 2, 3)), (nn.ConvTranspose2d, (0, 2, 3))])
+def test_a_column_of_a_convolution_is_an_output_channel(kind, inputs):
+    model = nn.ModuleDict({"layers": nn.ModuleList([kind(3, 5, 2)])})
+    step = moved(model, SCALE(model, lr=0.1), 0)["layers.0.weight"]
+    torch.testing.assert_close(step.square().sum(inputs), torch.full((5,), 0.01))
 
 
 @pytest.mark.parametrize(("name", "heads"), [

@@ -123,6 +123,13 @@ def test_a_transposed_matrix_is_factorised_and_given_back_transposed():
     assert {name: p.shape for name, p in finished.named_parameters()} == shapes
 
 
+def test_a_matrix_without_entries_is_left_as_it_is():
+    model = build_model()
+    model.layers[0].none = nn.Linear(0, 4)
+    optimizer = WeLore(model)
+    assert optimizer.ranks and "layers.0.none" not in optimizer.ranks
+
+
 def test_what_it_can_not_do_is_refused_and_the_model_left_as_it_was():
     model = build_model()
     names = [name for name, _ in model.named_modules()]

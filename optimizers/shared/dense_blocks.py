@@ -106,7 +106,7 @@ def _vector(name: str, p: Tensor) -> Partition:
 
 def _matrix(module: nn.Module, name: str, p: Tensor, attention: nn.Module | None, config: Any) -> Partition:
     averaged = input_dims(module, p)
-    outputs = p.numel() // math.prod(p.shape[d] for d in averaged)
+    outputs = math.prod(size for d, size in enumerate(p.shape) if d not in averaged)
     size = None if attention is None else _said(attention, config, HEAD_SIZE)
     if attention is not None and size and outputs % size == 0:
         if name in QUERIES_OR_KEYS:

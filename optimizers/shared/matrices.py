@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from optimizers.base import MemoryEfficientOptimizer
 from optimizers.shared.blocks import find_layers, warn_of_layers_elsewhere
@@ -81,6 +81,8 @@ def _of_all(value: Any, experts: int) -> Any:
 
 def input_dims(module: nn.Module, p: Tensor) -> tuple[int, ...]:
     """The input dimensions of a matrix (or larger tensor) of `module`; the others are output dimensions."""
+    if isinstance(module, _ConvTransposeNd):  # (in, out, ...)
+        return (0, *range(2, p.dim()))
     if isinstance(module, _ConvNd):
         return tuple(range(1, p.dim()))
     return (p.dim() - (2 if _is_transposed(module) else 1),)
