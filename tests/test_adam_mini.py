@@ -114,12 +114,18 @@ def test_whatever_a_family_calls_its_queries_and_keys_they_are_cut_by_head():
         )
         speech = transformers.Wav2Vec2BertModel(transformers.Wav2Vec2BertConfig(**small))
         sight = qwen2_vl.VisionAttention(qwen2_vl.Qwen2VLVisionConfig(embed_dim=32, num_heads=4))
+        crossed = transformers.GPT2Model(
+            transformers.GPT2Config(n_embd=32, n_head=4, n_layer=1, add_cross_attention=True)
+        )
     found = blocks(deberta, "encoder.layer.0.attention.self")
     for part in ("query_proj", "key_proj", "pos_query_proj", "pos_key_proj"):
         assert found[f"{part}.weight"] == 4 and found[f"{part}.bias"] == 32
     assert found["value_proj.weight"] == 32
     found = blocks(longformer, "encoder.layer.0.attention.self")
     assert found["query_global.weight"] == found["key_global.weight"] == 4 and found["value_global.weight"] == 32
+    cross_attention = crossed.h[0].crossattention
+    assert partitions(crossed)[cross_attention.q_attn.weight].runs == ((4, 8),)
+    assert partitions(crossed)[cross_attention.c_attn.weight].runs == ((4, 8), (32, 1))  # keys and values
     found = blocks(speech, "encoder.layers.0.self_attn")
     assert partitions(sight)[sight.qkv.weight].blocks == 4 + 4 + 32
     assert found["linear_q.weight"] == found["linear_k.weight"] == 4 and found["linear_v.weight"] == 32
@@ -128,8 +134,11 @@ def test_whatever_a_family_calls_its_queries_and_keys_they_are_cut_by_head():
 def test_attention_of_torch_has_heads_too_and_a_convolution_its_channels():
     model = nn.ModuleDict({"attention": nn.MultiheadAttention(32, 4), "conv": nn.Conv2d(3, 5, 2)})
     model["back"] = nn.ConvTranspose2d(3, 5, 2)  # its weight is (in, out, height, width)
+    apart = model["apart"] = nn.MultiheadAttention(32, 4, kdim=16, vdim=24)
     found = partitions(model)
     assert found[model["attention"].in_proj_weight].blocks == 4 + 4 + 32
+    assert found[apart.q_proj_weight].blocks == found[apart.k_proj_weight].blocks == 4
+    assert found[apart.v_proj_weight].blocks == 32
     assert found[model["conv"].weight].blocks == found[model["back"].weight].blocks == 5
     g = torch.randn(3, 5, 2, 2)
     torch.testing.assert_close(found[model["back"].weight].mean_squares(g), g.square().mean((0, 2, 3)))

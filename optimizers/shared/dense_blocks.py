@@ -23,6 +23,7 @@ Runs = tuple[tuple[int, int], ...]  # (how many blocks, outputs of each)
 QUERIES_OR_KEYS: tuple[str, ...] = ("q_proj", "k_proj", "query", "key", "q_lin", "k_lin", "q", "k", "wq", "wk")
 QUERIES_OR_KEYS += ("to_q", "to_k", "q_attn", "linear_q", "linear_k", "query_global", "key_global")
 QUERIES_OR_KEYS += ("query_proj", "key_proj", "pos_query_proj", "pos_key_proj")  # DeBERTa's
+QUERIES_OR_KEYS += ("q_proj_weight", "k_proj_weight")  # of torch's attention whose keys have a width of their own
 SIDE_BY_SIDE = ("c_attn", "qkv_proj", "qkv", "Wqkv", "in_proj_weight")  # all queries, all keys, all values
 BY_HEAD = ("query_key_value",)  # for each head of keys: its queries, the key, the value
 HEAD_SIZE = ("head_dim", "head_size", "attention_head_size", "key_value_proj_dim")  # as attention modules call it
@@ -112,7 +113,8 @@ def _matrix(module: nn.Module, name: str, p: Tensor, attention: nn.Module | None
         if name in QUERIES_OR_KEYS:
             return Partition(averaged, ((outputs // size, size),))
         if name in SIDE_BY_SIDE + BY_HEAD:
-            key_heads = _said(attention, config, KEY_HEADS) or outputs // (3 * size)
+            joint = 2 if hasattr(attention, "q_attn") else 3  # GPT-2's cross-attention has its queries apart
+            key_heads = _said(attention, config, KEY_HEADS) or outputs // (joint * size)
             return _fused(averaged, outputs, size, key_heads, name in BY_HEAD)
     return Partition(averaged, ((outputs, 1),))
 
