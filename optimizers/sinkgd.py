@@ -80,9 +80,13 @@ class SinkGD(MemoryEfficientOptimizer):
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         for p, g in adamw_on_the_rest(self, self._matrices, params, grads, group):
             for some in computed_at_once(p):
-                step, factors = normalized(g[some], self.iterations)
-                for weights, place in decayed(p[some], group):
-                    weights.addcmul_(step[place], factors[place], value=-group["lr"] * self.scale)
+                self._update_matrices(p[some], g[some], group)
+
+    def _update_matrices(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        """Update a matrix (m, n), or those of some experts (experts, m, n)."""
+        step, factors = normalized(g, self.iterations)
+        for weights, place in decayed(p, group):
+            weights.addcmul_(step[place], factors[place], value=-group["lr"] * self.scale)
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
         return {} if p in self._matrices else expected_adam_state(p, master_weights=False)
