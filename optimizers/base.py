@@ -97,7 +97,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
     needs_loss: bool = False
     # the method uses no gradients but asks for losses at weights of its choice: the loop must call `ask(closure)`
     asks_losses: ClassVar[bool] = False
-    adds_parameters: ClassVar[bool] = False  # does it put modules of its own into the model, until `finish()`?
+    adds_parameters: bool = False  # does it put modules of its own into the model, until `finish()`?
 
     def __init_subclass__(cls, **given: Any):
         super().__init_subclass__(**given)

@@ -141,11 +141,12 @@ def train(model: nn.Module, optimizer: MemoryEfficientOptimizer, steps: int, sta
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
+    """Copies of all tensors, since weights in few bits are buffers."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 def changed(before: dict[str, Tensor], model: nn.Module) -> set[str]:
-    return {name for name, p in model.named_parameters() if not torch.equal(before[name], p)}
+    return {name for name, tensor in model.state_dict().items() if not torch.equal(before[name], tensor)}
 
 
 def is_an_optimizer_of_the_models_parameters(subject: Subject) -> None:
@@ -349,7 +350,7 @@ def trains_what_it_selects_and_nothing_else(subject: Subject) -> None:
     optimizer = subject.build(model)
     for turn in range(optimizer.cycle_length):
         before = weights_of(model)
-        trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+        trainable = _trainable(model)
         if optimizer.needs_loss or not optimizer.in_backward:
             assert {id(p) for p in optimizer.trainable} == {id(p) for p in model.parameters() if p.requires_grad}
         train(model, optimizer, 1, start=turn)
@@ -357,6 +358,16 @@ def trains_what_it_selects_and_nothing_else(subject: Subject) -> None:
         assert moved, f"selection {turn} ({optimizer.selection}) trains nothing"
         assert moved <= trainable, f"{moved - trainable} moved without being selected"
         optimizer.advance()
+
+
+def _trainable(model: nn.Module) -> set[str]:
+    """Names of what requires gradients, and of the buffers beside it: the bytes of a weight in few bits."""
+    names = set()
+    for path, module in model.named_modules():
+        own = [name for name, p in module.named_parameters(recurse=False) if p.requires_grad]
+        beside = [name for name, _ in module.named_buffers(recurse=False)] if own else []
+        names |= {f"{path}.{name}".lstrip(".") for name in (*own, *beside)}
+    return names
 
 
 def refuses_a_state_that_does_not_fit(subject: Subject) -> None:
@@ -521,7 +532,7 @@ def rounds_at_random_with_the_right_mean(subject: Subject) -> None:
     start = weights_of(build_model(torch.bfloat16))
     nearest, _ = _one_step_in_bf16(subject, lr=lr, stochastic_rounding=False)
     draws = [_one_step_in_bf16(subject, draw, lr=lr, stochastic_rounding=True)[0] for draw in range(DRAWS)]
-    lost = {name for name, p in nearest.items() if torch.equal(p, start[name])}
+    lost = {name for name in nearest.keys() & start.keys() if torch.equal(nearest[name], start[name])}
     kept = {name for draw in draws for name in lost if not torch.equal(draw[name], start[name])}
     assert kept, "no draw keeps an update that rounding to the nearest loses"
     if "master_weights" in subject.keywords:

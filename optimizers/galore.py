@@ -10,12 +10,15 @@ from torch import Tensor, nn
 
 from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count, check_positive
 from optimizers.registry import register
+from optimizers.shared.adapters import frozen_linears
+from optimizers.shared.affine_linear import dense_state_dict, quantize_linears, restore_linears
 from optimizers.shared.inner import InnerAdamW
 from optimizers.shared.matrices import Matrix, expected_of_matrices, layer_matrices, update_matrices
 from optimizers.shared.projections import (
     SIDES,
     add_back,
     add_back_at_random,
+    add_back_in_8_bits,
     drop_subspace,
     first_vector,
     keep_subspace,
@@ -31,6 +34,7 @@ from optimizers.shared.subspace import exact_vectors, randomized_vectors
 
 PROJECTIONS = ("std", "reverse_std", "left", "right", "full")
 SVDS = ("randomized", "exact")
+WEIGHTS = ("full", "8bit")
 
 
 @register("galore")
@@ -45,8 +49,11 @@ class GaLore(MemoryEfficientOptimizer):
     r, the projection (m r) and two moments (2 n r), in the dtype of the weights: pure low precision for a low-precision
     model, as in the authors' package.
 
-    `states="8bit"` keeps the moments in 2.03 bytes per value, and `projection_bits=4` P in .52: with `lazy` this is
-    Q-GaLore's optimizer (Zhang et al., 2024, arXiv 2407.08296), whose package stores each 4-bit number in a byte.
+    `states="8bit"` keeps the moments in 2.03 bytes per value, `projection_bits=4` P in .52, and `weights="8bit"` the
+    matrices of the layers' linear modules themselves in 1.02, without any other copy: with `lazy` this is Q-GaLore
+    (Zhang et al., 2024, arXiv 2407.08296), whose package stores each 4-bit number in a byte. Weights in 8 bits are
+    restored for each product, and rounded at random when they are updated, since most updates are smaller than a step
+    of 8 bits. Use them with `in_backward`: a gradient is as large as ever.
 
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.
@@ -67,10 +74,11 @@ class GaLore(MemoryEfficientOptimizer):
         lazy: double the time to the next choice once the leading vector of a matrix's subspace is stable: its cosine
             with the previous choice's, averaged over the last 5 choices, is at least .4 (Q-GaLore).
         stochastic_rounding: round bf16 weights up or down at random.
+        weights: "full", or "8bit": those of the layers' linear modules in groups of 256; `finish()` makes them dense.
         seed: for the randomised SVD and the rounding.
 
     Raises:
-        ValueError: a value is out of range, or the model has no list of layers.
+        ValueError: a value is out of range, the model has no list of layers, or nothing in them is for 8 bits.
     """
 
     summary = "Adam in a low-rank subspace of each gradient, chosen again every T steps"
@@ -79,7 +87,7 @@ class GaLore(MemoryEfficientOptimizer):
     keeps = "m r + 2 n r values per m x n matrix (m <= n), in the weights' dtype; two per weight of the rest"
     excludes = "in_backward: accumulation, loop clipping, fp16 scaling"
     example = {"lr": 1e-2, "rank": 4, "update_every": 3, "scale": 1.0}
-    added_later: ClassVar[tuple[str, ...]] = ("states", "projection_bits", "lazy", "stochastic_rounding")
+    added_later: ClassVar[tuple[str, ...]] = ("states", "projection_bits", "lazy", "stochastic_rounding", "weights")
 
     def __init__(
         self,
@@ -99,6 +107,7 @@ class GaLore(MemoryEfficientOptimizer):
         projection_bits: int | None = None,
         lazy: bool = False,
         stochastic_rounding: bool = False,
+        weights: str = "full",
         seed: int = 0,
     ):
         check_count("rank", rank)
@@ -106,6 +115,7 @@ class GaLore(MemoryEfficientOptimizer):
         check_choice("projection", projection, PROJECTIONS)
         check_choice("svd", svd, SVDS)
         check_positive("scale", scale)
+        check_choice("weights", weights, WEIGHTS)
         if projection_bits not in (None, 4, 8):
             raise ValueError(f"projection_bits must be 4, 8 or None, not {projection_bits}")
         self.adamw = InnerAdamW(model, master_weights=False, states=states, stochastic_rounding=stochastic_rounding)
@@ -115,8 +125,32 @@ class GaLore(MemoryEfficientOptimizer):
         self.projection, self.svd, self.seed = projection, svd, seed
         # of the matrices that are projected
         self._matrices = layer_matrices(model)
+        linear = self._for_8_bits(model) if weights == "8bit" else []
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        self.adds_parameters = bool(linear)
         super().__init__(model, defaults, in_backward=in_backward)
+        self._in_8_bits = quantize_linears(model, linear)
+
+    def _for_8_bits(self, model: nn.Module) -> list[str]:
+        linear = frozen_linears(model, (), ())
+        found = [name for name in linear if model.get_submodule(name).weight in self._matrices]
+        if not found:
+            raise ValueError("weights='8bit' is for linear modules in the model's layers, and none is trained there")
+        return found
+
+    @property
+    def why_not_sharded(self) -> str | None:
+        return "has weights in 8 bits, which FSDP2 can't shard" if self.adds_parameters else super().why_not_sharded
+
+    def finished_state_dict(self) -> dict[str, Tensor]:
+        return dense_state_dict(self.model)
+
+    @torch.no_grad()
+    def finish(self) -> nn.Module:
+        """End the training; weights in 8 bits become dense, with the values of their codes."""
+        model = super().finish()
+        restore_linears(model)
+        return model
 
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         update_matrices(self, self._matrices, params, grads, group, self._update_matrix, self.adamw)
@@ -127,10 +161,12 @@ class GaLore(MemoryEfficientOptimizer):
             drop_subspace(state)
 
     def extra_state(self) -> dict[str, Any]:
-        return {"rank": self.rank, "projection": self.projection, "projection_bits": self.projection_bits}
+        own = {"rank": self.rank, "projection": self.projection, "projection_bits": self.projection_bits}
+        return own | ({"weights": "8bit"} if self._in_8_bits else {})
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
-        check_same_settings(extra, self.extra_state())
+        in_8_bits = {"weights": "8bit" if self._in_8_bits else "full"}
+        check_same_settings({"weights": "full", **extra}, self.extra_state() | in_8_bits)
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
         if p not in self._matrices:
@@ -175,8 +211,11 @@ class GaLore(MemoryEfficientOptimizer):
         """Move a matrix by `step` (-N), which came from R (`low_rank`), a projection of its gradient."""
         p = matrix.weights
         decay, rate = 1.0 - group["lr"] * group["weight_decay"], group["lr"] * self.scale
-        if self.adamw.stochastic_rounding and p.dtype is torch.bfloat16:
-            (key,) = self.rounding_keys([matrix.of])
+        (key,) = self.rounding_keys([matrix.of])
+        if matrix.of in self._in_8_bits:
+            packed = self._in_8_bits[matrix.of].packed
+            add_back_in_8_bits(packed, step, subspace, decay, rate, generator(key, p.device))
+        elif self.adamw.stochastic_rounding and p.dtype is torch.bfloat16:
             add_back_at_random(p, step, subspace, decay, rate, generator(key + matrix.key[1:], p.device))
         else:
             add_back(p, step, subspace, decay, rate)

@@ -46,6 +46,8 @@ VARIANTS = {
     "lisa-8bit": ("lisa", {"states": "8bit"}),
     "hft-8bit": ("hft", {"states": "8bit", "master_weights": False}),
     "galore-quantised": ("galore", {"states": "8bit", "projection_bits": 4, "lazy": True}),
+    "galore-8bit-weights": ("galore", {"weights": "8bit"}),
+    "galore-8bit-weights-in-backward": ("galore", {"weights": "8bit", "in_backward": True}),
     "galore-rounded": ("galore", {"projection": "full", "projection_bits": 8, "stochastic_rounding": True}),
     "sgd-rounded": ("sgd", {"momentum": 0.9, "lr": 0.03, "stochastic_rounding": True}),
     "sgd-momentum": ("sgd", {"momentum": 0.9, "lr": 0.03}),

@@ -57,6 +57,23 @@ def add_back_at_random(
         write(p[rows], torch.addmm(p[rows].float(), left[rows].float(), right, beta=decay, alpha=rate), source)
 
 
+def add_back_in_8_bits(
+    packed: affine.Packed,
+    step: Tensor,
+    subspace: Mapping[str, Tensor],
+    decay: float,
+    rate: float,
+    source: torch.Generator,
+) -> None:
+    """As `add_back_at_random`, to a matrix in 8 bits; nothing is rounded anew at a rate of 0."""
+    if decay == 1.0 and rate == 0.0:
+        return
+    left, right = _factors(step, subspace)
+    right = right.float()
+    for values, rows in affine.rewritten(packed, right.shape[1], source):
+        values.addmm_(left[rows].float(), right, beta=decay, alpha=rate)
+
+
 def _factors(step: Tensor, subspace: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Two matrices whose product is the step in full."""
     if "right" not in subspace:

@@ -40,7 +40,8 @@ class Replicas:
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
         """Give all replicas the values of the first one."""
         for t in tensors if self.size > 1 else ():
-            distributed.broadcast(t, group=self.group, group_src=0)
+            if 0 not in t.stride() or t.numel() < 2:  # the bytes of weights in 8 bits are buffers
+                distributed.broadcast(t, group=self.group, group_src=0)
 
     @torch.no_grad()
     def average(self, tensors: Sequence[Tensor]) -> None:

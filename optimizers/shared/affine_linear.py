@@ -1,0 +1,144 @@
+"""Linear modules whose trained weights are in 8 bits, as Q-GaLore's (Zhang et al., 2024, arXiv 2407.08296)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from optimizers.shared import affine
+
+BITS = 8
+
+
+class AffineLinear(nn.Module):
+    """Replaces a linear module (`nn.Linear`, or `Conv1D` of transformers): y = x W^T + b, with W in 8 bits and trained.
+
+    W is dequantised to the compute dtype for each product, forward and backward, and kept by neither. Its bytes are
+    buffers; `weight` is still the parameter of the dense module, at which W's gradient arrives, in full. But it holds
+    a single number, NaN, so that code which reads W elsewhere than here doesn't go on with other values. It isn't in
+    `state_dict`, where the bytes are.
+
+    Args:
+        dense: the module.
+    """
+
+    def __init__(self, dense: Any):
+        super().__init__()
+        self._dense = (dense,)  # in a tuple, so that it doesn't become a submodule
+        self._is_transposed = not isinstance(dense, nn.Linear)
+        for name, tensor in affine.quantize(dense.weight.detach(), BITS).items():
+            self.register_buffer(name, tensor)
+        self.weight, self.bias = dense.weight, dense.bias
+        self.weight.data = _nothing(self.weight, self.weight.shape)
+
+    @property
+    def packed(self) -> affine.Packed:
+        """The bytes of W in the dense module's layout, to be changed in place."""
+        return dict(self.named_buffers())
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        y: Tensor = _Product.apply(x, self.weight, self.bias, self)
+        return y
+
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        """W (out, in) in `dtype`."""
+        weight = self.dequantized(dtype)
+        return weight.t() if self._is_transposed else weight
+
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
+        """W in the dense module's layout, in `dtype`."""
+        return affine.dequantize(self.packed, BITS, self.weight.shape, dtype)
+
+    def gradient(self, grad: Tensor, x: Tensor) -> Tensor:
+        """Of W in the dense module's layout, from those of the outputs (n, out) of inputs (n, in)."""
+        return x.t() @ grad if self._is_transposed else grad.t() @ x
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """As any module's, called by `to()`, `half()`, ...; but a cast leaves the scales in fp32."""
+        shape, before = self.weight.shape, self.packed
+        self.weight.data = self.weight.data[0, 0]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in self.named_buffers():
+            if buffer.dtype is not before[name].dtype:
+                setattr(self, name, before[name].to(buffer.device))
+        self.weight.data = self.weight.data.expand(shape)
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        del destination[f"{prefix}weight"]
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict({**state_dict, f"{prefix}weight": self.weight.data}, prefix, *args)
+
+    def restore(self) -> Any:
+        """The dense module, its weight now dequantised from the bytes."""
+        (dense,) = self._dense
+        self.weight.data = self.dequantized(self.weight.dtype)
+        return dense
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, module: AffineLinear) -> Tensor:
+        ctx.module = module
+        ctx.save_for_backward(x if weight.requires_grad else None)
+        return F.linear(x, module.matrix(x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
+        rows = grad.flatten(0, -2)
+        return (
+            grad @ ctx.module.matrix(grad.dtype) if of_x else None,
+            ctx.module.gradient(rows, x.flatten(0, -2)) if of_weight else None,
+            rows.sum(0) if of_bias else None,
+            None,
+        )
+
+
+def _nothing(like: Tensor, shape: torch.Size) -> Tensor:
+    """A tensor of NaN with the shape that it needs for gradients, and the memory of one number."""
+    return torch.full((), math.nan, dtype=like.dtype, device=like.device).expand(shape)
+
+
+def quantize_linears(model: nn.Module, names: Iterable[str]) -> dict[Tensor, AffineLinear]:
+    """Replace the linear modules `names` by `AffineLinear`s; these, by their weights."""
+    replaced: dict[Tensor, AffineLinear] = {}
+    for name in names:
+        module = AffineLinear(model.get_submodule(name))
+        model.set_submodule(name, module)
+        replaced[module.weight] = module
+    return replaced
+
+
+def restore_linears(model: nn.Module) -> None:
+    """Put back the dense modules that `quantize_linears` replaced."""
+    for name, module in _in_8_bits(model).items():
+        model.set_submodule(name, module.restore())
+
+
+@torch.no_grad()
+def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """What `model.state_dict()` will be after `restore_linears`; the model isn't changed."""
+    modules = _in_8_bits(model)
+    state: dict[str, Tensor] = {}
+    for key, value in model.state_dict().items():
+        name, _, kind = key.rpartition(".")
+        if name not in modules or kind == "bias":
+            state[key] = value
+        elif kind == "codes":
+            state[f"{name}.weight"] = modules[name].dequantized(modules[name].weight.dtype)
+    return state
+
+
+def _in_8_bits(model: nn.Module) -> dict[str, AffineLinear]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, AffineLinear)}
