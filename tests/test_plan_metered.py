@@ -34,6 +34,7 @@ OPTIONS = {
     "adamw8bit-rounded": ("adamw8bit", {"stochastic_rounding": True}),
     "badam-8bit": ("badam", {"states": "8bit"}),
     "galore-quantised": ("galore", {"states": "8bit", "projection_bits": 4, "lazy": True, "rank": 16}),
+    "galore-8bit-weights": ("galore", {"weights": "8bit", "in_backward": True, "rank": 16}),
     "galore-rounded": ("galore", {"stochastic_rounding": True}),
     "lora-fa": ("lora", {"variant": "lora-fa"}),
     "lora-vera": ("lora", {"variant": "vera"}),
