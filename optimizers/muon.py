@@ -12,6 +12,7 @@ from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count,
 from optimizers.registry import register
 from optimizers.shared.arithmetic import decayed, expected_adam_state
 from optimizers.shared.matrices import adamw_on_the_rest, computed_at_once, layer_matrices, with_rate_of_the_rest
+from optimizers.shared.values import holds
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 ADJUSTMENTS = ("original", "match_rms_adamw")
@@ -83,8 +84,8 @@ class Muon(MemoryEfficientOptimizer):
         in_backward: bool = False,
     ):
         check_share("momentum", momentum)
-        if len(ns_coefficients) != 3:
-            raise ValueError(f"ns_coefficients must be three numbers, not {ns_coefficients}")
+        if not holds(lambda numbers: len(numbers) == len([*map(float, numbers)]) == 3, ns_coefficients):
+            raise ValueError(f"ns_coefficients must be three numbers, not {ns_coefficients!r}")
         check_count("ns_steps", ns_steps)
         check_choice("ns_dtype", ns_dtype, tuple(DTYPES))
         check_choice("adjust_lr_fn", adjust_lr_fn, ADJUSTMENTS)

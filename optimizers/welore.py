@@ -21,6 +21,7 @@ from optimizers.shared.low_rank_linear import (
     restore_linears,
 )
 from optimizers.shared.reach import warn_of_idle
+from optimizers.shared.values import holds
 
 
 @register("welore")
@@ -78,8 +79,8 @@ class WeLore(MemoryEfficientOptimizer):
     ):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         check_hyperparameters(defaults)  # every check comes before the model is changed
-        if not 0.0 < reduction < 1.0:
-            raise ValueError(f"reduction must be above 0 and below 1, not {reduction}")
+        if not holds(lambda share: 0.0 < share < 1.0, reduction):
+            raise ValueError(f"reduction must be above 0 and below 1, not {reduction!r}")
         self.master_weights = master_weights
         always = matching(model, always_train)
         before = {p: p.requires_grad for p in model.parameters()}

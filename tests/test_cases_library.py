@@ -372,6 +372,20 @@ def test_what_a_user_froze_before_or_unfroze_since_is_not_said_to_be_left_frozen
 
 
 @every_method
+def test_l_a_value_of_another_kind_is_refused_in_a_sentence_that_names_it(method):
+    """As files and command lines give them: YAML reads 1e-4 as a text, and any text is true."""
+    numbers = ("lr", "weight_decay", "betas", "eps", "clip_threshold", "decay_rate", "reduction", "ns_coefficients")
+    for name, default in {"lr": 1e-3, **subject(method).keywords}.items():
+        flag = isinstance(default, bool)
+        odd = ["1e-4"] if name in numbers else ["false", 0.5] if flag else []
+        odd += [None, [0.5]] if flag or name in (*numbers, "seed", "always_train", "targets") else []
+        for value in odd:
+            with pytest.raises(ValueError, match=f"{name} must be ") as refusal:
+                subject(method, **{name: value}).build(build_model())
+            assert repr(value) in str(refusal.value)
+
+
+@every_method
 def test_l_copies_and_pickles_are_refused_and_those_of_the_model_work(method):
     model, optimizer = trained(method, steps=2)
     for copied in (copy.copy, copy.deepcopy, pickle.dumps):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import inspect
 import warnings
 import weakref
 from collections.abc import Callable, Collection, Iterator
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from optimizers.shared import ranks, sharded
 from optimizers.shared.loop_guards import watch
 from optimizers.shared.model_checks import check_model, check_moments, warn_of_quantized
+from optimizers.shared.values import check_kinds
 
 if TYPE_CHECKING:
     from optimizers.base import MemoryEfficientOptimizer
@@ -32,12 +34,15 @@ _built: weakref.WeakSet[MemoryEfficientOptimizer] = weakref.WeakSet()  # to noti
 def guard_construction(init: Callable[..., None]) -> Callable[..., None]:
     """The constructor `init`, with the model checked first, and restored if `init` raises."""
 
+    defaults = {name: one.default for name, one in inspect.signature(init).parameters.items()}
+
     @functools.wraps(init)
     def guarded(self: MemoryEfficientOptimizer, *args: Any, **given: Any) -> None:
         if type(self).__init__ is not guarded or not (args or "model" in given):  # called by a subclass's
             return init(self, *args, **given)
         model, *others = args or (given.pop("model"),)
         check_model(type(self).__name__, model)
+        check_kinds(given, defaults)
         plain = uncompiled(ranks.unwrapped(uncompiled(model)))
         sharded.reshard(plain)
         known = set(plain.modules())

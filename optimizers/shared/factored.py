@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from optimizers.shared.values import check_positive
+from optimizers.shared.values import check_positive, holds, is_pair
 
 CHUNK = 2**24  # weights: temporaries have this size, or that of one row if larger; smaller would mean many kernels
 
@@ -23,10 +23,10 @@ def check_factored(decay_rate: float, eps: tuple[float | None, float], clip_thre
         ValueError: names the hyper-parameter and its value.
     """
     check_positive("clip_threshold", clip_threshold)
-    if not -math.inf < decay_rate < 0.0:
-        raise ValueError(f"decay_rate must be a finite number below 0, not {decay_rate}")
-    if len(eps) != 2:
-        raise ValueError(f"eps must be two numbers, not {eps}")
+    if not holds(lambda rate: -math.inf < rate < 0.0, decay_rate):
+        raise ValueError(f"decay_rate must be a finite number below 0, not {decay_rate!r}")
+    if not is_pair(eps):
+        raise ValueError(f"eps must be two numbers, not {eps!r}")
 
 
 def chunks_of(p: Tensor, g: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
+
+NAMES = ("always_train", "targets")  # hyper-parameters that name parts of a model
 
 
 def check_hyperparameters(given: dict[str, Any]) -> None:
@@ -12,13 +15,46 @@ def check_hyperparameters(given: dict[str, Any]) -> None:
         ValueError: names the hyper-parameter, its value and what it must be.
     """
     betas = given.get("betas", (0.0, 0.0))
-    if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
-        raise ValueError(f"betas must be two numbers of at least 0 and below 1, not {betas}")
+    if not (is_pair(betas) and all(holds(lambda beta: 0.0 <= beta < 1.0, beta) for beta in betas)):
+        raise ValueError(f"betas must be two numbers of at least 0 and below 1, not {betas!r}")
     for name in ("lr", "weight_decay", "eps"):
         values = given.get(name, 0.0)
         for value in values if isinstance(values, tuple) else (values,):
-            if value is not None and (isinstance(value, str) or not 0.0 <= value < float("inf")):
+            if not holds(lambda number: 0.0 <= number < float("inf"), value):
                 raise ValueError(f"{name} must be a finite number of at least 0, not {value!r}")
+
+
+def check_kinds(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Refuse flags, seeds and names of parameters that are something else: any text is true, "false" as well.
+
+    Raises:
+        ValueError: names the hyper-parameter and its value.
+    """
+    for name, value in given.items():
+        default, value = defaults.get(name), plain(value)
+        if isinstance(default, bool) and not isinstance(value, bool):
+            raise ValueError(f"{name} must be True or False, not {value!r}")
+        if name == "seed" and (not isinstance(value, int) or isinstance(value, bool)):
+            raise ValueError(f"{name} must be a whole number, not {value!r}")
+        if name in NAMES and not (isinstance(value, str) or _are_texts(value)):
+            raise ValueError(f"{name} must be a text or texts, patterns of names, not {value!r}")
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+
+
+def is_pair(value: Any) -> bool:
+    """Is it a list or tuple of two?"""
+    return isinstance(value, list | tuple) and len(value) == 2
+
+
+def holds(test: Callable[[Any], Any], value: Any) -> bool:
+    """Does a test hold of a value? Not of what can't be compared with numbers: texts, as YAML reads 1e-4, or None."""
+    try:
+        return bool(test(value))
+    except (TypeError, ValueError, RuntimeError):
+        return False
 
 
 def plain(value: Any) -> Any:
@@ -51,8 +87,8 @@ def check_positive(name: str, value: float | None, *, optional: bool = False) ->
     """
     if optional and value is None:
         return
-    if value is None or not 0.0 < value < float("inf"):
-        raise ValueError(f"{name} must be a finite number above 0, not {value}")
+    if not holds(lambda number: 0.0 < number < float("inf"), value):
+        raise ValueError(f"{name} must be a finite number above 0, not {value!r}")
 
 
 def check_share(name: str, value: float) -> None:
@@ -61,8 +97,8 @@ def check_share(name: str, value: float) -> None:
     Raises:
         ValueError: names the hyper-parameter and its value.
     """
-    if not 0.0 <= value < 1.0:
-        raise ValueError(f"{name} must be at least 0 and below 1, not {value}")
+    if not holds(lambda number: 0.0 <= number < 1.0, value):
+        raise ValueError(f"{name} must be at least 0 and below 1, not {value!r}")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
