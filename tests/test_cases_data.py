@@ -555,13 +555,24 @@ def test_s5_a_weight_that_is_neither_all_nor_nothing_is_refused(weight):
         {"prompt": "Hi", "completion": "Hello!", "label": False},
         {"prompt": [QUESTION], "completion": [ANSWER], "label": False},
         {"messages": [QUESTION, ANSWER], "kto_tag": False},
+        {"prompt": "Hi", "completion": "Hello!", "label": "False"},  # of a table
+        {"prompt": "Hi", "completion": "Hello!", "label": "0"},
+        {"prompt": "Hi", "completion": "Hello!", "label": 0},
+        {"messages": [QUESTION, ANSWER], "kto_tag": "false "},
     ],
 )
 def test_an_answer_to_avoid_is_not_learned_and_one_to_give_is(row):
     with pytest.raises(RowError, match="its answer is marked as one to avoid"):
         of(row)
-    found, notes = used({name: True if value is False else value for name, value in row.items()})
+    opposite = {"False": "True", "false ": "true", "0": "1"}
+    (mark,) = {"label", "kto_tag"} & row.keys()
+    found, notes = used({**row, mark: opposite.get(row[mark], True)})
     assert found.messages == (ASKED, ANSWERED) and not notes
+
+
+def test_a_label_that_is_neither_true_nor_false_is_a_field_that_is_not_used():
+    found, notes = used({"prompt": "Hi", "completion": "Hello!", "label": "greeting"})
+    assert found.messages == (ASKED, ANSWERED) and notes == "unused fields: label (1)"
 
 
 def test_a_label_of_another_kind_leaves_no_answer_out():

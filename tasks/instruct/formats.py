@@ -41,6 +41,7 @@ QUESTIONS = ("instruction", "prompt", "question", "query", "input")
 ANSWERS = ("output", "completion", "response", "answer", "chosen")
 CONTEXTS = ("input", "context")
 SYSTEMS = ("system", "system_prompt")
+MARKS = {"true": True, "1": True, "false": False, "0": False}  # of an answer, in a table; in lower case
 FLAGS = ("train", "training", "loss")  # of a turn: false where it isn't to be learned
 FORMATS = "messages; conversations; instruction and output or response; prompt and completion; question and answer"
 
@@ -76,7 +77,7 @@ def conversation(row: Row, tally: Tally) -> Conversation:
     Raises:
         RowError: the row has none of the known formats, or no answer.
     """
-    if row.get("kto_tag") is False or ("completion" in row.value and row.get("label") is False):
+    if _is_false(row, "kto_tag") or ("completion" in row.value and _is_false(row, "label")):
         raise RowError(row.where, "its answer is marked as one to avoid, for preference tuning")
     name, answer = _first(row, LISTS), _first(row, ANSWERS)
     if name is not None and answer is not None and not _has_value(row, name):
@@ -90,6 +91,15 @@ def conversation(row: Row, tally: Tally) -> Conversation:
     if asked is None:
         raise RowError(row.where, f"no known format ({FORMATS})", f" has the fields {listed(row.value)}")
     return answered(row, [*asked.messages, *answers], tally, asked.context)
+
+
+def _is_false(row: Row, name: str) -> bool:
+    """Is it false, also as a table writes it, whose cells are texts, or as the number 0?"""
+    mark = row.value.get(name)
+    said = MARKS.get(mark.strip().lower(), mark) if isinstance(mark, str) else mark
+    if said in (True, False, None):  # else it marks something else, and is a field that isn't used
+        row.get(name)
+    return said == 0
 
 
 class Prompt(NamedTuple):
