@@ -220,6 +220,9 @@ def test_labels_that_nothing_can_be_learned_from_are_refused(tmp_path):
     assert mixed.data.labels == LABELS
     one = [row | {"label": "bad"} for row in texts(60)]
     assert 'every example has the label "bad"' in refused(write(tmp_path / "one.jsonl", one))
+    halves = [{"text": f"text {i}", "label": i % 2 / 2} for i in range(60)]  # 0.0 is a whole number, 0.5 isn't
+    words = refused(write(tmp_path / "halves.jsonl", halves))
+    assert "30 rows left out: 'label' must be text or a whole number (first: " in words and "line 2, got 0.5)" in words
     assert "of 2 examples, 0 are in the validation set" in refused(write(tmp_path / "few.jsonl", texts(2)))
     write(tmp_path / "train.jsonl", texts(30))
     write(tmp_path / "val.jsonl", [{"text": "x", "label": "awful"}])

@@ -107,7 +107,7 @@ def read(data: str) -> Data:
         _check_split(train_file, train, validation, tally)
     else:
         validation = _labelled_in(File.at(validation_file), tally)
-    labels = _labels(train)
+    labels = _labels(train, tally.notes)
     validation = _of_known(validation, labels, validation_file or train_file, tally)
     used = [train_file] if validation_file is None else [train_file, validation_file]
     notes = (
@@ -177,13 +177,14 @@ def _of_known(examples: Sequence[Labelled], labels: Sequence[Label], path: Path,
     return known
 
 
-def _labels(examples: Sequence[Labelled]) -> tuple[Label, ...]:
-    """The classes, in order. Raises ValueError if there are fewer than two."""
+def _labels(examples: Sequence[Labelled], notes: Sequence[str] = ()) -> tuple[Label, ...]:
+    """The classes, in order. Raises ValueError, with the notes on what was left out, if there are fewer than two."""
     labels = tuple(sorted({one.label for one in examples}))
     if len(labels) < 2:
         first = examples[0]
         raise ValueError(
             f"{first.where}: every example has the label {short(first.label)}, so there is nothing to learn"
+            + "".join(f"; {note}" for note in notes)
         )
     return labels
 
