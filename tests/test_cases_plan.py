@@ -269,6 +269,14 @@ def test_t_a_wrong_configuration_is_refused_in_a_sentence(wrong, tmp_path):
         answer(PlanOptions(model=str(tmp_path), sequence_length=8, optimizers=("sgd",)))
 
 
+@pytest.mark.parametrize("kind", ["vit", "clip_text_model", "longt5"])
+def test_w1_a_model_of_another_kind_than_is_planned_is_refused_as_in_training(kind, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    words = f"\\({kind}\\) can't be built with AutoModelForCausalLM, .*: give a causal language model such as"
+    with pytest.raises(UserError, match=words):
+        answer(PlanOptions(model=str(tmp_path), sequence_length=8, optimizers=("sgd",)))
+
+
 def test_t_nesting_without_end_is_refused_in_a_sentence(tmp_path):
     (tmp_path / "config.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match="."):

@@ -25,7 +25,16 @@ from optimizers.shared.sharded import has_values
 from tasks.base import Kind
 from tasks.models.damage import said_in_a_sentence
 from tasks.models.loading import quiet
-from tasks.models.source import CONFIGURATIONS, DTYPES, PREFIX, Source, kept_in_fp32, longest_stated, without_dropout
+from tasks.models.source import (
+    CONFIGURATIONS,
+    DTYPES,
+    PREFIX,
+    UNKNOWN_TO_KIND,
+    Source,
+    kept_in_fp32,
+    longest_stated,
+    without_dropout,
+)
 
 CONFIG_FILE = "config.json"
 
@@ -166,13 +175,18 @@ class Blueprint:
     def _new(self, depth: int) -> Any:
         way_out = "one that `membench list models` names, a folder or a hub id"
         values = self.source.config.to_dict()
-        with said_in_a_sentence("model", self.workload.model, way_out, values=values):
-            return self.kind.from_config(
-                self.config(depth),
-                dtype=DTYPES[self.workload.dtype],  # a checkpoint has its own in its configuration
-                attn_implementation=self.workload.attention,
-                trust_remote_code=self.workload.trust_remote_code,
-            )
+        try:
+            with said_in_a_sentence("model", self.workload.model, way_out, values=values):
+                return self.kind.from_config(
+                    self.config(depth),
+                    dtype=DTYPES[self.workload.dtype],  # a checkpoint has its own in its configuration
+                    attn_implementation=self.workload.attention,
+                    trust_remote_code=self.workload.trust_remote_code,
+                )
+        except ValueError as error:
+            if UNKNOWN_TO_KIND in str(error):
+                raise self.source.unsuitable(self.kind) from error
+            raise
 
     def batch(self, device: str | None = None) -> Batch:
         """A micro-batch of the workload, on `device`; a text to classify ends like the model's texts."""

@@ -185,7 +185,7 @@ class Source:
                 return kind.from_config(self._configured(settings), trust_remote_code=self.trust_remote_code, **given)
         except ValueError as error:
             if UNKNOWN_TO_KIND in str(error):
-                raise self._unsuitable(kind) from error
+                raise self.unsuitable(kind) from error
             raise
 
     def _pretrained(self, kind: Any, settings: dict[str, Any]) -> tuple[nn.Module, set[str], list[str]]:
@@ -239,7 +239,8 @@ class Source:
         file = "" if values or folder is None else "config.json: "
         return said_in_a_sentence("model", self.name, WAY_OUT, folder=folder, file=file, values=values)
 
-    def _unsuitable(self, kind: Any) -> ValueError:
+    def unsuitable(self, kind: Any) -> ValueError:
+        """What to say of an architecture that an auto class of transformers doesn't know."""
         causal = kind is transformers.AutoModelForCausalLM
         examples = "a causal language model such as Llama or GPT-2" if causal else "an encoder such as RoBERTa or BERT"
         return ValueError(
