@@ -130,6 +130,16 @@ def test_a_hyper_parameter_of_a_method_that_is_not_run_is_said_to_be_unused(tmp_
     assert "isn't used" not in call("compare", *arguments, "--config", str(table))[1]
 
 
+def test_a_study_says_which_hyper_parameters_of_its_file_it_does_not_use(tmp_path, monkeypatch):
+    monkeypatch.setattr("membench.runs.study.forecast", lambda kinds: "")
+    file = tmp_path / "study.toml"
+    shape = "steps = 2\nbatch-size = 2\nsequence-length = 16\nreference = false\n"
+    file.write_text(f'optimizers = ["badam"]\ntask = "superglue/cb"\n{shape}[lora]\nrank = 4\n[badam]\nlr = 1e-3\n')
+    code, stdout, _ = call("study", str(file), "--dry-run", "--out", str(tmp_path / "out"))
+    assert code == 0 and "in the study's file lora.rank isn't used: the methods are badam\n" in stdout
+    assert stdout.count("isn't used") == 1
+
+
 def test_a_plan_says_which_hyper_parameters_it_does_not_use():
     shape = ["--batch-size", "1", "--sequence-length", "8"]
     code, _, stderr = call("plan", "--model", "llama-tiny", *shape, "--optimizers", "badam", "--set", "lomo.lr=1")

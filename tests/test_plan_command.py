@@ -256,6 +256,7 @@ REFUSALS = [
     (["--model", "llama3-8b", "--batch-size", "0"], "--batch-size must be at least 1, not 0"),
     (["--model", "llama3-8b", "--optimizers", "bdam"], "unknown method 'bdam'. Did you mean 'badam'?"),
     (["--model", "llama3-8b", "--set", "badam.lr"], "write METHOD.KEY=VALUE"),
+    (["--model", "llama3-8b", "--set", ".lr=3"], "write METHOD.KEY=VALUE"),
     (["--model", "lama3-8b"], "Did you mean 'config:llama3-8b'?"),
     (["--model", "config:lama3-8b"], "Did you mean 'config:llama3-8b'?"),
     (["--against", "badam-table-3x"], "there is no published table 'badam-table-3x'. Did you mean"),

@@ -36,8 +36,8 @@ def parse_hyperparameters(assignments: Iterable[str]) -> dict[str, dict[str, Any
     methods: dict[str, dict[str, Any]] = {}
     for text in assignments:
         target, equals, value = text.partition("=")
-        method, _, key = target.strip().rpartition(".")
-        if not equals or not re.fullmatch(r"[A-Za-z_]\w*", key):
+        method, dot, key = target.strip().rpartition(".")
+        if not equals or bool(dot) != bool(method.strip()) or not re.fullmatch(r"[A-Za-z_]\w*", key):
             raise UserError(f"--set {text}: write METHOD.KEY=VALUE (badam.switch_every=50), or KEY=VALUE for all")
         values = methods.setdefault(method or ALL_METHODS, {})
         _once("--set", values, key)
@@ -45,8 +45,10 @@ def parse_hyperparameters(assignments: Iterable[str]) -> dict[str, dict[str, Any
     return methods
 
 
-def unused_hyperparameters(given: Mapping[str, Mapping[str, Any]], methods: Collection[str]) -> list[str]:
-    """A sentence for each method with hyper-parameters that are `given` and that no run takes.
+def unused_hyperparameters(
+    given: Mapping[str, Mapping[str, Any]], methods: Collection[str], where: str = "--set"
+) -> list[str]:
+    """A sentence for each method with hyper-parameters that are `given`, `where`, and that no run takes.
 
     The method isn't among `methods`, or those of them that it is have other values in their names, as lora:rank=4 has.
     """
@@ -56,7 +58,7 @@ def unused_hyperparameters(given: Mapping[str, Mapping[str, Any]], methods: Coll
         unused = [f"{method}.{key}" for key in values if all(f":{key}=" in name for name in users)]
         if unused and method != ALL_METHODS:
             why = f"another is in the name of {', '.join(users)}" if users else f"the methods are {', '.join(methods)}"
-            told.append(f"--set {', '.join(unused)} isn't used: {why}")
+            told.append(f"{where} {', '.join(unused)} isn't used: {why}")
     return told
 
 

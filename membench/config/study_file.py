@@ -4,7 +4,7 @@ import itertools
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from membench.config.declare import LARGEST
@@ -31,6 +31,7 @@ class Study:
     tuning_seed: int  # not one of the seeds that count
     memory_bytes: tuple[int, ...]
     tuning_data: str | None = None  # on which values are chosen, if not on the data that count
+    fixed: Mapping[str, Values] = field(default_factory=dict)  # hyper-parameters that the file has by method
 
     def grid(self, method: str) -> Grid:
         """What is tried of a method; nothing is an empty one."""
@@ -143,7 +144,7 @@ def load(path: str, given: Mapping[str, Any]) -> Study:
     data = tune.get("data")
     if data is not None and not (isinstance(data, str) and data.strip()):
         raise UserError(f"{path}: tune.data must be a file or folder in the task's format, not {data!r}")
-    study = Study(settings, grids, budget, seed, _memory(path, own.get("memory", [])), data)
+    study = Study(settings, grids, budget, seed, _memory(path, own.get("memory", [])), data, tables)
     _check_unused(path, study, settings[0], tables)
     return study
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from membench.config.assignments import unused_hyperparameters
 from membench.config.errors import UserError
 from membench.config.fan_out import crowded
 from membench.config.run import Run
@@ -85,8 +86,11 @@ def study(plan: Study, shard: tuple[int, int] = (1, 1)) -> int:
     try:
         with waiting("importing torch and transformers, checking the settings", quiet=first.quiet):
             processes.start_server(crowded(first, first.processes))
-            cells = list(_cells(plan, shard))
+            methods: list[str] = []
+            cells = list(_cells(plan, shard, methods))
             _prepare_trials(plan, cells)
+        for sentence in unused_hyperparameters(plan.fixed, dict.fromkeys(methods), "in the study's file"):
+            print(sentence, flush=True)
         if first.dry_run:
             _preview(plan, cells)
             return 0
@@ -117,8 +121,11 @@ def _place(settings: Settings, cells: list[_Cell]) -> str:
     return names if names == "cpu" else f"{names} of {os.environ.get('CUDA_VISIBLE_DEVICES', 'all')}"
 
 
-def _cells(plan: Study, shard: tuple[int, int]) -> Iterator[_Cell]:
-    """Cells with the methods of a shard: all runs of a method on one task and model are in the same shard."""
+def _cells(plan: Study, shard: tuple[int, int], methods: list[str]) -> Iterator[_Cell]:
+    """Cells with the methods of a shard: all runs of a method on one task and model are in the same shard.
+
+    `methods` receives those of the whole study.
+    """
     number = 0
     tuned: set[str] = set()  # the tables with grids that are used
     for settings in plan.settings:
@@ -126,6 +133,7 @@ def _cells(plan: Study, shard: tuple[int, int]) -> Iterator[_Cell]:
         runs = prepare_apart(replace(settings, seeds=(plan.tuning_seed,)))
         settings = replace(settings, sequence_length=runs[0].training.sequence_length, fit_length=False)
         tuned |= {plan.grid_name(run.method) for run in runs}
+        methods += [run.method for run in runs]
         for run in runs:
             by_task.setdefault(run.task, [])
             if number % shard[1] == shard[0] - 1:
