@@ -44,7 +44,7 @@ def undue_waiting(run: Record) -> float:
     most a tenth, or unknown."""
     time = run["time"] or {}
     waited, trained = time.get("waited_seconds"), time.get("train_seconds")
-    share = waited / trained if waited and trained else 0.0
+    share = min(1.0, waited / trained) if waited and trained else 0.0  # several threads wait at once
     return share if share > _TOLERABLE_WAIT else 0.0
 
 

@@ -170,6 +170,8 @@ def test_speeds_of_runs_that_waited_for_processors_are_no_regression_and_it_says
     result = check(before, after)
     assert result.code == 0 and speed_of(result).verdict == "unknown"
     assert speed_of(result).reason == "the machine was busy: a run waited for processors for 40% of its time"
+    after[1]["time"]["waited_seconds"] = 10.6  # of several threads
+    assert speed_of(check(before, after)).reason.endswith("a run waited for processors for 100% of its time")
 
 
 # N5
