@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from architectures import ARCHITECTURES
+from letters import folder, labelled, letters
 from plan_models import maxima
 
 import optimizers
@@ -45,8 +47,8 @@ def own_cache(tmp_path_factory):
 def make(family, method="adamw", *, seed=0, data="demo", **given):
     """A run of a family's task, and the task."""
     model, options = FAMILIES[family]
-    shape = {"steps": 2, "batch_size": 2, "sequence_length": 96, "weights": "random"} | given
-    training = Training(model=model, data=data, options=options, **shape)
+    shape = {"steps": 2, "batch_size": 2, "sequence_length": 96, "weights": "random", "model": model} | given
+    training = Training(data=data, options=options, **shape)
     values = optimizers.resolve(method)
     run = Run(
         run_id="r",
@@ -104,6 +106,18 @@ def test_s7_the_command_plans_what_a_comparison_meters(family, tmp_path):
     blueprint = Blueprint(Workload(run.training.model.removeprefix("config:"), 2, 96, "float32", device="cpu"))
     values = method_values(run, execute.build_model(run, task))
     planned = maxima(simulate(blueprint, "lora", values, blueprint.depth))
+    assert planned == [metered["peak_allocated_bytes"], *metered["maximum"].values()]
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_s7_token_types_are_planned_for_the_encoders_whose_batches_have_them(name, tmp_path):
+    model = folder(tmp_path / "model", ARCHITECTURES[name].build().base_model, letters())
+    data = labelled(tmp_path / "a.jsonl", [f"{'abcdefghij'[n % 10] * (1 + n % 30)}" for n in range(40)])
+    run, task = make("classify", data=data, model=model, sequence_length=16)
+    assert ("token_type_ids" in task.batch(0)) == (name == "bert")
+    metered = execute._meter(run, task, {})["memory"]
+    blueprint = Blueprint(Workload(model, 2, 16, "float32", device="cpu"))
+    planned = maxima(simulate(blueprint, "adamw", method_values(run, execute.build_model(run, task)), blueprint.depth))
     assert planned == [metered["peak_allocated_bytes"], *metered["maximum"].values()]
 
 

@@ -257,6 +257,15 @@ def test_w9_a_misspelt_model_is_not_looked_for_on_the_hub(name):
         answer(PlanOptions(model=name, optimizers=("sgd",)))
 
 
+def test_w9_an_attention_that_a_model_lacks_is_refused_with_the_option(tmp_path):
+    values = {"model_type": "bloom", "n_layer": 1, "n_head": 2, "vocab_size": 9}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    given = {"model": str(tmp_path), "sequence_length": 8, "optimizers": ("sgd",)}
+    with pytest.raises(UserError, match=r"^--attention sdpa: transformers has .* \(bloom\): leave it out$"):
+        answer(PlanOptions(**given, attention="sdpa"))
+    answer(PlanOptions(**given, attention="eager"))
+
+
 WRONG = [{"num_attention_heads": heads} for heads in (0, -1, 3, None, "two")]
 WRONG += [{"num_hidden_layers": -1}, {"num_hidden_layers": None}, {"hidden_size": "x"}, {"vocab_size": -5}]
 

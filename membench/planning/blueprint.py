@@ -24,6 +24,7 @@ from optimizers.shared.matrices import expert_tensors
 from optimizers.shared.sharded import has_values
 from tasks.base import Kind
 from tasks.models.damage import said_in_a_sentence
+from tasks.models.encoding import has_token_types
 from tasks.models.loading import quiet
 from tasks.models.source import (
     CONFIGURATIONS,
@@ -174,19 +175,31 @@ class Blueprint:
 
     def _new(self, depth: int) -> Any:
         way_out = "one that `membench list models` names, a folder or a hub id"
-        values = self.source.config.to_dict()
+        values, attention = self.source.config.to_dict(), self.workload.attention
         try:
             with said_in_a_sentence("model", self.workload.model, way_out, values=values):
-                return self.kind.from_config(
-                    self.config(depth),
-                    dtype=DTYPES[self.workload.dtype],  # a checkpoint has its own in its configuration
-                    attn_implementation=self.workload.attention,
-                    trust_remote_code=self.workload.trust_remote_code,
-                )
+                try:
+                    return self._of_config(depth, attention)
+                except ValueError:
+                    if attention is None:
+                        raise
+                    self._of_config(depth, None)  # fails again, unless it was for the attention
         except ValueError as error:
             if UNKNOWN_TO_KIND in str(error):
                 raise self.source.unsuitable(self.kind) from error
             raise
+        raise ValueError(
+            f"--attention {attention}: transformers has no such implementation for {self.workload.model!r} "
+            f"({self.source.config.model_type}): leave it out"
+        )
+
+    def _of_config(self, depth: int, attention: str | None) -> Any:
+        return self.kind.from_config(
+            self.config(depth),
+            dtype=DTYPES[self.workload.dtype],  # a checkpoint has its own in its configuration
+            attn_implementation=attention,
+            trust_remote_code=self.workload.trust_remote_code,
+        )
 
     def batch(self, device: str | None = None) -> Batch:
         """A micro-batch of the workload, on `device`; a text to classify ends like the model's texts."""
@@ -194,6 +207,8 @@ class Blueprint:
         end = getattr(self.source.config, "eos_token_id", None)
         if device is not None and not self.is_causal and isinstance(end, int):
             batch["input_ids"][:, -1] = end
+        if not self.is_causal and has_token_types(self.source.config):
+            batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
         return batch
 
     def config(self, depth: int) -> Any:

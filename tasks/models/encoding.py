@@ -9,6 +9,11 @@ from torch import Tensor
 from tasks.models.tokenization import tokenize
 
 
+def has_token_types(config: Any) -> bool:
+    """Do batches of a model tell its two kinds of tokens apart? RoBERTa has one, whatever its tokenizer returns."""
+    return (config.to_dict().get("type_vocab_size") or 0) > 1
+
+
 class Encoder:
     """Tokenises pairs of texts, each once, and pads them into batches.
 
@@ -31,9 +36,7 @@ class Encoder:
         self._always_pairs = pairs and bool(values.get("is_encoder_decoder"))
         # XLNet classifies by the last position, whatever is in it
         self._pads_left = values.get("summary_type") == "last"
-        # RoBERTa has one token type, but many tokenizers return two for every model
-        has_types = (values.get("type_vocab_size") or 0) > 1
-        self.keys = ("input_ids", "token_type_ids") if has_types else ("input_ids",)
+        self.keys = ("input_ids", "token_type_ids") if has_token_types(model.config) else ("input_ids",)
         self._known: dict[tuple[str, str], Tensor] = {}  # (len(keys), tokens) int32
 
     def tokens(self, first: str, second: str) -> Tensor:
