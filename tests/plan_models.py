@@ -1,9 +1,12 @@
 """Tiny models as folders with a config.json, for the tests of the planner."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import optimizers
 from membench.memory.breakdown import levels
 from membench.planning.blueprint import Blueprint
 from membench.planning.simulate import Simulation
@@ -54,3 +57,71 @@ def maxima(simulation: Simulation) -> list[int]:
     """Bytes of everything, and of each part, at their own maximum."""
     by_part = levels(simulation.trace)
     return [int(by_part.sum(1).max()), *by_part.max(0).tolist()]
+
+
+# ---- drawn by chance
+
+ODD = {"vocab_size": 131, "intermediate_size": 51, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+EXPERTS = {"num_experts_per_tok": 2, "intermediate_size": 32}  # kernels want rows of whole 16 bytes
+KINDS: dict[str, dict[str, Any]] = {  # those that differ in what they make in a step
+    "llama": {"attention_bias": True},
+    "qwen3": {"head_dim": 8},
+    "gemma2": {"head_dim": 8, "sliding_window": 4},
+    "olmoe": {**EXPERTS, "num_experts": 3, "norm_topk_prob": True},
+    "mixtral": {**EXPERTS, "num_local_experts": 3},
+    "gpt_oss": {**EXPERTS, "num_local_experts": 3, "head_dim": 8, "sliding_window": 4},
+    "gpt_neox": {"use_parallel_residual": False, "hidden_dropout": 0.1},
+    "phi3": {"resid_pdrop": 0.1},
+    "opt": {"ffn_dim": 51, "word_embed_proj_dim": 16},
+    "mamba": {"state_size": 4, "time_step_rank": 4},
+    "bert": {"hidden_dropout_prob": 0.1},
+    "roberta": {"type_vocab_size": 1, "hidden_dropout_prob": 0.0},
+}
+CHOICES: dict[str, tuple[Any, ...]] = {  # of options on which bytes depend; those that are true or false are taken, too
+    "rank": (1, 3, 200),
+    "update_every": (1, 2),
+    "layers": (1, 2),
+    "samples": (1, 2),
+    "sparsity": (0.3, 0.9),
+    "rows": (4,),
+    "states": ("full", "8bit"),
+    "projection_bits": (4, 8),
+    "base": ("full", "nf4"),
+    "momentum": (0.0, 0.9),
+    "block": ("layer", "sublayer", "matrix"),
+    "reset": ("sampled", "all", "none"),
+    "variant": ("lora", "dora", "pissa", "lora-fa", "vera"),
+    "projection": ("std", "reverse_std", "left", "right", "full"),
+    "scale_type": ("channel", "tensor"),
+}
+
+
+def drawn(seed: int, path: Path, methods: Sequence[str]) -> tuple[Blueprint, str, dict[str, Any]]:
+    """A model of odd sizes, a step on it, and one of `methods` with some of its options; the same for a seed."""
+    random = Random(seed)
+    kind, heads, method = random.choice([*KINDS]), random.choice((2, 3, 4)), random.choice(methods)
+    known = optimizers.resolve(method)
+    shape = {"hidden_size": 8 * heads, "num_attention_heads": heads, "num_hidden_layers": random.choice((1, 2))}
+    shape |= {"num_key_value_heads": random.choice((1, heads)), "tie_word_embeddings": random.random() < 0.5}
+    (path / "config.json").write_text(json.dumps({"model_type": kind, **ODD, **shape, **KINDS[kind]}))
+    options = {
+        name: CHOICES.get(name, (True, False) if isinstance(value, bool) else ()) for name, value in known.items()
+    }
+    given = {name: random.choice(values) for name, values in options.items() if values and random.random() < 0.5}
+    if given.get("stochastic_rounding") and "master_weights" in known:
+        given["master_weights"] = False
+    parts, micro_batch = 1 if given.get("in_backward") else random.choice((1, 1, 2)), random.choice((1, 2, 3))
+    checkpointing = random.random() < 0.5
+    step: dict[str, Any] = {
+        "batch_size": parts * micro_batch,
+        "gradient_accumulation_steps": parts,
+        "sequence_length": random.choice((2, 7, 13, 16)),
+        "dtype": random.choice(("float32", "float32", "float32", "bfloat16")),
+        "checkpointing": checkpointing,
+        "checkpointing_every": random.choice((1, 2)) if checkpointing else 1,
+    }
+    b = Blueprint(Workload(str(path), device="cpu", **step))
+    if b.is_causal:
+        levers = {"task": random.choice((None, None, "dpo")), "loss_chunks": random.choice((1, 2, 3, 40))}
+        b = b.with_workload(**levers)
+    return b, method, given

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from plan_models import at_peak, blueprint, maxima
+from plan_models import at_peak, blueprint, drawn, maxima
 
 import optimizers
 from membench.planning.blueprint import Blueprint
@@ -80,6 +80,28 @@ def test_planned_equals_metered_with_numbers_in_few_bits(name, tmp_path, monkeyp
 def test_planned_equals_metered_of_experts_some_of_whose_matrices_are_computed_at_once(method, tmp_path, monkeypatch):
     monkeypatch.setattr(matrices, "PIECE", 2 * 64 * 128)  # two of five; of those of 64 x 256 one
     expect_equal(blueprint(tmp_path, "mixtral", 2, dtype="bfloat16", checkpointing=True), method)
+
+
+DRAWS = [pytest.param(seed, marks=[] if seed < 30 else pytest.mark.slow) for seed in range(300)]
+
+
+@pytest.mark.parametrize("seed", DRAWS)
+def test_planned_equals_metered_to_the_byte_whatever_is_drawn(seed, tmp_path, monkeypatch):
+    monkeypatch.setattr(in_pieces, "SMALLEST", 64)
+    b, method, given = drawn(seed, tmp_path, [name for name in optimizers.available() if name not in BOUNDED])
+    values = method_values(b, method, {method: given})
+    made: list[Any] = []
+    for device in (None, "cpu"):
+        try:
+            one = simulate(b, method, values, b.depth, device=device)
+            made.append((maxima(one), at_peak(one)))
+        except ValueError as error:  # refused, and in the same words
+            made.append(str(error))
+    planned, metered = made
+    if method in BY_VALUES and isinstance(planned, tuple):
+        assert all(ours >= theirs for ours, theirs in zip(planned[0], metered[0], strict=True))
+    else:
+        assert planned == metered, (method, given, b.workload)
 
 
 @pytest.mark.parametrize(("method", "chunks"), [("adamw", 1), ("badam", 3), ("lora", 1)])
