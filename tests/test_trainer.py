@@ -3,11 +3,11 @@
 import pytest
 import torch
 from torch.utils.data import Dataset
-from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
+from transformers import AutoModelForSequenceClassification, MixtralConfig, Trainer, TrainingArguments
 from transformers.models.auto.configuration_auto import AutoConfig
 
 import optimizers
-from membench.training.hf_trainer import MethodTrainer, check_arguments
+from membench.training.hf_trainer import UNMERGED, MethodTrainer, check_arguments
 
 STEPS, PAUSE = 6, 4
 
@@ -173,6 +173,46 @@ def test_a_saved_model_and_a_checkpoint_load_as_what_was_trained(name, tmp_path)
         torch.testing.assert_close(model(**batch).logits, expected, rtol=0, atol=1e-6)
     finished = trainer.method.finish()
     torch.testing.assert_close(finished(**batch).logits, expected, rtol=0, atol=1e-6)
+
+
+def trainer_of_experts(folder, dtype, **more):
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = MixtralConfig(vocab_size=50, pad_token_id=1, num_local_experts=3, num_key_value_heads=2, **shape)
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config).to(dtype)
+    model.model.norm.float(), model.score.float()  # as some keep them
+    data = {"train_dataset": Sentences(), "eval_dataset": Sentences()}
+    return MethodTrainer(model=model, args=arguments(folder, **more), **data, method="adamw")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_experts_that_transformers_saves_one_by_one_resume_to_the_last_bit(dtype, tmp_path):
+    straight = trainer_of_experts(tmp_path / "a", dtype)
+    straight.train()
+    resumed = trainer_of_experts(tmp_path / "b", dtype)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{PAUSE}"))
+    there = dict(resumed.model.named_parameters())
+    for name, p in straight.model.named_parameters():
+        assert torch.equal(p, there[name]), name
+
+
+def test_the_best_model_that_is_loaded_at_the_end_has_its_own_experts(tmp_path):
+    how = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "load_best_model_at_end": True}
+    trainer = trainer_of_experts(tmp_path, torch.float32, **how, greater_is_better=True)  # so the first is the best
+    trainer.train()
+    best = trainer.state.best_model_checkpoint
+    assert best.endswith("checkpoint-2")
+    expected = AutoModelForSequenceClassification.from_pretrained(best).state_dict()
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_what_is_pushed_to_the_hub_is_the_merged_model_alone(tmp_path):
+    trainer = build_trainer(MethodTrainer, "lora", tmp_path, max_steps=1, save_steps=1)
+    trainer.train()
+    trainer.save_model(_internal_call=True)  # as `push_to_hub` does
+    assert (tmp_path / "model.safetensors").exists() and not (tmp_path / UNMERGED).exists()
+    assert (tmp_path / "checkpoint-1" / UNMERGED).exists()
 
 
 @pytest.mark.parametrize("name", ["badam", "lora", "blockllm", "lomo"])

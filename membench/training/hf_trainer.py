@@ -20,13 +20,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import inspect
+import json
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from safetensors import safe_open
 from torch import nn
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 import optimizers
 from membench.training.hf_processes import TrainerOnProcesses
@@ -150,9 +154,9 @@ class MethodTrainer(TrainerOnProcesses):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model for `from_pretrained`, adapters merged; a checkpoint also unmerged, to resume from."""
         super().save_model(output_dir, _internal_call)
-        if _internal_call and self._has_adapters() and self.args.should_save and not self.is_fsdp_enabled:
-            folder: Any = output_dir or self.args.output_dir
-            torch.save(self._model.state_dict(), Path(folder, UNMERGED))
+        is_checkpoint = _internal_call and output_dir is not None  # what is pushed to the hub has no folder of its own
+        if is_checkpoint and self._has_adapters() and self.args.should_save and not self.is_fsdp_enabled:
+            torch.save(self._model.state_dict(), Path(str(output_dir), UNMERGED))
 
     @property
     def _model(self) -> nn.Module:
@@ -168,19 +172,40 @@ class MethodTrainer(TrainerOnProcesses):
         path = Path(resume_from_checkpoint, UNMERGED)
         if path.exists() and self.optimizer is None:
             self.create_optimizer()  # inserts the adapters, to which the weights belong
+        into = self._model if model is None else model
         if not self._has_adapters():
+            if _has_other_names(resume_from_checkpoint, into):
+                return _load_converted(resume_from_checkpoint, into)
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         if not path.exists():
             raise ValueError(f"{resume_from_checkpoint} has no {UNMERGED}: it isn't a checkpoint of this method")
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-        (self._model if model is None else model).load_state_dict(weights)
+        into.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
     def _load_best_model(self) -> None:
         best: Any = self.state.best_model_checkpoint
-        if self._has_adapters():
+        if self._has_adapters() or not self.is_fsdp_enabled and _has_other_names(best, self._model):
             self._load_from_checkpoint(best)
         else:
             super()._load_best_model()
+
+
+def _has_other_names(folder: str, model: nn.Module) -> bool:
+    """Does a saved model have tensors that `model` hasn't? transformers saves some models, those with fused experts
+    above all, as they were published, and a Trainer that resumes silently leaves out what has another name."""
+    index, file = Path(folder, SAFE_WEIGHTS_INDEX_NAME), Path(folder, SAFE_WEIGHTS_NAME)
+    names: set[str] = set()
+    if index.exists():
+        names = set(json.loads(index.read_text())["weight_map"])
+    elif file.exists():
+        with safe_open(file, "pt") as saved:
+            names = set(saved.keys())
+    return isinstance(model, PreTrainedModel) and not names <= model.state_dict().keys()
+
+
+def _load_converted(folder: str, model: Any) -> None:
+    """Give `model` the values that `from_pretrained` reads, in a dtype that holds those of all its weights."""
+    dtype = functools.reduce(torch.promote_types, (p.dtype for p in model.parameters()))
+    model.load_state_dict(type(model).from_pretrained(folder, config=model.config, dtype=dtype).state_dict())
 
 
 def _refuse(cls: type) -> NoReturn:
