@@ -9,6 +9,7 @@ import pytest
 from commands import DATA, command
 from reports_factory import make_failure, make_record
 
+from membench.config import options
 from membench.config.errors import UserError
 from membench.config.settings import resolve
 from membench.runs import trackers
@@ -129,7 +130,7 @@ def test_an_interrupted_run_is_left_ended_in_every_tracker(place, monkeypatch):
         module = ModuleType(f"membench.runs.trackers.to_{name}")
         module.begin = lambda run, out, name=name: begin(name)
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(trackers, "find_spec", lambda name: name)
+    monkeypatch.setattr(options, "find_spec", lambda name: name)
     made = make_record(history=HISTORY)
     log("wandb,mlflow", place, made)
     assert ended == ["ok", "ok"]
@@ -200,7 +201,7 @@ def test_a_tracker_that_fails_is_left_out_of_the_run_and_says_so(place, monkeypa
 
     for name, fails in {"wandb": "at once", "mlflow": "later", "trackio": ""}.items():
         tracker(name, fails)
-    monkeypatch.setattr(trackers, "find_spec", lambda name: name)
+    monkeypatch.setattr(options, "find_spec", lambda name: name)
     made = make_record(history=HISTORY)
     log("wandb,mlflow,trackio", place, made, told=2)
     text = capsys.readouterr().out
@@ -216,10 +217,10 @@ def test_a_run_that_failed_is_logged_too(place):
     assert tensorboard(place, failed["run_id"]) == ({}, failed)
 
 
-def test_a_tracker_that_is_not_installed_is_told_before_anything_runs(monkeypatch):
-    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+def test_a_tracker_that_is_not_installed_is_told_before_a_folder_is_made(monkeypatch):
+    monkeypatch.setattr(options, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"--log-to wandb needs wandb: pip install 'membench\[wandb\]'"):
-        trackers.create(Lines(1, 1), resolve({"log_to": "wandb"}))
+        resolve({"log_to": "wandb"})
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ meant without it.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,13 @@ def writable_folder(flag: str, path: str) -> None:
             if not os.access(place, os.W_OK | os.X_OK):
                 raise UserError(f"{flag} {folder}: no permission to write to {place}: choose another path")
             return
+
+
+def installed(flag: str, names: tuple[str, ...]) -> None:
+    """Raises UserError unless the packages of trackers are there."""
+    for name in names:
+        if find_spec(name) is None:
+            raise UserError(f"{flag} {name} needs {name}: pip install 'membench[{name}]'")
 
 
 def _exists(flag: str, place: Path) -> bool:
@@ -154,7 +162,7 @@ class ExecutionOptions:
     checkpoint_every: int = option(500, "Steps between checkpoints, {default} by default; 0 for none.", at_least=0)
     retry: bool = option(False, "Also repeat runs that diverged or ran out of memory.")
     log_to: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] | None = option(
-        None, "Also log to trackers: tensorboard, trackio, wandb, mlflow."
+        None, "Also log to trackers: tensorboard, trackio, wandb, mlflow.", check=installed
     )
     quiet: bool = option(False, "No progress bar: one line per run.")
     dry_run: bool = option(False, "Print what would run, and run nothing.")

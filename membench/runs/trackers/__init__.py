@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from membench.config.errors import UserError, explain
+from membench.config.errors import explain
 from membench.config.options import ExecutionOptions
 from membench.config.run import Run
 from membench.runs.progress import Display
@@ -40,14 +39,7 @@ class Log(Protocol):
 
 
 def create(display: Display, options: ExecutionOptions) -> Display:
-    """A display that also logs to the trackers that are asked for.
-
-    Raises:
-        UserError: a tracker's package isn't installed.
-    """
-    for name in options.log_to or ():
-        if find_spec(name) is None:
-            raise UserError(f"--log-to {name} needs {name}: pip install 'membench[{name}]'")
+    """A display that also logs to the trackers that are asked for."""
     return Tracked(display, options.log_to, Path(options.out)) if options.log_to else display
 
 
