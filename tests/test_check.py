@@ -104,6 +104,17 @@ def test_without_a_reference_savings_and_speeds_are_not_judged_and_it_says_so():
     assert only(other, "saving").before == 0.5
 
 
+def test_of_a_references_several_configurations_the_one_that_is_compared_with_is_said():
+    def side(*rates):
+        adamw = [run(peak=200 * (1 + rate), hyperparameters={"lr": rate}) for rate in rates]
+        return [*adamw, run(method="badam", peak=100)]
+
+    assert not any("configurations" in note for note in check(side(0.5), side(0.5)).notes)
+    result = check(side(0.25, 0.5), side(0.25, 0.5))
+    said = "saving and throughput are relative to adamw lr=0.5, the last of adamw's configurations."
+    assert said in result.notes and only(result, "saving").before == pytest.approx(2 / 3)
+
+
 def test_a_reference_that_did_not_end_well_is_said_too():
     side = [make_failure(task="superglue/t0"), *(run(method="badam", seed=seed) for seed in range(2))]
     both = [*side, make_failure(task="superglue/t0", seed=1)]

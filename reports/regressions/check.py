@@ -69,8 +69,23 @@ def _notes(suite: Suite, metrics: list[Metric]) -> list[str]:
         for pairs, why in whys
         if relative and pairs
     ]
+    notes += [
+        f"{what} are relative to {chosen}, the last of {name}'s configurations."
+        for chosen in _chosen(suite)
+        if relative
+    ]
     notes += [note for metric in metrics for note in metric.notes(suite)]
     return notes + _changed_hyperparameters(suite.rows)
+
+
+def _chosen(suite: Suite) -> list[str]:
+    """The reference's rows that other runs are compared with though there are more of the same place."""
+    rows: dict[str, list[str]] = {}
+    for key, row in suite.rows.items():
+        for pair in row.pairs.values() if is_reference(row, suite.thresholds.reference) else ():
+            rows.setdefault(place(pair), []).append(key.method)
+    used = {place(pair) for row in suite.others.values() for pair in row.pairs.values()}
+    return list(dict.fromkeys(names[-1] for where, names in rows.items() if len(names) > 1 and where in used))
 
 
 def _lacks_only_the_reference(pair: Pair, reference: Pair | None) -> bool:
