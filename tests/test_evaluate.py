@@ -5,6 +5,8 @@ import importlib.util
 import json
 import shutil
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -24,6 +26,7 @@ from reports import record
 # These run the harness itself, which takes seconds to import and more to index its tasks: `make test-slow` installs it.
 with_harness = pytest.mark.slow
 
+VERSIONS = {"version": "1", "harness": "0.4.13"}
 QUESTIONS = [
     {"question": f"The number after {i} is", "choices": [f"{i + 1}", f"{i + 7}"], "label": i % 2} for i in range(12)
 ]
@@ -322,6 +325,30 @@ def test_a_trial_on_few_documents_replaces_no_score_on_all(folder, stand_in, mon
     assert "keeps its scores of one on more documents" in capsys.readouterr().err
     assert limit_after() is None
     assert limit_after("--limit", "8") is None
+
+
+def test_two_commands_at_once_both_add_their_scores(monkeypatch, tmp_path):
+    made = make_record(method="lora")
+    record.write(made, tmp_path)
+    both_read, load = threading.Barrier(2), record.load
+
+    def slow(path):
+        found = load(path)
+        with suppress(threading.BrokenBarrierError):
+            both_read.wait(0.2)  # as long as a record takes to be written
+        return found
+
+    monkeypatch.setattr(record, "load", slow)
+    entry = {"scores": {"acc": 0.5}, "standard_errors": {}, "fewshot": 0, "limit": None, "chat_template": False}
+    commands = [
+        threading.Thread(target=harness.add_to_record, args=(tmp_path / made["run_id"], {name: entry | VERSIONS}))
+        for name in ("one", "two")
+    ]
+    for command in commands:
+        command.start()
+    for command in commands:
+        command.join()
+    assert set(load(tmp_path / f"{made['run_id']}.json")["benchmarks"]) == {"one", "two"}
 
 
 # ---- what is refused, also without the harness

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -193,18 +195,31 @@ def add_to_record(model: Path, benchmarks: Mapping[str, Any]) -> list[str] | Non
     if not path.exists():
         return None
     try:
-        made = record.load(path)
-        before = made.get("benchmarks") or {}
-        fuller = [
-            name
-            for name, entry in benchmarks.items()
-            if name in before and _documents(entry) < _documents(before[name])
-        ]
-        new = {name: entry for name, entry in benchmarks.items() if name not in fuller}
-        record.write({**made, "benchmarks": {**before, **new}}, path.parent)
+        with _alone_in(path.parent):
+            made = record.load(path)
+            before = made.get("benchmarks") or {}
+            fuller = [
+                name
+                for name, entry in benchmarks.items()
+                if name in before and _documents(entry) < _documents(before[name])
+            ]
+            new = {name: entry for name, entry in benchmarks.items() if name not in fuller}
+            record.write({**made, "benchmarks": {**before, **new}}, path.parent)
     except ValueError as error:
         raise UserError(str(error)) from error
     return fuller
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other command adds scores there, or one would lose those that another has added meanwhile."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some disks of a network have no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _documents(entry: Mapping[str, Any]) -> float:

@@ -82,8 +82,8 @@ def _chosen(suite: Suite) -> list[str]:
     """The reference's rows that other runs are compared with though there are more of the same place."""
     rows: dict[str, list[str]] = {}
     for key, row in suite.rows.items():
-        for pair in row.pairs.values() if is_reference(row, suite.thresholds.reference) else ():
-            rows.setdefault(place(pair), []).append(key.method)
+        for both in row.pairs.values() if is_reference(row, suite.thresholds.reference) else ():
+            rows.setdefault(place(both), []).append(key.method)
     used = {place(pair) for row in suite.others.values() for pair in row.pairs.values()}
     return list(dict.fromkeys(names[-1] for where, names in rows.items() if len(names) > 1 and where in used))
 
