@@ -62,6 +62,9 @@ def chat_tokenizer(demo):
     return tokenizer
 
 
+OF_ALPACA = "prompts are Alpaca's, since the tokenizer has no chat template; nor has a model that is saved"
+
+
 def alpaca_rows(count, words=3):
     return [
         {"instruction": f"Say number {number}.", "input": "", "output": f"It is {number}. " + "Yes. " * words}
@@ -191,7 +194,8 @@ def test_files_named_as_tests_are_held_out_and_nothing_of_them_is_trained_on(tmp
 def test_conversations_without_an_answer_are_left_out_and_counted(tmp_path):
     rows = [*alpaca_rows(100), {"instruction": "Hi", "output": ""}]
     task = create(write(tmp_path, rows))
-    assert task.provenance["notes"] == f"1 row left out: no answer to learn (first: {tmp_path}/data.json, item 101)"
+    said = f"1 row left out: no answer to learn (first: {tmp_path}/data.json, item 101)"
+    assert task.provenance["notes"] == f"{said}; {OF_ALPACA}"
 
 
 # ---- prompts
@@ -472,7 +476,7 @@ def test_an_answer_longer_than_the_sequence_is_cut_and_counted_and_a_prompt_with
     rows += [{"instruction": "word " * 500, "output": "Never seen."}]
     task = create(write(tmp_path, rows), sequence_length=128)
     assert task.provenance["notes"] == (
-        f"1 of {len(task.train) + 1} training answers cut at the end to fit the sequence; "
+        f"{OF_ALPACA}; 1 of {len(task.train) + 1} training answers cut at the end to fit the sequence; "
         "1 training conversations left out, since no answer fits"
     )
     assert max(task.train.lengths) == 128

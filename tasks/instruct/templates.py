@@ -54,7 +54,9 @@ def all_ends(tokenizer: Any, settings: Any) -> list[int]:
 
 def notes(tokenizer: Any) -> list[str]:
     """What a reader of the results must know of the chat template."""
-    endless = tokenizer.chat_template and not Template(tokenizer).ends()
+    if not tokenizer.chat_template:
+        return ["prompts are Alpaca's, since the tokenizer has no chat template; nor has a model that is saved"]
+    endless = not Template(tokenizer).ends()
     return ["the chat template ends an answer with no token, so where to stop isn't learned"] if endless else []
 
 
