@@ -315,7 +315,8 @@ def test_neither_pass_has_dropout(data, tmp_path):
     model = task.build_model().train()
     task.remember_training(model, 1)
     assert task.loss(model, task.batch(0)).item() == pytest.approx(math.log(2), abs=1e-6)
-    assert "no dropout (resid_pdrop, embd_pdrop, attn_pdrop" in task.provenance["notes"]
+    notes = task.provenance["notes"]
+    assert "no dropout (resid_pdrop, embd_pdrop, attn_pdrop" in notes and "), nor in a model that is saved" in notes
 
 
 @pytest.mark.parametrize(

@@ -190,8 +190,8 @@ class MethodTrainer(TrainerOnProcesses):
 
 
 def _has_other_names(folder: str, model: nn.Module) -> bool:
-    """Does a saved model have tensors that `model` hasn't? transformers saves some models, those with fused experts
-    above all, as they were published, and a Trainer that resumes silently leaves out what has another name."""
+    """Does a saved model have tensors that `model` hasn't? transformers saves some models (with fused experts, of texts
+    and images) as they were published, and a Trainer that resumes silently leaves out what has another name."""
     index, file = Path(folder, SAFE_WEIGHTS_INDEX_NAME), Path(folder, SAFE_WEIGHTS_NAME)
     names: set[str] = set()
     if index.exists():

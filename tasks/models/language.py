@@ -139,7 +139,7 @@ class LanguageModel:
     def notes(self) -> list[str]:
         """What a reader of the results must know."""
         grown = f"the embedding grew from {self.entries:,} to {self._needed:,} entries, to match the tokenizer"
-        off = f"no dropout ({', '.join(self._settings)})"
+        off = f"no dropout ({', '.join(self._settings)}), nor in a model that is saved"
         of_tokens = tokenization.notes(self.tokenizer)
         return [
             *of_tokens,
