@@ -19,7 +19,8 @@ def check_hyperparameters(given: dict[str, Any]) -> None:
         raise ValueError(f"betas must be two numbers of at least 0 and below 1, not {betas!r}")
     for name in ("lr", "weight_decay", "eps"):
         values = given.get(name, 0.0)
-        for value in values if isinstance(values, tuple) else (values,):
+        several = isinstance(values, tuple)  # of which one may be None, as in torch's Adafactor
+        for value in [v for v in values if v is not None] if several else [values]:
             if not holds(lambda number: 0.0 <= number < float("inf"), value):
                 raise ValueError(f"{name} must be a finite number of at least 0, not {value!r}")
 
@@ -37,7 +38,7 @@ def check_kinds(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         if name == "seed" and (not isinstance(value, int) or isinstance(value, bool)):
             raise ValueError(f"{name} must be a whole number, not {value!r}")
         if name in NAMES and not (isinstance(value, str) or _are_texts(value)):
-            raise ValueError(f"{name} must be a text or texts, patterns of names, not {value!r}")
+            raise ValueError(f"{name} must be name patterns (a text or several), not {value!r}")
 
 
 def _are_texts(value: Any) -> bool:
