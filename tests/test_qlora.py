@@ -180,3 +180,17 @@ def test_it_keeps_no_more_activations_than_lora(checkpointing, tmp_path):
         QLoRA(model, **same)
         held = sum(map(bytes_of, quantized(model).values()))
     assert lora[1 + WEIGHTS] - qlora[1 + WEIGHTS] == in_layers - held > 0
+
+
+class Halving(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
+def test_a_linear_module_that_computes_something_else_is_adapted_and_keeps_its_weights():
+    torch.manual_seed(0)
+    model, x = nn.ModuleDict({"layers": nn.ModuleList([Halving(64, 64), nn.Linear(64, 64)])}), torch.randn(2, 64)
+    before = model["layers"][0](x)
+    QLoRA(model)
+    assert torch.equal(model["layers"][0](x), before)
+    assert list(quantized(model)) == ["layers.1.base_layer"]

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.nn import functional as F
 
 from optimizers.shared.blocks import find_layers, warn_of_layers_elsewhere
 from optimizers.shared.model_checks import is_quantized
@@ -63,16 +65,18 @@ def find_targets(model: nn.Module, targets: str | tuple[str, ...], leave_out: Co
 def frozen_linears(model: nn.Module, adapted: Collection[str], leave_out: Collection[nn.Parameter]) -> list[str]:
     """Names of the linear modules that a method with adapters freezes: `adapted`, and all others in the layers.
 
-    Leaves out those that the user froze before, and those in `leave_out`.
+    Leaves out those that the user froze before, those in `leave_out`, and those that compute something else than
+    x W^T + b, which what takes their place wouldn't.
     """
     linear = linear_modules(model)
     unfit = unadaptable(model, linear)
-    linear = {name: module for name, module in linear.items() if name not in unfit}
+    linear = {name: module for name, module in linear.items() if name not in unfit and _is_product(module)}
     try:
         in_layers = _in_layers(model, linear)
     except ValueError:  # a model without lists of layers
         in_layers = []
-    return _without(dict.fromkeys([*adapted, *in_layers]), linear, leave_out)
+    names = [name for name in dict.fromkeys([*adapted, *in_layers]) if name in linear]
+    return _without(names, linear, leave_out)
 
 
 def _without(names: Iterable[str], linear: dict[str, nn.Module], leave_out: Collection[nn.Parameter]) -> list[str]:
@@ -120,6 +124,26 @@ def _is_linear(module: Any) -> bool:
     except Exception:  # it takes other inputs
         return False
     return torch.is_tensor(result) and result.shape == (1, outputs)
+
+
+def _is_product(module: Any) -> bool:
+    """Is what it computes x W^T + b? A class, or a module, may have a `forward` of its own that is the same (Falcon's),
+    so it is tried on a few numbers: of the module's own there may be none, in a plan."""
+    from peft.tuners.lora.layer import Conv1D
+
+    forward = getattr(module, "_old_forward", module.forward)  # without accelerate's hooks, which move inputs
+    if getattr(forward, "__func__", None) in (nn.Linear.forward, Conv1D.forward):
+        return True
+    small = copy.copy(module)
+    try:
+        with torch.no_grad(), unset_fake_temporarily(), torch.device("cpu"):
+            x = torch.tensor([[[0.5, -2.0], [-8.0, 1.0]]])
+            weight = torch.tensor([[1.0, 2.0], [-3.0, 0.5], [7.0, -1.0]])
+            bias = None if module.bias is None else torch.tensor([1.0, -2.0, 3.0])
+            vars(small)["_parameters"] = {"weight": weight, "bias": bias}
+            return torch.equal(small.forward(x), F.linear(x, weight, bias))
+    except Exception:  # it needs its own sizes
+        return False
 
 
 def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
