@@ -86,6 +86,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {  # of options on which bytes depend; tho
     "rows": (4,),
     "states": ("full", "8bit"),
     "projection_bits": (4, 8),
+    "weights": ("full", "8bit"),
     "base": ("full", "nf4"),
     "momentum": (0.0, 0.9),
     "block": ("layer", "sublayer", "matrix"),

@@ -46,6 +46,16 @@ def test_every_option_that_the_advice_names_makes_the_method_fit(model, tmp_path
     assert named >= 3
 
 
+def test_where_weights_are_what_is_too_much_those_in_8_bits_are_advised(tmp_path):
+    wide = folder(tmp_path, "llama", 1, hidden_size=1024, intermediate_size=4096)
+    b = Blueprint(Workload(wide, 1, 8, checkpointing=True, loss_chunks=8))
+    values = method_values(b, "galore", {"galore": {"in_backward": True, "states": "8bit", "rank": 4}})
+    made = plan_method(b, "galore", values)
+    found = advise(made, b, values, made.total_bytes - 2**22)
+    assert found is not None and found.values == {"weights": "8bit"}
+    assert found.without == ["the weights of the layers' linear modules are rounded to 8 bits"]
+
+
 def test_an_option_that_a_method_refuses_is_left_out_of_several_that_help_together(tmp_path):
     b = blueprint(tmp_path, "large-vocabulary", 2, batch_size=4, sequence_length=256)
     values = method_values(b, "lomo", {})  # updates inside the backward pass: it can't accumulate

@@ -83,6 +83,11 @@ LEVERS = (
         values=_option("base", "nf4"),
         without="the frozen weights are rounded to 4 bits",
     ),
+    Lever(
+        (WEIGHTS, *COMPUTED),
+        values=_option("weights", "8bit"),
+        without="the weights of the layers' linear modules are rounded to 8 bits",
+    ),
     Lever(COMPUTED, workload=_step("offload_activations"), without="slow: activations go to host memory and back"),
 )
 
