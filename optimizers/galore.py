@@ -53,7 +53,8 @@ class GaLore(MemoryEfficientOptimizer):
     matrices of the layers' linear modules themselves in 1.02, without any other copy: with `lazy` this is Q-GaLore
     (Zhang et al., 2024, arXiv 2407.08296), whose package stores each 4-bit number in a byte. Weights in 8 bits are
     restored for each product, and rounded at random when they are updated, since most updates are smaller than a step
-    of 8 bits. Use them with `in_backward`: a gradient is as large as ever.
+    of 8 bits. Use them with `in_backward`: a gradient is as large as ever. What isn't a linear module of its own stays
+    as it is: experts in one tensor, weights that are tied, those that a module reads from another.
 
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.
@@ -132,8 +133,11 @@ class GaLore(MemoryEfficientOptimizer):
         self._in_8_bits = quantize_linears(model, linear)
 
     def _for_8_bits(self, model: nn.Module) -> list[str]:
+        """Names of the linear modules in the layers, but for those of torch's encoders, which read their weights."""
         linear = frozen_linears(model, (), ())
         found = [name for name in linear if model.get_submodule(name).weight in self._matrices]
+        read = [name for name, module in model.named_modules() if isinstance(module, nn.TransformerEncoderLayer)]
+        found = [name for name in found if name.rpartition(".")[0] not in read]
         if not found:
             raise ValueError("weights='8bit' is for linear modules in the model's layers, and none is trained there")
         return found
@@ -152,6 +156,14 @@ class GaLore(MemoryEfficientOptimizer):
         restore_linears(model)
         return model
 
+    def before_backward(self, loss: Tensor) -> None:
+        super().before_backward(loss)
+        if self._in_8_bits and not self._steps_done and has_values(loss) and loss.isnan().any():
+            raise RuntimeError(
+                "GaLore's first loss with weights='8bit' is NaN. If it isn't with weights='full', this model reads "
+                "weights of its linear modules without calling these, and they have none in 8 bits: use weights='full'"
+            )
+
     def update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         update_matrices(self, self._matrices, params, grads, group, self._update_matrix, self.adamw)
 
@@ -162,11 +174,11 @@ class GaLore(MemoryEfficientOptimizer):
 
     def extra_state(self) -> dict[str, Any]:
         own = {"rank": self.rank, "projection": self.projection, "projection_bits": self.projection_bits}
-        return own | ({"weights": "8bit"} if self._in_8_bits else {})
+        return own | {"weights": "8bit" if self._in_8_bits else None}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
-        in_8_bits = {"weights": "8bit" if self._in_8_bits else "full"}
-        check_same_settings({"weights": "full", **extra}, self.extra_state() | in_8_bits)
+        saved, own = ({**one, "weights": one.get("weights") or "full"} for one in (extra, self.extra_state()))
+        check_same_settings(saved, own)
 
     def expected_state(self, p: nn.Parameter, saved: dict[str, Any]) -> dict[str, Any]:
         if p not in self._matrices:

@@ -138,9 +138,9 @@ def unfrozen_after_wrapping(name, part):
     return train_on(wrapper, optimizer, part, steps=1)
 
 
-def adapted_after(name, part, make):
+def adapted_after(name, part, make, **more):
     model = make(build_model())
-    return train_on(model, subject(name).build(model), part)
+    return train_on(model, subject(name).build(model, **more), part)
 
 
 def other_seeds(name, part):
@@ -244,6 +244,13 @@ WRONG = {  # what is refused, and the way out
     (unfrozen_after_wrapping, "adamw"): r"nothing has averaged them: call optimizer.data_parallel\(\)",
     (functools.partial(adapted_after, make=shard), "lora"): "build it before fully_shard",
     (functools.partial(adapted_after, make=DistributedDataParallel), "lora"): "build it first, then wrap the model",
+    **{
+        (functools.partial(adapted_after, make=make, weights="8bit"), "galore"): words
+        for make, words in (
+            (shard, "has weights in 8 bits, which FSDP2 can't shard: train replicas"),
+            (DistributedDataParallel, r"made before doesn't follow: use optimizer.data_parallel\(\) instead"),
+        )
+    },
     (other_seeds, "badam"): r"doesn't have the same seed on all ranks \(0 and 1\)",
     (other_seeds, "apollo"): r"doesn't have the same seed on all ranks \(0 and 1\)",
     (other_rates, "adamw"): r"doesn't have the same lr on all ranks \(\[0.01, 0.01\] and \[0.02, 0.02\]\)",

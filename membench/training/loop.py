@@ -20,6 +20,7 @@ from membench.training.clock import Clock, device_name, waited_seconds
 from membench.training.schedule import scheduler
 from membench.training.seeding import seed_generators
 from optimizers import MemoryEfficientOptimizer
+from optimizers.shared.affine_linear import kept_weights
 from optimizers.shared.ranks import check_shards
 from optimizers.shared.sharded import gathered, reshard
 from reports.schema import ANY as LARGEST_SCORE
@@ -322,7 +323,7 @@ class Loop:
                 remembered = len(self.progress.history)
             if checkpoint_path is not None and checkpoint_every and self.progress.step % checkpoint_every == 0:
                 shards.save(self.state_dict(), checkpoint_path, self.progress.step)
-        if not all(torch.isfinite(gathered(p)).all() for p in self.model.parameters()):
+        if not all(torch.isfinite(gathered(t)).all() for t in kept_weights(self.model)):
             raise Diverged(f"a weight is not finite after the last step ({self.training.steps})")
 
     def _sign(self) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from optimizers.shared import affine
 
 BITS = 8
+PACKED = ("codes", "scales", "zeros")
 
 
 class AffineLinear(nn.Module):
@@ -21,14 +23,19 @@ class AffineLinear(nn.Module):
     W is dequantised to the compute dtype for each product, forward and backward, and kept by neither. Its bytes are
     buffers; `weight` is still the parameter of the dense module, at which W's gradient arrives, in full. But it holds
     a single number, NaN, so that code which reads W elsewhere than here doesn't go on with other values. It isn't in
-    `state_dict`, where the bytes are.
+    `state_dict`, where the bytes are; a dense weight that is loaded is quantised. The dense module's hooks are this
+    module's, in the same dicts, so that their handles can still remove them.
 
     Args:
         dense: the module.
     """
 
+    scales: Tensor
+
     def __init__(self, dense: Any):
         super().__init__()
+        kept = [name for name in vars(self) if "hook" in name] + ["in_features", "out_features", "nx", "nf"]
+        vars(self).update({name: vars(dense)[name] for name in kept if name in vars(dense)})
         self._dense = (dense,)  # in a tuple, so that it doesn't become a submodule
         self._is_transposed = not isinstance(dense, nn.Linear)
         for name, tensor in affine.quantize(dense.weight.detach(), BITS).items():
@@ -36,10 +43,15 @@ class AffineLinear(nn.Module):
         self.weight, self.bias = dense.weight, dense.bias
         self.weight.data = _nothing(self.weight, self.weight.shape)
 
+    def __setstate__(self, state: Any) -> None:
+        """As any module's; a copy (`copy.deepcopy`) of the weight would have all of its numbers."""
+        super().__setstate__(state)
+        self.weight.data = _nothing(self.weight, self.weight.shape)
+
     @property
     def packed(self) -> affine.Packed:
         """The bytes of W in the dense module's layout, to be changed in place."""
-        return dict(self.named_buffers())
+        return {name: self._buffers[name] for name in PACKED}  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
         if torch.is_autocast_enabled(x.device.type):
@@ -63,9 +75,9 @@ class AffineLinear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """As any module's, called by `to()`, `half()`, ...; but a cast leaves the scales in fp32."""
         shape, before = self.weight.shape, self.packed
-        self.weight.data = self.weight.data[0, 0]
+        self.weight.data = _nothing(self.weight, torch.Size())
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, buffer in self.named_buffers():
+        for name, buffer in self.packed.items():
             if buffer.dtype is not before[name].dtype:
                 setattr(self, name, before[name].to(buffer.device))
         self.weight.data = self.weight.data.expand(shape)
@@ -76,7 +88,11 @@ class AffineLinear(nn.Module):
         del destination[f"{prefix}weight"]
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict({**state_dict, f"{prefix}weight": self.weight.data}, prefix, *args)
+        own = {**state_dict, f"{prefix}weight": self.weight.data}
+        dense = state_dict.get(f"{prefix}weight")
+        if dense is not None and dense.shape == self.weight.shape:
+            own |= {f"{prefix}{name}": tensor for name, tensor in affine.quantize(dense, BITS).items()}
+        super()._load_from_state_dict(own, prefix, *args)
 
     def restore(self) -> Any:
         """The dense module, its weight now dequantised from the bytes."""
@@ -93,16 +109,22 @@ class _Product(torch.autograd.Function):
         return F.linear(x, module.matrix(x.dtype), bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         (x,) = ctx.saved_tensors
         of_x, of_weight, of_bias, _ = ctx.needs_input_grad
-        rows = grad.flatten(0, -2)
+        rows = _rows(grad)
         return (
             grad @ ctx.module.matrix(grad.dtype) if of_x else None,
-            ctx.module.gradient(rows, x.flatten(0, -2)) if of_weight else None,
+            ctx.module.gradient(rows, _rows(x)) if of_weight else None,
             rows.sum(0) if of_bias else None,
             None,
         )
+
+
+def _rows(t: Tensor) -> Tensor:
+    """(..., n) as a matrix; reshape(-1, n) can't do that for n = 0."""
+    return torch.atleast_2d(t).flatten(0, -2)
 
 
 def _nothing(like: Tensor, shape: torch.Size) -> Tensor:
@@ -118,6 +140,12 @@ def quantize_linears(model: nn.Module, names: Iterable[str]) -> dict[Tensor, Aff
         model.set_submodule(name, module)
         replaced[module.weight] = module
     return replaced
+
+
+def kept_weights(model: nn.Module) -> Iterator[Tensor]:
+    """The model's parameters; in place of those in 8 bits, whose values are elsewhere, the scales of their groups."""
+    scales = {module.weight: module.scales for module in _in_8_bits(model).values()}
+    return (scales.get(p, p) for p in model.parameters())
 
 
 def restore_linears(model: nn.Module) -> None:

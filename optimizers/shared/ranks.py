@@ -58,9 +58,10 @@ def check_model_on_ranks(method: MemoryEfficientOptimizer) -> None:
             "before fully_shard(model)"
         )
     if several() and method.adds_parameters and _is_wrapped(method.model):
+        first = "build it first, then wrap the model, or " if method.why_not_sharded is None else ""
         raise ValueError(
-            f"{name} adds parameters, which a DistributedDataParallel made before doesn't reduce: build it first, "
-            "then wrap the model, or use optimizer.data_parallel() instead of the wrapper"
+            f"{name} changes parameters for others, which a DistributedDataParallel made before doesn't follow: "
+            f"{first}use optimizer.data_parallel() instead of the wrapper"
         )
 
 
