@@ -14,6 +14,7 @@ from membench.commands.compare import compare
 from membench.commands.evaluate import evaluate
 from membench.commands.explore import explore
 from membench.commands.list import list_
+from membench.commands.options import EachOptionOnce
 from membench.commands.plan import plan
 from membench.commands.report import report
 from membench.commands.reproduce import reproduce
@@ -30,15 +31,15 @@ app = typer.Typer(
     help="Compare memory-efficient training methods: how much memory each needs, how fast it is, how well it learns.",
 )
 
-app.command()(check)
-app.command()(compare)
-app.command()(evaluate)
-app.command()(explore)
-app.command("list")(list_)
-app.command()(plan)
-app.command()(report)
-app.command()(reproduce)
-app.command()(study)
+app.command(cls=EachOptionOnce)(check)
+app.command(cls=EachOptionOnce)(compare)
+app.command(cls=EachOptionOnce)(evaluate)
+app.command(cls=EachOptionOnce)(explore)
+app.command("list", cls=EachOptionOnce)(list_)
+app.command(cls=EachOptionOnce)(plan)
+app.command(cls=EachOptionOnce)(report)
+app.command(cls=EachOptionOnce)(reproduce)
+app.command(cls=EachOptionOnce)(study)
 
 
 def _print_version(wanted: bool) -> None:

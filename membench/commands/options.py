@@ -7,13 +7,28 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from typer.core import TyperCommand
 
 from membench.config.declare import Declared, declared
+from membench.config.errors import UserError
 from membench.config.values import annotations, parse
 
 Command = Callable[..., None]
 
 _NUMBERS = {int: "<int>", float: "<float>"}  # read by us, so that what is none is named
+
+
+class EachOptionOnce(TyperCommand):
+    """A command that refuses what is given twice, of which click takes the last without a word."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The same, after a look at what is there more than once."""
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in order:
+            if order.count(parameter) > 1 and not parameter.multiple:
+                names = "/".join([*parameter.opts, *parameter.secondary_opts])
+                raise UserError(f"{names} is given {order.count(parameter)} times: give it once")
+        return super().parse_args(ctx, args)
 
 
 def takes(owner: type) -> Callable[[Command], Command]:

@@ -26,7 +26,8 @@ def _pairs(flag: str, example: str, assignments: Iterable[str]) -> dict[str, Any
         key, equals, value = text.partition("=")
         if not equals or not key.strip().isidentifier():
             raise UserError(f"{flag} {text}: write KEY=VALUE ({example})")
-        _once(flag, pairs, key.strip())
+        if key.strip() in pairs:
+            raise UserError(f"{flag} {key.strip()} is given twice: give it once")
         pairs[key.strip()] = parse(value)
     return pairs
 
@@ -40,7 +41,8 @@ def parse_hyperparameters(assignments: Iterable[str]) -> dict[str, dict[str, Any
         if not equals or bool(dot) != bool(method.strip()) or not re.fullmatch(r"[A-Za-z_]\w*", key):
             raise UserError(f"--set {text}: write METHOD.KEY=VALUE (badam.switch_every=50), or KEY=VALUE for all")
         values = methods.setdefault(method or ALL_METHODS, {})
-        _once("--set", values, key)
+        if key in values:
+            raise UserError(f"--set {target.strip()} is given twice: give it once")
         values[key] = parse(value)
     return methods
 
@@ -60,8 +62,3 @@ def unused_hyperparameters(
             why = f"another is in the name of {', '.join(users)}" if users else f"the methods are {', '.join(methods)}"
             told.append(f"{where} {', '.join(unused)} isn't used: {why}")
     return told
-
-
-def _once(flag: str, values: Mapping[str, Any], key: str) -> None:
-    if key in values:
-        raise UserError(f"{flag}: {key} is given twice: give it once")

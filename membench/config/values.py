@@ -98,7 +98,8 @@ def _first_that_fits(value: Any, annotation: Any) -> Any:
 
 def _items(value: Any, annotation: Any) -> tuple:
     kinds = get_args(annotation)
-    if isinstance(value, str):
+    written = isinstance(value, str)  # as one text, of the command line: in a list "1" is a text, no number
+    if written:
         value = tuple(part.strip() for part in value.split(",") if part.strip())
     one = not isinstance(value, Iterable) or isinstance(value, bytes | Mapping)
     value = (value,) if one else tuple(value)
@@ -109,13 +110,9 @@ def _items(value: Any, annotation: Any) -> tuple:
         kinds = (kinds[0] if kinds else Any,) * len(value)
     try:
         pairs = zip(value, kinds, strict=True)
-        return tuple(convert(item if kind is str else _parsed(item), kind) for item, kind in pairs)
+        return tuple(convert(parse(item) if written and kind is not str else item, kind) for item, kind in pairs)
     except TypeError:
         raise TypeError(describe(annotation)) from None
-
-
-def _parsed(item: Any) -> Any:
-    return parse(item) if isinstance(item, str) else item
 
 
 def annotations(function: Any) -> dict[str, Any]:
