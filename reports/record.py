@@ -20,6 +20,9 @@ REFUSAL = "can't: "  # how the error of a run begins that can't work with its mo
 
 _TOLERABLE_WAIT = 0.1
 
+# Metrics that are shares of examples, or means of such, and the tasks of ours; on whose scale another's are, it knows.
+_SHARES = ("accuracy", "em", "exact_match", "f1", "f1a", "macro_f1", "token_accuracy")
+_TASKS = ("superglue", "classify", "instruct", "dpo", "c4")
 _MISSING = object()
 _WORDS = {int: "an integer", float: "a number", str: "a text", bool: "true or false", dict: "an object", list: "a list"}
 
@@ -163,6 +166,7 @@ def _check_sense(record: Record, where: str) -> None:
         raise ValueError(
             f"{where}: the headline {record['headline']!r} isn't among 'metrics' ({_list(record['metrics'])})."
         )
+    _check_shares(record, where)
     memory = record["memory"]
     if memory is None or memory["at_peak"] is None or memory["peak_allocated_bytes"] is None:
         return
@@ -172,6 +176,19 @@ def _check_sense(record: Record, where: str) -> None:
         raise ValueError(
             f"{where}: the parts of 'memory.at_peak' add up to {sum(parts)} bytes, but the peak is {peak}."
         )
+
+
+def _check_shares(record: Record, where: str) -> None:
+    if record["task"].partition("/")[0] not in _TASKS:
+        return
+    places = {"metrics": record["metrics"], "initial_metrics": record.get("initial_metrics")}
+    places |= {f"history[{number}].metrics": row.get("metrics") for number, row in enumerate(record["history"])}
+    places["constant_score"] = {record["headline"]: record.get("constant_score")}
+    for place, metrics in places.items():
+        for name in _SHARES:
+            value = (metrics or {}).get(name)
+            if isinstance(value, int | float) and not 0 <= value <= 1:
+                raise ValueError(f"{where}: {name!r} in {place!r} is a share, between 0 and 1, not {_show(value)}.")
 
 
 def _show(value: Any) -> str:

@@ -85,6 +85,40 @@ def test_n12_a_value_that_is_given_twice_is_not_guessed_at(flag):
     expect_a_sentence(call("compare", *CB, flag, "a=1", flag, "a=2"), flag, "given twice")
 
 
+@pytest.mark.parametrize(
+    ("command", "given", "words"),
+    [
+        ("compare", ["--lr", "1e-3", "--learning-rate", "1e-4"], "--learning-rate/--lr is given 2 times: give it"),
+        ("compare", ["--checkpointing", "--no-checkpointing"], "--checkpointing/--no-checkpointing is given 2 times"),
+        ("plan", ["--gpus", "1", "--gpus", "2", "--gpus=3"], "--gpus is given 3 times"),
+        ("report", ["a", "--format", "csv", "--format", "html"], "--format is given 2 times"),
+        ("compare", ["--set", "badam.lr=1", "--set", "badam.lr=2"], "--set badam.lr is given twice"),
+    ],
+)
+def test_n12_of_an_option_that_is_given_twice_the_last_one_does_not_win(command, given, words):
+    expect_a_sentence(call(command, *given), words)
+
+
+def test_n12_in_a_list_of_a_file_a_text_is_no_number(tmp_path):
+    words = "file.toml: seeds must be a list of whole numbers, not [0, '1']"
+    expect_a_sentence(call("compare", *CB, "--config", toml(tmp_path, 'seeds = [0, "1"]')), words)
+    assert resolve({"seeds": "0,1"}).seeds == (0, 1)
+
+
+@pytest.mark.parametrize("value", [1.7, -3.0])
+def test_a_share_of_examples_is_between_0_and_1(value):
+    for place in (
+        {"metrics": {"accuracy": value}},
+        {"initial_metrics": {"accuracy": value}},
+        {"constant_score": value},
+    ):
+        with pytest.raises(
+            ValueError, match=f"a.json: 'accuracy' in '{next(iter(place))}' is a share, between 0 and 1"
+        ):
+            record.check(make_record(**place), "a.json")
+    record.check(make_record(task="mine:Task", metrics={"accuracy": value}), "a.json")  # whatever its scale is
+
+
 def test_n12_a_name_twice_in_a_record_is_not_guessed_at(tmp_path):
     text = json.dumps(make_record())
     (tmp_path / "a.json").write_text(f'{text[:-1]}, "seed": 7}}')
@@ -274,7 +308,8 @@ def test_n4_a_plan_is_of_no_longer_sequences_than_the_model_takes(real_model):
     ],
 )
 def test_t_a_value_that_nothing_can_be_done_with_is_named(arguments, words):
-    expect_a_sentence(call("compare", *CB, *arguments), *words)
+    others = [one for pair in zip(CB[:-1:2], CB[1::2], strict=True) if pair[0] != arguments[0] for one in pair]
+    expect_a_sentence(call("compare", *others, "--dry-run", *arguments), *words)
 
 
 def test_t_a_table_in_place_of_an_option_is_no_method(tmp_path):

@@ -113,7 +113,9 @@ def test_a_wrong_value_is_refused_in_one_sentence(change, words):
 
 def test_a_score_may_be_less_than_nothing_and_a_loss_as_large_as_it_gets():
     entry = make_record()["history"][0]
-    record.check(make_record(metrics={"accuracy": -0.3}, history=[{**entry, "loss": 1e100}]), "a.json")
+    record.check(
+        make_record(metrics={"matthews": -0.3}, headline="matthews", history=[{**entry, "loss": 1e100}]), "a.json"
+    )
 
 
 def test_a_record_out_of_bounds_keeps_no_other_from_being_read(tmp_path):
