@@ -77,6 +77,21 @@ def test_s3_a_quote_in_a_tsv_is_text_and_in_a_csv_it_holds_a_cell_together(tmp_p
     assert {one.first for one in found.train + found.validation} == {f'museum, {n}\n"of" art' for n in range(63)}
 
 
+@pytest.mark.parametrize(("name", "separator"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_s3_lines_may_end_as_those_of_a_mac(tmp_path, name, separator):
+    text = f"text{separator}label\r" + "".join(f"museum {n}{separator}{n % 2}\r" for n in range(60))
+    (tmp_path / name).write_text(text, newline="")
+    found = classify_data.read(str(tmp_path / name))
+    assert len(found.train) + len(found.validation) == 60 and found.labels == ("0", "1") and not found.notes
+
+
+def test_s3_a_carriage_return_within_a_line_of_a_tsv_is_text(tmp_path):
+    text = "text\tlabel\n" + "".join(f"museum\r{n}\t{n % 2}\n" for n in range(60))
+    (tmp_path / "a.tsv").write_text(text, newline="")
+    found = classify_data.read(str(tmp_path / "a.tsv"))
+    assert {one.first for one in found.train + found.validation} == {f"museum\r{n}" for n in range(60)}
+
+
 @pytest.mark.parametrize("odd", ['"museum 7,1', '"museum" 7,1', "museum 7", "museum 7,1,2", '"'])
 def test_s3_an_odd_line_of_a_csv_takes_no_other_with_it(tmp_path, odd):
     good = [f"museum {n},{n % 2}" for n in range(100, 160)]

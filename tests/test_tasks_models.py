@@ -143,6 +143,14 @@ def test_a_folder_is_identified_by_the_digest_of_its_files(bert, tmp_path):
     assert create(model=str(copy)).provenance["model_revision"] != before
 
 
+def test_a_file_is_no_model_nor_a_tokenizer(bert):
+    """One of tokenizer.json alone was taken for a whole one."""
+    for load, name in ((Source, "config.json"), (load_tokenizer, "tokenizer.json")):
+        path = f"{bert}/{name}"
+        with pytest.raises(ValueError, match=f"{name}': it is a file; give the folder with all of its files"):
+            load(path)
+
+
 def test_a_folder_without_a_tokenizer_says_so(bert, tmp_path):
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((bert / name).read_bytes())

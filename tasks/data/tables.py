@@ -24,7 +24,7 @@ def of_csv(where: str, text: str) -> Iterator[Row | RowError]:
 
 def of_tsv(where: str, text: str) -> Iterator[Row | RowError]:
     """The same for a table separated by tabs: every line is a row, whatever it contains."""
-    lines = enumerate(text.split("\n"), 1)
+    lines = enumerate(text.split("\n" if "\n" in text else "\r"), 1)  # the second as Excel for the Mac writes them
     return _rows(where, ((number, line.removesuffix("\r").split("\t")) for number, line in lines if line.strip()))
 
 

@@ -37,7 +37,13 @@ def is_folder(name: str) -> bool:
 
 
 def on_hub(what: str, name: str) -> tuple[str, str | None]:
-    """Split `ID@REVISION`. Raises ValueError if `name` can't be an id, so that it must have meant a folder."""
+    """Split `ID@REVISION`.
+
+    Raises:
+        ValueError: `name` is a file, or can't be an id, so that it must have meant a folder.
+    """
+    if os.path.isfile(name):
+        raise ValueError(f"can't load the {what} {name[-100:]!r}: it is a file; give the folder with all of its files")
     repository, _, revision = name.partition("@")
     if name.startswith((".", "/", "~")) or repository.count("/") > 1 or not repository or len(name) > LONGEST_ID:
         raise ValueError(f"there is no folder {name[:100]!r} to load the {what} from, and it can't be a hub id")
