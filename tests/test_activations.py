@@ -8,6 +8,7 @@ import torch
 from commands import DATA
 from meter_models import build, gpt2, llama, text_batch, text_loss
 from plan_models import at_peak, blueprint, maxima
+from test_cli import call
 
 import optimizers
 from membench.config.errors import UserError
@@ -173,9 +174,19 @@ def test_what_cannot_work_is_refused_before_anything_runs(options, words, tmp_pa
 
 def test_a_process_has_no_more_pieces_than_tokens_of_its_share():
     shape = {"batch_size": 4, "sequence_length": 16, "processes": 2}
-    activations.check_pieces(TrainingOptions(**shape, loss_chunks=32))
+    activations.check_pieces(TrainingOptions(**shape, loss_chunks=32), of_pairs=False)
     with pytest.raises(ValueError, match="--loss-chunks 33: 2 x 16 tokens have at most 32 pieces"):
-        activations.check_pieces(TrainingOptions(**shape, loss_chunks=33))
+        activations.check_pieces(TrainingOptions(**shape, loss_chunks=33), of_pairs=False)
+
+
+@pytest.mark.parametrize(
+    "given", [("plan", "--model", "llama-tiny"), ("compare", "--model", "config:llama-tiny", "--dry-run")]
+)
+def test_a_pair_of_answers_has_the_tokens_of_two_sequences(given):
+    sizes = ("--task", "dpo", "--optimizers", "sgd", "--batch-size", "2", "--sequence-length", "128")
+    code, _, said = call(*given, *sizes, "--loss-chunks", "513")
+    assert code == 2 and "--loss-chunks 513: 4 x 128 tokens have at most 512 pieces" in said
+    assert call(*given, *sizes, "--loss-chunks", "512")[0] == 0
 
 
 def test_a_comparison_with_a_loss_in_pieces_ends_with_the_same_model_and_says_so(tmp_path, capsys):

@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 import tasks
 from tasks.classify import data as classify_data
-from tasks.models.tokenization import train_tokenizer
+from tasks.models.tokenization import byte_level_bpe, train_tokenizer
 
 LABELS = ("bad", "fine", "good")
 
@@ -52,6 +52,20 @@ def refused(data) -> str:
 
 
 # ---- what is read
+
+
+def test_of_a_tokenizer_that_puts_nothing_between_the_texts_of_a_pair_a_note_says_so(tmp_path):
+    said = "the tokenizer puts nothing between the two texts of a pair"
+    pairs = write(tmp_path / "pairs.jsonl", [{**row, "text2": "it was"} for row in texts(60)])
+    like_gpt2 = byte_level_bpe(["a bird sang"], 300, ["<end>"], add_prefix_space=False)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=like_gpt2, eos_token="<end>")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    for data, tokenizer, expected in (
+        (pairs, str(tmp_path / "gpt2"), True),
+        (pairs, None, False),  # as RoBERTa's
+        (write(tmp_path / "single.jsonl", texts(60)), str(tmp_path / "gpt2"), False),
+    ):
+        assert (said in (create(data, tokenizer=tokenizer).provenance["notes"] or "")) is expected
 
 
 @pytest.mark.parametrize("name", ["my.csv", "my.csv.gz", "my.tsv", "my.jsonl", "my.json", "my.jsonl.gz"])

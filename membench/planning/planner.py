@@ -86,7 +86,7 @@ def plan(
     """
     check_targets(methods, given)
     blueprint = Blueprint(workload)
-    check_pieces(workload)
+    check_pieces(workload, of_pairs=workload.task == "dpo")
     check_positions(workload.model, blueprint.skeleton, workload.sequence_length)
     longest = blueprint.longest_sequence
     if longest is not None and workload.sequence_length > longest:

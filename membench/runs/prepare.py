@@ -72,7 +72,7 @@ def _prepare(settings: Settings) -> list[Run]:
     _check_gpus(settings, device)
     names = dict.fromkeys(name for pattern in settings.task for name in tasks.expand(pattern, data=settings.data))
     settings = _fitted(settings, list(names))
-    check_pieces(settings)
+    check_pieces(settings, of_pairs="dpo" in names)
     works = _works(settings, list(names), device, threads)
     code = {(work.name, method): digests(work.name, method) for work in works for method in methods}
     runs = [

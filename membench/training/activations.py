@@ -34,10 +34,13 @@ def set_up_activations(model: nn.Module, options: TrainingOptions | WorkloadOpti
             raise ValueError(f"--loss-chunks: {error}") from error
 
 
-def check_pieces(options: TrainingOptions | WorkloadOptions) -> None:
-    """Raises ValueError if the loss is to be computed in more pieces than a process's micro-batch has tokens."""
+def check_pieces(options: TrainingOptions | WorkloadOptions, *, of_pairs: bool) -> None:
+    """Raises ValueError if the loss is to be computed in more pieces than a process's micro-batch has tokens.
+
+    An example `of_pairs` is two sequences.
+    """
     processes = options.processes if isinstance(options, TrainingOptions) else 1  # a plan's batch is that of each GPU
-    sequences = options.batch_size // options.gradient_accumulation_steps // processes
+    sequences = options.batch_size // options.gradient_accumulation_steps // processes * (2 if of_pairs else 1)
     tokens = sequences * options.sequence_length
     if options.loss_chunks > tokens:
         raise ValueError(

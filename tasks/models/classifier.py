@@ -138,6 +138,12 @@ class Classifier:
         share, length = f"{cut / len(measured):.1%}", self.encoder.sequence_length
         return [f"{share} of the texts are cut to {length} tokens{some}"] if cut else []
 
+    def unseparated(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
+        """A note on pairs whose texts follow one another without anything between."""
+        some = any(second for _, second in pairs) and not self.encoder.separates
+        what = "the tokenizer puts nothing between the two texts of a pair"
+        return [f"{what}: end the first one with what separates them, such as a line break"] if some else []
+
     def unknown(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
         """A note on what the tokenizer doesn't know of the texts that are measured."""
         ids = np.concatenate([self.encoder.tokens(*pair)[0].numpy() for pair in sample(pairs)])
@@ -155,11 +161,12 @@ class Classifier:
         self, of_data: Mapping[str, str | None], notes: Sequence[str], texts: Sequence[tuple[str, str]]
     ) -> dict[str, str | None]:
         """See `tasks.Task.provenance`: that `of_data` and of the model; notes on data, training and model."""
+        of_texts = [*self.cuts(texts), *self.unseparated(texts), *self.unknown(texts)]
         of_model = [*tokenization.notes(self.tokenizer), *self.source.notes(self.kind, **self._settings)]
         return {
             **self.identity(of_data),
             "attention": self._attention,
-            "notes": "; ".join([*notes, *self.cuts(texts), *self.unknown(texts), *self._of_head(), *of_model]) or None,
+            "notes": "; ".join([*notes, *of_texts, *self._of_head(), *of_model]) or None,
         }
 
     def build_model(self) -> nn.Module:

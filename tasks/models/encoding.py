@@ -49,6 +49,12 @@ class Encoder:
             self._known[first, second] = torch.tensor(rows, dtype=torch.int32)
         return self._known[first, second]
 
+    @property
+    def separates(self) -> bool:
+        """Does anything stand between the two texts of a pair? GPT-2's tokenizer puts nothing there."""
+        single, pair = (self.tokenizer.num_special_tokens_to_add(pair=pair) for pair in (False, True))
+        return bool(pair > single)
+
     def cuts(self, first: str, second: str) -> bool:
         """Is the text, or the pair, longer than a sequence?"""
         if self.tokens(first, second).shape[1] < self.sequence_length:
