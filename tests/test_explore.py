@@ -5,6 +5,7 @@ import random
 import re
 import time
 from base64 import b64encode
+from dataclasses import replace
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
@@ -358,6 +359,9 @@ def test_no_size_is_left_where_another_curve_is_above_those_that_are_known():
 def test_mistakes_are_told_in_a_sentence(tmp_path):
     with pytest.raises(UserError, match="is a folder: give the page's name"):
         write(ExploreOptions(out=str(tmp_path)))
+    with pytest.raises(UserError, match="lr must be a finite number of at least 0"):  # of all, so that nothing is there
+        of_none = ExploreOptions(("roberta-tiny",), ("sgd",), hyperparameters={"*": {"lr": -1.0}})
+        write(replace(of_none, out=str(tmp_path / "fit.html")))
     with pytest.raises(UserError, match=r"llama3-8b"):
         write(ExploreOptions(models=("llama3-8x",), out=str(tmp_path / "fit.html")))
     with pytest.raises(UserError, match="badam"):

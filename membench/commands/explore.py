@@ -76,6 +76,7 @@ def write(options: ExploreOptions) -> Path:
         wanted = _settings(options.models, options.dtypes)
         with counting(len(wanted), "tables") as tell:
             document = make(wanted, methods, options.hyperparameters, report=tell)
+        _check_rows(document["settings"])
         for sentence in unused_hyperparameters(options.hyperparameters, methods):
             typer.echo(sentence, err=True)
         return files.write(out, fit.render(document).encode())
@@ -83,6 +84,13 @@ def write(options: ExploreOptions) -> Path:
         raise UserError(str(error)) from error
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}") from error
+
+
+def _check_rows(tables: Sequence[dict[str, Any]]) -> None:
+    """Raises ValueError if every method is refused in every table: there is nothing to choose from."""
+    refused = [why for table in tables for why in table["refused"].values()]
+    if refused and not any(table["rows"] for table in tables):
+        raise ValueError(refused[0])
 
 
 def _settings(models: Sequence[str], dtypes: Sequence[str] | None) -> list[Setting]:
