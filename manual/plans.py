@@ -12,6 +12,7 @@ MODELS = ("qwen2.5-7b", "llama3-8b", "llama3.2-1b")
 WORKLOAD = {"batch_size": 1, "sequence_length": 2048, "checkpointing": True}
 VARIANTS = (
     "galore:in_backward=true",
+    "galore:in_backward=true:weights=8bit",
     "lisa:train_embeddings=false",
     "adamw8bit:in_backward=true",
     "badam:states=8bit",
