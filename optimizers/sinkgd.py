@@ -101,8 +101,8 @@ def normalized(g: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     """
     rows, columns = g.shape[-2:]
     work = g.to(torch.float32, copy=True)
-    norm = torch.linalg.vector_norm(work, dim=(-2, -1), keepdim=True)
-    size = (norm / math.sqrt(rows * columns)).clamp_(min=SMALLEST)
+    size = torch.linalg.vector_norm(work, dim=(-2, -1), keepdim=True)
+    size.div_(math.sqrt(rows * columns)).clamp_(min=SMALLEST)
     squares = work.div_(size).square_()  # scaled to size 1, or the squares of a small gradient would underflow
     of_columns = work.new_ones(*g.shape[:-2], columns, 1)  # c^2
     for _ in range(iterations):
