@@ -37,6 +37,8 @@ def survival(runs: list[Record]) -> str | None:
     whole = ranking(runs)
     if len(seeds) < LEAST or len(whole) < 2:
         return None
+    if len(set(whole.values())) == 1:
+        return "All methods score alike, so none is first."
     first, *_ = whole
     without = {seed: ranking(run for run in runs if run["seed"] != seed) for seed in seeds}
     stays = sum(next(iter(found)) == first for found in without.values())
@@ -48,7 +50,7 @@ def survival(runs: list[Record]) -> str | None:
     ]
     instead = f" (otherwise {', '.join(others)})" if others else ""
     stays_first = f"Leaving one seed out: {first} stays first in {stays} of {len(seeds)} cases{instead}"
-    if any(map(math.isnan, taus)):  # all methods score alike
+    if any(map(math.isnan, taus)):  # all methods score alike without some seed
         return f"{stays_first}."
     return (
         f"{stays_first}; Kendall's tau between the ranking of {len(whole)} methods and the whole one is "
