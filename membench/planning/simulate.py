@@ -92,8 +92,9 @@ def simulate(
     gc.freeze()  # what is there by now isn't garbage, and the meter collects before each step
     together = device is not None and distributed.is_initialized()
     ranks = nullcontext() if together else pretended(blueprint.workload.gpus)
-    values_apart = torch.random.fork_rng(enabled=device is not None)
-    with values_apart, ranks, fake_tensors(blueprint.workload.device) if device is None else nullcontext() as fake:
+    on = torch.device(device or "cpu")
+    own_values = torch.random.fork_rng([on] if on.type == "cuda" else [], enabled=device is not None)
+    with own_values, ranks, fake_tensors(blueprint.workload.device) if device is None else nullcontext() as fake:
         if device is not None:
             torch.manual_seed(0)  # which experts get tokens depends on the weights
         with nullcontext() if device is None else torch.device(device):
