@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from optimizers.base import MemoryEfficientOptimizer, check_choice, check_count, check_positive
 from optimizers.registry import register
 from optimizers.shared.adapters import frozen_linears
-from optimizers.shared.affine_linear import dense_state_dict, quantize_linears, restore_linears
+from optimizers.shared.affine_linear import quantize_linears
 from optimizers.shared.inner import InnerAdamW
 from optimizers.shared.matrices import Matrix, expected_of_matrices, layer_matrices, update_matrices
 from optimizers.shared.projections import (
@@ -30,6 +30,7 @@ from optimizers.shared.projections import (
 from optimizers.shared.rounding import generator
 from optimizers.shared.saved_states import check_same_settings
 from optimizers.shared.sharded import has_values
+from optimizers.shared.stand_ins import dense_state_dict, restore_linears
 from optimizers.shared.subspace import exact_vectors, randomized_vectors
 
 PROJECTIONS = ("std", "reverse_std", "left", "right", "full")

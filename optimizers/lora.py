@@ -31,9 +31,10 @@ from optimizers.shared.adapters import (
 from optimizers.shared.arithmetic import adamw_update, expected_adam_state
 from optimizers.shared.blocks import matching
 from optimizers.shared.nf4 import KERNELS, check_bitsandbytes
-from optimizers.shared.nf4_linear import quantize_linears, restore_linears
+from optimizers.shared.nf4_linear import quantize_linears
 from optimizers.shared.reach import warn_of_idle
 from optimizers.shared.saved_states import check_same_settings
+from optimizers.shared.stand_ins import restore_linears
 
 # what each variant asks of peft
 VARIANTS: dict[str, dict[str, Any]] = {

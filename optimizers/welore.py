@@ -14,13 +14,12 @@ from optimizers.shared.adapters import frozen_linears
 from optimizers.shared.arithmetic import adamw_update, expected_adam_state
 from optimizers.shared.blocks import matching
 from optimizers.shared.low_rank_linear import (
-    dense_state_dict,
     factorize_linears,
     kept_ranks,
     low_rank_linears,
-    restore_linears,
 )
 from optimizers.shared.reach import warn_of_idle
+from optimizers.shared.stand_ins import dense_state_dict, restore_linears
 from optimizers.shared.values import holds
 
 

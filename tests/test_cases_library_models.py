@@ -633,3 +633,22 @@ def test_quantized_weights_are_not_passed_over_in_silence(method):
         with pytest.warns(UserWarning, match="can't train 21 quantized weights, the first being layers.0.self_attn"):
             optimizer = subject(method).build(model)
         train(model, optimizer, 2)
+
+
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [("qlora", {"rank": 4}), ("welore", {"reduction": 0.9}), ("galore", {"weights": "8bit"})],
+    ids=str,
+)
+def test_hooks_of_a_linear_module_that_is_replaced_go_on_and_can_still_be_removed(method, given):
+    model, seen = build_model(), []
+    handle = model.layers[0].mlp.down_proj.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    dense = model.layers[0].mlp.down_proj
+    optimizer = optimizers.create(method, model, **given)
+    assert not any(module is dense for module in model.modules())
+    loss_of(model, 0)
+    assert len(seen) == 1
+    handle.remove()
+    loss_of(model, 1)
+    assert len(seen) == 1
+    assert optimizer.finish().layers[0].mlp.down_proj is dense

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
@@ -30,6 +30,7 @@ from membench.planning.pretended import pretended
 from membench.planning.workload import Batch, loss_function
 from membench.training import parallel
 from membench.training.metering import train_selection, turns_of
+from membench.training.seeding import random_state_kept
 from optimizers import MemoryEfficientOptimizer
 from optimizers.shared.blocks import find_layers
 
@@ -59,6 +60,14 @@ class Simulation:
     trained: dict[str | None, int] = field(default_factory=dict)
     leaves_state: bool = False
     of_gradients: set[int] = field(default_factory=set)
+
+
+@contextmanager
+def _same_values(device: torch.device) -> Iterator[None]:
+    """Draw the same weights and batches each time, on which it depends which experts get tokens."""
+    with random_state_kept(device):
+        torch.manual_seed(0)
+        yield
 
 
 def simulate(
@@ -92,11 +101,8 @@ def simulate(
     gc.freeze()  # what is there by now isn't garbage, and the meter collects before each step
     together = device is not None and distributed.is_initialized()
     ranks = nullcontext() if together else pretended(blueprint.workload.gpus)
-    on = torch.device(device or "cpu")
-    own_values = torch.random.fork_rng([on] if on.type == "cuda" else [], enabled=device is not None)
-    with own_values, ranks, fake_tensors(blueprint.workload.device) if device is None else nullcontext() as fake:
-        if device is not None:
-            torch.manual_seed(0)  # which experts get tokens depends on the weights
+    values_apart = nullcontext() if device is None else _same_values(torch.device(device))
+    with values_apart, ranks, fake_tensors(blueprint.workload.device) if device is None else nullcontext() as fake:
         with nullcontext() if device is None else torch.device(device):
             model = blueprint.build(depth)
         hooks = hooks_of(model)

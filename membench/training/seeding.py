@@ -2,6 +2,7 @@
 
 import random
 import zlib
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -13,3 +14,8 @@ def seed_generators(*key: int | str) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
+
+
+def random_state_kept(device: torch.device) -> AbstractContextManager[None]:
+    """Within this context torch's generators, of the CPU and of `device`, may be used: they will be as they were."""
+    return torch.random.fork_rng([device.index or 0] if device.type == "cuda" else [])

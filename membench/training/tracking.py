@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from membench.config.run import Training
+from membench.training.seeding import random_state_kept
 from optimizers import MemoryEfficientOptimizer
 from tasks import HasReader
 from tasks.models.modes import evaluation
@@ -41,7 +42,8 @@ class GradientNorm:
     def __call__(self) -> float:
         """The norm now, in the units of the loss."""
         total: list[Tensor | None] = [None] * len(self.weights)
-        with evaluation(self.model), _requiring_gradients(self.weights), torch.enable_grad(), _same_random(self.model):
+        apart = random_state_kept(next(self.model.parameters()).device)
+        with evaluation(self.model), _requiring_gradients(self.weights), torch.enable_grad(), apart:
             for batch, share in zip(self._batches, self._shares, strict=True):
                 loss = self._loss_fn(self.model, batch)
                 # unlike backward(), this calls no hook of a method that updates inside the backward pass
@@ -106,8 +108,3 @@ def _requiring_gradients(weights: Sequence[nn.Parameter]) -> Iterator[None]:
     finally:
         for p, required in zip(weights, before, strict=True):
             p.requires_grad_(required)
-
-
-def _same_random(model: nn.Module) -> Any:
-    device = next(model.parameters()).device
-    return torch.random.fork_rng([device.index or 0] if device.type == "cuda" else [])

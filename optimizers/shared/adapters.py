@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from optimizers.shared.blocks import find_layers, warn_of_layers_elsewhere
 from optimizers.shared.model_checks import is_quantized
 from optimizers.shared.names import suggestion
-from optimizers.shared.nf4_linear import NF4Linear, restore_linears
 from optimizers.shared.sharded import gathered, has_values
+from optimizers.shared.stand_ins import StandIn, restore_linears
 
 if TYPE_CHECKING:  # peft imports transformers, which takes seconds
     from peft import LoraModel, VeraModel
@@ -298,10 +298,10 @@ def _change_nothing(*_: Any) -> None:
 def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """What `model.state_dict()` will be once adapters are merged and weights dense; the model isn't changed."""
     adapted = adapted_modules(model)
-    stand_ins = {n: m for n, m in model.named_modules() if n in adapted or isinstance(m, NF4Linear)}
+    replaced = {n: m for n, m in model.named_modules() if n in adapted or isinstance(m, StandIn)}
     state = dict(model.state_dict())
-    for name, module in stand_ins.items():
-        if name.rpartition(".")[0] in stand_ins:  # the base of an adapted module
+    for name, module in replaced.items():
+        if name.rpartition(".")[0] in replaced:  # the base of an adapted module
             continue
         state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
         state |= {f"{name}.{key}": value for key, value in _plain(module).state_dict().items()}

@@ -12,32 +12,28 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from optimizers.shared import affine
+from optimizers.shared.stand_ins import StandIn, stand_ins
 
 BITS = 8
 PACKED = ("codes", "scales", "zeros")
 
 
-class AffineLinear(nn.Module):
-    """Replaces a linear module (`nn.Linear`, or `Conv1D` of transformers): y = x W^T + b, with W in 8 bits and trained.
+class AffineLinear(StandIn):
+    """y = x W^T + b, with W in 8 bits and trained.
 
     W is dequantised to the compute dtype for each product, forward and backward, and kept by neither. Its bytes are
     buffers; `weight` is still the parameter of the dense module, at which W's gradient arrives, in full. But it holds
     a single number, NaN, so that code which reads W elsewhere than here doesn't go on with other values. It isn't in
-    `state_dict`, where the bytes are; a dense weight that is loaded is quantised. The dense module's hooks are this
-    module's, in the same dicts, so that their handles can still remove them.
+    `state_dict`, where the bytes are; a dense weight that is loaded is quantised.
 
     Args:
-        dense: the module.
+        dense: the linear module.
     """
 
     scales: Tensor
 
     def __init__(self, dense: Any):
-        super().__init__()
-        kept = [name for name in vars(self) if "hook" in name] + ["in_features", "out_features", "nx", "nf"]
-        vars(self).update({name: vars(dense)[name] for name in kept if name in vars(dense)})
-        self._dense = (dense,)  # in a tuple, so that it doesn't become a submodule
-        self._is_transposed = not isinstance(dense, nn.Linear)
+        super().__init__(dense)
         for name, tensor in affine.quantize(dense.weight.detach(), BITS).items():
             self.register_buffer(name, tensor)
         self.weight, self.bias = dense.weight, dense.bias
@@ -94,11 +90,8 @@ class AffineLinear(nn.Module):
             own |= {f"{prefix}{name}": tensor for name, tensor in affine.quantize(dense, BITS).items()}
         super()._load_from_state_dict(own, prefix, *args)
 
-    def restore(self) -> Any:
-        """The dense module, its weight now dequantised from the bytes."""
-        (dense,) = self._dense
-        self.weight.data = self.dequantized(self.weight.dtype)
-        return dense
+    def dense_weight(self) -> Tensor:
+        return self.dequantized(self.weight.dtype)
 
 
 class _Product(torch.autograd.Function):
@@ -144,29 +137,5 @@ def quantize_linears(model: nn.Module, names: Iterable[str]) -> dict[Tensor, Aff
 
 def kept_weights(model: nn.Module) -> Iterator[Tensor]:
     """The model's parameters; in place of those in 8 bits, whose values are elsewhere, the scales of their groups."""
-    scales = {module.weight: module.scales for module in _in_8_bits(model).values()}
+    scales = {module.weight: module.scales for module in stand_ins(model).values() if isinstance(module, AffineLinear)}
     return (scales.get(p, p) for p in model.parameters())
-
-
-def restore_linears(model: nn.Module) -> None:
-    """Put back the dense modules that `quantize_linears` replaced."""
-    for name, module in _in_8_bits(model).items():
-        model.set_submodule(name, module.restore())
-
-
-@torch.no_grad()
-def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """What `model.state_dict()` will be after `restore_linears`; the model isn't changed."""
-    modules = _in_8_bits(model)
-    state: dict[str, Tensor] = {}
-    for key, value in model.state_dict().items():
-        name, _, kind = key.rpartition(".")
-        if name not in modules or kind == "bias":
-            state[key] = value
-        elif kind == "codes":
-            state[f"{name}.weight"] = modules[name].dequantized(modules[name].weight.dtype)
-    return state
-
-
-def _in_8_bits(model: nn.Module) -> dict[str, AffineLinear]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, AffineLinear)}

@@ -10,22 +10,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from optimizers.shared.sharded import has_values
+from optimizers.shared.stand_ins import StandIn
 
 
-class LowRankLinear(nn.Module):
-    """Replaces a linear module (`nn.Linear`, or `Conv1D` of transformers): y = (x down^T) up^T + b.
+class LowRankLinear(StandIn):
+    """y = (x down^T) up^T + b.
 
     up (out, rank) = U sqrt(S) and down (rank, in) = sqrt(S) V^T, from the leading singular values of its matrix.
 
     Args:
-        dense: the module. Its weight is empty until `restore`.
+        dense: the linear module. Its weight is empty until `restore`.
         rank: how many singular values are kept.
     """
 
     def __init__(self, dense: Any, rank: int):
-        super().__init__()
-        self._dense = (dense,)  # in a tuple, so that it doesn't become a submodule
-        self._is_transposed = not isinstance(dense, nn.Linear)
+        super().__init__(dense)
         weight = dense.weight.detach()
         factors = _leading_factors(weight.t() if self._is_transposed else weight, rank)
         self.up, self.down = (nn.Parameter(factor.to(weight.dtype).contiguous()) for factor in factors)
@@ -41,12 +40,8 @@ class LowRankLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
         return F.linear(F.linear(x, self.down), self.up, self.bias)
 
-    @torch.no_grad()
-    def restore(self) -> Any:
-        """The dense module, its weight now the product."""
-        (dense,) = self._dense
-        dense.weight.data = self.weight
-        return dense
+    def dense_weight(self) -> Tensor:
+        return self.weight
 
 
 def low_rank_linears(model: nn.Module) -> dict[str, LowRankLinear]:
@@ -58,26 +53,6 @@ def factorize_linears(model: nn.Module, ranks: Mapping[str, int]) -> None:
     """Replace the linear modules named in `ranks` by `LowRankLinear`s."""
     for name, rank in ranks.items():
         model.set_submodule(name, LowRankLinear(model.get_submodule(name), rank))
-
-
-def restore_linears(model: nn.Module) -> None:
-    """Put dense modules back in place of the products."""
-    for name, module in low_rank_linears(model).items():
-        model.set_submodule(name, module.restore())
-
-
-@torch.no_grad()
-def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """What `model.state_dict()` will be after `restore_linears`; the model isn't changed."""
-    products = low_rank_linears(model)
-    state: dict[str, Tensor] = {}
-    for key, value in model.state_dict().items():
-        name, _, kind = key.rpartition(".")
-        if name not in products or kind == "bias":
-            state[key] = value
-        elif kind == "up":
-            state[f"{name}.weight"] = products[name].weight
-    return state
 
 
 # ---- which matrices, of which rank

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from optimizers.shared import nf4
+from optimizers.shared.stand_ins import StandIn
 
 
-class NF4Linear(nn.Module):
-    """Replaces a linear module (`nn.Linear`, or `Conv1D` of transformers): y = x W^T + b, with W in NF4.
+class NF4Linear(StandIn):
+    """y = x W^T + b, with W in NF4.
 
     W is dequantised to the compute dtype for each product, forward and backward, and kept by neither: autograd keeps
     only the input's gradient function. The bytes of W are buffers, so they are in `state_dict` and move with the
@@ -26,11 +27,9 @@ class NF4Linear(nn.Module):
     """
 
     def __init__(self, dense: Any, *, double: bool, kernels: str = "torch"):
-        super().__init__()
+        super().__init__(dense)
         self._kernels = kernels
-        self._dense = (dense,)  # in a tuple, so that it doesn't become a submodule
         self._shape, self._dtype = dense.weight.shape, dense.weight.dtype
-        self._is_transposed = not isinstance(dense, nn.Linear)
         self.bias = dense.bias
         for name, tensor in nf4.quantize(dense.weight, double=double).items():
             self.register_buffer(name, tensor)
@@ -65,11 +64,8 @@ class NF4Linear(nn.Module):
         self._dtype = fn(torch.empty(0, dtype=self._dtype, device=next(self.buffers()).device)).dtype
         return self
 
-    def restore(self) -> Any:
-        """The dense module, its weight now dequantised from the bytes."""
-        (dense,) = self._dense
-        dense.weight.data = self.weight
-        return dense
+    def dense_weight(self) -> Tensor:
+        return self.weight
 
 
 class _Product(torch.autograd.Function):
@@ -92,11 +88,3 @@ def quantize_linears(model: nn.Module, names: Iterable[str], *, double: bool, ke
         if "base_layer" in dict(module.named_children()):
             owner, attribute, module = module, "base_layer", module.base_layer
         setattr(owner, attribute, NF4Linear(module, double=double, kernels=kernels))
-
-
-def restore_linears(model: nn.Module) -> None:
-    """Put back the dense modules that `quantize_linears` replaced."""
-    for owner in list(model.modules()):
-        for attribute, module in list(owner.named_children()):
-            if isinstance(module, NF4Linear):
-                setattr(owner, attribute, module.restore())
