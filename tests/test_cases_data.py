@@ -436,6 +436,15 @@ def test_what_the_tokenizer_does_not_know_is_counted(tmp_path, family):
         )
 
 
+def test_a_tokenizer_whose_token_for_the_unknown_is_not_in_its_vocabulary_is_used(tmp_path):
+    path = folder(tmp_path / "model", ARCHITECTURES["roberta"].build().base_model, letters())
+    config = tmp_path / "model" / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "unk_token": ""}))
+    rows = [{"text": "ab" * (1 + n), "label": n % 2} for n in range(20)]
+    given = {"model": path, "data": lines(tmp_path / "a.jsonl", rows), "batch_size": 2, "sequence_length": 60}
+    assert "stands for all" not in (tasks.create("classify", **given).provenance["notes"] or "")
+
+
 @pytest.mark.parametrize("name", MARKUP)
 def test_w3_turns_that_a_template_refuses_are_put_so_that_it_takes_them(templated, name):
     turns = [

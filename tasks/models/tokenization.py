@@ -63,7 +63,7 @@ def notes(tokenizer: Any) -> list[str]:
 
 def unknown(tokenizer: Any, ids: np.ndarray) -> list[str]:
     """A note on what the tokenizer has no token for, if there is any in the texts that became `ids`."""
-    token = tokenizer.unk_token_id
+    token = tokenizer.get_vocab().get(tokenizer.unk_token)  # `unk_token_id` recurses without end where it isn't there
     if token in (None, tokenizer.eos_token_id, tokenizer.bos_token_id):  # GPT-2's, which knows all bytes
         return []
     count = int((ids == token).sum())
