@@ -86,10 +86,11 @@ def study(plan: Study, shard: tuple[int, int] = (1, 1)) -> int:
     try:
         with waiting("importing torch and transformers, checking the settings", quiet=first.quiet):
             processes.start_server(crowded(first, first.processes))
-            methods: list[str] = []
-            cells = list(_cells(plan, shard, methods))
+            prepared = list(_in_settings(plan))
+            cells = list(_cells(plan, prepared, shard))
             _prepare_trials(plan, cells)
-        for sentence in unused_hyperparameters(plan.fixed, dict.fromkeys(methods), "in the study's file"):
+        methods = dict.fromkeys(run.method for _, runs in prepared for run in runs)
+        for sentence in unused_hyperparameters(plan.fixed, methods, "in the study's file"):
             print(sentence, flush=True)
         if first.dry_run:
             _preview(plan, cells)
@@ -121,19 +122,20 @@ def _place(settings: Settings, cells: list[_Cell]) -> str:
     return names if names == "cpu" else f"{names} of {os.environ.get('CUDA_VISIBLE_DEVICES', 'all')}"
 
 
-def _cells(plan: Study, shard: tuple[int, int], methods: list[str]) -> Iterator[_Cell]:
-    """Cells with the methods of a shard: all runs of a method on one task and model are in the same shard.
+def _in_settings(plan: Study) -> Iterator[tuple[Settings, list[Run]]]:
+    """The settings of the study, and with each the runs that tune its methods."""
+    for settings in plan.settings:
+        runs = prepare_apart(replace(settings, seeds=(plan.tuning_seed,)))
+        yield replace(settings, sequence_length=runs[0].training.sequence_length, fit_length=False), runs
 
-    `methods` receives those of the whole study.
-    """
+
+def _cells(plan: Study, prepared: list[tuple[Settings, list[Run]]], shard: tuple[int, int]) -> Iterator[_Cell]:
+    """Cells with the methods of a shard: all runs of a method on one task and model are in the same shard."""
     number = 0
     tuned: set[str] = set()  # the tables with grids that are used
-    for settings in plan.settings:
+    for settings, runs in prepared:
         by_task: dict[str, list[Run]] = {}
-        runs = prepare_apart(replace(settings, seeds=(plan.tuning_seed,)))
-        settings = replace(settings, sequence_length=runs[0].training.sequence_length, fit_length=False)
         tuned |= {plan.grid_name(run.method) for run in runs}
-        methods += [run.method for run in runs]
         for run in runs:
             by_task.setdefault(run.task, [])
             if number % shard[1] == shard[0] - 1:
