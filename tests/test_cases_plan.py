@@ -203,6 +203,19 @@ def test_w1_experts_in_float32_are_planned_without_values(method, tmp_path, capf
     assert not capfd.readouterr().err
 
 
+def test_w1_what_is_metered_beside_a_plan_has_the_same_weights_each_time(tmp_path):
+    """With some, an expert gets no tokens, and Fira one matrix more at its peak."""
+    (tmp_path / "config.json").write_text(json.dumps(OLMOE))
+    b = Blueprint(Workload(str(tmp_path), 2, 8, "float32", device="cpu"))
+    peaks = []
+    for seed in (0, 11):
+        torch.manual_seed(seed)
+        peaks.append(at_peak(simulate(b, "fira", method_values(b, "fira", {}), b.depth, device="cpu")))
+        drawn = torch.rand(1)
+        assert torch.equal(drawn, torch.rand(1, generator=torch.Generator().manual_seed(seed)))
+    assert peaks[0] == peaks[1]
+
+
 CONVBERT = {"model_type": "convbert", "embedding_size": 32, "head_ratio": 2, "conv_kernel_size": 3, **SMALL}
 PHI3 = {"model_type": "phi3", "num_key_value_heads": 2, "pad_token_id": 0, **SMALL}
 

@@ -18,6 +18,7 @@ VARIANTS = {
     "adamw in backward": ("adamw", {"in_backward": True}),
     "badam in backward": ("badam", {"in_backward": True}),
     "galore in backward": ("galore", {"in_backward": True}),
+    "galore in 8 bits": ("galore", {"weights": "8bit"}),
     "lomo clipped": ("lomo", {"clip_norm": 0.1}),
     "lora-fa": ("lora", {"variant": "lora-fa"}),
     "blockllm rows": ("blockllm", {"rows": 3}),
@@ -59,7 +60,7 @@ def train_part(name, part, replicate, clip=None):
             nn.utils.clip_grad_norm_(optimizer.trainable, clip)
         optimizer.step()
         optimizer.zero_grad()
-    return weights_of(model)
+    return weights_of(optimizer.finish())
 
 
 def half(rank, names):
