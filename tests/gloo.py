@@ -5,11 +5,13 @@ import multiprocessing
 import os
 import socket
 import traceback
+from multiprocessing.connection import wait
 
 import torch
 from torch import distributed
 
 SECONDS = 1800  # until a hanging process is ended, on a busy machine too
+AFTER_A_FAILURE = 20  # the others wait for the one that failed: what they say, if they end at all, is said as well
 
 
 def run(function, *arguments, size=2, seconds=SECONDS):
@@ -22,14 +24,26 @@ def run(function, *arguments, size=2, seconds=SECONDS):
     for worker in workers:
         worker.start()
     try:
-        answers = [receiver.recv() if receiver.poll(seconds) else "no answer" for receiver, _ in pipes]
+        answers = _answers([receiver for receiver, _ in pipes], seconds)
     finally:
         for worker in workers:
             worker.kill()
             worker.join()
-    for rank, answer in enumerate(answers):
-        assert isinstance(answer, tuple), f"rank {rank}: {answer}"
+    failures = [f"rank {rank}: {answer}" for rank, answer in enumerate(answers) if not isinstance(answer, tuple)]
+    assert not failures, "\n".join(failures)
     return [torch.load(io.BytesIO(value), weights_only=False) for (value,) in answers]
+
+
+def _answers(receivers, seconds):
+    """What each process sent, by rank: a value in a tuple, a traceback, or that nothing came."""
+    came = {}
+    while len(came) < len(receivers):
+        failed = any(not isinstance(answer, tuple) for answer in came.values())
+        ready = wait([one for one in receivers if one not in came], AFTER_A_FAILURE if failed else seconds)
+        if not ready:
+            break
+        came |= {one: one.recv() for one in ready}
+    return [came.get(one, "no answer") for one in receivers]
 
 
 def _work(function, rank, size, port, sender, arguments):
