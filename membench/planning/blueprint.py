@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from membench.planning.layers import kinds, simulated_depths
-from membench.planning.workload import Batch, Workload, make_batch
+from membench.planning.workload import Batch, Workload, make_batch, tokens_shape
 from membench.training.activations import set_up_activations
 from optimizers.shared.matrices import expert_tensors
 from optimizers.shared.sharded import has_values
@@ -201,15 +201,32 @@ class Blueprint:
             trust_remote_code=self.workload.trust_remote_code,
         )
 
-    def batch(self, device: str | None = None) -> Batch:
-        """A micro-batch of the workload, on `device`; a text to classify ends like the model's texts."""
-        batch = make_batch(self.workload, None if self.is_causal else 2, device)
+    def batch(self, device: str | None = None, generator: torch.Generator | None = None) -> Batch:
+        """A micro-batch of the workload; on a `device` of random tokens, the same ones unless a `generator` is given.
+
+        With equal tokens a GPU is faster, and most experts have none; padding's have no gradient. A text to classify
+        ends like the model's texts.
+        """
+        shape = tokens_shape(self.workload)
+        if device is None:
+            tokens = torch.zeros(shape, dtype=torch.long)
+        else:
+            drawn = torch.randint(len(self._words), shape, generator=generator or torch.Generator().manual_seed(0))
+            tokens = self._words[drawn].to(device)
+        batch = make_batch(self.workload, tokens, None if self.is_causal else 2)
         end = getattr(self.source.config, "eos_token_id", None)
         if device is not None and not self.is_causal and isinstance(end, int):
             batch["input_ids"][:, -1] = end
         if not self.is_causal and has_token_types(self.source.config):
             batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
         return batch
+
+    @cached_property
+    def _words(self) -> Tensor:
+        """The ids of tokens for which the configuration has no special use."""
+        vocabulary = getattr(self.source.config.get_text_config(), "vocab_size", 1)
+        special = set(_special(self.source.config.to_dict()))
+        return torch.tensor([token for token in range(vocabulary) if token not in special] or [0])
 
     def config(self, depth: int) -> Any:
         """The configuration with `depth` layers, and its per-layer lists cut to match."""
@@ -245,6 +262,15 @@ class Blueprint:
         depth = self.source.config.num_hidden_layers
         values = self.source.config.to_dict()
         return {key: value for key, value in values.items() if isinstance(value, list) and len(value) == depth}
+
+
+def _special(config: dict[str, Any]) -> Iterator[int]:
+    """The ids in what a configuration calls `..._token_id` or the like, its parts' among them."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _special(value)
+        elif str(name).endswith(("token_id", "token_index")):
+            yield from value if isinstance(value, list) else [value]
 
 
 def source_name(model: str) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from membench.config.options import WorkloadOptions
 from membench.training.activations import offloading
+from optimizers.shared.sharded import has_values
 from tasks.models import language
 from tasks.models.preference import Preference
 
@@ -85,15 +86,20 @@ def loss_function(workload: Workload) -> Loss:
     return offloading(loss) if workload.offload_activations else loss
 
 
-def make_batch(workload: Workload, classes: int | None, device: str | None = None) -> Batch:
-    """A micro-batch: token ids and a mask (batch, tokens), and labels for tokens or (with classes) for sequences.
-
-    For "dpo" that of a preference: twice as many sequences, and the reference's log-probability of each.
-    """
+def tokens_shape(workload: Workload) -> tuple[int, int]:
+    """(sequences, tokens) of a micro-batch; "dpo" has two sequences for each preference."""
     sequences = 2 * workload.micro_batch_size if workload.task == "dpo" else workload.micro_batch_size
-    tokens = torch.zeros(sequences, workload.sequence_length, dtype=torch.long, device=device)
+    return sequences, workload.sequence_length
+
+
+def make_batch(workload: Workload, tokens: Tensor, classes: int | None) -> Batch:
+    """A micro-batch of `tokens` (batch, tokens): a mask like them, and labels of tokens or (with classes) of texts.
+
+    For "dpo" that of a preference: the reference's log-probability of each sequence.
+    """
+    sequences, device = len(tokens), tokens.device
     mask = torch.ones_like(tokens)
-    if device is not None and workload.sequence_length > 1:
+    if has_values(tokens) and workload.sequence_length > 1:
         mask[0, -1] = 0  # transformers drops a mask of all ones, unless it can't see the values
     if workload.task == "dpo":
         reference = torch.zeros(sequences, device=device)

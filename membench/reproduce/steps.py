@@ -46,14 +46,12 @@ class RandomTokens:
         self.blueprint, self.seed = blueprint, seed
 
     def batch(self, step: int) -> Batch:
-        """Random tokens (a GPU is faster on equal ones), and as labels the same or, of a classifier, two classes."""
+        """Random tokens, and as labels the same or, of a classifier, two classes."""
         generator = torch.Generator().manual_seed(self.seed * 2**31 + step)
-        batch = self.blueprint.batch("cpu")
-        tokens = batch["input_ids"]
-        drawn = tokens[:, :-1]  # the last one may be the end that a classifier looks for
-        drawn.random_(int(self.blueprint.source.config.vocab_size), generator=generator)
-        labels = tokens.clone() if self.blueprint.is_causal else batch["labels"].random_(2, generator=generator)
-        return {**batch, "labels": labels}
+        batch = self.blueprint.batch("cpu", generator)
+        if not self.blueprint.is_causal:
+            batch["labels"].random_(2, generator=generator)
+        return batch
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The loss as transformers computes it."""
