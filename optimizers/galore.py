@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -171,7 +172,8 @@ class GaLore(MemoryEfficientOptimizer):
     def advance(self) -> None:
         """Choose all subspaces again at the next update."""
         for state in self.state.values():
-            drop_subspace(state)
+            if _has_subspace(state):
+                state["due"] = copy.copy(state["updates"])
 
     def extra_state(self) -> dict[str, Any]:
         own = {"rank": self.rank, "projection": self.projection, "projection_bits": self.projection_bits}
@@ -198,7 +200,9 @@ class GaLore(MemoryEfficientOptimizer):
             subspace = {name: torch.empty(shape, dtype=p.dtype, device="meta") for name, shape in vectors.items()}
             keep_subspace(state, subspace, self.projection_bits)
         if self.lazy:
-            state |= {"interval": 0, "due": 0} | ({"cosines": []} if "cosines" in saved else {})
+            state |= {"interval": 0} | ({"cosines": []} if "cosines" in saved else {})
+        if self.lazy or "due" in saved:
+            state["due"] = 0
         return {**state, "updates": 0}
 
     def _update_matrix(self, matrix: Matrix, group: dict[str, Any]) -> None:
@@ -207,10 +211,10 @@ class GaLore(MemoryEfficientOptimizer):
         due = self._is_due(state)
         waits = due and has_values(g) and not g.any()  # an expert had no tokens: its next gradient will choose
         if due and not (waits and _has_subspace(state)):
-            self._choose_subspace(p, g, state, matrix.key)
+            self._choose_subspace(matrix, g)
         if not waits:
             state["updates"] += 1
-        elif self.lazy:
+        else:
             state["due"] = state["updates"]
         subspace = self._subspace(p, state)
         low_rank = project(g, subspace)
@@ -237,26 +241,29 @@ class GaLore(MemoryEfficientOptimizer):
         if not _has_subspace(state):
             return True
         updates = state["updates"]
-        return updates >= state["due"] if self.lazy else updates % self.update_every == 0
+        return updates >= state["due"] if "due" in state else updates % self.update_every == 0  # of earlier versions
 
     def _subspace(self, p: Tensor, state: dict[str, Any]) -> dict[str, Tensor]:
         return kept_subspace(state, self.projection_bits, p, min(self.rank, *p.shape))
 
-    def _choose_subspace(self, p: Tensor, g: Tensor, state: dict[str, Any], key: tuple[int, ...]) -> None:
+    def _choose_subspace(self, matrix: Matrix, g: Tensor) -> None:
+        p, state = matrix.weights, matrix.state
         chosen_before = self.lazy and state["updates"]
         before = first_vector(self._subspace(p, state)) if chosen_before else None
-        drop_subspace(state)
+        if p is matrix.of:  # an expert's is a part of all experts', and is overwritten
+            drop_subspace(state)
         left, right = sides(self.projection, *p.shape)
         rank = min(self.rank, *p.shape)
         if self.svd == "exact":
             vectors = exact_vectors(g.float(), rank, left, right)
         else:
-            vectors = randomized_vectors(g.float(), rank, left, right, (self.seed, state["updates"], *key))
+            vectors = randomized_vectors(g.float(), rank, left, right, (self.seed, state["updates"], *matrix.key))
         chosen = {name: v.to(p.dtype) for name, v in zip(SIDES, vectors, strict=True) if v is not None}
         keep_subspace(state, chosen, self.projection_bits)
-        now = first_vector(chosen) if self.lazy else None
-        if now is not None:
-            note_choice(state, before, now, self.update_every)
+        if self.lazy:
+            note_choice(state, before, first_vector(chosen), self.update_every)
+        else:
+            state["due"] = state["updates"] + self.update_every
 
 
 def _has_subspace(state: dict[str, Any]) -> bool:

@@ -395,7 +395,25 @@ def test_without_lazy_nothing_is_remembered_of_earlier_subspaces():
     optimizer = GaLore(model, rank=2, update_every=1)
     for _ in range(3):
         update(optimizer, [p], [torch.randn(6, 9)])
-    assert not {"cosines", "interval", "due"} & optimizer.state[p].keys()
+    assert not {"cosines", "interval"} & optimizer.state[p].keys()
+
+
+def test_a_state_that_does_not_say_when_it_is_due_goes_on_as_it_was():
+    """As it was saved before all said it."""
+    weights = []
+    for said in (True, False):
+        torch.manual_seed(0)
+        model = matrices((6, 9))
+        (p,) = model.parameters()
+        optimizer = GaLore(model, rank=2, update_every=3)
+        for step in range(8):
+            if step == 4 and not said:
+                saved = optimizer.state_dict()
+                del saved["state"][0]["due"]
+                optimizer.load_state_dict(saved)
+            update(optimizer, [p], [torch.randn(6, 9)])
+        weights.append(p.detach().clone())
+    assert torch.equal(*weights)
 
 
 @pytest.mark.parametrize("projection", PROJECTIONS)

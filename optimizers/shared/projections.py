@@ -85,12 +85,14 @@ def _factors(step: Tensor, subspace: Mapping[str, Tensor]) -> tuple[Tensor, Tens
 
 
 def keep_subspace(state: State, subspace: Mapping[str, Tensor], bits: int | None) -> None:
-    """Put `subspace` into `state`, quantised if `bits` are given."""
+    """Put `subspace` into `state`, in place of one that is there, quantised if `bits` are given."""
     for side, vectors in subspace.items():
-        if bits is None:
-            state[side] = vectors
-        else:
-            state |= {_key(side, name): tensor for name, tensor in affine.quantize(vectors, bits).items()}
+        kept = {"codes": vectors} if bits is None else affine.quantize(vectors, bits)
+        for name, tensor in kept.items():
+            if _key(side, name) in state:
+                state[_key(side, name)].copy_(tensor)
+            else:
+                state[_key(side, name)] = tensor
 
 
 def kept_subspace(state: State, bits: int | None, p: Tensor, rank: int) -> dict[str, Tensor]:
@@ -125,14 +127,14 @@ def first_vector(subspace: Mapping[str, Tensor]) -> Tensor | None:
     return subspace["right"][0].clone() if "right" in subspace else None
 
 
-def note_choice(state: State, before: Tensor | None, now: Tensor, update_every: int) -> None:
+def note_choice(state: State, before: Tensor | None, now: Tensor | None, update_every: int) -> None:
     """Set when `state` is due for its next subspace: after twice as long, once the leading vector is stable.
 
     A vector and its opposite span the same subspace, so their cosine counts as 1: a decomposition gives either.
     """
     state.setdefault("interval", update_every)
     state.setdefault("cosines", [])
-    if before is not None and has_values(now):
+    if before is not None and now is not None and has_values(now):
         cosine = F.cosine_similarity(before.float(), now.float(), dim=0).abs().item()
         state["cosines"] = cosines = [*state["cosines"], cosine][-COSINES:]
         if len(cosines) == COSINES and sum(cosines) / COSINES >= STABLE:
