@@ -84,3 +84,12 @@ def test_a_subspace_that_is_chosen_anew_comes_on_top_of_all_others(name, method,
     b = blueprint(tmp_path, name, DEPTH, batch_size=1, sequence_length=2, dtype="bfloat16")
     planned, metered, real = peaks(b, method, {"in_backward": in_backward})
     assert (planned, metered) == (real, real)
+
+
+@pytest.mark.parametrize("switch_every", [1, 2, 3])
+def test_every_block_is_planned_and_metered_however_soon_the_method_goes_on_to_the_next(switch_every, tmp_path):
+    """Every other block is small: with a switch of its own beside the meter's, the others were left out."""
+    b = blueprint(tmp_path, "gemma", DEPTH, batch_size=1, sequence_length=2, dtype="bfloat16")
+    given = {"block": "sublayer", "order": "ascending", "switch_every": switch_every}
+    planned, metered, real = peaks(b, "badam", given)
+    assert (planned, metered) == (real, real)

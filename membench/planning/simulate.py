@@ -166,10 +166,12 @@ def _selections(optimizer: MemoryEfficientOptimizer) -> Iterator[None]:
             optimizer.worst_case(number)
             yield
         return
-    yield
     for _ in range(turns_of(optimizer) - 1):
-        optimizer.advance()
+        before = optimizer.selection
         yield
+        if optimizer.selection == before:  # it may have gone on to its next itself
+            optimizer.advance()
+    yield
 
 
 def chooses(method: type[MemoryEfficientOptimizer]) -> bool:

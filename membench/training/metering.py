@@ -44,11 +44,13 @@ def meter_cycle(
     method = optimizer if isinstance(optimizer, MemoryEfficientOptimizer) else StockOptimizer(optimizer)
     method.worst_case()
     with MemoryMeter(model, method) as meter:
+        before = method.selection
         for turn in range(method.worst_cases - 1 + (selections or turns_of(method))):
-            if turn >= method.worst_cases:
-                method.advance()
-            elif turn:
+            if 0 < turn < method.worst_cases:
                 method.worst_case(turn)
+            elif turn and method.selection == before:
+                method.advance()
+            before = method.selection
             train_selection(meter, loss_fn, batches, turn, max_grad_norm, steps_per_selection)
     return meter.report()
 
@@ -70,9 +72,15 @@ def train_selection(
     max_grad_norm: float | None = None,
     steps: int = 2,
 ) -> None:
-    """A few steps on the current selection, number `turn` of the cycle, with `meter` entered."""
+    """A few steps on the current selection, number `turn` of the cycle, or fewer if the method then goes on to its next
+    itself; with `meter` entered.
+    """
+    method: Any = meter.optimizer
+    selection = method.selection
     for step in range(turn * steps, (turn + 1) * steps):
         _step(meter, loss_fn, batches(step), max_grad_norm)
+        if method.selection != selection:
+            break
 
 
 def _step(meter: MemoryMeter, loss_fn: Loss, micro_batches: Sequence[Batch], max_grad_norm: float | None) -> None:
