@@ -251,7 +251,8 @@ class BlockLLM(MemoryEfficientOptimizer):
         """
         self._reach.at_worst = True
         largest = sorted(range(len(self._pool)), key=lambda i: -self._pool[i].numel())
-        self._choose(self.rule.first(self.rule.fullest(largest) if number else largest)[::-1])
+        chosen = self.rule.first(self.rule.fullest(largest) if number else largest)
+        self._choose(sorted(chosen, key=lambda i: self._pool[i].numel(), reverse=True)[::-1])
 
     def extra_state(self) -> dict[str, Any]:
         sizes = [p.numel() for p in self._pool]
