@@ -122,15 +122,26 @@ class LISA(DrawnBlocks):
 
     @property
     def worst_cases(self) -> int:
+        return self._mixtures * (4 if len(set(self._recomputed())) > 1 else 1)
+
+    @property
+    def _mixtures(self) -> int:
         sizes = self._sizes()
         return self.layers + 1 + (self.layers if sizes[0] < sorted(sizes)[-self.layers] else 0)
 
     def _sizes(self) -> list[int]:
         return [sum(p.numel() for p in params) for params in self.blocks.values()]
 
+    def _recomputed(self) -> list[bool]:
+        """Of each layer, is it recomputed in the backward pass?"""
+        layers = map(self.model.get_submodule, self.blocks)
+        return [any(vars(part).get("gradient_checkpointing") for part in layer.modules()) for layer in layers]
+
     def worst_case(self, number: int = 0) -> None:
         """Train the largest layers; among equal ones the first and, for `number` of them, the last. If the first of all
-        isn't among them, there are as many cases again with it, in which the backward pass goes furthest.
+        isn't among them, there are as many cases again with it, in which the backward pass goes furthest. If only some
+        are recomputed in the backward pass, the others, whose activations are there, are tried as the first, as the
+        last, and as both.
 
         At any moment of the backward pass a trained layer holds its gradients if it has been passed, and otherwise the
         inputs that its matrices need. Where activations outweigh gradients, the peak is early and the first layers hold
@@ -139,10 +150,13 @@ class LISA(DrawnBlocks):
         """
         self._reach.at_worst = True
         blocks, sizes = list(self.blocks.values()), self._sizes()
+        kept, number = divmod(number, self._mixtures)
         furthest, number = divmod(number, self.layers + 1)
+        of_none, recomputed = [False] * len(blocks), self._recomputed()
+        not_first, not_last = recomputed if kept & 1 else of_none, recomputed if kept & 2 else of_none
         others, left = range(furthest, len(blocks)), self.layers - furthest - number
-        first = sorted(others, key=lambda i: (-sizes[i], i))[:left]
-        last = sorted(set(others).difference(first), key=lambda i: (-sizes[i], -i))[:number]
+        first = sorted(others, key=lambda i: (-sizes[i], not_first[i], i))[:left]
+        last = sorted(set(others).difference(first), key=lambda i: (-sizes[i], not_last[i], -i))[:number]
         self._draws.take([*range(furthest), *first, *last])
         self._select()
         if self.reset == "none":

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+from plan_models import blueprint
 from selective import train_selected
 from torch import nn
 from torch.nn import functional as F
@@ -280,6 +281,29 @@ def test_of_unequal_layers_the_worst_case_is_the_largest_or_goes_back_furthest(r
     cases = LISA(Mixed(), layers=2, train_embeddings=False).worst_cases
     found = max((peak(lambda one, n=n: one.worst_case(n)) for n in range(cases)), key=lambda one: one[0])
     assert found == (max(size for size, _ in every), furthest)
+
+
+@pytest.mark.parametrize(("name", "layers", "in_backward"), [("llama", 1, False), ("gpt2", 2, True)])
+def test_where_only_some_layers_are_recomputed_the_worst_cases_have_the_peak_of_all(
+    name, layers, in_backward, tmp_path
+):
+    """The activations of the others are there."""
+    b = blueprint(tmp_path, name, 5, checkpointing=True, checkpointing_every=2)
+    values = {"layers": layers, "train_embeddings": False, "in_backward": in_backward}
+
+    def peak(choose):
+        torch.manual_seed(0)
+        model = b.build(b.depth)
+        optimizer = LISA(model, **values)
+        choose(optimizer)
+        return peak_of_two_steps(optimizer, lambda step: model(**b.batch("cpu")).loss)
+
+    cases = range(LISA(b.build(b.depth), **values).worst_cases)
+    every = [
+        peak(lambda one, drawn=drawn: (one._draws.take(drawn), one._select()))
+        for drawn in itertools.combinations(range(b.depth), layers)
+    ]
+    assert max(peak(lambda one, n=n: one.worst_case(n)) for n in cases) == max(every)
 
 
 def test_the_worst_case_without_a_reset_is_the_full_state():
