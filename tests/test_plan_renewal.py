@@ -42,14 +42,14 @@ def trained(b: Blueprint, method: str, values: dict[str, Any]) -> int:
     return meter.report()["peak_allocated_bytes"]
 
 
-def peaks(b: Blueprint, method: str, given: dict[str, Any]) -> tuple[int, int, int]:
-    """The peak as planned, as metered, and of a real training."""
+def peaks(b: Blueprint, method: str, given: dict[str, Any], *, train: bool = True) -> tuple[int, ...]:
+    """The peak as planned, as metered, and (`train`) of a real training."""
     often = {key: value for key, value in OFTEN.items() if key in optimizers.resolve(method)}
     values = {**method_values(b, method, {}), **often, **given}
     planned = plan_method(b, method, values).row["peak_allocated_bytes"]
     model = b.build(DEPTH)
     report = meter_cycle(model, optimizers.create(method, model, **values), model_loss, lambda step: [b.batch("cpu")])
-    return planned, report["peak_allocated_bytes"], trained(b, method, values)
+    return planned, report["peak_allocated_bytes"], *([trained(b, method, values)] if train else [])
 
 
 # of a short text the update makes the peak, of a longer one the backward pass
@@ -93,3 +93,12 @@ def test_every_block_is_planned_and_metered_however_soon_the_method_goes_on_to_t
     given = {"block": "sublayer", "order": "ascending", "switch_every": switch_every}
     planned, metered, real = peaks(b, "badam", given)
     assert (planned, metered) == (real, real)
+
+
+@pytest.mark.parametrize("method", ["hft", "lisa"])
+def test_the_worst_draws_are_planned_and_metered_however_soon_the_method_draws_again(method, tmp_path):
+    """Its own draws would come before a worst one has been through its two steps."""
+    b = blueprint(tmp_path, "llama", DEPTH, checkpointing=True)
+    given = {"in_backward": True, **({"layers": 1} if method == "lisa" else {})}
+    peaks_of = [peaks(b, method, {**given, "switch_every": steps}, train=False) for steps in (1, 2, 3, 100)]
+    assert len(set(peaks_of)) == 1

@@ -64,8 +64,8 @@ class Draws:
         self.drawn = sorted(self._draw(self._number))
 
     def take(self, chosen: Iterable[int]) -> None:
-        """Replace what was drawn by `chosen`."""
-        self.drawn = sorted(chosen)
+        """Replace what was drawn by `chosen`, for two steps at least: the second has the state that the first made."""
+        self.drawn, self._steps = sorted(chosen), -1
 
     def with_drawn(self, always: Collection[nn.Parameter]) -> set[nn.Parameter]:
         """`always`, and the parameters of what is drawn."""
