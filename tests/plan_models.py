@@ -97,12 +97,14 @@ CHOICES: dict[str, tuple[Any, ...]] = {  # of options on which bytes depend; tho
 }
 
 
-def drawn(seed: int, path: Path, methods: Sequence[str]) -> tuple[Blueprint, str, dict[str, Any]]:
+def drawn(
+    seed: int, path: Path, methods: Sequence[str], depths: Sequence[int] = (1, 2)
+) -> tuple[Blueprint, str, dict[str, Any]]:
     """A model of odd sizes, a step on it, and one of `methods` with some of its options; the same for a seed."""
     random = Random(seed)
     kind, heads, method = random.choice([*KINDS]), random.choice((2, 3, 4)), random.choice(methods)
     known = optimizers.resolve(method)
-    shape = {"hidden_size": 8 * heads, "num_attention_heads": heads, "num_hidden_layers": random.choice((1, 2))}
+    shape = {"hidden_size": 8 * heads, "num_attention_heads": heads, "num_hidden_layers": random.choice(depths)}
     shape |= {"num_key_value_heads": random.choice((1, heads)), "tie_word_embeddings": random.random() < 0.5}
     (path / "config.json").write_text(json.dumps({"model_type": kind, **ODD, **shape, **KINDS[kind]}))
     options = {
