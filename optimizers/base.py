@@ -400,16 +400,23 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _receive(self, p: nn.Parameter) -> None:
-        """Make one gradient, inside the backward pass, that of all replicas."""
+        """The hook of `in_backward`: use a gradient at once, or later if not all replicas get one of this parameter."""
+        if self._replicas is None or not self._replicas.comes_late(p, self._group_of, self._use):
+            self._use(p)
+
+    @torch.no_grad()
+    def _use(self, p: nn.Parameter) -> None:
+        """Make one gradient, inside the backward pass, that of all replicas, and update its parameter."""
         if self._replicas is not None and p.grad is not None:
             self._replicas.average([p.grad])
         if not self._updated:
             check_unchanged(self)
             ranks.check(self, [(p, p.grad)])
+        self._update_now(p)
 
     @torch.no_grad()
     def _update_now(self, p: nn.Parameter) -> None:
-        """The hook of `in_backward`: update one parameter and free its gradient."""
+        """Inside the backward pass: update one parameter and free its gradient."""
         check_not_updated(self, p)
         assert p.grad is not None  # a hook that torch calls after accumulating it
         if not self._updated:

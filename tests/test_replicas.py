@@ -82,3 +82,50 @@ def test_two_replicas_are_equal_to_the_bit_and_are_one_process_on_the_joined_bat
     method, clip = ("adamw", 0.1) if name == "clipped" else (name, None)
     alone = train_part(method, slice(None), replicate=False, clip=clip)
     assert max(((one[key] - p).abs().max().item(), key) for key, p in alone.items()) < (1e-6, "")
+
+
+class Experts(nn.Module):
+    """Each row of a batch goes to one expert; a replica's rows may leave some without any."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.ModuleList(nn.Linear(6, 6) for _ in range(3)) for _ in range(2))
+        self.head = nn.Linear(6, 1)
+
+    def forward(self, x, experts):
+        for layer in self.layers:
+            rows = [(experts == number).nonzero()[:, 0] for number in range(3)]
+            mixed = [x[some] + expert(x[some]).tanh() for some, expert in zip(rows, layer, strict=True) if len(some)]
+            x = torch.cat(mixed)[torch.cat(rows).argsort()]
+        return self.head(x)
+
+
+TOKENS_OF_EXPERTS = [[0, 0, 1, 1], [0, 1, 2, 2], [1, 1, 1, 0], [2, 2, 2, 2]]  # two rows for each replica
+UNEVEN = {name: VARIANTS[name] for name in VARIANTS if "backward" in name or "clipped" in name}
+UNEVEN |= {"adamw": ("adamw", {}), "adalomo": ("adalomo", {}), "lisa": ("lisa", {"in_backward": True})}
+
+
+def train_experts(name, part, replicate):
+    method, more = UNEVEN[name]
+    model = Experts().double()
+    optimizer = optimizers.create(method, model, **optimizers.get(method).example | more)
+    if replicate:
+        optimizer.data_parallel()
+    for step, experts in enumerate(TOKENS_OF_EXPERTS):
+        x = torch.randn(4, 6, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        loss = (model(x[part], torch.tensor(experts)[part]).squeeze(1) - x[part].sum(1)).square().mean()
+        optimizer.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+    return weights_of(optimizer.finish())
+
+
+def test_an_expert_that_has_tokens_on_one_replica_only_is_trained_as_by_one_process_in_the_backward_pass_too():
+    parts = (slice(2), slice(2, 4))
+    halves = gloo.run(lambda rank: {name: train_experts(name, parts[rank], replicate=True) for name in UNEVEN})
+    for name in UNEVEN:
+        one, other = (trained[name] for trained in halves)
+        assert all(torch.equal(p, other[key]) for key, p in one.items()), name
+        alone = train_experts(name, slice(None), replicate=False)
+        assert max(((one[key] - p).abs().max().item(), key) for key, p in alone.items()) < (1e-9, ""), name

@@ -48,7 +48,6 @@ def updating(method: MemoryEfficientOptimizer) -> Callable[[nn.Parameter], None]
         alive = known()
         if alive is not None:
             alive._receive(p)
-            alive._update_now(p)
 
     return update
 

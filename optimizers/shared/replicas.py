@@ -5,12 +5,13 @@ Only what is trained now is sent: of BAdam's D blocks, 1 / D of what `Distribute
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.graph import get_gradient_edge
 
 BUCKET = 2**20  # values, at most, unless a single tensor has more
 
@@ -35,6 +36,7 @@ class Replicas:
             )
         self.group = group
         self.size = distributed.get_world_size(group)
+        self._late: dict[int, set[Tensor]] = {}  # by backward pass: parameters with a gradient on some replicas only
 
     @torch.no_grad()
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
@@ -68,9 +70,41 @@ class Replicas:
     def _used(self, params: Sequence[Tensor]) -> list[bool]:
         """Which of `params` have a gradient on any replica; where no value exists, in a plan, on this one."""
         here = [p.grad is not None for p in params]
-        counts = torch.tensor(here, dtype=torch.int32, device=params[0].device)
+        counts = self._counts(here, params[0].device)
+        return here if counts is None else [count > 0 for count in counts]
+
+    def _counts(self, here: Sequence[bool], device: torch.device) -> list[int] | None:
+        """On how many replicas each is true; None where no value exists, in a plan."""
+        counts = torch.tensor(here, dtype=torch.int32, device=device)
         distributed.all_reduce(counts, group=self.group)
-        return here if isinstance(counts, FakeTensor) else [count > 0 for count in counts.tolist()]
+        return None if isinstance(counts, FakeTensor) else counts.tolist()
+
+    def comes_late(self, p: nn.Parameter, params: Iterable[nn.Parameter], act: Callable[[nn.Parameter], None]) -> bool:
+        """Within a backward pass: does `p`, one of `params`, get a gradient on some replicas only?
+
+        An expert without tokens has none, nor a layer that is dropped at random. A replica that waited there for the
+        others would be sent another parameter's gradient. So at the end of the pass `act` is called with each such
+        parameter, in one order on all replicas, where it has no gradient with one of zeros.
+        """
+        if self.size == 1:
+            return False
+        number = torch._C._current_graph_task_id()  # type: ignore[attr-defined]
+        if number not in self._late:
+            trained = [q for q in params if q.requires_grad]
+            comes = [torch._C._will_engine_execute_node(get_gradient_edge(q).node) for q in trained]  # type: ignore[attr-defined]
+            counts = self._counts(comes, p.device) or [self.size] * len(trained)
+            late = [q for q, count in zip(trained, counts, strict=True) if 0 < count < self.size]
+
+            def finish() -> None:
+                del self._late[number]
+                for q in late:
+                    if q.grad is None:
+                        q.grad = torch.zeros_like(q, dtype=q.grad_dtype)
+                    act(q)
+
+            self._late[number] = set(late)
+            torch.autograd.Variable._execution_engine.queue_callback(finish)
+        return p in self._late[number]
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
