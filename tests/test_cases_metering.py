@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import transformers
 from architectures import ARCHITECTURES
 from letters import folder, labelled, letters
 from plan_models import maxima
@@ -187,6 +188,21 @@ class Uneven:
         if step == 4:
             mask[0, -1] = 0
         return {"input_ids": torch.full((1, length), step), "attention_mask": mask}
+
+
+@pytest.mark.parametrize("method", ["adamw", "badam"])
+def test_s7_of_a_model_that_drops_layers_at_random_a_step_with_all_of_them_is_metered(method):
+    batch = ARCHITECTURES["llama"].batch()
+
+    def peak(layerdrop):
+        config = {"hidden_size": 32, "ffn_dim": 48, "num_attention_heads": 4, "vocab_size": 40, "dropout": 0.0}
+        model = transformers.OPTForCausalLM(transformers.OPTConfig(**config, num_hidden_layers=3, layerdrop=layerdrop))
+        optimizer = optimizers.create(method, model.train(), **optimizers.get(method).example)
+        report = meter_cycle(model, optimizer, lambda model, one: model(**one, use_cache=False).loss, lambda _: [batch])
+        assert model.model.decoder.layerdrop == layerdrop
+        return report["peak_allocated_bytes"]
+
+    assert {peak(0.9) for _ in range(3)} == {peak(0.0)}
 
 
 def test_s7_of_a_task_of_ones_own_the_largest_of_the_first_batches_is_taken():

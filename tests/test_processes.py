@@ -66,6 +66,20 @@ class Net(nn.Module):
         return self.head(x)
 
 
+class Dropping(Net):
+    """Leaves out some of its layers at random in training, as FlauBERT."""
+
+    def __init__(self):
+        super().__init__()
+        self.layerdrop = 0.5
+
+    def forward(self, x):
+        for layer in self.layers:
+            if not self.training or torch.rand([]) >= self.layerdrop:
+                x = x + layer(x).tanh()
+        return self.head(x)
+
+
 class Task:
     """Examples with one to three labels each, so that the ranks' losses aren't of equal weight."""
 
@@ -109,7 +123,7 @@ class FromNoSeed(Task):
         return super().batch(secrets.randbelow(10**6))
 
 
-def losses(case, path=None, stop_after=None, task=Task):
+def losses(case, path=None, stop_after=None, task=Task, net=Net):
     """All losses of a run, with metrics and, where they are tracked, norms of gradients.
 
     With `stop_after`, those up to this step, the last with a checkpoint.
@@ -117,7 +131,7 @@ def losses(case, path=None, stop_after=None, task=Task):
     method, given, more = (CASES | EVERY)[case]
     training = replace(TRAINING, **more)
     torch.manual_seed(0)
-    model = Net().double()
+    model = net().double()
     optimizer = parallel.place(model, method, training.strategy, partial(optimizers.create, method, **given))
     loop = Loop(model, optimizer, task(training.micro_batch_size), training, seed=0, device=torch.device("cpu"))
 
@@ -197,6 +211,15 @@ def test_ranks_share_the_batches_of_a_task_that_draws_from_global_generators():
 
 def test_a_rank_whose_share_has_no_labels_counts_for_nothing():
     one, two = drawn(0, Unlabelled), gloo.run(drawn, Unlabelled)
+    assert two == [pytest.approx(one, rel=1e-6)] * 2
+
+
+def sharded_and_dropping(rank):
+    return [loss for loss, _ in losses("adamw, fsdp2", net=Dropping)]
+
+
+def test_ranks_whose_layers_are_sharded_leave_out_the_same_ones_at_random():
+    one, two = sharded_and_dropping(0), gloo.run(sharded_and_dropping)
     assert two == [pytest.approx(one, rel=1e-6)] * 2
 
 

@@ -33,6 +33,7 @@ from membench.training.metering import train_selection, turns_of
 from membench.training.seeding import random_state_kept
 from optimizers import MemoryEfficientOptimizer
 from optimizers.shared.blocks import find_layers
+from tasks.models.modes import all_layers_running
 
 
 class TooLargeError(Exception):
@@ -125,7 +126,7 @@ def simulate(
 
         if isinstance(meter, FakeMeter) and workload.gradient_accumulation_steps == 1 and not replicas:
             loss = RepeatedLoss(loss, meter, blueprint, hooks)
-        with meter:
+        with all_layers_running(model), meter:
             for turn, _ in enumerate(chain([None], selections)):
                 if turn and not knows_worst:
                     simulation.leaves_state |= any(not p.requires_grad for p in optimizer.state)

@@ -26,6 +26,7 @@ from optimizers.shared.sharded import gathered, reshard
 from reports.schema import ANY as LARGEST_SCORE
 from tasks import ComparesScores, HasLargestBatch, HasReader, HasReference
 from tasks.models.damage import is_out_of_memory
+from tasks.models.modes import dropping_layers
 
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -351,7 +352,7 @@ class Loop:
         if not self._stepped:
             parallel.check_same(whole)
             self._stepped = True
-        if parallel.rank():  # its dropout masks are its own
+        if parallel.rank() and not self._drops_layers_together():  # its dropout masks are its own
             seed_generators(self.seed, progress.step, parallel.rank())
         batches = [parallel.share_of(batch) for batch in whole]
         rate = self.optimizer.param_groups[0]["lr"]
@@ -376,6 +377,10 @@ class Loop:
         mine["train_seconds"] += seconds
         self._remember(loss, rate)
         return loss
+
+    def _drops_layers_together(self) -> bool:
+        """Must all ranks leave out the same layers? To gather shards of a layer, all must run it."""
+        return parallel.is_sharded(self.model) and bool(dropping_layers(self.model))
 
     def _add_waited(self) -> None:
         """Add what was waited since the last entry of the history: to look at all threads in each step takes time."""

@@ -12,6 +12,7 @@ from membench.memory.meter import MemoryMeter
 from membench.memory.stock import StockOptimizer
 from membench.training.loop import Batch, Loss, training_step
 from optimizers import MemoryEfficientOptimizer
+from tasks.models.modes import all_layers_running
 
 Batches = Callable[[int], Sequence[Batch]]
 
@@ -30,7 +31,7 @@ def meter_cycle(
 
     If a method's choice depends on values, this starts with the selections that may need most (`worst_case`). Two steps
     per selection are needed: state created by the first one's update is present in the second one's forward and
-    backward. Works on real and fake tensors. It trains the model, so pass a copy.
+    backward. No layer is left out at random. Works on real and fake tensors. It trains the model, so pass a copy.
 
     Args:
         model: on the device to meter.
@@ -43,7 +44,7 @@ def meter_cycle(
     """
     method = optimizer if isinstance(optimizer, MemoryEfficientOptimizer) else StockOptimizer(optimizer)
     method.worst_case()
-    with MemoryMeter(model, method) as meter:
+    with all_layers_running(model), MemoryMeter(model, method) as meter:
         before = method.selection
         for turn in range(method.worst_cases - 1 + (selections or turns_of(method))):
             if 0 < turn < method.worst_cases:

@@ -1,7 +1,8 @@
-"""Training and evaluation mode of a model."""
+"""Training and evaluation mode of a model, and what else training does to the layers that run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -15,3 +16,21 @@ def evaluation(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
+
+
+def dropping_layers(model: nn.Module) -> list[Any]:
+    """The modules that leave out some of their layers, drawn at random at each step, as FlauBERT's do."""
+    return [module for module in model.modules() if getattr(module, "layerdrop", None)]
+
+
+@contextmanager
+def all_layers_running(model: nn.Module) -> Iterator[None]:
+    """No layer is left out at random within this context: such a step needs the most memory."""
+    shares = [(module, module.layerdrop) for module in dropping_layers(model)]
+    for module, _ in shares:
+        module.layerdrop = 0.0
+    try:
+        yield
+    finally:
+        for module, share in shares:
+            module.layerdrop = share
