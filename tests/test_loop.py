@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from architectures import ARCHITECTURES
 from torch import nn
 from toy import Net, ToyTask
 
@@ -102,6 +103,31 @@ def test_micro_batches_count_by_their_labels_so_that_it_does_not_matter_where_a_
     for p, q in zip(weights(whole.model), weights(parts.model), strict=True):
         torch.testing.assert_close(p, q)
     assert shares([TextTask(batch_size=2).batch(step) for step in range(4)]) == [1 / 12, 5 / 12, 1 / 12, 5 / 12]
+
+
+class Texts(ToyTask):
+    """Texts of two to five tokens, whose labels are their ids, as transformers' own collators make them."""
+
+    def build_model(self):
+        return ARCHITECTURES["llama"].build()
+
+    def batch(self, step):
+        numbers = range(step * self.batch_size, (step + 1) * self.batch_size)
+        ids = torch.stack([torch.randint(3, 40, (5,), generator=torch.Generator().manual_seed(n)) for n in numbers])
+        mask = (torch.arange(5) < torch.tensor(numbers)[:, None] % 4 + 2).long()
+        return {"input_ids": ids, "attention_mask": mask, "labels": ids.where(mask == 1, -100)}
+
+    def loss(self, model, batch):
+        return model(**batch, use_cache=False).loss
+
+
+def test_of_a_text_the_first_token_which_nothing_predicts_does_not_count():
+    values = {"batch_size": 8, "schedule": "constant"}
+    whole = loop("sgd", task=Texts(batch_size=8), **values)
+    parts = loop("sgd", task=Texts(batch_size=2), gradient_accumulation_steps=4, **values)
+    whole.run(), parts.run()
+    losses = [[entry["loss"] for entry in one.progress.history] for one in (whole, parts)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_clipping_limits_the_norm_of_all_gradients_together():

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
 from membench.config.errors import UserError, explain
 from membench.config.run import Training
@@ -205,8 +206,12 @@ def _needs(batch: Batch) -> tuple[int, bool]:
     return sum(value.nbytes for value in batch.values()), mask is not None and not bool(mask.all())
 
 
-def shares(batches: Sequence[Batch], whole: Sequence[Batch] | None = None) -> list[float]:
+def shares(
+    batches: Sequence[Batch], whole: Sequence[Batch] | None = None, *, model: nn.Module | None = None
+) -> list[float]:
     """The weights of micro-batches in an update: their shares of all labels (-100 doesn't count).
+
+    Nor does the first label of a row if `model` is a causal language model of transformers: it predicts the others.
 
     A loss is a mean over labels, whose number varies between texts: with these weights the mean is the whole batch's.
     If `batches` are this rank's parts of the `whole` ones, it is so for the mean over ranks.
@@ -214,16 +219,22 @@ def shares(batches: Sequence[Batch], whole: Sequence[Batch] | None = None) -> li
     Raises:
         ValueError: there are none.
     """
-    total = sum(map(_labels, batches if whole is None else whole))
+    count = _predicted if type(model).__name__ in CAUSAL.values() else _labels
+    total = sum(map(count, batches if whole is None else whole))
     if not total:
         raise ValueError("a batch has nothing to learn, since all of its labels are -100: leave such rows out")
     ranks = 1 if whole is None else parallel.ranks()
-    return [ranks * _labels(batch) / total for batch in batches]
+    return [ranks * count(batch) / total for batch in batches]
 
 
 def _labels(batch: Batch) -> int:
     """How many a batch has; rows of one without."""
     return int((batch["labels"] != -100).sum()) if "labels" in batch else len(next(iter(batch.values())))
+
+
+def _predicted(batch: Batch) -> int:
+    """How many labels a causal language model predicts, from the tokens before."""
+    return _labels({**batch, "labels": batch["labels"][:, 1:]} if "labels" in batch else batch)
 
 
 def loss_function(task: Task, training: Training, device: torch.device) -> Loss:
@@ -279,7 +290,7 @@ class Loop:
         """Make what takes the tracked gradient, if one is asked for."""
         if self.training.track == tracking.GRADIENT_NORM and self.gradient_norm is None:
             batches = tracking.first_batches(self.task, self.training, self.device)
-            given = self.model, self.optimizer, self._loss_fn, batches, shares(batches)
+            given = self.model, self.optimizer, self._loss_fn, batches, shares(batches, model=self.model)
             self.gradient_norm = tracking.GradientNorm(*given)
 
     def ask_reference(self, task: HasReference) -> None:
@@ -361,7 +372,7 @@ class Loop:
             self.optimizer,
             self._loss_fn,
             batches,
-            shares=shares(batches, whole),
+            shares=shares(batches, whole, model=self.model),
             max_grad_norm=training.max_grad_norm,
             phase=self.clock.phase,
         )
