@@ -3,6 +3,7 @@
 import copy
 import importlib
 import warnings
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -210,6 +211,59 @@ def test_w7_a_layer_that_never_gets_a_gradient_is_named(method, given, runs):
             optimizer.backward(model(x).square().mean())
             optimizer.step()
             optimizer.zero_grad()
+
+
+class Towers(nn.Module):
+    """Two lists of layers; what the second gives is dropped, or returned, perhaps in an object, beside the first's."""
+
+    def __init__(self, returns, checkpointed=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.lower, self.upper = (nn.ModuleList(nn.Linear(4, 4) for _ in range(2)) for _ in range(2))
+        self.returns, self.checkpointed = returns, checkpointed
+
+    def forward(self, x):
+        for layer in self.lower:
+            x = checkpoint(layer, x.requires_grad_(), use_reentrant=True) if self.checkpointed else x + layer(x).tanh()
+        y = x
+        for layer in self.upper:
+            y = y + layer(y).tanh()
+        return {"nothing": x, "it": (x, y), "object": (x, SimpleNamespace(y=y))}[self.returns]
+
+
+@pytest.mark.parametrize("method", CHOOSING)
+def test_w7_layers_that_run_for_nothing_as_canines_last_in_a_classifier_are_left_out(method):
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    configuration = config(transformers.CanineConfig, **size, num_hash_buckets=64, local_transformer_stride=16)
+    model = build(configuration, transformers.AutoModelForSequenceClassification)
+    optimizer = optimizers.create(method, model, **optimizers.get(method).example)
+    batch = {"input_ids": torch.randint(3, 60, (4, 32)), "labels": torch.tensor([0, 1, 0, 1])}
+    with pytest.warns(UserWarning, match=r"1 layers are not trained.*: canine\.final_char_encoder\.layer\.0"):
+        model(**batch)
+    for _ in range(20):
+        optimizer.backward(model(**batch).loss)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize(
+    ("returns", "checkpointed", "unreached"),
+    [
+        ("nothing", False, ["upper.0", "upper.1"]),
+        ("it", False, []),
+        ("object", False, []),
+        ("it", True, []),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:2 layers are not trained")
+def test_w7_a_layer_is_left_out_only_if_nothing_that_is_returned_depends_on_it(returns, checkpointed, unreached):
+    model = Towers(returns, checkpointed)
+    optimizer = optimizers.create("badam", model)
+    required = [p.requires_grad for p in model.parameters()]
+    model(torch.ones(2, 4))
+    assert optimizer._reach.unreached == unreached
+    if not unreached:
+        assert required == [p.requires_grad for p in model.parameters()]
 
 
 def test_w7_adapters_that_the_model_does_not_reach_are_named():

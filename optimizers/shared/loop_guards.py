@@ -89,7 +89,7 @@ def _scaling(scale: Callable[..., Any]) -> Callable[..., Any]:
         methods = [m for m in watched if not m._finished and (m.in_backward or m.needs_loss)]
         if methods:
             outputs = outputs if torch.is_tensor(outputs) or isinstance(outputs, list | tuple) else list(outputs)
-            for p in _reached([outputs] if torch.is_tensor(outputs) else outputs):
+            for p in leaves_of([outputs] if torch.is_tensor(outputs) else outputs):
                 for method in methods:
                     if p in method._group_of:
                         why = "updates inside the backward pass" if method.in_backward else "must see the loss itself"
@@ -102,7 +102,7 @@ def _scaling(scale: Callable[..., Any]) -> Callable[..., Any]:
     return scale_unless_seen
 
 
-def _reached(outputs: Iterable[Any]) -> Iterator[Tensor]:
+def leaves_of(outputs: Iterable[Any]) -> Iterator[Tensor]:
     """The leaves of the graph of `outputs`."""
     waiting = [output.grad_fn for output in outputs if torch.is_tensor(output)]
     seen = set()

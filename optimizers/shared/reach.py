@@ -8,16 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_leaves
 
 from optimizers.shared.blocks import find_layers
-from optimizers.shared.sharded import has_values
+from optimizers.shared.loop_guards import leaves_of
+from optimizers.shared.sharded import has_values, is_sharded
 
 
 class Reach:
     """Before the first forward pass of training, leave out the layers that it doesn't run, with a warning.
 
-    To find them, that pass is run an extra time, without gradients and in evaluation mode, where no layer is dropped
-    at random. A model with all its layers in one list is assumed to run them all.
+    To find them, that pass is run an extra time, in evaluation mode, where no layer is dropped at random. A layer that
+    runs for nothing, as CANINE's last in a classifier, isn't reached either. A model with all its layers in one list is
+    assumed to run them all.
 
     Args:
         model: the model that the method trains.
@@ -76,10 +80,14 @@ class Reach:
             self._leave_out({p for name in unreached for p in self._layers[name].parameters()} - reached)
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[str]:
-        """The names of the layers that a forward pass runs."""
-        ran: set[str] = set()
+        """The names of the layers that a forward pass runs, but for those that run for nothing."""
+        recorded: dict[str, bool] = {}  # by layers that ran: did autograd see all of it?
+
+        def note(name: str) -> None:
+            recorded[name] = recorded.get(name, True) and torch.is_grad_enabled()
+
         handles = [
-            module.register_forward_pre_hook(lambda *_, name=name: ran.add(name))  # type: ignore[misc]
+            module.register_forward_pre_hook(lambda *_, name=name: note(name))  # type: ignore[misc]
             for name, layer in self._layers.items()
             for module in layer.modules()  # the model may run a layer's parts by itself
         ]
@@ -88,14 +96,38 @@ class Reach:
         devices = [like.device.index] if like.is_cuda and has_values(like) else []
         try:
             self.model.eval()
-            with torch.no_grad(), torch.random.fork_rng(devices):
-                self.model.forward(*args, **kwargs)
+            with torch.random.fork_rng(devices):
+                used = self._used(args, kwargs)
         finally:
             for module, training in modes:
                 module.training = training
             for handle in handles:
                 handle.remove()
-        return ran
+        return {
+            name for name, seen in recorded.items() if not (seen and used) or used & {*self._layers[name].parameters()}
+        }
+
+    def _used(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[Tensor]:
+        """Run a forward pass; the weights of layers on which anything that it returns depends, or none if that can't be
+        told: shards come and go, an object may hold anything. Autograd records the pass, but keeps no activation.
+        """
+        if any(map(is_sharded, self.model.parameters())):
+            with torch.no_grad():
+                self.model.forward(*args, **kwargs)
+            return set()
+        weights = [p for layer in self._layers.values() for p in layer.parameters() if p.is_floating_point()]
+        required = {p: p.requires_grad for p in weights}
+        try:
+            for p in required:
+                p.requires_grad_(True)
+            with saved_tensors_hooks(lambda _: None, lambda _: None):  # type: ignore[arg-type, return-value]
+                output = tree_leaves(self.model.forward(*args, **kwargs))
+            plain = all(value is None or isinstance(value, Tensor | int | float | str) for value in output)
+            return set(leaves_of(output)).intersection(required) if plain else set()
+        finally:
+            for p, before in required.items():
+                p.requires_grad_(before)
+            torch.clear_autocast_cache()  # it may hold casts of weights as if they were trained
 
 
 REENTRANT = "re-entrant gradient checkpointing, which loses gradients (set use_reentrant=False)"
