@@ -204,6 +204,40 @@ def test_a_run_that_does_not_say_when_it_was_made_is_not_the_newest():
         assert only(check(several, [run()]), "memory").before == 100 * MIB
 
 
+@pytest.mark.parametrize("name", ["device", "data_sha256", "tokenizer", "model_revision", "threads"])
+def test_runs_of_one_training_on_two_devices_or_data_are_rows_of_their_own(name):
+    """The one made first wasn't looked at: its peak could double, and a folder in another order didn't compare."""
+    one, other = (1, 2) if name == "threads" else ("one", "other")
+
+    def side(peaks, order=(one, other), methods=("adamw", "badam")):
+        return [
+            run(
+                method=method,
+                peak=peaks[value],
+                **{f"environment__{name}": value},
+                environment__created=f"2026-01-0{day}",
+            )
+            for method in methods
+            for day, value in enumerate(order, 1)
+        ]
+
+    before = side({one: 100, other: 300})
+    result = check(before, side({one: 200, other: 300}), "memory")
+    worse = [finding for finding in result.findings if finding.verdict == "regression"]
+    assert {(finding.method, finding.before) for finding in worse} == {
+        (f"adamw {name}={one}", 100 * MIB),
+        (f"badam {name}={one}", 100 * MIB),
+    }
+    assert check(before, side({one: 100, other: 300}, order=(other, one))).code == 0
+    halved = side({one: 100, other: 300}, methods=["adamw"]) + side({one: 50, other: 150}, methods=["badam"])
+    assert [finding.before for finding in check(halved, halved, "saving").findings if finding.before] == [0.5, 0.5]
+
+
+def test_older_runs_of_one_configuration_are_left_out_and_counted():
+    several = [run(environment__created=f"2026-0{month}-01") for month in (1, 2, 3)]
+    assert "Older runs of the same configuration are left out: 2 of the baseline." in check(several, [run()]).notes
+
+
 def test_a_peak_without_its_parts_is_compared_and_nothing_is_named():
     def stopped(peak):
         sizes = {"peak_allocated_bytes": peak, "at_peak": None, "maximum": None}

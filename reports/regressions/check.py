@@ -8,7 +8,7 @@ from reports.record import Found
 from reports.regressions import exact, findings, quality, throughput
 from reports.regressions.findings import Finding, exit_code
 from reports.regressions.metric import Metric, Suite, is_reference
-from reports.regressions.pairing import Pair, PairedRow, RowKey, changed_hyperparameters, pair, place
+from reports.regressions.pairing import Pair, PairedRow, RowKey, changed_hyperparameters, left_out, pair, place
 from reports.regressions.thresholds import Thresholds
 
 
@@ -50,7 +50,14 @@ def check(
     found += [finding for metric in wanted for finding in metric.judge(suite)]
     found.sort(key=lambda finding: findings.VERDICTS.index(finding.verdict))
     counts = (len(baseline.records), len(candidate.records))
-    return Check(found, rows, _notes(suite, wanted), counts, thresholds)
+    notes = [*_notes(suite, wanted), *_left_out(baseline, candidate)]
+    return Check(found, rows, notes, counts, thresholds)
+
+
+def _left_out(baseline: Found, candidate: Found) -> list[str]:
+    sides = {"baseline": left_out(baseline.records), "candidate": left_out(candidate.records)}
+    told = " and ".join(f"{count} of the {side}" for side, count in sides.items() if count)
+    return [f"Older runs of the same configuration are left out: {told}."] if told else []
 
 
 def _references(rows: dict[RowKey, PairedRow], name: str) -> dict[str, Pair]:

@@ -33,24 +33,27 @@ class PairedRow:
 def place(pair: Pair) -> str:
     """What a run has in common with those that it is a ratio to."""
     run = pair[1]
-    return json.dumps([run["task"], run["model"], run["seed"], training(run)], sort_keys=True)
+    return json.dumps([run["task"], run["model"], run["seed"], _made(run)], sort_keys=True)
 
 
 _KNOWN_LATE = ("steps", "headline", "higher_is_better", "validation_examples")  # null where a run didn't get so far
 _PROVENANCE = ("data_sha256", "data_revision", "model_revision", "tokenizer", "device")  # of the environment
+_SURROUNDINGS = (*_PROVENANCE, "threads")  # by which a folder has several runs of one training
+_LONGEST_VALUE = 20  # letters, in the name of a row: of a hash the end tells
 
 
 def pair(baseline: Iterable[Record], candidate: Iterable[Record]) -> dict[RowKey, PairedRow]:
     """All rows of both sides, in the order of task, model and method."""
     before, after = _by_key(baseline), _by_key(candidate)
     names = [varied_hyperparameters([run for runs in side.values() for run in runs]) for side in (before, after)]
-    trainings = [name for side in (before, after) for name in _varied_training(side)]
+    varied = dict.fromkeys(name for side in (before, after) for name in _varied(side))
     rows: dict[RowKey, PairedRow] = {}
 
     def row(run: Record) -> PairedRow:
         several = {name: None for side in names for name in side.get(run["method"], [])}
-        words = [row_label(run, list(several)), *(f"{name}={training(run)[name]}" for name in trainings)]
-        return rows.setdefault(RowKey(run["task"], " ".join(dict.fromkeys(words)), run["model"]), PairedRow())
+        made = _made(run)
+        words = [row_label(run, list(several)), *(f"{name}={_brief(made.get(name))}" for name in varied)]
+        return rows.setdefault(RowKey(run["task"], " ".join(words), run["model"]), PairedRow())
 
     for old, new in _matches(before, after):
         if old is None:
@@ -69,20 +72,44 @@ _Key = tuple[str, str, int, str]  # task, method, seed, model
 
 def _by_key(records: Iterable[Record]) -> dict[_Key, list[Record]]:
     """Records by what pairs them; of several runs of one configuration the last one made."""
-    newest: dict[tuple[_Key, str], Record] = {}
-    for run in sorted(records, key=created):
-        key = (run["task"], run["method"], run["seed"], run["model"])
-        newest[key, json.dumps([training(run), run["hyperparameters"]], sort_keys=True)] = run
     keys: dict[_Key, list[Record]] = {}
-    for (key, _), run in newest.items():
-        keys.setdefault(key, []).append(run)
+    for run in sorted(records, key=created, reverse=True):
+        newer = keys.setdefault((run["task"], run["method"], run["seed"], run["model"]), [])
+        if not any(_made_alike(run, other) for other in newer):
+            newer.append(run)
     return keys
 
 
-def _varied_training(side: dict[_Key, list[Record]]) -> list[str]:
+def left_out(records: Iterable[Record]) -> int:
+    """How many records aren't looked at, since there is a newer one of the same configuration."""
+    records = list(records)
+    return len(records) - sum(map(len, _by_key(records).values()))
+
+
+def _made(run: Record) -> dict[str, Any]:
+    """All that may tell runs of one key apart, but hyper-parameters."""
+    return {**{name: run["environment"].get(name) for name in _SURROUNDINGS}, **training(run)}
+
+
+def _made_alike(run: Record, other: Record) -> bool:
+    """Whether two runs of one key are of one configuration, as far as both know where and from what they were made."""
+    one, two = run["environment"], other["environment"]
+    return (
+        run["hyperparameters"] == other["hyperparameters"]
+        and training(run) == training(other)
+        and all(one.get(name) == two.get(name) or None in (one.get(name), two.get(name)) for name in _SURROUNDINGS)
+    )
+
+
+def _varied(side: dict[_Key, list[Record]]) -> list[str]:
     """What tells apart runs that one side has of one key."""
-    trainings = [[training(run) for run in runs] for runs in side.values() if len(runs) > 1]
-    return [name for runs in trainings for name in runs[0] if any(run.get(name) != runs[0][name] for run in runs)]
+    several = [[_made(run) for run in runs] for runs in side.values() if len(runs) > 1]
+    return [name for made in several for name in made[0] if any(one.get(name) != made[0][name] for one in made)]
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= _LONGEST_VALUE else f"…{text[1 - _LONGEST_VALUE :]}"
 
 
 def _matches(before: dict[_Key, list[Record]], after: dict[_Key, list[Record]]) -> Iterator[tuple[Any, Any]]:
@@ -104,14 +131,15 @@ def _matches(before: dict[_Key, list[Record]], after: dict[_Key, list[Record]]) 
 
 
 def _same_configuration(old: list[Record], new: list[Record]) -> Iterator[Pair]:
-    """Takes out of both lists what differs in nothing that was set."""
-    for run in list(old):
-        for other in new:
-            if run["hyperparameters"] == other["hyperparameters"] and not differences(run, other):
-                old.remove(run)
-                new.remove(other)
-                yield run, other
-                break
+    """Takes out of both lists what differs in nothing that was set; first what was made on as many threads, too."""
+    for is_same in (_made_alike, lambda run, other: run["hyperparameters"] == other["hyperparameters"]):
+        for run in list(old):
+            for other in new:
+                if is_same(run, other) and not differences(run, other):
+                    old.remove(run)
+                    new.remove(other)
+                    yield run, other
+                    break
 
 
 def differences(old: Record, new: Record) -> list[str]:
