@@ -226,10 +226,12 @@ def write(record: Record, folder: Path | str) -> Path:
     """Check a record and write it to FOLDER/RUN_ID.json, so that at any moment there is all of it there, or nothing.
 
     Raises:
-        ValueError: the record isn't what the schema says.
+        ValueError: the record isn't what the schema says, or its name is none of a file that readers look for.
     """
     path = Path(folder) / f"{record.get('run_id')}.json"
     check(record, str(path))
+    if path.parent != Path(folder) or path.name.startswith("."):
+        raise ValueError(f"{folder}: 'run_id' must be the name of a file, not {_show(record['run_id'])}.")
     return files.write(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
 
 

@@ -198,6 +198,42 @@ def test_update_makes_the_candidate_the_baseline_and_leaves_other_files(capsys, 
     assert call(capsys, *two)[0] == 0
 
 
+def test_update_keeps_links_as_they_are_wherever_they_lead(capsys, two):
+    """A link to the folder itself was followed without end, and one to another place became a copy of it."""
+    for name, target in {"latest": ".", "gone": "/nowhere", "round": "round", "README": "/etc/hostname"}.items():
+        (two[0] / name).symlink_to(target)
+    assert call(capsys, *two, "--update")[0] == 0
+    links = {path.name: os.readlink(path) for path in two[0].iterdir() if path.is_symlink()}
+    assert links == {"latest": ".", "gone": "/nowhere", "round": "round", "README": "/etc/hostname"}
+    assert record.load_folder(two[0]) == record.load_folder(two[1])
+
+
+def test_update_names_what_cannot_be_copied_and_leaves_the_baseline(capsys, two):
+    before = record.load_folder(two[0])
+    os.mkfifo(two[0] / "pipe")
+    folder(two[1], run(method="badam", peak=100))
+    code, _, stderr = call(capsys, *two, "--update")
+    assert code == 2 and f"{two[0] / 'pipe'} can't be copied into the new baseline" in stderr
+    assert record.load_folder(two[0]) == before and not list(two[0].parent.glob(".*"))
+
+
+def test_update_loses_no_record_to_another_of_its_name(capsys, two, tmp_path):
+    several = tmp_path / "several.json"
+    several.write_text(json.dumps([run(run_id="one", seed=seed) for seed in (0, 1)]))
+    code, _, stderr = call(capsys, tmp_path / "new", several, "--update")
+    assert code == 2 and "not updated: 2 records have the run_id 'one'" in stderr and not (tmp_path / "new").exists()
+    assert call(capsys, tmp_path / "new.json", several, "--update")[0] == 0
+    assert len(record.read(tmp_path / "new.json").records) == 2
+
+
+@pytest.mark.parametrize("name", ["../other", "a/b", ".hidden", "", ".."])
+def test_update_writes_no_record_where_nobody_looks_for_it(capsys, two, tmp_path, name):
+    (tmp_path / "odd.json").write_text(json.dumps([run(run_id=name)]))
+    code, _, stderr = call(capsys, tmp_path / "new", tmp_path / "odd.json", "--update")
+    assert code == 2 and f"'run_id' must be the name of a file, not {name!r}" in stderr
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("name", ["new/baseline.json", "new/baseline"])
 def test_update_makes_the_first_baseline_as_a_file_or_a_folder(capsys, two, tmp_path, name):
     assert call(capsys, tmp_path / name, two[1], "--update")[0] == 0
