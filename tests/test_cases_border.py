@@ -17,7 +17,7 @@ from test_cli import ROOT, call
 
 import membench
 from membench.config import errors
-from membench.config.errors import UserError
+from membench.config.errors import UserError, about_file
 from membench.config.settings import resolve
 from membench.config.study_file import load
 from membench.planning.blueprint import Blueprint
@@ -450,6 +450,15 @@ def test_t_a_run_whose_record_finds_no_room_anywhere_is_told_to_be_lost(tmp_path
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=r"No space left.*its record is lost.*\.json: can't be written: No space"):
         Folder(tmp_path / "runs").write(make_record())
+
+
+def test_t_of_two_paths_the_one_in_the_way_is_named(tmp_path):
+    """What is renamed is a name of ours, which nobody gave."""
+    (tmp_path / "draft").mkdir()
+    (tmp_path / "run").touch()
+    with pytest.raises(OSError) as raised:
+        (tmp_path / "draft").rename(tmp_path / "run")
+    assert about_file(raised.value) == f"{tmp_path / 'run'}: Not a directory"
 
 
 def test_t_output_that_nothing_takes_is_told(tmp_path):

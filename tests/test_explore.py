@@ -369,6 +369,15 @@ def test_mistakes_are_told_in_a_sentence(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_can_not_be_read_is_named_and_not_the_page(tmp_path, monkeypatch):
+    def gone(*_, **__):
+        raise FileNotFoundError(2, "No such file or directory", "model/config.json")
+
+    monkeypatch.setattr("membench.planning.explore.explore", gone)
+    with pytest.raises(OSError, match="model/config.json"):
+        write(ExploreOptions(models=("roberta-tiny",), out=str(tmp_path / "fit.html")))
+
+
 # ---- the page in the repository
 
 

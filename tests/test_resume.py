@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from commands import DATA, command
+from reports_factory import make_record
 from toy import ToyTask
 
 import optimizers
 from membench.config.errors import UserError
 from membench.config.run import Training
+from membench.runs.run_folder import Folder
 from membench.training import checkpoint, loop
 from membench.training.loop import Loop
 
@@ -82,6 +84,22 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
     assert checkpoint.load(path) == {"step": 1}
     assert checkpoint.load(tmp_path / "other.pt") is None
+
+
+def test_a_checkpoint_whose_folder_is_a_file_is_told_in_a_sentence(tmp_path):
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(UserError, match=r"checkpoints/run\.pt can't be written \(File exists\): make room there, or"):
+        checkpoint.save({"step": 1}, tmp_path / "checkpoints" / "run.pt")
+
+
+def test_nothing_is_left_of_a_checkpoint_that_was_being_written_when_its_process_was_killed(tmp_path):
+    folder, made = Folder(tmp_path), make_record()
+    with folder.locked():
+        checkpoint.save({"step": 1}, folder.checkpoint(made["run_id"]))
+        half = folder.checkpoint(made["run_id"]).with_name(f".{made['run_id']}.pt.tmp")
+        half.write_bytes(b"half of one")
+        folder.clear(made)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_a_broken_checkpoint_is_named(tmp_path):

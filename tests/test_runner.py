@@ -487,6 +487,22 @@ def test_a_folder_on_a_disk_without_locks_is_refused_with_its_name(tmp_path, mon
         Folder(tmp_path).locked().__enter__()
 
 
+def test_a_folder_on_a_full_disk_is_refused_with_its_name(tmp_path, monkeypatch):
+    def write(file, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(UserError, match=rf"^--out {tmp_path}/\.lock: No space left on device; make room there"):
+        Folder(tmp_path).locked().__enter__()
+
+
+def test_a_run_whose_log_can_not_be_written_says_so(tmp_path):
+    (tmp_path / "logs").touch()
+    outcome = processes.call(echo, 1, log=tmp_path / "logs" / "run.log")
+    assert (outcome.status, outcome.died) == ("failed", False)
+    assert outcome.error == f"its log can't be written: {tmp_path / 'logs'}: File exists"
+
+
 def test_a_file_that_is_no_record_is_named_and_not_replaced(tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(UserError, match=r"run\.json: malformed JSON.* Remove the file"):

@@ -82,8 +82,6 @@ def write(options: ExploreOptions) -> Path:
         return files.write(out, fit.render(document).encode())
     except ValueError as error:
         raise UserError(str(error)) from error
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}") from error
 
 
 def _check_rows(tables: Sequence[dict[str, Any]]) -> None:

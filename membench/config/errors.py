@@ -73,5 +73,6 @@ def about_file(error: OSError) -> str:
     if error.filename is None and error.errno == errno.ENOENT:  # of asking where we are
         return "the current folder has been deleted: change to another one"
     way_out = "; make room there, or choose another folder" if error.errno in NO_ROOM else ""
-    where = f"{error.filename}: " if error.filename is not None else "the output can't be written: " if way_out else ""
+    name = error.filename2 if error.filename2 is not None else error.filename  # of two, what was to become of the first
+    where = f"{name}: " if name is not None else "the output can't be written: " if way_out else ""
     return f"{where}{error.strerror or error}{way_out}"

@@ -47,8 +47,7 @@ class Folder:
                 with path.open() as other:
                     self._take(other, fcntl.LOCK_SH)  # and let go: it is only to see whether somebody holds it
             file.truncate(0)
-            file.write(f"{os.getpid()} {at_once} {_here(place)}")
-            file.flush()
+            self._sign(file, f"{os.getpid()} {at_once} {_here(place)}")
             try:
                 yield
             finally:
@@ -67,6 +66,13 @@ class Folder:
         except OSError as error:  # some disks of a network have none
             why = f"its disk has no locks ({error.strerror}), which keep two commands apart"
             raise UserError(f"--out {self.path}: {why}: choose a folder on another disk") from error
+
+    def _sign(self, file: IO[str], text: str) -> None:
+        """Say in a lock whose it is; past the file's buffer, which would be written again when it is closed."""
+        try:
+            os.write(file.fileno(), text.encode())
+        except OSError as error:
+            raise UserError(f"--out {about_file(OSError(error.errno, error.strerror, file.name))}") from error
 
     def _overlapping(self, part: str) -> list[Path]:
         """The locks of others that may make the same runs: all but those of other parts of the same division."""
@@ -118,6 +124,8 @@ class Folder:
             for run_id in filter(None, (made["run_id"], begun_as)):
                 checkpoint = self.checkpoint(run_id)
                 checkpoint.unlink(missing_ok=True)
+                for half in checkpoint.parent.glob(f".{checkpoint.name}.*"):  # of a process that was killed
+                    half.unlink()
                 shutil.rmtree(shards_of(checkpoint), ignore_errors=True)
         if made["status"] == "ok":
             self.log(made["run_id"]).unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import Any
 
-from membench.config.errors import UserError, explain
+from membench.config.errors import UserError, about_file, explain
 from membench.config.run import Run
 from membench.config.settings import Settings
 
@@ -108,7 +108,11 @@ def serve(function: Callable[..., Any], arguments: tuple[Any, ...], sender: conn
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it too, and ends its children
     die_with_parent()
     _prefer_in_oom_kill()
-    _redirect_output(log)
+    try:
+        _redirect_output(log)
+    except OSError as error:
+        sender.send(("failed", f"its log can't be written: {about_file(error)}"))
+        return
     faulthandler.enable()
     lock = threading.Lock()
 

@@ -7,6 +7,7 @@ run's.
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def save(state: dict[str, Any], path: Path) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of a full disk
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # there is none, or its folder is a file
+            temporary.unlink()
         why = (isinstance(error, OSError) and error.strerror) or explain(error)
         raise UserError(UNWRITTEN.format(path=path, why=why)) from error
 
