@@ -488,6 +488,14 @@ FILES = {
     "config.json a list": (lambda path: (path / "config.json").write_text("[]"), "config.json must hold an object"),
     "config.json deep": (lambda path: (path / "config.json").write_text("[" * 100_000), "nested too deeply"),
     "config.json binary": (lambda path: (path / "config.json").write_bytes(b"\xff\xfe\x00\xff"), "isn't UTF-8 text"),
+    "config.json twice": (
+        lambda path: (path / "config.json").write_text('{"pad_token_id": 1, ' + (path / "config.json").read_text()[1:]),
+        "config.json has 'pad_token_id' twice, with different values",
+    ),
+    "tokenizer_config.json twice": (
+        lambda path: (path / "tokenizer_config.json").write_text('{"pad_token": "a", "pad_token": "b"}'),
+        "tokenizer_config.json has 'pad_token' twice, with different values",
+    ),
     "tokenizer.json cut": (lambda path: (path / "tokenizer.json").write_text('{"a'), "tokenizer.json isn't valid JSON"),
     "tokenizer.json list": (
         lambda path: (path / "tokenizer.json").write_text("[]"),

@@ -91,9 +91,32 @@ def damaged_file(folder: Path) -> str | None:
     return None
 
 
+def check_settings(folder: Path, *names: str) -> None:
+    """Raises ValueError where a file of settings gives one of them two values, of which transformers takes the last."""
+    for path in [folder / name for name in names]:
+        with contextlib.suppress(
+            OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError
+        ):  # told by who reads
+            json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
+
+
+class _TwiceError(ValueError):
+    """A name that an object has twice, with different values."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    twice = next((name for name, value in pairs if value != values[name]), None)
+    if twice is not None:
+        raise _TwiceError(f"has {twice!r} twice, with different values")
+    return values
+
+
 def _read_json(path: Path) -> str | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
+    except _TwiceError as error:
+        return str(error)
     except OSError as error:
         return f"can't be read ({error.strerror})"
     except json.JSONDecodeError as error:

@@ -18,7 +18,7 @@ from transformers.models.auto import modeling_auto
 from tasks.models import packaged
 from tasks.models.checks import check_loaded, check_whole, mended, of_layers, outside_of_layers
 from tasks.models.configurations import PUBLISHED, llama
-from tasks.models.damage import said_in_a_sentence
+from tasks.models.damage import check_settings, said_in_a_sentence
 from tasks.models.loading import FOLDER, is_folder, locate, quiet
 from tasks.names import suggestion
 
@@ -224,6 +224,8 @@ class Source:
 
     def _load(self, kind: Any, **given: Any) -> Any:
         with self._border(self.path), quiet():
+            if self._folder is not None:
+                check_settings(self._folder, "config.json")
             return kind.from_pretrained(
                 self.path, revision=self.revision, trust_remote_code=self.trust_remote_code, **given
             )

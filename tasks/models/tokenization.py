@@ -11,7 +11,7 @@ import transformers
 from tokenizers import decoders, pre_tokenizers, processors, trainers
 
 from tasks.models import packaged
-from tasks.models.damage import is_out_of_memory, reason_of, said_in_a_sentence
+from tasks.models.damage import check_settings, is_out_of_memory, reason_of, said_in_a_sentence
 from tasks.models.loading import digest, is_folder, on_hub, quiet
 from tasks.models.source import Source
 
@@ -43,6 +43,8 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> tuple[Any, str
         (path, revision), said = on_hub("tokenizer", name), name
     way_out = "--tokenizer with a folder that has a tokenizer.json, or a hub id"
     with said_in_a_sentence("tokenizer", name, way_out, folder=path if is_folder(path) else None), quiet():
+        if is_folder(path):
+            check_settings(Path(path), "tokenizer_config.json")
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             path, revision=revision, trust_remote_code=trust_remote_code
         )
