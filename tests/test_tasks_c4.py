@@ -26,6 +26,7 @@ from tasks.c4 import corpus, stream
 from tasks.c4 import task as c4
 from tasks.c4.corpus import Corpus, Documents, cut
 from tasks.c4.stream import Stream
+from tasks.data import cache
 from tasks.data import stdlib_docs as library
 from tasks.data.held_out import is_held_out
 from tasks.data.tally import Tally
@@ -214,6 +215,29 @@ def test_what_a_crash_has_cut_short_in_the_cache_is_made_anew(tmp_path, monkeypa
     assert np.array_equal(again.tokens, made.tokens) and again.notes == made.notes
     for path in (tmp_path / "cache").rglob("*.npy"):
         np.load(path)  # mended
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])  # tokens, where documents start, tokens held out
+def test_what_has_changed_in_the_cache_is_made_anew(tmp_path, monkeypatch, number):
+    """A single bit: it was trained on without a word."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = make_corpus(write(tmp_path, texts(60)))
+    (path,) = (tmp_path / "cache").rglob(f"*.{number}.npy")
+    whole = path.read_bytes()
+    path.unlink()  # what is mapped stays
+    path.write_bytes(whole[:-40] + bytes([whole[-40] ^ 1]) + whole[-39:])
+    again = make_corpus(tmp_path)
+    for name in ("tokens", "starts", "validation_tokens"):
+        assert np.array_equal(getattr(again, name), getattr(made, name))
+    assert path.read_bytes() == whole
+
+
+def test_so_is_a_text(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache.text("key", lambda: "word") == "word"
+    (path,) = tmp_path.rglob("key*")
+    path.write_bytes(path.read_bytes().replace(b"word", b"ward"))
+    assert [cache.text("key", lambda: "word"), cache.text("key", lambda: "other")] == ["word", "word"]
 
 
 def test_without_a_place_for_the_cache_all_is_made_anew(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """A disk cache for what takes long to compute and never changes, keyed by a digest of everything it depends on.
 
-In $XDG_CACHE_HOME/membench, else ~/.cache/membench. If that isn't writable, everything is recomputed each time.
+In $XDG_CACHE_HOME/membench, else ~/.cache/membench. If that isn't writable, everything is recomputed each time; so is
+what has changed since it was written, which the digest at the end of each file tells.
 """
 
 import functools
@@ -14,6 +15,8 @@ from pathlib import Path
 import numpy as np
 
 Arrays = tuple[np.ndarray, ...]
+
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def folder() -> Path:
@@ -37,17 +40,17 @@ def arrays(key: str, count: int, make: Callable[[], Arrays]) -> Arrays:
 
 
 def _mapped(paths: Sequence[Path]) -> Arrays:
+    for path in paths:
+        content = np.memmap(path, np.uint8, "r")
+        if hashlib.sha256(content[:-_DIGEST_BYTES].data).digest() != content[-_DIGEST_BYTES:].tobytes():
+            raise ValueError(f"{path}: damaged")
     return tuple(np.load(path, mmap_mode="r") for path in paths)
 
 
 def text(key: str, make: Callable[[], str]) -> str:
     """A cached text."""
-    path = folder() / f"{key}.txt"
-    if path.exists() and (kept := path.read_text(encoding="utf-8")):  # of one cut short by a crash, nothing is left
-        return kept
-    made = make()
-    _keep(path, lambda file: file.write(made.encode()))
-    return made
+    (letters,) = arrays(key, 1, lambda: (np.frombuffer(make().encode(), np.uint8),))
+    return letters.tobytes().decode()
 
 
 def _keep(path: Path, write: Callable) -> bool:
@@ -58,8 +61,10 @@ def _keep(path: Path, write: Callable) -> bool:
     except OSError:
         return False
     try:
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(handle, "w+b") as file:
             write(file)
+            file.seek(0)
+            file.write(hashlib.file_digest(file, "sha256").digest())
             file.flush()
             os.fsync(file.fileno())  # or a machine that loses power may keep the name without the content
         os.replace(temporary, path)
