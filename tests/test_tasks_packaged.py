@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from tasks.models import packaged
 from tasks.models.source import Source
@@ -33,6 +34,44 @@ def test_a_packaged_folder_is_a_model_like_any_other():
     assert source.config.model_type == "bert" and source.config.num_hidden_layers == 6
     _, said = load_tokenizer(source.own_tokenizer)
     assert said.startswith("all-minilm-l6-v2 (sha256:")
+
+
+@pytest.fixture
+def converted(tmp_path, monkeypatch):
+    """A call that finds a model in a package, of which a cache has a conversion; and how often it was made."""
+    made = []
+
+    def save(file, folder):
+        made.append(folder)
+        folder.mkdir()
+        (folder / "weights").write_bytes(file.read_bytes())
+
+    (tmp_path / "model.gguf").write_bytes(b"weights")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(packaged, "_find", lambda name, package: tmp_path / "model.gguf")
+    monkeypatch.setattr(packaged, "_save", save)
+    return lambda: Path(packaged.locate(NAME)[0]), made
+
+
+def test_a_conversion_that_has_changed_in_the_cache_is_made_again(converted):
+    """Its weights would be trained under the name of the package's."""
+    locate, made = converted
+    for change in (lambda path: path.write_bytes(b"veights"), lambda path: path.unlink(), lambda path: None):
+        change(locate() / "weights")
+        assert (locate() / "weights").read_bytes() == b"weights"
+    assert len(made) == 3
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_a_conversion_that_finds_no_room_says_where(converted, tmp_path, monkeypatch, error):
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr(packaged, "_save", full)
+    words = f"model '{NAME}' can't be unpacked into {tmp_path}/cache/membench \\(No space left on device\\): make room"
+    with pytest.raises(ValueError, match=words):
+        converted[0]()
+    assert not list((tmp_path / "cache" / "membench").iterdir())
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,8 @@
 """Models that come in a Python package: a real pretrained one without access to the hub."""
 
 import importlib.util
+import os
+import shutil
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,11 +11,13 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from tasks.data import cache
 from tasks.models.loading import FOLDER, digest, quiet
 
 READER = "gguf"  # the module with which transformers reads GGUF files
+DIGEST = "digest.txt"  # of the other files of a converted model: what has changed since is converted again
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def locate(name: str) -> tuple[str, str]:
     A GGUF file is converted to fp32 weights on the first call, and kept in the user's cache.
 
     Raises:
-        ValueError: its package isn't installed.
+        ValueError: its package isn't installed, or there is no room for it in the cache.
     """
     package = PACKAGED[name]
     file = _find(name, package)
@@ -60,8 +64,13 @@ def locate(name: str) -> tuple[str, str]:
         return str(file), f"{FOLDER}{digest(file)}"
     revision = digest(file.parent, [file.name])
     folder = cache.folder() / f"{name}-{revision[:16]}"
-    if not folder.is_dir():
-        _convert(file, folder)
+    if not _is_whole(folder):
+        try:
+            _convert(file, folder)
+        except (OSError, SafetensorError) as error:
+            why = (isinstance(error, OSError) and error.strerror) or str(error)
+            way_out = "make room there, or choose another cache with XDG_CACHE_HOME"
+            raise ValueError(f"model {name!r} can't be unpacked into {folder.parent} ({why}): {way_out}") from error
     return str(folder), f"{FOLDER}{revision}"
 
 
@@ -72,17 +81,29 @@ def _find(name: str, package: Package) -> Path:
     return Path(found[0].origin).parent / package.place
 
 
+def _is_whole(folder: Path) -> bool:
+    """Are all of its files as they were written?"""
+    kept = folder / DIGEST
+    return kept.is_file() and kept.read_text() == digest(folder, sorted({*os.listdir(folder)} - {DIGEST}))
+
+
 def _convert(file: Path, folder: Path) -> None:
     """Write all of `folder` or nothing; another process may do the same."""
+    shutil.rmtree(folder, ignore_errors=True)  # it is damaged, or of before there were digests
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary, quiet():
         half_done = Path(temporary) / folder.name
-        _plain(file).save_pretrained(half_done)
-        transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(half_done)
+        _save(file, half_done)
+        (half_done / DIGEST).write_text(digest(half_done))
         with suppress(OSError):  # the other process was faster
             half_done.rename(folder)
     if not folder.is_dir():
         raise OSError(f"can't write {folder}")
+
+
+def _save(file: Path, folder: Path) -> None:
+    _plain(file).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
 
 
 def _plain(file: Path) -> Any:
