@@ -163,7 +163,8 @@ def _sentence(ranking: Ranking, budget: int, finals: list[Record]) -> str:
     floor = rows.floor_of(fit[0])
     if not able:
         scored = "; ".join(map(_whole, fit))
-        return f"{where}: no method is {floor.beaten} ({floor.words}). What fits: {scored}.{excluded}"
+        who = "no method" if all(row["fits"] for row in ranking.rows if row["mean"] is not None) else "none that fits"
+        return f"{where}: {who} is {floor.beaten} ({floor.words}). What fits: {scored}.{excluded}"
     below = [_whole(row) for row in fit if row not in able]
     excluded = (f" Not {floor.beaten} ({floor.words}): {'; '.join(below)}." if below else "") + excluded
     equal = [row for row in able if row["equivalent_to_best"]]

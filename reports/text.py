@@ -1,5 +1,6 @@
 """The tables as a reader sees them: headings with units, figures rounded, and notes that say how to read them."""
 
+from collections import Counter
 from collections.abc import Callable
 
 from reports import differences
@@ -315,8 +316,9 @@ def _floor_notes(rows: list[Row]) -> list[str]:
 
 
 def not_above_floor(rows: list[Row]) -> list[str]:
-    """`No method is above chance on rte (0.527 ± 0.059, 277 examples).`; of some methods, which they are."""
+    """`No method is above chance on rte (0.527 ± 0.059, 277 examples).`; of some that are scored, which they are."""
     by_task: dict[str, list[Row]] = {}
+    scored = Counter(row["task"] for row in rows if row["mean"] is not None)
     for row in rows:
         if row["above_floor"] is not None:
             by_task.setdefault(row["task"], []).append(row)
@@ -324,7 +326,7 @@ def not_above_floor(rows: list[Row]) -> list[str]:
     for task, some in by_task.items():
         floor, below = raw.floor_of(some[0]), [row["method"] for row in some if not row["above_floor"]]
         if below:
-            names = "" if len(below) == len(some) else ", ".join(below)
+            names = "" if len(below) == scored[task] else ", ".join(below)
             alike.setdefault((floor.beaten, names), []).append(f"{_on(task)} ({floor.words})")
     return [_not_above(beaten, names, places) for (beaten, names), places in alike.items()]
 

@@ -41,6 +41,18 @@ def test_where_all_score_at_chance_nobody_is_the_best_tied_or_recommended():
     assert not any("*" in text for text in texts[:2]) and "★" not in texts[3] and "because" not in texts[2]
 
 
+def test_what_does_not_fit_and_learned_is_not_denied():
+    """`No method is above chance` stood below a row of 0.7 that lacked some memory."""
+    runs = seeds_of("adamw", [0.70, 0.71], 200, **SHARE) + seeds_of("badam", [0.50, 0.51], 100, **SHARE)
+    text = at_memory.at_memory(runs, 150 * MIB)
+    assert "0.705 ± 0.007 (2)" in text and "No method" not in text
+    assert "Not above chance on t0 (0.500 ± 0.059, 277 examples): badam." in text
+    within, anywhere = studies.recommend(runs, [150 * MIB, 50 * MIB])
+    assert ": none that fits is above chance (0.500 ± 0.059, 277 examples). What fits: badam 0.505" in within
+    assert "nothing fits" in anywhere
+    assert ": no method is above chance (" in studies.recommend(runs[2:], [150 * MIB])[0]
+
+
 def test_a_single_example_is_no_plural():
     assert Floor(score=0.5, examples=1).words == "0.500, 1 example"
     assert Floor(score=0.5, examples=2000).words == "0.500, 2,000 examples"
