@@ -496,6 +496,11 @@ def test_a_folder_on_a_full_disk_is_refused_with_its_name(tmp_path, monkeypatch)
         Folder(tmp_path).locked().__enter__()
 
 
+def test_a_log_on_a_full_disk_takes_no_errors_place():
+    outcome = processes.call(echo, log=Path("/dev/full"))  # it lacks an argument
+    assert (outcome.status, outcome.died) == ("failed", False) and "TypeError: echo() missing" in outcome.error
+
+
 def test_a_run_whose_log_can_not_be_written_says_so(tmp_path):
     (tmp_path / "logs").touch()
     outcome = processes.call(echo, 1, log=tmp_path / "logs" / "run.log")

@@ -1,5 +1,6 @@
 """The error that the command line reports as one sentence instead of a traceback, and other errors on one line."""
 
+import contextlib
 import errno
 import functools
 import sys
@@ -39,6 +40,12 @@ def explain(error: BaseException) -> str:
     place = f" ({frame.filename}:{frame.lineno})" if frame else ""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:500]}{place}" if text else f"{type(error).__name__}{place}"
+
+
+def log_traceback() -> None:
+    """Print where the error came from that is being handled; a log whose disk is full doesn't take its place."""
+    with contextlib.suppress(OSError):
+        traceback.print_exc()
 
 
 _ROOT = Path(__file__).resolve().parent.parent.parent

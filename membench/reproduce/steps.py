@@ -7,7 +7,6 @@ does; loop, clock and meter are those of a comparison, as is the record.
 from __future__ import annotations
 
 import gc
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 import optimizers
 from membench.config.declare import declared
-from membench.config.errors import UserError, explain
+from membench.config.errors import UserError, explain, log_traceback
 from membench.config.options import TrainingOptions, WorkloadOptions
 from membench.config.run import Run, Training
 from membench.config.settings import Settings
@@ -145,7 +144,7 @@ def measure(run: Run, checkpoint_path: Path, checkpoint_every: int, save_to: Pat
     except Diverged as error:
         measured |= {"status": "diverged", "error": str(error)}
     except Exception as error:
-        traceback.print_exc()
+        log_traceback()
         status = "out_of_memory" if is_out_of_memory(error) else "failed"
         measured |= {"status": status, "error": explain(error)}
     return measured

@@ -1,7 +1,6 @@
 """From settings to runs: every value resolved and checked, every run named, before any of them starts."""
 
 import math
-import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ import optimizers
 import tasks
 from membench.config import launcher
 from membench.config.defaults import check_targets, hyperparameters
-from membench.config.errors import UserError, about_file, explain, own_code
+from membench.config.errors import UserError, about_file, explain, log_traceback, own_code
 from membench.config.fan_out import sharing
 from membench.config.run import Run, Training
 from membench.config.settings import Settings
@@ -333,5 +332,5 @@ class _Bench:
         except (ValueError, TypeError) as error:
             return str(error)
         except Exception:
-            traceback.print_exc()
+            log_traceback()
         return None

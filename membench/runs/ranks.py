@@ -4,7 +4,6 @@ import json
 import os
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from membench.config import launcher
+from membench.config.errors import log_traceback
 from membench.config.launcher import Place
 from membench.config.run import Run
 from membench.runs import processes, worker
@@ -101,7 +101,7 @@ def _rank(told: Path, run: Run, checkpoint_path: Path, checkpoint_every: int, sa
         (told / f".{place.rank}").write_text(json.dumps(measured))
         os.replace(told / f".{place.rank}", told / str(place.rank))
     except (OSError, TypeError):
-        traceback.print_exc()
+        log_traceback()
     if measured["status"] not in _FINISHED:
         time.sleep(10 * _LOOKS_EVERY)  # if it failed because another died, the launcher is to see that one first
         os._exit(1)  # the others may wait for it: the launcher ends them

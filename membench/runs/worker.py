@@ -6,14 +6,13 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import Any
 
-from membench.config.errors import UserError, about_file, explain
+from membench.config.errors import UserError, about_file, explain, log_traceback
 from membench.config.run import Run
 from membench.config.settings import Settings
 
@@ -123,10 +122,10 @@ def serve(function: Callable[..., Any], arguments: tuple[Any, ...], sender: conn
     try:
         send("ok", function(*arguments, send))
     except UserError as error:
-        traceback.print_exc()
+        log_traceback()
         send("refused", str(error))
     except BaseException as error:
-        traceback.print_exc()
+        log_traceback()
         send("failed", explain(error))
 
 

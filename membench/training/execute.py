@@ -3,7 +3,6 @@
 import resource
 import shutil
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,7 +15,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 import tasks
-from membench.config.errors import UserError, explain
+from membench.config.errors import UserError, explain, log_traceback
 from membench.config.run import Run
 from membench.memory.traffic import Traffic
 from membench.training import parallel
@@ -76,7 +75,7 @@ def execute(
         stage("metering memory")
         measured |= _meter(run, task, measured["memory"])
     except Exception as error:
-        traceback.print_exc()
+        log_traceback()
         measured["status"] = "out_of_memory" if is_out_of_memory(error) else "failed"
         measured["error"] = explain(error)
     return measured
