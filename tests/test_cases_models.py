@@ -12,6 +12,7 @@ import torch
 import transformers
 from architectures import ARCHITECTURES
 from letters import SPECIAL, folder, labelled, letters
+from safetensors.torch import load_file, save_file
 
 import tasks
 from membench.planning.blueprint import Blueprint
@@ -368,6 +369,19 @@ def test_a_quantized_model_is_refused_before_it_is_loaded_and_can_be_planned(dam
     copy = damaged(quantization_config={"quant_method": kind, "load_in_4bit": True, "bits": 4})
     assert f"its weights are quantized ({kind})" in refusal(copy, tmp_path)
     assert Blueprint(Workload(str(copy))).parameters == Blueprint(Workload(str(damaged()))).parameters
+
+
+def test_n11_weights_with_scales_are_refused_whatever_the_configuration_says(damaged, tmp_path):
+    """In FP8 and without its `quantization_config`, a matrix of 0.07 was trained as one of 448."""
+    file = damaged() / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if name.endswith("query.weight"))
+    scale = weights[name].abs().max() / 448
+    quantized = {name: (weights[name] / scale).to(torch.float8_e4m3fn), f"{name}_scale_inv": scale.reshape(1, 1)}
+    save_file(weights | quantized, file, metadata={"format": "pt"})
+    assert f"its weights are quantized, and have scales ({name}_scale_inv); give the model" in refusal(
+        file.parent, tmp_path
+    )
 
 
 @pytest.mark.parametrize("beside_its_model", [True, False])

@@ -1,5 +1,6 @@
 """Does a model's folder hold what it says? Checks the values in its configuration, and its weights against them."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ WEIGHTS = (  # one file, or several with an index
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
+_SCALE = re.compile(r"\.weight[._](scale|zero_point|absmax|quant|packed)")  # of FP8, of bitsandbytes, of others
 MOST_LAYERS = 10_000  # no model has as many, and to build more takes hours
 
 
@@ -70,10 +72,28 @@ def check_whole(name: str, folder: Path | None, config: Any) -> None:
     said = getattr(config, "quantization_config", None)
     if said:
         kind = (said if isinstance(said, dict) else vars(said)).get("quant_method") or "quantization_config"
-        raise ValueError(
-            f"can't train the model {name!r}: its config.json says that its weights are quantized "
-            f"({getattr(kind, 'value', kind)}); give the model that it was made from: qlora quantizes by itself"
-        )
+        raise _quantized(name, f"config.json says that its weights are quantized ({getattr(kind, 'value', kind)})")
+
+
+def check_unscaled(name: str, unexpected: Iterable[str]) -> None:
+    """Check that weights are what they say, whatever became of the `quantization_config` beside them.
+
+    Args:
+        name: of the model.
+        unexpected: names that the checkpoint has and the model hasn't.
+
+    Raises:
+        ValueError: there are scales, without which the weights would be loaded as numbers of another size.
+    """
+    scale = next(filter(_SCALE.search, unexpected), None)
+    if scale is not None:
+        raise _quantized(name, f"weights are quantized, and have scales ({scale})")
+
+
+def _quantized(name: str, why: str) -> ValueError:
+    return ValueError(
+        f"can't train the model {name!r}: its {why}; give the model that it was made from: qlora quantizes by itself"
+    )
 
 
 def check_loaded(name: str, model: nn.Module, new: Iterable[str], shapes: Mapping[str, Sequence[Any]]) -> None:
