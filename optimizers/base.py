@@ -85,6 +85,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
     trains: ClassVar[str] = ""  # what it trains
     keeps: ClassVar[str] = ""  # bytes that it keeps, as a formula
     excludes: ClassVar[str] = ""  # what it can't be combined with
+    varies_with: ClassVar[str] = ""  # on what else the bytes of a step depend: plans take the worst
     only_linear: ClassVar[bool] = False  # weights outside linear modules, such as fused experts, stay as they are
     example: ClassVar[dict[str, Any]] = {}  # hyper-parameters that suit a tiny model; the contract's checks use them
     # keywords added after records were made with the method: at their defaults, which must never change, a run is the

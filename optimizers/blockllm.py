@@ -88,6 +88,7 @@ class BlockLLM(MemoryEfficientOptimizer):
         "weight and 4 B per group (4 B per weight more with an fp32 master)"
     )
     excludes = "re-entrant gradient checkpointing; loss.backward() instead of backward(loss)"
+    varies_with = "the tensors that are chosen"
     example = {"lr": 1e-2, "sparsity": 0.7, "patience": 3, "update_every": 2}
     added_later = ("stochastic_rounding", "rows")
     needs_loss = True

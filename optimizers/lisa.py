@@ -56,6 +56,7 @@ class LISA(DrawnBlocks):
     excludes = (
         "frozen embeddings: re-entrant gradient checkpointing; in_backward: accumulation, loop clipping, fp16 scaling"
     )
+    varies_with = "the layers that are drawn"
     example = {"lr": 1e-2, "layers": 1, "switch_every": 3}
     added_later = ("states", "stochastic_rounding")
 

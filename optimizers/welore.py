@@ -59,6 +59,7 @@ class WeLore(MemoryEfficientOptimizer):
     trains = "k (m + n) weights of the factors of each m x n matrix that loses over half its rank, and norms"
     keeps = "8 B per trained weight (12 B with an fp32 master); k (m + n) weights in place of m n"
     excludes = "weights outside linear modules (fused experts)"
+    varies_with = "the ranks of its matrices"
     only_linear = True
     example = {"lr": 1e-2}
     adds_parameters = True

@@ -33,6 +33,7 @@ _UNKNOWN = "Larger batches, sequences and models aren't looked for there: they w
 _LARGEST = "largest batch, longest sequence: those that run at all, perhaps only tightly, as the allocator gives back "
 _LARGEST += "what it holds unused at each step; smaller ones are faster."
 _FUSED = "{methods}: {weights} are in fused experts, no linear modules: without adapters, and in {dtype}."
+_WORST = "Planned at the worst, below which a run may stay far: {methods}."
 _MODELS = "largest model: of the built-in ones, with this batch and sequence."
 
 
@@ -193,7 +194,17 @@ def _remarks(document: dict[str, Any]) -> list[str]:
     kernels = [_KERNELS] if len(on_cpu) < len(document["rows"]) else []
     kernels += [_ON_CPU.format(methods=_listed(on_cpu))] if on_cpu else []
     kernels += [_UNKNOWN] if document["budget_bytes"] and on_cpu else []
-    return [*verdict(document), *advice(document), *refused, *_fused(document), *kernels, _INSIDE]
+    return [*verdict(document), *advice(document), *refused, *_worst(document), *_fused(document), *kernels, _INSIDE]
+
+
+def _worst(document: dict[str, Any]) -> list[str]:
+    """Whose bytes depend on more than the model and the batch, and on what."""
+    methods: dict[str, list[str]] = {}
+    for row in document["rows"]:
+        if row.get("varies_with"):
+            methods.setdefault(row["varies_with"], []).append(row["method"])
+    each = [f"{_listed(names)} (by {what})" for what, names in methods.items()]
+    return [_WORST.format(methods="; ".join(each))] if each else []
 
 
 def _fused(document: dict[str, Any]) -> list[str]:

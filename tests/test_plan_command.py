@@ -233,6 +233,14 @@ def test_it_says_that_activations_are_those_of_a_gpu(tmp_path):
     assert "Activations are what a GPU's kernels keep" in said and "metered on a CPU" not in said
 
 
+def test_it_says_which_plans_are_of_the_worst_case_and_of_what(tmp_path):
+    setup = ("--model", tiny(tmp_path, "llama").model, "--sequence-length", "16", "--optimizers")
+    said = re.sub(r"\s+", " ", run(*setup, "welore,sgd,lisa,lisa:layers=1"))
+    assert "Planned at the worst, below which a run may stay far: welore (by the ranks of its matrices); " in said
+    assert "; lisa, lisa:layers=1 (by the layers that are drawn)." in said
+    assert "Planned at the worst" not in run(*setup, "sgd")
+
+
 def test_it_says_how_many_weights_are_in_fused_experts_which_adapters_and_4_bits_leave_out(tmp_path):
     experts = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
     model = plan_models.folder(tmp_path, "llama", 2, **experts)

@@ -198,6 +198,7 @@ def row(planned: Planned, blueprint: Blueprint) -> dict[str, Any]:
         "gpus_needed": planned.gpus_needed,
         "formula": paper[0] if paper else None,
         "formula_bytes": paper[1] if paper else None,
+        "varies_with": optimizers.get(job.method).varies_with or None,
         "fused_weights": blueprint.fused_weights if optimizers.get(job.method).only_linear else 0,
         "simulated_depths": list(made.depths),
         "modules": made.modules,
