@@ -16,7 +16,10 @@ import optimizers
 from optimizers.contract import build_model, weights_of
 from optimizers.shared.sharded import gathered
 
-REFUSED = {"mezo": "MeZO moves each module's weights as it runs, which a sharded model replaces"}
+REFUSED = {
+    "mezo": "MeZO moves each module's weights as it runs, which a sharded model replaces",
+    "galore in 8 bits": "GaLore has weights in 8 bits, which FSDP2 can't shard",
+}
 
 
 def shard(model):
