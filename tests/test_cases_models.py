@@ -397,6 +397,18 @@ def test_an_adapter_is_no_model_and_one_beside_its_model_is_not_trained_in_its_p
     assert "the folder has an adapter (adapter_config.json); merge it" in refusal(copy, tmp_path)
 
 
+def test_an_adapter_among_the_weights_of_its_model_is_not_left_out(damaged, tmp_path):
+    """In loralib's names, without a configuration, and for a query that was trained on it."""
+    file = damaged() / "model.safetensors"
+    weights = load_file(file)
+    query = next(name for name in weights if name.endswith("query.weight"))
+    adapter = {query.replace("weight", f"lora_{side}"): torch.ones(2, 2) for side in "AB"}
+    save_file(weights | adapter, file, metadata={"format": "pt"})
+    assert f"have an adapter beside them ({min(adapter)}), which would be left out; merge it" in refusal(
+        file.parent, tmp_path
+    )
+
+
 # ---- N13: saved models
 
 

@@ -14,6 +14,7 @@ WEIGHTS = (  # one file, or several with an index
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
 _SCALE = re.compile(r"\.weight[._](scale|zero_point|absmax|quant|packed)")  # of FP8, of bitsandbytes, of others
+_ADAPTED = re.compile(r"\.(lora|ia3|vera|oft|boft|hada|lokr)_[a-zA-Z]")  # as loralib and peft name what they add
 MOST_LAYERS = 10_000  # no model has as many, and to build more takes hours
 
 
@@ -75,19 +76,26 @@ def check_whole(name: str, folder: Path | None, config: Any) -> None:
         raise _quantized(name, f"config.json says that its weights are quantized ({getattr(kind, 'value', kind)})")
 
 
-def check_unscaled(name: str, unexpected: Iterable[str]) -> None:
-    """Check that weights are what they say, whatever became of the `quantization_config` beside them.
+def check_complete(name: str, unexpected: Sequence[str]) -> None:
+    """Check that weights are what they say, whatever became of the configuration of what belongs to them.
 
     Args:
         name: of the model.
         unexpected: names that the checkpoint has and the model hasn't.
 
     Raises:
-        ValueError: there are scales, without which the weights would be loaded as numbers of another size.
+        ValueError: there are scales, without which the weights would be loaded as numbers of another size; or adapters
+            inside of the model, without which it would be the one that they were trained on.
     """
     scale = next(filter(_SCALE.search, unexpected), None)
     if scale is not None:
         raise _quantized(name, f"weights are quantized, and have scales ({scale})")
+    adapter = next(filter(_ADAPTED.search, unexpected), None)
+    if adapter is not None:
+        raise ValueError(
+            f"can't train the model {name!r}: its weights have an adapter beside them ({adapter}), which would be left "
+            "out; merge it into them, and give the folder where that is saved"
+        )
 
 
 def _quantized(name: str, why: str) -> ValueError:

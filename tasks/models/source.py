@@ -16,7 +16,7 @@ from torch import nn
 from transformers.models.auto import modeling_auto
 
 from tasks.models import packaged
-from tasks.models.checks import check_loaded, check_unscaled, check_whole, mended, of_layers, outside_of_layers
+from tasks.models.checks import check_complete, check_loaded, check_whole, mended, of_layers, outside_of_layers
 from tasks.models.configurations import PUBLISHED, llama
 from tasks.models.damage import check_settings, said_in_a_sentence
 from tasks.models.loading import FOLDER, is_folder, locate, quiet
@@ -203,7 +203,7 @@ class Source:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # a head for another number of classes is replaced
         )
-        check_unscaled(self.name, report["unexpected_keys"])
+        check_complete(self.name, sorted(report["unexpected_keys"]))
         shapes = {key: shapes for key, *shapes in report["mismatched_keys"]}
         new = {*report["missing_keys"], *shapes}
         check_loaded(self.name, model, new, shapes)
