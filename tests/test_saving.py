@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -152,7 +153,7 @@ def test_a_run_without_a_result_leaves_no_model(tmp_path, capsys):
 
 
 def test_what_an_interrupted_run_left_is_no_model_and_in_nobodys_way(tmp_path, saved, monkeypatch):
-    models, made, task = Models(tmp_path), saved[1], cb()
+    models, made, task = Models(tmp_path, tmp_path), saved[1], cb()
     draft = models.draft(made["run_id"])
     with monkeypatch.context() as patched:
         patched.setattr(type(task.tokenizer), "save_pretrained", lambda *_: sys.exit())  # killed meanwhile
@@ -166,6 +167,26 @@ def test_what_an_interrupted_run_left_is_no_model_and_in_nobodys_way(tmp_path, s
     models.end(made)
     assert models.has(made["run_id"]) and not draft.exists()
     assert not list(models.model(made["run_id"]).glob("model-*"))
+
+
+def test_two_commands_that_save_the_same_run_into_one_folder_are_not_in_each_others_way(tmp_path, saved):
+    made, task = saved[1], cb()
+    first, second = (Models(tmp_path, tmp_path / out) for out in ("a", "b"))
+    save(task.build_model(), task, first.draft(made["run_id"]))
+    second.end({**made, "status": "diverged"})  # with no model to keep
+    first.end(made)
+    assert first.has(made["run_id"])
+    assert {path.name for path in tmp_path.iterdir()} == {made["run_id"], f"{made['run_id']}.json"}
+
+
+@pytest.mark.parametrize("name", ["{}", "{}.json"])
+def test_what_is_in_the_place_of_a_model_is_told_before_the_run_is_made(tmp_path, saved, name):
+    settings, made = saved
+    place = tmp_path / name.format(made["run_id"])
+    (place / "mine").mkdir(parents=True) if place.suffix else place.touch()
+    with pytest.raises(UserError, match="--save .*: it is in the way of a run's model: move it"):
+        compare(replace(settings, out=str(tmp_path / "runs"), save=str(tmp_path)))
+    assert place.exists() and not list((tmp_path / "runs").glob("*.json"))
 
 
 class Collects:
@@ -193,7 +214,7 @@ def collect(settings, made, models: Models):
 
 def test_a_model_that_was_saved_while_nobody_waited_for_it_is_kept(tmp_path, saved):
     settings, made = saved
-    models, task = Models(tmp_path), cb()
+    models, task = Models(tmp_path, tmp_path), cb()
     save(task.build_model(), task, models.draft(made["run_id"]))
     found, checkpoint = collect(settings, made, models)
     assert models.has(made["run_id"]) and found and not checkpoint.exists()
@@ -201,16 +222,16 @@ def test_a_model_that_was_saved_while_nobody_waited_for_it_is_kept(tmp_path, sav
 
 def test_a_run_that_was_begun_without_save_has_a_record_and_no_model(tmp_path, saved):
     settings, made = saved
-    found, _ = collect(settings, made, Models(tmp_path))
+    found, _ = collect(settings, made, Models(tmp_path, tmp_path))
     assert [one["run_id"] for one in found] == [made["run_id"]]
-    assert not Models(tmp_path).has(made["run_id"])
+    assert not Models(tmp_path, tmp_path).has(made["run_id"])
 
 
 def test_the_record_of_a_run_whose_model_can_not_be_kept_is_and_so_is_what_to_make_it_from(
     tmp_path, saved, monkeypatch
 ):
     settings, made = saved
-    models = Models(tmp_path)
+    models = Models(tmp_path, tmp_path)
     models.draft(made["run_id"]).mkdir(parents=True)
 
     def full(*_):

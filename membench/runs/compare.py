@@ -73,7 +73,7 @@ def _compare(settings: Settings, runs: Sequence[Run], folder: Folder) -> int:
     try:
         records = make_missing(settings, runs, folder)
     except KeyboardInterrupt:
-        models = Models(Path(settings.save)) if settings.save else None
+        models = _models(settings, folder)
         finished = len(_with_models(_kept(settings, runs, folder), models))  # one may be written but not yet counted
         print(f"\nInterrupted: {finished} of {len(runs)} runs are finished and kept in {folder.path}.")
         print("The same command makes the others.")
@@ -83,9 +83,11 @@ def _compare(settings: Settings, runs: Sequence[Run], folder: Folder) -> int:
 
 def make_missing(settings: Settings, runs: Sequence[Run], folder: Folder, work: Work = worker.execute) -> list[Record]:
     """The records of `runs`, in order; `work` makes those that are missing. The folder must be locked."""
-    models = Models(Path(settings.save)) if settings.save else None
+    models = _models(settings, folder)
     records = _found(settings, runs, folder, models)
     missing = [run for run in runs if run.run_id not in records]
+    if models is not None:
+        models.check(run.run_id for run in missing)
     print_notes(missing)
     if settings.begun_with and missing:
         begun = sum(folder.checkpoint(run.begun_as or "").exists() for run in missing)
@@ -101,6 +103,11 @@ def make_missing(settings: Settings, runs: Sequence[Run], folder: Folder, work: 
     if unsaved:  # of a command that was detached
         print(f"{unsaved} of {len(runs)} runs were begun without --save: the same command makes them again with it")
     return [records[run.run_id] for run in runs]
+
+
+def _models(settings: Settings, folder: Folder) -> Models | None:
+    """Where the models are saved, if they are to be."""
+    return Models(Path(settings.save), folder.path) if settings.save else None
 
 
 def print_preview(settings: Settings, run: Run, count: int) -> None:

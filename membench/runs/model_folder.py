@@ -1,6 +1,9 @@
 """`--save`: finished models as transformers folders, each with its record beside it, all or nothing."""
 
+import hashlib
+import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,16 @@ class Models:
     """`PATH/RUN_ID/`, with what `save_pretrained` writes and a model card, and `PATH/RUN_ID.json`, the record.
 
     A run's process writes a draft, which is whole if it is there; once the run has a record, it replaces the model.
+
+    Args:
+        path: of the models.
+        out: the folder of the records, which one command at a time writes: another command, with another, may make the
+            same run for the same `path`, and has a draft of its own.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, out: Path):
         self.path = path
+        self._command = hashlib.sha256(os.path.realpath(out).encode()).hexdigest()[:8]
 
     def model(self, run_id: str) -> Path:
         """The folder of a run's model."""
@@ -26,10 +35,19 @@ class Models:
 
     def draft(self, run_id: str) -> Path:
         """The folder of a run's draft."""
-        return self.path / f".{run_id}.tmp"
+        return self.path / f".{run_id}.{self._command}.tmp"
 
     def has(self, run_id: str) -> bool:
         return (self.model(run_id) / CONFIG).is_file() and (self.path / f"{run_id}.json").is_file()
+
+    def check(self, run_ids: Iterable[str]) -> None:
+        """Raises UserError if what no run has written is in the place of a model or its record, before it is made."""
+        for run_id in run_ids:
+            model, made = self.model(run_id), self.path / f"{run_id}.json"
+            for place, is_free in ((model, model.is_dir() and not model.is_symlink()), (made, made.is_file())):
+                if os.path.lexists(place) and not is_free:
+                    why = "it is in the way of a run's model"
+                    raise UserError(f"--save {place}: {why}: move it, or choose another folder")
 
     def end(self, made: dict[str, Any]) -> None:
         """Keep the draft and record of a run that is ok, and drop any other draft.
