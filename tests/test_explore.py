@@ -1,8 +1,10 @@
 """The page to explore plans: it shows what a plan says, at any size; it works by keyboard and keeps a choice."""
 
 import json
+import os
 import random
 import re
+import tempfile
 import time
 from base64 import b64encode
 from dataclasses import replace
@@ -376,6 +378,31 @@ def test_a_file_that_can_not_be_read_is_named_and_not_the_page(tmp_path, monkeyp
     monkeypatch.setattr("membench.planning.explore.explore", gone)
     with pytest.raises(OSError, match="model/config.json"):
         write(ExploreOptions(models=("roberta-tiny",), out=str(tmp_path / "fit.html")))
+
+
+def test_a_page_that_finds_no_room_is_kept_elsewhere(tmp_path, document, monkeypatch):
+    elsewhere, sync, settings = tmp_path / "elsewhere", os.fsync, ExploreOptions(("roberta-tiny",), ("sgd",))
+    elsewhere.mkdir()
+
+    def full(file):
+        if not list(elsewhere.iterdir()):
+            raise OSError(28, "No space left on device")
+        sync(file)
+
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr("membench.planning.explore.explore", lambda *_, **__: document)
+    with pytest.raises(UserError, match=rf"^--out .*No space left.*; make room.*; the page is kept in {elsewhere}"):
+        write(replace(settings, out=str(tmp_path / "fit.html")))
+    (kept,) = elsewhere.glob("*/fit.html")
+    assert kept.read_text() == fit.render(document) and not (tmp_path / "fit.html").exists()
+
+
+def test_a_place_that_takes_no_page_is_told_before_anything_is_planned(tmp_path, monkeypatch):
+    monkeypatch.setattr("membench.planning.explore.explore", lambda *_, **__: pytest.fail("it has begun to plan"))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--out .*file is a file, not a folder"):
+        write(ExploreOptions(("roberta-tiny",), ("sgd",), out=str(tmp_path / "file" / "fit.html")))
 
 
 # ---- the page in the repository

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,8 @@ import typer
 from membench.commands.options import takes
 from membench.config.assignments import unused_hyperparameters
 from membench.config.declare import hold_to_bounds, like, option, typed
-from membench.config.errors import UserError
-from membench.config.options import RunOptions
+from membench.config.errors import UserError, about_file
+from membench.config.options import RunOptions, writable_folder
 
 if TYPE_CHECKING:
     from membench.planning.table import Setting
@@ -55,7 +56,7 @@ def write(options: ExploreOptions) -> Path:
     """Make the page, and say where it is.
 
     Raises:
-        UserError: a value is wrong, or nothing can be planned.
+        UserError: a value is wrong, nothing can be planned, or the page can't be written; it says where it is then.
     """
     import optimizers
     from membench.commands.progress import counting
@@ -71,6 +72,7 @@ def write(options: ExploreOptions) -> Path:
     out = Path(options.out)
     if out.is_dir():
         raise UserError(f"--out {out} is a folder: give the page's name, such as {out / 'fit.html'}")
+    writable_folder("--out", str(out.parent))
     methods = optimizers.expand(options.optimizers)
     try:
         wanted = _settings(options.models, options.dtypes)
@@ -79,9 +81,24 @@ def write(options: ExploreOptions) -> Path:
         _check_rows(document["settings"])
         for sentence in unused_hyperparameters(options.hyperparameters, methods):
             typer.echo(sentence, err=True)
-        return files.write(out, fit.render(document).encode())
+        page = fit.render(document).encode()
     except ValueError as error:
         raise UserError(str(error)) from error
+    try:
+        return files.write(out, page)
+    except OSError as error:
+        raise UserError(f"--out {about_file(error)}; {_kept_elsewhere(page, out)}") from error
+
+
+def _kept_elsewhere(page: bytes, out: Path) -> str:
+    """Keep a page of hours although its folder takes none."""
+    from reports import files
+
+    try:
+        kept = files.write(Path(tempfile.mkdtemp(prefix="membench-")) / out.name, page)
+    except OSError as error:
+        return f"the page is lost, since there is no room for it elsewhere either: {about_file(error)}"
+    return f"the page is kept in {kept}"
 
 
 def _check_rows(tables: Sequence[dict[str, Any]]) -> None:
