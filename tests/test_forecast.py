@@ -33,6 +33,7 @@ RUN = Run(
 
 
 WITH_HEAD = optimizers.resolve("badam", always_train=("lm_head",))  # as the runner sets it for random weights
+WITH_LAYERS = optimizers.resolve("lora", always_train=("classifier", "*.layer.0", "*.layer.1"))  # as a user asks
 LANGUAGE = replace(TRAINING, model="config:llama-tiny", data="demo", sequence_length=64, weights="random")
 PACKED = replace(LANGUAGE, sequence_length=256, loss_chunks=8, options={"packing": True})
 
@@ -41,6 +42,7 @@ PACKED = replace(LANGUAGE, sequence_length=256, loss_chunks=8, options={"packing
     "run",
     [
         RUN,  # of two classes, not two answers
+        replace(RUN, task="superglue/rte", method="lora", hyperparameters=WITH_LAYERS),
         replace(RUN, task="instruct", hyperparameters=WITH_HEAD, training=LANGUAGE),
         replace(RUN, task="dpo", hyperparameters=WITH_HEAD, training=LANGUAGE),
         replace(RUN, task="instruct", method="mezo", hyperparameters=optimizers.resolve("mezo"), training=PACKED),

@@ -3,13 +3,14 @@
 import math
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 import tasks
 from membench.config.options import WorkloadOptions
@@ -21,6 +22,7 @@ from membench.training import tracking
 from membench.training.build import build_model, build_optimizer, create_task, from_scratch
 from membench.training.clock import Clock
 from membench.training.loop import Loop, largest_micro_batches
+from optimizers.shared.blocks import matching
 from tasks import HasReference, Task
 
 STEPS = 3  # the first prepares much; the others are timed
@@ -79,8 +81,7 @@ def planned_bytes(run: Run, task: Task, room: int) -> int | None:
             return None
         values = run.hyperparameters
         if values.get("always_train"):
-            # the planned model's head may have another name
-            values = {**values, "always_train": blueprint.head or values["always_train"]}
+            values = {**values, "always_train": _always_trained(values["always_train"], blueprint)}
         if run.training.weights == "random":
             values = from_scratch(run.method, values, blueprint.skeleton)
         made = plan_method(blueprint, run.method, values)
@@ -89,6 +90,19 @@ def planned_bytes(run: Run, task: Task, room: int) -> int | None:
     if run.device == "cpu":
         return int(made.row["peak_allocated_bytes"])
     return min(made.total_bytes, room) if made.fits_in(room) else made.total_bytes
+
+
+def _always_trained(patterns: Sequence[str], blueprint: Blueprint) -> tuple[str, ...]:
+    """The patterns for the planned model, whose head may have another name than the run's."""
+    head = blueprint.head
+    return tuple(dict.fromkeys([*head, *(one for one in patterns if not head or _is_there(one, blueprint.skeleton))]))
+
+
+def _is_there(pattern: str, model: nn.Module) -> bool:
+    try:
+        return bool(matching(model, [pattern]))
+    except ValueError:
+        return False
 
 
 def room_bytes(device: torch.device) -> int:
