@@ -130,15 +130,28 @@ def hub(monkeypatch):
     server.server_close()
 
 
+def pushed(hub):
+    """What the only upload had, by name."""
+    (commit,) = [body for path, body in hub.asked if path.startswith("/api/datasets/me/runs/commit/main")]
+    sent = [json.loads(line)["value"] for line in commit.splitlines() if json.loads(line)["key"] == "file"]
+    return {one["path"]: base64.b64decode(one["content"]) for one in sent}
+
+
+def test_two_records_of_one_name_are_both_pushed(hub, tmp_path, capsys, monkeypatch):
+    both = [make_record(), make_record(metrics__accuracy=0.25)]
+    (tmp_path / "runs.json").write_text(json.dumps(both))
+    assert report(capsys, monkeypatch, tmp_path / "runs.json", "--push", "hub:me/runs")[0] == 0
+    held = [json.loads(text) for path, text in pushed(hub).items() if path.startswith("records/")]
+    assert sorted(one["metrics"]["accuracy"] for one in held) == [0.25, 0.5]
+
+
 def test_records_and_page_are_pushed_to_a_dataset_repository(hub, folder, capsys, monkeypatch):
     record.write(make_record(seed=7), folder / "tuning")
     code, out, errors = report(capsys, monkeypatch, folder, "--push", "hub:me/runs")
     assert (code, errors) == (0, "") and "me/runs" in out
     created = json.loads(next(body for path, body in hub.asked if path == "/api/repos/create"))
     assert (created["type"], created["name"]) == ("dataset", "runs")
-    (commit,) = [body for path, body in hub.asked if path.startswith("/api/datasets/me/runs/commit/main")]
-    sent = [json.loads(line)["value"] for line in commit.splitlines() if json.loads(line)["key"] == "file"]
-    held = {one["path"]: base64.b64decode(one["content"]) for one in sent}
+    held = pushed(hub)
     assert {path for path in held if "/" not in path} == {"report.html", "README.md"}
     assert held["report.html"].startswith(b"<!doctype html>") and b"## superglue/rte" in held["README.md"]
     for path in [*folder.glob("*.json"), *folder.glob("tuning/*.json")]:

@@ -1,6 +1,7 @@
 """Records and their page as a dataset repository on the Hugging Face hub: `records/`, `report.html` and a card."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,6 +45,11 @@ def push(place: str, found: Found, trials: list[dict[str, Any]]) -> str:
 
 def _files(found: Found, trials: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
     for folder, records in (("records", found.records), ("records/tuning", trials)):
-        yield from ((f"{folder}/{one['run_id']}.json", json.dumps(one, indent=1) + "\n") for one in records)
+        seen: Counter[str] = Counter()
+        for one in records:
+            name = one["run_id"]
+            seen[name] += 1
+            again = f"--{seen[name]}" if seen[name] > 1 else ""  # of two with one name the hub would keep the last
+            yield f"{folder}/{name}{again}.json", json.dumps(one, indent=1) + "\n"
     yield "report.html", page.render(found.records, found.problems, trials)
     yield "README.md", _HEADER + _HOW + tables.render(found.records, "markdown", trials=trials) + "\n"
