@@ -45,6 +45,9 @@ HYPERPARAMETERS = {
     "adam_beta2": "betas",
     "adam_epsilon": "eps",
 }
+# Heads with a label a row: many leave out the number of items that a Trainer gives them to divide by, and it would add
+# up the losses of micro-batches and processes (github.com/huggingface/transformers/issues/47688). Their mean is right.
+_OF_ROWS = ("ForSequenceClassification", "ForMultipleChoice")
 
 
 class MethodTrainer(TrainerOnProcesses):
@@ -90,6 +93,8 @@ class MethodTrainer(TrainerOnProcesses):
                 _refuse(optimizer_cls_and_kwargs[0])
             self._build = optimizer_cls_and_kwargs  # type: ignore[assignment]
         super().__init__(*args, **kwargs)
+        if type(self.model).__name__.endswith(_OF_ROWS):
+            self.model_accepts_loss_kwargs = False
         if self.optimizer is not None:
             if self._build is not None:
                 raise TypeError("give a method by its name or class, or as optimizers=(method, scheduler), not both")
