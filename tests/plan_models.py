@@ -103,16 +103,10 @@ def drawn(
     """A model of odd sizes, a step on it, and one of `methods` with some of its options; the same for a seed."""
     random = Random(seed)
     kind, heads, method = random.choice([*KINDS]), random.choice((2, 3, 4)), random.choice(methods)
-    known = optimizers.resolve(method)
     shape = {"hidden_size": 8 * heads, "num_attention_heads": heads, "num_hidden_layers": random.choice(depths)}
     shape |= {"num_key_value_heads": random.choice((1, heads)), "tie_word_embeddings": random.random() < 0.5}
     (path / "config.json").write_text(json.dumps({"model_type": kind, **ODD, **shape, **KINDS[kind]}))
-    options = {
-        name: CHOICES.get(name, (True, False) if isinstance(value, bool) else ()) for name, value in known.items()
-    }
-    given = {name: random.choice(values) for name, values in options.items() if values and random.random() < 0.5}
-    if given.get("stochastic_rounding") and "master_weights" in known:
-        given["master_weights"] = False
+    given = drawn_options(random, method)
     parts, micro_batch = 1 if given.get("in_backward") else random.choice((1, 1, 2)), random.choice((1, 2, 3))
     checkpointing = random.random() < 0.5
     step: dict[str, Any] = {
@@ -128,3 +122,15 @@ def drawn(
         levers = {"task": random.choice((None, None, "dpo")), "loss_chunks": random.choice((1, 2, 3, 40))}
         b = b.with_workload(**levers)
     return b, method, given
+
+
+def drawn_options(random: Random, method: str) -> dict[str, Any]:
+    """Some options of a method, with values on which bytes depend."""
+    known = optimizers.resolve(method)
+    options = {
+        name: CHOICES.get(name, (True, False) if isinstance(value, bool) else ()) for name, value in known.items()
+    }
+    given = {name: random.choice(values) for name, values in options.items() if values and random.random() < 0.5}
+    if given.get("stochastic_rounding") and "master_weights" in known:
+        given["master_weights"] = False
+    return given
