@@ -255,6 +255,7 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         self._hooks.clear()
         for p, requires_grad in self._requires_grad.items():
             p.requires_grad_(requires_grad)
+        for p in (*self._requires_grad, *self._group_of):  # of adapters, too, which the model didn't have
             p.grad = None
         _set_gradient_dtypes(self._gradient_dtypes)
         self._dropped.detach()

@@ -1,6 +1,7 @@
 """What a user does to a model or a saved state once a method is built: nothing is left untrained in silence."""
 
 import copy
+import functools
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from library import every_method, same, subject, trained
 from torch import nn
 
 import optimizers
-from optimizers.contract import Layer, TinyTransformer, build_model, changed, train, weights_of
+from optimizers.contract import Layer, TinyTransformer, build_model, changed, loss_of, train, weights_of
 
 
 def unfreeze(model: TinyTransformer) -> None:
@@ -195,6 +196,19 @@ def test_nothing_that_is_called_after_the_end_freezes_the_plain_model_again(meth
         with pytest.raises(RuntimeError, match=r"after finish\(\): build a new optimizer"):
             optimizer.advance()
     assert all(p.requires_grad for p in plain.parameters())
+
+
+@pytest.mark.parametrize("method", [m for m in optimizers.available() if "fp32_gradients" in subject(m).keywords])
+def test_the_end_drops_fp32_gradients_that_a_loop_has_left_those_of_adapters_too(method):
+    model = build_model(torch.bfloat16)
+    dtypes = {p: p.grad_dtype for p in model.parameters()}
+    optimizer = subject(method, fp32_gradients=True).build(model)
+    trained_now = optimizer.trainable
+    optimizer.ask(functools.partial(loss_of, model, 0))
+    assert any(p.grad is not None for p in trained_now)
+    plain = optimizer.finish()
+    assert all(p.grad is None for p in trained_now)
+    assert {p: p.grad_dtype for p in plain.parameters()} == dtypes
 
 
 def test_what_was_refused_once_is_refused_again_at_any_step():
