@@ -89,7 +89,8 @@ class BAdam(MemoryEfficientOptimizer):
             model, master_weights=master_weights, states=states, stochastic_rounding=stochastic_rounding
         )
         self._always = matching(model, always_train)
-        self.blocks = split_into_blocks(model, block, embeddings=train_embeddings, leave_out=self._always)
+        self._all_blocks = split_into_blocks(model, block, embeddings=train_embeddings, leave_out=self._always)
+        self.blocks = self._all_blocks
         super().__init__(
             model,
             {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay},
@@ -103,7 +104,7 @@ class BAdam(MemoryEfficientOptimizer):
         self._hooks.append(keep_backward_short(model))
         self._activate()
         self._reach = Reach(model, self._leave_out, self.worst_case)
-        self._hooks.append(self._reach.hook)
+        self._hooks.append(self._reach)
 
     @property
     def selection(self) -> str:
@@ -165,7 +166,7 @@ class BAdam(MemoryEfficientOptimizer):
         self._activate()
 
     def _leave_out(self, unreached: set[nn.Parameter]) -> None:
-        self.blocks = without(self.blocks, unreached)
+        self.blocks = without(self._all_blocks, unreached)
         self._activate()
 
     def _activate(self) -> None:

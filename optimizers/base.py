@@ -558,12 +558,13 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
         self._check_not_finished("load_state_dict")
         self.follow_sharding()
         extra, groups, saved = saved_states.parts(self, saved_states.adapted(self, state_dict))
-        before = self.extra_state()
+        before, kept = self.extra_state(), copy.copy(self.state)
         try:
             self.load_extra_state(extra)
             saved_states.check_entries(self, saved)
         except Exception as error:
             self.load_extra_state(before)
+            self.state = kept
             if isinstance(error, ValueError):
                 raise
             raise ValueError(f"this state is damaged: {type(error).__name__}: {error}") from error

@@ -125,7 +125,8 @@ class BlockLLM(MemoryEfficientOptimizer):
         check_count("probe_every", probe_every, optional=True)
         self._always = matching(model, always_train)
         blocks = split_into_blocks(model, embeddings=train_embeddings, leave_out=self._always)
-        self._pool = [p for params in blocks.values() for p in params]
+        self._all_in_blocks = [p for params in blocks.values() for p in params]
+        self._pool = self._all_in_blocks
         super().__init__(
             model,
             {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay},
@@ -143,14 +144,14 @@ class BlockLLM(MemoryEfficientOptimizer):
         self._probed: list[int] = []
         self._probes_done = 0
         self._reach = Reach(model, self._leave_out, self.worst_case)
-        self._hooks.append(self._reach.hook)
+        self._hooks.append(self._reach)
         self._choose_first()
 
     def _choose_first(self) -> None:
         self._choose(self.rule.first(shuffled(len(self._pool), self.seed)))
 
     def _leave_out(self, unreached: set[nn.Parameter]) -> None:
-        self._pool = [p for p in self._pool if p not in unreached]
+        self._pool = [p for p in self._all_in_blocks if p not in unreached]
         if not self._pool:
             raise ValueError("none of the layers that the loss reaches has anything to train")
         self.rule = self._new_rule([p.numel() for p in self._pool])

@@ -75,7 +75,8 @@ class HFT(DrawnBlocks):
         check_count("switch_every", switch_every, optional=True)
         before, after = outside_layers(model)
         self._always = {*matching(model, always_train), *before, *after}
-        self.parts, self._layers = parts_of_layers(model, leave_out=self._always)
+        self._all_parts = parts_of_layers(model, leave_out=self._always)
+        self.parts, self._layers = self._all_parts
         self.seed = seed
         self.adamw = InnerAdamW(
             model, master_weights=master_weights, states=states, stochastic_rounding=stochastic_rounding
@@ -90,7 +91,7 @@ class HFT(DrawnBlocks):
         self._begin(before)
 
     def _leave_out(self, unreached: set[nn.Parameter]) -> None:
-        self.parts, self._layers = parts_without(self.parts, self._layers, unreached)
+        self.parts, self._layers = parts_without(*self._all_parts, unreached)
         self._draws = Draws(self.parts, self._draw, self._draws.every)
         self._train_drawn()
 

@@ -85,7 +85,8 @@ class LISA(DrawnBlocks):
         check_choice("reset", reset, RESETS)
         before, after = outside_layers(model)
         self._always = {*matching(model, always_train), *([*before, *after] if train_embeddings else ())}
-        self.blocks = split_into_blocks(model, leave_out=self._always)
+        self._all_blocks = split_into_blocks(model, leave_out=self._always)
+        self.blocks = self._all_blocks
         self.layers, self.reset, self.seed = layers, reset, seed
         self._check_layers()
         self.adamw = InnerAdamW(
@@ -102,7 +103,7 @@ class LISA(DrawnBlocks):
         self._begin(before)
 
     def _leave_out(self, unreached: set[nn.Parameter]) -> None:
-        self.blocks = without(self.blocks, unreached)
+        self.blocks = without(self._all_blocks, unreached)
         self._check_layers()
         self._draws = Draws(self.blocks, self._draw, self._draws.every)
         self._train_drawn()

@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 import torch
 import transformers
-from library import TOKENS, build, config, description, every_method, gemma3, steps, subject, tiny_mamba, unlike
+from library import TOKENS, build, config, description, every_method, gemma3, same, steps, subject, tiny_mamba, unlike
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -163,7 +163,7 @@ def test_w7_where_all_towers_run_nothing_is_left_out_and_nothing_is_disturbed(me
     )
     models = [build(configuration, transformers.AutoModelForSeq2SeqLM) for _ in range(2)]
     made = [optimizers.create(method, model, **optimizers.get(method).example) for model in models]
-    made[1]._reach.hook.remove()  # as if nobody looked
+    made[1]._reach.remove()  # as if nobody looked
     losses = []
     for model, optimizer in zip(models, made, strict=True):
         torch.manual_seed(5)
@@ -264,6 +264,46 @@ def test_w7_a_layer_is_left_out_only_if_nothing_that_is_returned_depends_on_it(r
     assert optimizer._reach.unreached == unreached
     if not unreached:
         assert required == [p.requires_grad for p in model.parameters()]
+
+
+def train_towers(model, optimizer, count):
+    for step in range(count):
+        given = model(torch.arange(8.0).view(2, 4) + step)
+        optimizer.backward(sum(x.square().mean() for x in (given if isinstance(given, tuple) else (given,))))
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.filterwarnings("ignore:2 layers are not trained")
+@pytest.mark.parametrize("method", CHOOSING)
+def test_w7_a_state_of_before_the_first_batch_is_gone_back_to_as_a_search_for_a_rate_does(method):
+    model = Towers("nothing")
+    optimizer = optimizers.create(method, model, **optimizers.get(method).example)
+    before = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    found = []
+    for _ in range(2):
+        model.load_state_dict(before[0])
+        optimizer.load_state_dict(before[1])
+        train_towers(model, optimizer, 4)
+        found.append((copy.deepcopy(model.state_dict()), optimizer.state_dict()))
+    assert same(*found)
+
+
+@pytest.mark.filterwarnings("ignore:2 layers are not trained")
+@pytest.mark.parametrize("method", CHOOSING)
+@pytest.mark.parametrize("knows", [True, False])
+def test_w7_a_state_that_is_refused_leaves_what_is_known_of_the_layers_and_kept_for_them(method, knows):
+    states = []
+    for returns in ("nothing", "it", "nothing" if knows else None):
+        model = Towers(returns)
+        optimizer = optimizers.create(method, model, **optimizers.get(method).example)
+        train_towers(model, optimizer, 0 if returns is None else 2)
+        states.append(copy.deepcopy(optimizer.state_dict()))
+    for state in states[:2]:
+        next(iter(state["state"].values()))["exp_avg"] = torch.zeros(3)
+        with pytest.raises(ValueError, match="this state doesn't fit"):
+            optimizer.load_state_dict(state)
+        assert same(optimizer.state_dict(), states[2])
 
 
 def test_w7_adapters_that_the_model_does_not_reach_are_named():

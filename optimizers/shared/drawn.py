@@ -28,7 +28,7 @@ class DrawnBlocks(MemoryEfficientOptimizer):
             self._hooks.append(keep_backward_short(self.model))
         self._train_drawn()
         self._reach = Reach(self.model, self._leave_out, self.worst_case)
-        self._hooks.append(self._reach.hook)
+        self._hooks.append(self._reach)
 
     def _leave_out(self, unreached: set[nn.Parameter]) -> None:
         """From now on, draw only from the other blocks: the loss doesn't reach these parameters."""

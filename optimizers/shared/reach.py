@@ -25,7 +25,8 @@ class Reach:
 
     Args:
         model: the model that the method trains.
-        leave_out: called with the parameters that nothing reaches; the method then chooses among the others.
+        leave_out: called with the parameters that nothing reaches; the method then chooses among all others that it
+            had when it was built.
         worst_case: the method's; called again if it was called before, since its choice may be left out now.
     """
 
@@ -36,8 +37,9 @@ class Reach:
         self.at_worst = False  # did the method choose its worst case?
         self.unreached: list[str] | None = None  # layers, once known
         self._layers = find_layers(model)
-        self.hook = model.register_forward_pre_hook(_Probe(self._probe), with_kwargs=True)
-        if len({name.rpartition(".")[0] for name in self._layers}) < 2:
+        self._in_one_list = len({name.rpartition(".")[0] for name in self._layers}) < 2
+        self._watch()
+        if self._in_one_list:
             self._know([])
 
     def state(self) -> dict[str, Any]:
@@ -50,12 +52,23 @@ class Reach:
         Raises:
             ValueError: it names a layer that the model doesn't have.
         """
-        unreached = state.get("unreached")
+        unreached: list[str] | None = state.get("unreached")
         strangers = set(unreached or ()) - self._layers.keys()
         if strangers:
             raise ValueError(f"this state was saved for another model: it leaves out {', '.join(sorted(strangers))}")
-        if unreached is not None and unreached != self.unreached:
-            self._know(unreached)
+        if unreached == self.unreached or (unreached is None and self._in_one_list):
+            return
+        self._know(unreached or [])
+        if unreached is None:  # of before the first batch: the next one tells
+            self.unreached = None
+            self._watch()
+
+    def remove(self) -> None:
+        """Look no more: the training ends."""
+        self._hook.remove()
+
+    def _watch(self) -> None:
+        self._hook = self.model.register_forward_pre_hook(_Probe(self._probe), with_kwargs=True)
 
     def _probe(self, *args: Any, **kwargs: Any) -> None:
         if self.unreached is not None:
@@ -73,9 +86,9 @@ class Reach:
             self._worst_case()
 
     def _know(self, unreached: list[str]) -> None:
-        self.unreached = unreached
-        self.hook.remove()
-        if unreached:
+        before, self.unreached = self.unreached, unreached
+        self.remove()
+        if unreached or before:
             reached = {p for name, layer in self._layers.items() if name not in unreached for p in layer.parameters()}
             self._leave_out({p for name in unreached for p in self._layers[name].parameters()} - reached)
 
