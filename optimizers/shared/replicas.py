@@ -61,17 +61,17 @@ class Replicas:
         """Average the gradients of `params`; where only some replicas have one, the others' count as zeros."""
         if self.size == 1 or not params:
             return
-        trained = [p for p, used in zip(params, self._used(params), strict=True) if used]
+        used = self.anywhere([p.grad is not None for p in params], params[0].device)
+        trained = [p for p, here_or_there in zip(params, used, strict=True) if here_or_there]
         for p in trained:
             if p.grad is None:
                 p.grad = torch.zeros_like(p, dtype=p.grad_dtype)
         self.average([p.grad for p in trained if p.grad is not None])
 
-    def _used(self, params: Sequence[Tensor]) -> list[bool]:
-        """Which of `params` have a gradient on any replica; where no value exists, in a plan, on this one."""
-        here = [p.grad is not None for p in params]
-        counts = self._counts(here, params[0].device)
-        return here if counts is None else [count > 0 for count in counts]
+    def anywhere(self, here: Sequence[bool], device: torch.device) -> list[bool]:
+        """Whether each is true on any replica; where no value exists, in a plan, on this one."""
+        counts = self._counts(here, device) if self.size > 1 else None
+        return list(here) if counts is None else [count > 0 for count in counts]
 
     def _counts(self, here: Sequence[bool], device: torch.device) -> list[int] | None:
         """On how many replicas each is true; None where no value exists, in a plan."""
