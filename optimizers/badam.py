@@ -103,7 +103,7 @@ class BAdam(MemoryEfficientOptimizer):
         self._reached = False  # has any gradient reached the active block in this visit?
         self._hooks.append(keep_backward_short(model))
         self._activate()
-        self._reach = Reach(model, self._leave_out, self.worst_case)
+        self._reach = Reach(model, self._leave_out, self.on_any_replica, self.worst_case)
         self._hooks.append(self._reach)
 
     @property

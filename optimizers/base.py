@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -469,6 +469,12 @@ class MemoryEfficientOptimizer(torch.optim.Optimizer):
     def is_data_parallel(self) -> bool:
         """Was `data_parallel()` called?"""
         return self._replicas is not None
+
+    def on_any_replica(self, here: Sequence[bool]) -> list[bool]:
+        """Whether each is true on any replica; all of them must ask."""
+        if self._replicas is None:
+            return list(here)
+        return self._replicas.anywhere(here, next(iter(self._group_of)).device)
 
     def average_gradients(self) -> None:
         """Average the gradients over the replicas, unless that is done: before clipping. `step()` does it, too."""

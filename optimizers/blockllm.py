@@ -143,7 +143,7 @@ class BlockLLM(MemoryEfficientOptimizer):
         self._loss: Tensor | None = None  # of the current step
         self._probed: list[int] = []
         self._probes_done = 0
-        self._reach = Reach(model, self._leave_out, self.worst_case)
+        self._reach = Reach(model, self._leave_out, self.on_any_replica, self.worst_case)
         self._hooks.append(self._reach)
         self._choose_first()
 

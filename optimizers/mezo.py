@@ -122,7 +122,9 @@ class MeZO(MemoryEfficientOptimizer):
             raise RuntimeError(
                 "MeZO asks for losses itself: call step(closure), or use membench.MethodTrainer for a stock Trainer"
             )
-        self._join_passed()
+        # an expert may have had tokens on one replica only
+        passed = self.on_any_replica([p in self._passed for p in self._group_of])
+        self._passed = {p for p, read in zip(self._group_of, passed, strict=True) if read}
         if not self._passed:
             raise RuntimeError(
                 "no weight was read in the passes that MeZO asked for: the closure must run the model that it was "
@@ -133,13 +135,6 @@ class MeZO(MemoryEfficientOptimizer):
                 if p in self._passed:
                     self._move(p, group)
         self.drop_step()
-
-    def _join_passed(self) -> None:
-        """Count a weight as read if it was on any replica: an expert may have had tokens on one only."""
-        if self._replicas is not None:
-            own = list(self._group_of)
-            passed = self._replicas.anywhere([p in self._passed for p in own], own[0].device)
-            self._passed = {p for p, read in zip(own, passed, strict=True) if read}
 
     def _move(self, p: nn.Parameter, group: dict[str, Any]) -> None:
         for sample, slope in enumerate(self._slopes):

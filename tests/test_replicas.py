@@ -133,3 +133,49 @@ def test_an_expert_that_has_tokens_on_one_replica_only_is_trained_as_by_one_proc
         assert all(torch.equal(p, other[key]) for key, p in one.items()), name
         alone = train_experts(name, slice(None), replicate=False)
         assert max(((one[key] - p).abs().max().item(), key) for key, p in alone.items()) < (1e-9, ""), name
+
+
+class Towers(nn.Module):
+    """A tower for the rows with an image, which doesn't run if there are none, below that for all rows."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.vision, self.layers = (nn.ModuleList(nn.Linear(6, 6) for _ in range(2)) for _ in range(2))
+        self.head = nn.Linear(6, 1)
+
+    def forward(self, x, has_image):
+        seen, unseen = x[has_image], x[~has_image]
+        for layer in self.vision if len(seen) else ():
+            seen = seen + layer(seen).tanh()
+        x = torch.cat([seen, unseen])
+        for layer in self.layers:
+            x = x + layer(x).tanh()
+        return self.head(x)
+
+
+CHOOSING = ("badam", "blockllm", "hft", "lisa")
+
+
+def train_towers(name, part, replicate):
+    model = Towers().double()
+    head = {"always_train": ("head",)}  # a loss depends on something that is trained, without an image too
+    optimizer = optimizers.create(name, model, **optimizers.get(name).example | head)
+    if replicate:
+        optimizer.data_parallel()
+    for step in range(STEPS):
+        x = torch.randn(4, 6, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        optimizer.backward(model(x[part], torch.tensor([True, True, False, False])[part]).square().mean())
+        optimizer.step()
+        optimizer.zero_grad()
+    return weights_of(optimizer.finish())
+
+
+def test_a_tower_that_the_first_batch_of_one_replica_reaches_is_trained_as_by_one_process():
+    parts = (slice(2), slice(2, 4))
+    halves = gloo.run(lambda rank: {name: train_towers(name, parts[rank], replicate=True) for name in CHOOSING})
+    for name in CHOOSING:
+        one, other = (trained[name] for trained in halves)
+        assert all(torch.equal(p, other[key]) for key, p in one.items()), name
+        alone = train_towers(name, slice(None), replicate=False)
+        assert max(((one[key] - p).abs().max().item(), key) for key, p in alone.items()) < (1e-9, ""), name

@@ -27,7 +27,7 @@ class DrawnBlocks(MemoryEfficientOptimizer):
         if not any(p.requires_grad for p in before):  # then the backward pass ends at the lowest layer drawn
             self._hooks.append(keep_backward_short(self.model))
         self._train_drawn()
-        self._reach = Reach(self.model, self._leave_out, self.worst_case)
+        self._reach = Reach(self.model, self._leave_out, self.on_any_replica, self.worst_case)
         self._hooks.append(self._reach)
 
     def _leave_out(self, unreached: set[nn.Parameter]) -> None:

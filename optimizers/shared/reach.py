@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,13 +27,18 @@ class Reach:
         model: the model that the method trains.
         leave_out: called with the parameters that nothing reaches; the method then chooses among all others that it
             had when it was built.
+        anywhere: the method's `on_any_replica`, since an image may be in one replica's first batch only.
         worst_case: the method's; called again if it was called before, since its choice may be left out now.
     """
 
     def __init__(
-        self, model: nn.Module, leave_out: Callable[[set[nn.Parameter]], None], worst_case: Callable[[], None]
+        self,
+        model: nn.Module,
+        leave_out: Callable[[set[nn.Parameter]], None],
+        anywhere: Callable[[Sequence[bool]], Sequence[bool]],
+        worst_case: Callable[[], None],
     ):
-        self.model, self._leave_out, self._worst_case = model, leave_out, worst_case
+        self.model, self._leave_out, self._anywhere, self._worst_case = model, leave_out, anywhere, worst_case
         self.at_worst = False  # did the method choose its worst case?
         self.unreached: list[str] | None = None  # layers, once known
         self._layers = find_layers(model)
@@ -74,7 +79,8 @@ class Reach:
         if self.unreached is not None:
             return
         ran = self._run(args, kwargs)
-        unreached = [name for name in self._layers if name not in ran] if ran else []
+        reached = self._anywhere([name in ran or not ran for name in self._layers])
+        unreached = [name for name, known in zip(self._layers, reached, strict=True) if not known]
         if unreached:
             names = unreached[0] if len(unreached) == 1 else f"{unreached[0]} to {unreached[-1]}"
             warnings.warn(
