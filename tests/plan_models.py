@@ -1,7 +1,7 @@
 """Tiny models as folders with a config.json, for the tests of the planner."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -124,11 +124,11 @@ def drawn(
     return b, method, given
 
 
-def drawn_options(random: Random, method: str) -> dict[str, Any]:
-    """Some options of a method, with values on which bytes depend."""
+def drawn_options(random: Random, method: str, choices: Mapping[str, tuple[Any, ...]] = CHOICES) -> dict[str, Any]:
+    """Some options of a method: those that have `choices`, or are true or false."""
     known = optimizers.resolve(method)
     options = {
-        name: CHOICES.get(name, (True, False) if isinstance(value, bool) else ()) for name, value in known.items()
+        name: choices.get(name, (True, False) if isinstance(value, bool) else ()) for name, value in known.items()
     }
     given = {name: random.choice(values) for name, values in options.items() if values and random.random() < 0.5}
     if given.get("stochastic_rounding") and "master_weights" in known:

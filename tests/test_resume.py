@@ -1,6 +1,8 @@
 """A run that was stopped anywhere and continued is, to the last bit, the run that wasn't."""
 
 import errno
+import functools
+import io
 import itertools
 import json
 import os
@@ -9,10 +11,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
 from commands import DATA, command
+from library import same, subject
+from plan_models import CHOICES, drawn_options
 from reports_factory import make_record
 from toy import ToyTask
 
@@ -22,6 +27,8 @@ from membench.config.run import Training
 from membench.runs.run_folder import Folder
 from membench.training import checkpoint, loop
 from membench.training.loop import Loop
+from optimizers.contract import build_model, loss_of
+from optimizers.shared import in_pieces
 
 METHODS = {
     "adamw": {"lr": 1e-2},
@@ -69,6 +76,68 @@ def test_continuing_from_a_checkpoint_gives_the_same_bits(method, dtype, stop_at
     assert continued.progress.tokens == whole.progress.tokens
     assert continued.optimizer.block_coverage == whole.optimizer.block_coverage
     assert len(continued.clock.steps["forward"]) == 17
+
+
+# soon over, so that a few steps see several; and what is drawn besides where bytes don't depend on it
+ROUNDS = dict.fromkeys(("switch_every", "update_every", "patience", "probe"), (1, 2, 3))
+ROUNDS |= {"order": ("random", "ascending", "descending"), "svd": ("randomized", "exact"), "seed": (0, 5)}
+EVENTS = ("step", "step", "step", "halved rate", "advance", "skipped step", "zero gradients")
+
+
+def happen(event, model, optimizer, step):
+    """What a loop may do before it makes `step`."""
+    by_gradients = not (optimizer.in_backward or optimizer.asks_losses)
+    if event == "halved rate":
+        for group in optimizer.param_groups:
+            group["lr"] *= 0.5
+    elif event == "advance":
+        optimizer.advance()
+    elif event == "skipped step" and by_gradients:
+        optimizer.backward(loss_of(model, 1000 + step))
+        optimizer.zero_grad()
+    elif event == "zero gradients" and by_gradients:
+        optimizer.backward(0.0 * loss_of(model, 1000 + step))
+        optimizer.step()
+        optimizer.zero_grad()
+    optimizer.ask(functools.partial(loss_of, model, step))
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("seed", [pytest.param(n, marks=pytest.mark.slow if n >= 10 else ()) for n in range(80)])
+def test_a_drawn_training_that_is_saved_and_loaded_again_and_again_has_the_same_bits(seed, monkeypatch):
+    monkeypatch.setattr(in_pieces, "SMALLEST", 64)
+    random = Random(seed)
+    method, dtype = random.choice(optimizers.available()), random.choice(DTYPES)
+    given = drawn_options(random, method, CHOICES | ROUNDS)
+    every, events = random.choice((1, 2, 3)), random.choices(EVENTS, k=7)
+
+    def make():
+        torch.manual_seed(seed)  # of dropout
+        model = build_model(dtype)
+        return model, subject(method, **given).build(model)
+
+    (model, optimizer), continued = make(), make()
+    for step, event in enumerate(events):
+        if step % every == 0:
+            file = io.BytesIO()
+            torch.save([part.state_dict() for part in continued], file)
+            file.seek(0)
+            continued = make()
+            for part, state in zip(continued, torch.load(file, weights_only=True), strict=True):
+                part.load_state_dict(state)
+        for one in ((model, optimizer), continued):
+            torch.manual_seed(step)
+            happen(event, *one, step)
+        assert same_bits(continued[0].state_dict(), model.state_dict()), (method, given, dtype, events[: step + 1])
+        assert same(continued[1].state_dict(), optimizer.state_dict()), (method, given, dtype, events[: step + 1])
+    said = {name: t.clone() for name, t in optimizer.finished_state_dict().items()}
+    assert same_bits(said, optimizer.finish().state_dict()) and same_bits(said, continued[1].finish().state_dict())
+
+
+def same_bits(one, other):
+    """Also where a weight in 8 bits has NaN in its place."""
+    return one.keys() == other.keys() and all(torch.allclose(t, other[k], 0, 0, equal_nan=True) for k, t in one.items())
 
 
 def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
