@@ -102,9 +102,11 @@ class Experts(nn.Module):
 
 
 TOKENS_OF_EXPERTS = [[0, 0, 1, 1], [0, 1, 2, 2], [1, 1, 1, 0], [2, 2, 2, 2]]  # two rows for each replica
-UNEVEN = {name: VARIANTS[name] for name in VARIANTS if "backward" in name or "clipped" in name}
-UNEVEN |= {"adamw": ("adamw", {}), "adalomo": ("adalomo", {}), "lisa": ("lisa", {"in_backward": True})}
-UNEVEN |= {"mezo": ("mezo", {})}  # its losses move what has no gradient
+CHOOSING = ("badam", "blockllm", "hft", "lisa")
+# those that update in the backward pass, or decide by what they see in a step
+UNEVEN = {name: given for name, given in VARIANTS.items() if "backward" in name or "clipped" in name}
+UNEVEN |= {name: SUBJECTS[name] for name in ("adamw", "adalomo", "galore", "mezo", "blockllm rows", *CHOOSING)}
+UNEVEN |= {"lisa in backward": ("lisa", {"in_backward": True})}
 
 
 def loss_of_experts(model, x, experts):
@@ -114,7 +116,8 @@ def loss_of_experts(model, x, experts):
 def train_experts(name, part, replicate):
     method, more = UNEVEN[name]
     model = Experts().double()
-    optimizer = optimizers.create(method, model, **optimizers.get(method).example | more)
+    head = {"always_train": ("head",)} if "always_train" in optimizers.resolve(method) else {}
+    optimizer = optimizers.create(method, model, **optimizers.get(method).example | more | head)
     if replicate:
         optimizer.data_parallel()
     for step, experts in enumerate(TOKENS_OF_EXPERTS):
@@ -152,9 +155,6 @@ class Towers(nn.Module):
         for layer in self.layers:
             x = x + layer(x).tanh()
         return self.head(x)
-
-
-CHOOSING = ("badam", "blockllm", "hft", "lisa")
 
 
 def train_towers(name, part, replicate):
