@@ -14,7 +14,7 @@ import optimizers
 import tasks
 from membench.config.defaults import hyperparameters
 from membench.config.run import Training
-from membench.planning.workload import Workload, make_batch
+from membench.planning.workload import Workload, make_batch, tokens_shape
 from membench.training import parallel
 from membench.training.loop import Loop, shares
 from tasks.data.rows import Row
@@ -214,7 +214,8 @@ def test_a_row_of_a_batch_is_a_pair_the_chosen_answer_first_and_learns_answers_w
 
 
 def test_what_is_metered_is_what_is_trained_on_and_what_is_planned(remembered):
-    planned = make_batch(Workload("", batch_size=3, sequence_length=64, task="dpo"), None, "cpu")
+    workload = Workload("", batch_size=3, sequence_length=64, task="dpo")
+    planned = make_batch(workload, torch.zeros(tokens_shape(workload), dtype=torch.long), None)
     batches = (remembered.batch(0), remembered.largest_batch(), planned)
     shapes = [{name: (one.numel(), one.dtype) for name, one in batch.items()} for batch in batches]
     assert shapes[0] == shapes[1] == shapes[2] and not remembered.largest_batch()["attention_mask"].all()
