@@ -269,8 +269,9 @@ def test_what_several_processes_cannot_do_is_refused(given, sentence):
         resolve(given)
 
 
-COMPARE = ["compare", "--optimizers", "badam", "--no-reference", "--task", "superglue/cb", "--data", DATA, "--quiet"]
+COMPARE = ["compare", "--no-reference", "--task", "superglue/cb", "--data", DATA, "--quiet"]
 COMPARE += ["--batch-size", "8", "--sequence-length", "32", "--threads", "1", "--checkpoint-every", "10"]
+BADAM = ["--optimizers", "badam"]
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -307,7 +308,7 @@ def test_a_comparison_on_two_processes_has_one_record_with_both_peaks_and_saves_
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("victim", [1, 0])
 def test_a_rank_that_is_killed_ends_the_run_with_its_record_and_the_next_command_continues(victim, tmp_path):
-    arguments = [*COMPARE, "--processes", "2", "--steps", "40"]
+    arguments = [*COMPARE, *BADAM, "--processes", "2", "--steps", "40"]
     out = tmp_path / "killed"
     process = subprocess.Popen(
         [sys.executable, "-m", "membench", *arguments, "--out", str(out)], cwd=ROOT, start_new_session=True
@@ -329,7 +330,7 @@ def test_a_rank_that_is_killed_ends_the_run_with_its_record_and_the_next_command
 @pytest.fixture(scope="module", params=["fsdp2", "replicate"])
 def begun_by_two(request, tmp_path_factory):
     """The folder of a run on two processes that was interrupted, and the command that makes it."""
-    arguments = [*COMPARE, "--strategy", request.param, "--steps", "40"]
+    arguments = [*COMPARE, *BADAM, "--strategy", request.param, "--steps", "40"]
     out = tmp_path_factory.mktemp("begun") / "out"
     line = [sys.executable, "-m", "membench", *arguments, "--processes", "2", "--out", str(out)]
     process = subprocess.Popen(line, cwd=ROOT, start_new_session=True)
@@ -343,7 +344,7 @@ def begun_by_two(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def by_one(tmp_path_factory):
     folder = tmp_path_factory.mktemp("by-one")
-    assert command(*COMPARE, "--steps", "40", "--out", str(folder)).returncode == 0
+    assert command(*COMPARE, *BADAM, "--steps", "40", "--out", str(folder)).returncode == 0
     return record_in(folder)
 
 

@@ -46,7 +46,7 @@ def model_without_dead_ends():
     return model
 
 
-def train_part(name, part, replicate, clip=None):
+def train_part(name, part, replicate, clip=None, finish=True):
     model = model_without_dead_ends()
     optimizer = subject(name).build(model)
     if replicate:
@@ -60,7 +60,7 @@ def train_part(name, part, replicate, clip=None):
             nn.utils.clip_grad_norm_(optimizer.trainable, clip)
         optimizer.step()
         optimizer.zero_grad()
-    return weights_of(optimizer.finish())
+    return weights_of(optimizer.finish() if finish else model)  # in few bits they are no parameters
 
 
 def half(rank, names):
