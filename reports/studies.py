@@ -29,13 +29,13 @@ def best(trials: Sequence[Record]) -> int:
 
 def sections(finals: list[Record], trials: list[Record]) -> list[formats.Section]:
     """How sensitive each method was to what was tuned, and a recommendation for each of the study's budgets."""
-    tuned = [sensitivity_section(trials)] if trials else []
+    tuned = [sensitivity_section(trials, finals)] if trials else []
     return [*tuned, (["Recommendation"], [], recommend(finals, budgets_of(finals)))]
 
 
 def document(finals: list[Record], trials: list[Record]) -> dict[str, Any]:
     """The same as JSON."""
-    return {"tuning": sensitivity(trials), "recommendation": recommend(finals, budgets_of(finals))}
+    return {"tuning": sensitivity(trials, finals), "recommendation": recommend(finals, budgets_of(finals))}
 
 
 def budgets_of(finals: list[Record]) -> list[int]:
@@ -47,16 +47,18 @@ def budgets_of(finals: list[Record]) -> list[int]:
 # Tuning
 
 
-def sensitivity_section(trials: list[Record]) -> formats.Section:
+def sensitivity_section(trials: list[Record], finals: Sequence[Record]) -> formats.Section:
     """What was tried, what was chosen, and what the choice was worth."""
-    made = sensitivity(trials)
+    made = sensitivity(trials, finals)
     return [_stated_budget(trials, made)], [_sensitivity_table(made)], _sensitivity_notes(made)
 
 
-def sensitivity(trials: Iterable[Record]) -> list[Row]:
+def sensitivity(trials: Iterable[Record], finals: Sequence[Record] = ()) -> list[Row]:
     """A row for each task, model and method: what was tried, what was chosen, and what the choice was worth.
 
-    Trials of different trainings, as a folder has them whose study was changed, are rows of their own.
+    Of equally good trials the one was chosen whose values the `finals` have: a folder doesn't keep the order of trials,
+    of which the study took the first. Trials of different trainings, as a folder has them whose study was changed, are
+    rows of their own.
     """
     trials = list(trials)
     setups = group(trials)
@@ -65,11 +67,11 @@ def sensitivity(trials: Iterable[Record]) -> list[Row]:
         words = ", ".join(differing(setup, [other for other in setups if _alike(setup, other)]))
         told |= {id(trial): words for runs in setup.rows.values() for trial in runs.values()}
     groups: dict[tuple[str, str, str, str], list[Record]] = {}
-    for trial in trials:  # in their order, by which the first of equally good ones is chosen
+    for trial in trials:
         if id(trial) in told:
             key = (trial["task"], trial["model"], trial["method"], told[id(trial)])
             groups.setdefault(key, []).append(trial)
-    return [_sensitivity_row(key, found) for key, found in groups.items()]
+    return [_sensitivity_row(key, found, finals) for key, found in groups.items()]
 
 
 def _alike(setup: Setup, other: Setup) -> bool:
@@ -77,8 +79,14 @@ def _alike(setup: Setup, other: Setup) -> bool:
     return setup.conditions["model"] == other.conditions["model"] and bool({*setup.tasks} & {*other.tasks})
 
 
-def _sensitivity_row(key: tuple[str, str, str, str], trials: list[Record]) -> Row:
+def _sensitivity_row(key: tuple[str, str, str, str], trials: list[Record], finals: Sequence[Record]) -> Row:
     names = varied_hyperparameters(trials)[key[2]]
+
+    def values(run: Record) -> list[Any]:
+        return [run["hyperparameters"].get(name) for name in names]
+
+    used = [values(run) for run in finals if (run["task"], run["model"], run["method"]) == key[:3]]
+    trials = sorted(trials, key=lambda trial: values(trial) not in used)
     chosen = trials[best(trials)]
     scores = [score(trial) for trial in trials if trial["status"] == "ok"]
     higher = chosen["higher_is_better"] is not False

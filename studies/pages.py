@@ -90,7 +90,7 @@ def _figures(study: Study) -> list[str]:
     if found := gradients.levels(study.finals):
         sections.append((["The full gradient"], [gradients.table(found)], []))
     if study.trials:
-        sections.append(sensitivity_section(study.trials))
+        sections.append(sensitivity_section(study.trials, study.finals))
     told = [formats.markdown(sections)] if sections else []
     return [plots, *told, tables.render(study.finals, "markdown", SHOWN)]
 

@@ -44,6 +44,15 @@ def test_sensitivity_has_best_median_worst_what_was_chosen_and_whether_at_the_ed
     assert badam["chosen"] == {"lr": 0.2} and badam["at_edge"] == [] and lora["at_edge"] == ["lr"]
 
 
+def test_of_equal_trials_the_one_was_chosen_that_the_runs_have_whatever_the_order():
+    """A folder gives its records by their names: by that the first of equals was said to be chosen, but wasn't used."""
+    made = trials("badam", {0.3: 0.8, 0.1: 0.8, 0.2: 0.5})
+    finals = [run(method="badam", seed=s, score=0.7, hyperparameters={"lr": 0.1}) for s in range(2)]
+    for tried in (made, made[::-1]):
+        (row,) = studies.sensitivity(tried, finals)
+        assert row["chosen"] == {"lr": 0.1} and row["at_edge"] == ["lr"]
+
+
 def test_the_recommendation_is_the_method_shown_to_be_as_good_that_needs_least():
     finals = [
         *seeds("adamw", 0.80, 100),

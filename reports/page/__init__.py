@@ -33,7 +33,7 @@ def render(records: list[Record], problems: Sequence[str] = (), trials: Sequence
         different=differences.between_setups(setups),
         problems=problems,
         advice=content.advice(records),
-        tuning=content.tuning(trials),
+        tuning=content.tuning(trials, records),
         sections=[_section(number, setup, number in drawn) for number, setup in enumerate(setups, 1)],
         most_rows=MOST_ROWS,
     )

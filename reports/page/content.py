@@ -66,11 +66,11 @@ def advice(records: list[Record]) -> list[str]:
     return studies.recommend(records, studies.budgets_of(records))
 
 
-def tuning(trials: Sequence[Record]) -> dict[str, Any] | None:
+def tuning(trials: Sequence[Record], finals: Sequence[Record]) -> dict[str, Any] | None:
     """What was tuned, and how much that mattered; None where nothing was."""
     if not trials:
         return None
-    heading, tables, notes = studies.sensitivity_section(list(trials))
+    heading, tables, notes = studies.sensitivity_section(list(trials), finals)
     view = _view(tables[0])
     return {"heading": heading[0], "table": View(view.title, view.headers, view.rows, notes)}
 
