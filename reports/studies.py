@@ -104,12 +104,16 @@ def _sensitivity_row(key: tuple[str, str, str, str], trials: list[Record], final
 
 
 def _at_edge(name: str, chosen: Record, trials: list[Record]) -> bool:
-    """Whether the smallest or the largest of three or more numbers was chosen: a better one may lie beyond."""
+    """Whether the smallest or the largest of three or more numbers was best, and none between as good: a better one may
+    lie beyond.
+    """
     tried = [trial["hyperparameters"].get(name) for trial in trials]
     values = {json.dumps(value): value for value in tried}.values()
     if len(values) < 3 or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return False
-    return chosen["hyperparameters"].get(name) in (min(values), max(values))
+    edges = (min(values), max(values))
+    as_good = [trial for trial in trials if trial["status"] == "ok" and score(trial) == score(chosen)]
+    return all(trial["hyperparameters"].get(name) in edges for trial in (chosen, *as_good))
 
 
 def _stated_budget(trials: list[Record], made: list[Row]) -> str:

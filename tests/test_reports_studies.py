@@ -51,6 +51,8 @@ def test_of_equal_trials_the_one_was_chosen_that_the_runs_have_whatever_the_orde
     for tried in (made, made[::-1]):
         (row,) = studies.sensitivity(tried, finals)
         assert row["chosen"] == {"lr": 0.1} and row["at_edge"] == ["lr"]
+    (row,) = studies.sensitivity(trials("badam", {0.3: 0.8, 0.1: 0.8, 0.2: 0.8}), finals)
+    assert row["at_edge"] == []  # none beyond can be better for what tells nothing
 
 
 def test_the_recommendation_is_the_method_shown_to_be_as_good_that_needs_least():
