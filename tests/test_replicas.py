@@ -128,14 +128,19 @@ def train_experts(name, part, replicate):
     return weights_of(optimizer.finish())
 
 
-def test_an_expert_that_has_tokens_on_one_replica_only_is_trained_as_by_one_process_in_the_backward_pass_too():
+def expect_as_by_one_process(train, names):
+    """Two replicas, each with two of four rows, are equal to the bit, and as one process with all of them."""
     parts = (slice(2), slice(2, 4))
-    halves = gloo.run(lambda rank: {name: train_experts(name, parts[rank], replicate=True) for name in UNEVEN})
-    for name in UNEVEN:
+    halves = gloo.run(lambda rank: {name: train(name, parts[rank], replicate=True) for name in names})
+    for name in names:
         one, other = (trained[name] for trained in halves)
         assert all(torch.equal(p, other[key]) for key, p in one.items()), name
-        alone = train_experts(name, slice(None), replicate=False)
+        alone = train(name, slice(None), replicate=False)
         assert max(((one[key] - p).abs().max().item(), key) for key, p in alone.items()) < (1e-9, ""), name
+
+
+def test_an_expert_that_has_tokens_on_one_replica_only_is_trained_as_by_one_process_in_the_backward_pass_too():
+    expect_as_by_one_process(train_experts, UNEVEN)
 
 
 class Towers(nn.Module):
@@ -172,10 +177,4 @@ def train_towers(name, part, replicate):
 
 
 def test_a_tower_that_the_first_batch_of_one_replica_reaches_is_trained_as_by_one_process():
-    parts = (slice(2), slice(2, 4))
-    halves = gloo.run(lambda rank: {name: train_towers(name, parts[rank], replicate=True) for name in CHOOSING})
-    for name in CHOOSING:
-        one, other = (trained[name] for trained in halves)
-        assert all(torch.equal(p, other[key]) for key, p in one.items()), name
-        alone = train_towers(name, slice(None), replicate=False)
-        assert max(((one[key] - p).abs().max().item(), key) for key, p in alone.items()) < (1e-9, ""), name
+    expect_as_by_one_process(train_towers, CHOOSING)

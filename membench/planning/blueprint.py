@@ -211,7 +211,8 @@ class Blueprint:
         if device is None:
             tokens = torch.zeros(shape, dtype=torch.long)
         else:
-            drawn = torch.randint(len(self._words), shape, generator=generator or torch.Generator().manual_seed(0))
+            generator = generator or torch.Generator("cpu").manual_seed(0)
+            drawn = torch.randint(len(self._words), shape, generator=generator, device="cpu")  # whatever the default
             tokens = self._words[drawn].to(device)
         batch = make_batch(self.workload, tokens, None if self.is_causal else 2)
         end = getattr(self.source.config, "eos_token_id", None)
@@ -226,7 +227,7 @@ class Blueprint:
         """The ids of tokens for which the configuration has no special use."""
         vocabulary = getattr(self.source.config.get_text_config(), "vocab_size", 1)
         special = set(_special(self.source.config.to_dict()))
-        return torch.tensor([token for token in range(vocabulary) if token not in special] or [0])
+        return torch.tensor([token for token in range(vocabulary) if token not in special] or [0], device="cpu")
 
     def config(self, depth: int) -> Any:
         """The configuration with `depth` layers, and its per-layer lists cut to match."""

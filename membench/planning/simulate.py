@@ -29,7 +29,7 @@ from membench.planning.passes import RepeatedLoss, hooks_of
 from membench.planning.pretended import pretended
 from membench.planning.workload import Batch, loss_function
 from membench.training import parallel
-from membench.training.metering import train_selection, turns_of
+from membench.training.metering import selections_of, train_selection
 from membench.training.seeding import random_state_kept
 from optimizers import MemoryEfficientOptimizer
 from optimizers.shared.blocks import find_layers
@@ -110,7 +110,7 @@ def simulate(
         build = partial(optimizers.create, method, **_in_order(method, values))
         optimizer = parallel.place(model, method, blueprint.workload.strategy, build)
         selections = _selections(optimizer)
-        next(selections)
+        first = next(selections)  # before the meter, which counts a switch
         meter = MemoryMeter(model, optimizer) if fake is None else FakeMeter(model, optimizer, fake)
         simulation = Simulation(depth, meter.trace, _lists_of_layers(model), classify(model))
         knows_worst = chooses(type(optimizer))
@@ -127,7 +127,7 @@ def simulate(
         if isinstance(meter, FakeMeter) and workload.gradient_accumulation_steps == 1 and not replicas:
             loss = RepeatedLoss(loss, meter, blueprint, hooks)
         with all_layers_running(model), meter:
-            for turn, _ in enumerate(chain([None], selections)):
+            for turn in chain([first], selections):
                 if turn and not knows_worst:
                     simulation.leaves_state |= any(not p.requires_grad for p in optimizer.state)
                 if whole_cycle or _is_an_end(optimizer.selection, simulation.layers, ending):
@@ -160,19 +160,9 @@ def _lists_of_layers(model: nn.Module) -> list[str]:
     return sorted({name.rpartition(".")[0] for name in find_layers(model)})
 
 
-def _selections(optimizer: MemoryEfficientOptimizer) -> Iterator[None]:
-    """Make the selections to go through, one after another: the worst cases if the method knows them, or all."""
-    if chooses(type(optimizer)):
-        for number in range(optimizer.worst_cases):
-            optimizer.worst_case(number)
-            yield
-        return
-    for _ in range(turns_of(optimizer) - 1):
-        before = optimizer.selection
-        yield
-        if optimizer.selection == before:  # it may have gone on to its next itself
-            optimizer.advance()
-    yield
+def _selections(optimizer: MemoryEfficientOptimizer) -> Iterator[int]:
+    """The selections to go through: the worst cases if the method knows them, or all."""
+    return selections_of(optimizer, 1 if chooses(type(optimizer)) else None)
 
 
 def chooses(method: type[MemoryEfficientOptimizer]) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -43,17 +44,30 @@ def meter_cycle(
         selections: how many to go through; `turns_of` the optimizer if None.
     """
     method = optimizer if isinstance(optimizer, MemoryEfficientOptimizer) else StockOptimizer(optimizer)
-    method.worst_case()
+    turns = selections_of(method, selections)
+    first = next(turns)  # before the meter, which counts a switch
     with all_layers_running(model), MemoryMeter(model, method) as meter:
-        before = method.selection
-        for turn in range(method.worst_cases - 1 + (selections or turns_of(method))):
-            if 0 < turn < method.worst_cases:
-                method.worst_case(turn)
-            elif turn and method.selection == before:
-                method.advance()
-            before = method.selection
+        for turn in chain([first], turns):
             train_selection(meter, loss_fn, batches, turn, max_grad_norm, steps_per_selection)
     return meter.report()
+
+
+def selections_of(method: MemoryEfficientOptimizer | StockOptimizer, count: int | None = None) -> Iterator[int]:
+    """Make the selections to meter one after another, and number them: the worst cases, then further ones.
+
+    Args:
+        method: may go on to its next selection itself, while it is trained on one.
+        count: how many, but for the worst cases after the first; `turns_of` the method if None.
+    """
+    method.worst_case()
+    before = method.selection
+    for turn in range(method.worst_cases - 1 + (count or turns_of(method))):
+        if 0 < turn < method.worst_cases:
+            method.worst_case(turn)
+        elif turn and method.selection == before:
+            method.advance()
+        before = method.selection
+        yield turn
 
 
 def turns_of(method: MemoryEfficientOptimizer | StockOptimizer) -> int:
