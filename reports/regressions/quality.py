@@ -106,12 +106,13 @@ def _row(found: Measured, row: PairedRow) -> Row:
     run = next(iter(_ok(row).values()))[0]
     scores = sorted({*found.before.values(), *found.after.values()})
     within = _more_is_better(row) and scores[0] >= 0 and scores[-1] <= 1
+    examples, unit = _examples(row), point(scores)
+    gaps = [(after - before) / unit for before, after in pairwise(scores)]
+    most = 100 / (examples or _PRESUMED)  # points, of an example
+    step = most if within and examples else min([*gaps, most])
+    floor = step**2 / 6  # of a difference between two rounded scores
     if not within:
-        return Row(found.differences)
-    examples = _examples(row)
-    gaps = [after - before for before, after in pairwise(scores)]
-    step = 1 / examples if examples else min([*gaps, 1 / _PRESUMED])
-    floor = 1e4 * step**2 / 6  # of a difference between two rounded scores
+        return Row(found.differences, floor=floor if _more_is_better(row) else 0.0)
     scored = examples or (_PRESUMED if len(found.differences) == 1 else None)
     return Row(found.differences, _bound(found, scored, run["headline"]) if scored else None, floor)
 
