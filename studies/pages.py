@@ -8,6 +8,7 @@ from reports import figures, formats, tables
 from reports.figures import svg
 from reports.figures.svg import Plot
 from reports.record import Record
+from reports.rows import have_average
 from reports.setups import group, heading
 from reports.studies import recommend, sensitivity_section
 from studies import gradients, rates, seeds
@@ -62,7 +63,9 @@ def _survivals(finals: list[Record]) -> list[str]:
     """Of each set-up, whose scores have nothing to do with another's."""
     setups = group(finals)
     told = {
-        setup: seeds.survival([run for of_row in setup.rows.values() for run in of_row.values()]) for setup in setups
+        setup: seeds.survival([run for of_row in setup.rows.values() for run in of_row.values()])
+        for setup in setups
+        if len(setup.tasks) == 1 or have_average([setup], setup.tasks)
     }
     return [
         f"{'; '.join(heading(setup))}: {words}" if len(setups) > 1 else words for setup, words in told.items() if words

@@ -31,6 +31,12 @@ def ranking(runs: Iterable[Record]) -> dict[str, float]:
     return dict(sorted(means.items(), key=lambda item: -item[1]))
 
 
+def _first(scores: dict[str, float]) -> str:
+    """Whose score is the best, all of those that have it: `adamw and badam`; "none" where no run is left."""
+    best = max(scores.values(), default=None)
+    return " and ".join(sorted(method for method, score in scores.items() if score == best)) or "none"
+
+
 def survival(runs: list[Record]) -> str | None:
     """A sentence; None with fewer than three seeds or two methods."""
     seeds = sorted({run["seed"] for run in runs})
@@ -39,17 +45,18 @@ def survival(runs: list[Record]) -> str | None:
         return None
     if len(set(whole.values())) == 1:
         return "All methods score alike, so none is first."
-    first, *_ = whole
+    first = _first(whole)
     without = {seed: ranking(run for run in runs if run["seed"] != seed) for seed in seeds}
-    stays = sum(next(iter(found)) == first for found in without.values())
-    others = sorted({next(iter(found)) for found in without.values()} - {first})
+    stays = sum(_first(found) == first for found in without.values())
+    others = sorted({_first(found) for found in without.values()} - {first})
     shared = [[method for method in whole if method in found] for found in without.values()]
     taus = [
-        kendalltau([whole[m] for m in methods], [found[m] for m in methods]).statistic
+        kendalltau([whole[m] for m in methods], [found[m] for m in methods]).statistic if len(methods) > 1 else math.nan
         for methods, found in zip(shared, without.values(), strict=True)
     ]
     instead = f" (otherwise {', '.join(others)})" if others else ""
-    stays_first = f"Leaving one seed out: {first} stays first in {stays} of {len(seeds)} cases{instead}"
+    stay = "stay" if " and " in first else "stays"
+    stays_first = f"Leaving one seed out: {first} {stay} first in {stays} of {len(seeds)} cases{instead}"
     if any(map(math.isnan, taus)):  # all methods score alike without some seed
         return f"{stays_first}."
     return (

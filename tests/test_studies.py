@@ -139,6 +139,22 @@ def test_a_ranking_that_hangs_on_one_seed_is_told():
     assert alike == "All methods score alike, so none is first.", "there is no ranking"
 
 
+def test_of_methods_that_are_first_with_the_same_score_all_are_named_in_any_order():
+    runs = [
+        make_record(method=method, seed=seed, metrics={"accuracy": score + 0.2 * (method == "x" and seed == 0)})
+        for method, score in (("badam", 0.8), ("adamw", 0.8), ("x", 0.75))
+        for seed in range(3)
+    ]
+    for given in (runs, runs[::-1]):
+        assert (seeds.survival(given) or "").startswith(
+            "Leaving one seed out: x stays first in 2 of 3 cases (otherwise adamw and badam)"
+        )
+    tied = [{**run, "metrics": {"accuracy": 0.8 if run["method"] != "x" else 0.5}} for run in runs]
+    assert (seeds.survival(tied) or "").startswith("Leaving one seed out: adamw and badam stay first in 3 of 3 cases;")
+    lost = [run if run["seed"] == 0 else {**run, "status": "failed", "error": "it broke"} for run in tied]
+    assert "stay first in 2 of 3 cases (otherwise none)" in (seeds.survival(lost) or "")
+
+
 def test_a_ranking_is_of_one_set_up_and_of_methods_that_have_all_tasks_in_it():
     def of(method: str, seed: int, value: float, **changes: Any) -> dict:
         return make_record(method=method, seed=seed, metrics={"accuracy": value}, **changes)
