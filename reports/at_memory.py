@@ -9,7 +9,7 @@ from reports.floors import Floor
 from reports.rankings import Ranking, headline, render
 from reports.record import Record, how_it_ended
 from reports.setups import Setup, differing, group, heading, score
-from reports.statistics import SIGNIFICANCE, equivalent, summarise
+from reports.statistics import equivalent, summarise
 from reports.table import NOTHING, Column, Row, Table, budget_mib, lay_out, mib, score_text
 
 # of a set-up: what must be the same for qualities to compare
@@ -86,7 +86,7 @@ def _pool(setups: list[Setup], budget: int, pools: list[list[Setup]]) -> list[Ra
     """One ranking by the average over tasks, or one a task where there is no average."""
     tasks = sorted({task for setup in setups for task in setup.tasks})
     headlines = {task: headline(setups, task) for task in tasks}
-    if len(tasks) > 1 and all(higher for _, higher in headlines.values()):
+    if rows.have_average(setups, tasks):
         return [_ranking(setups, tasks, rows.AVERAGE, True, budget, pools)]
     return [_ranking(setups, [task], metric, higher, budget, pools) for task, (metric, higher) in headlines.items()]
 
@@ -103,13 +103,13 @@ def _ranking(
             contenders.setdefault(contender.method, []).append(contender)
     chosen = [_choose(several, len(tasks), higher, budget) for several in contenders.values()]
     ranked = [c for c in chosen if _fits(c, budget) and c.tasks == len(tasks)]
-    ranked.sort(key=lambda c: -c.mean() if higher else c.mean())
+    ranked.sort(key=lambda c: (-c.mean() if higher else c.mean(), c.needs_bytes))  # as good for less is better
     floor = _floor(setups, tasks)
     own = {c.method: floors.of_row(floor, c.runs) for c in ranked} if len(tasks) == 1 else {}
     found = rows.compared({c.method: c.scores for c in ranked}, floor, own)
     others = sorted((c for c in chosen if c not in ranked), key=lambda c: c.needs_bytes or float("inf"))
     able = [c for c in ranked if found[c.method]["above_floor"] is not False]
-    equal = {c.method for c in able if c is able[0] or equivalent(c.scores, able[0].scores, higher_is_better=higher)}
+    equal = _equal(able, higher)
     shared = {"metric": metric, "higher_is_better": higher, **rows.floor_fields(floor)}
     made = [
         {
@@ -125,6 +125,16 @@ def _ranking(
     head = _heading(setups, tasks, pools)
     title = f"{_title(tasks)} within {budget_mib(budget)} MiB, by {metric}{'' if higher else ' (less is better)'}"
     return Ranking(head, _table(title, made, len(tasks), floor), made, _notes(made, tasks, mixed))
+
+
+def _equal(able: list[_Contender], higher: bool) -> set[str]:
+    """The best one, which comes first, and those that are shown to be as good."""
+    tested = sum(len(c.scores) > 1 for c in able)
+    return {
+        c.method
+        for c in able
+        if c is able[0] or equivalent(c.scores, able[0].scores, higher_is_better=higher, rows=tested)
+    }
 
 
 def _heading(setups: list[Setup], tasks: list[str], pools: list[list[Setup]]) -> list[str]:
@@ -207,7 +217,7 @@ def _row(made: _Contender, ranked: list[_Contender], budget: int) -> Row:
     mean, deviation, n = summarise(made.scores) if made.scores else (None, None, 0)
     caveats = rows.caveats({**made.counts, "n": n})
     return {
-        "rank": ranked.index(made) + 1 if made in ranked else None,
+        "rank": [c.mean() for c in ranked].index(made.mean()) + 1 if made in ranked else None,
         "method": made.method,
         "configuration": made.configuration,
         "fits": _fits(made, budget),
@@ -264,9 +274,7 @@ def _notes(made: list[Row], tasks: list[str], mixed: bool) -> list[str]:
     if any(row["needs_reserved"] for row in made):
         notes.append(f"Of a card, a process takes {CONTEXT}.")
     if any(row["tied_with_best"] for row in made):
-        notes.append(
-            f"* the best, or not significantly different from it (Welch's t-test over seeds, p ≥ {SIGNIFICANCE})."
-        )
+        notes.append(text.TIED)
     task = tasks[0] if len(tasks) == 1 else rows.AVERAGE
     told = [{**row, "task": task} for row in made]
     notes += text.sight_notes(told) + text.not_above_floor(told)

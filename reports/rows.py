@@ -1,7 +1,7 @@
 """The figures of each table, raw: one dict a row, with units in the names. This is what csv and json hold."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -11,7 +11,7 @@ from reports.parts import PARTS
 from reports.record import Record, has_true_times, how_it_ended, undue_waiting
 from reports.schema import STATUSES
 from reports.setups import Key, Setup, machine, peak_bytes, score
-from reports.statistics import Sight, paired_ratio, sight, summarise, tied_with_best
+from reports.statistics import Sight, paired_ratio, point, sight, summarise, tied_with_best
 from reports.table import Row
 
 AVERAGE = "average"  # stands for a task in the rows of quality
@@ -126,13 +126,23 @@ def quality(setup: Setup) -> list[Row]:
 
     The average is one of complete seeds: the mean over the tasks for each seed that has them all, then mean and
     deviation over these seeds. A method that lacks a task is averaged over those it has, which `tasks` tells, and ranks
-    nowhere; so does one whose tasks are of different seeds, of which `n` is 0. There is no average over a single task,
-    nor where less is better on some. What isn't above the floor is neither the best nor tied with it.
+    nowhere; so does one whose tasks are of different seeds, of which `n` is 0. Of some tasks there is no average: see
+    `have_average`. What isn't above the floor is neither the best nor tied with it.
     """
     rows = [row for task in setup.tasks for row in _task_rows(setup, task)]
-    if len(setup.tasks) > 1 and all(_headline(setup, task)[1] for task in setup.tasks):
+    if have_average([setup], setup.tasks):
         rows += _averages(setup, rows)
     return rows
+
+
+def have_average(setups: Sequence[Setup], tasks: Sequence[str]) -> bool:
+    """Whether there are several tasks, on all of which more is better, and on one scale: of others the one with the
+    largest scores would decide alone.
+    """
+    headlines = [_headline(setup, task) for setup in setups for task in setup.tasks if task in tasks]
+    scores = [[score(run) for setup in setups for run in on_task(setup, task)] for task in tasks]
+    scales = {point(of_task) for of_task in scores if of_task}
+    return len(tasks) > 1 and all(higher for _, higher in headlines) and len(scales) < 2
 
 
 def _task_rows(setup: Setup, task: str) -> list[Row]:
@@ -188,9 +198,10 @@ def compared(scores: dict[str, list[float]], floor: Floor, own: Mapping[str, Flo
     able = {label: values for label, values in scores.items() if above[label] is not False}
     tied = tied_with_best(able, higher_is_better=floor.higher)
     best = (max if floor.higher else min)(able, key=lambda label: means[label], default=None)
+    tested = sum(len(values) > 1 for values in able.values())
     found = {}
     for label, values in scores.items():
-        seen = sight(values, scores[best]) if best and label in tied - {best} else None
+        seen = sight(values, scores[best], tested) if best and label in tied - {best} else None
         fields = {f"seen_{name}": value for name, value in seen._asdict().items()} if seen else {}
         found[label] = {**ALONE, "above_floor": above[label], "tied_with_best": label in tied, **fields}
     return found

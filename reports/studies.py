@@ -192,6 +192,9 @@ def _because(take: Row, equal: list[Row], able: list[Row], made: list[Row]) -> s
     if len(equal) > 1:
         within = f"{SAME_POINTS:g} points" if take["higher_is_better"] else f"{SAME_POINTS:g}%"
         return f"of {len(equal)} shown to score within {within} of the best it needs least memory: {reached}"
+    as_high = sum(row["mean"] == take["mean"] for row in able)
+    if as_high > 1:
+        return f"of {as_high} with the best score it needs least memory: {reached}"
     return f"it scores best: {reached}"
 
 

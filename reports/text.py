@@ -11,12 +11,12 @@ from reports.parts import Part, round_parts, shown
 from reports.record import had_device_alone, has_true_times, undue_waiting
 from reports.rows import AVERAGE
 from reports.setups import REFERENCE, Setup
-from reports.statistics import SIGNIFICANCE, Sight, sight_words
+from reports.statistics import SIGNIFICANCE, TEST, Sight, sight_words
 from reports.table import MIB, NOTHING, Row, Table, lay_out, score_text
 
 LONGEST_ERROR = 64  # letters
 
-_TIED = f"* the best, or not significantly different from it (Welch's t-test over seeds, p ≥ {SIGNIFICANCE})."
+TIED = f"* the best, or not significantly different from it ({TEST}, p ≥ {SIGNIFICANCE})."
 _FLOOR, _EXAMPLES = "floor", "examples"  # further rows of quality
 _FLOOR_NOTE = "floor: guessing, or the model before training if that is better{}."
 _FLOOR_WIDTH = "; ± how far chance alone takes a score (95%)"
@@ -285,7 +285,7 @@ def _score_notes(rows: list[Row], setup: Setup) -> list[str]:
     tied = any(row.get("tied_with_best") for row in rows)
     partial = any(row.get("mean") is not None and _lack(row, setup) for row in rows)
     seedless = any(row.get("mean") is not None and not row["n"] for row in rows)
-    return [_TIED] * tied + sight_notes(rows) + [_PARTIAL] * partial + [_SEEDLESS] * seedless
+    return [TIED] * tied + sight_notes(rows) + [_PARTIAL] * partial + [_SEEDLESS] * seedless
 
 
 def sight_notes(rows: list[Row]) -> list[str]:

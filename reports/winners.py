@@ -3,21 +3,19 @@
 import math
 from dataclasses import dataclass
 
-from scipy.stats import ttest_1samp
-
 from reports import rows as raw
 from reports.setups import Setup
-from reports.statistics import SIGNIFICANCE, Sight
+from reports.statistics import SIGNIFICANCE, TEST, Sight, errors_of_rows, summarise
 from reports.table import Row
 
 SAME_MEMORY = 0.01  # the share by which peaks may differ and still count as the same
 
 HOW = {
     "memory": f"peak: ★ the least, ≈ within {SAME_MEMORY:.0%} of it.",
-    "speed": "tokens/s: ★ the most, ≈ not significantly different from it by a paired t-test over task and seed "
-    f"(p ≥ {SIGNIFICANCE}; of one pair nothing can be said).",
-    "score": "score: ★ the best mean, ≈ equal to it or not significantly different by Welch's t-test over seeds "
-    f"(p ≥ {SIGNIFICANCE}; of one seed nothing can be said).",
+    "speed": "tokens/s: ★ the most, ≈ not significantly slower by a t-test of the ratio over pairs of task and seed "
+    f"(p ≥ {SIGNIFICANCE}, corrected for the number of methods; of one pair nothing can be said).",
+    "score": f"score: ★ the best mean, ≈ equal to it or not significantly different ({TEST}, "
+    f"p ≥ {SIGNIFICANCE}; of one seed nothing can be said).",
 }
 
 
@@ -87,19 +85,23 @@ def _speed(setup: Setup, rows: list[Row]) -> Winner | None:
         return None
     best = max(speeds, key=lambda label: speeds[label])
     slowed = [label for label in speeds if raw.was_slowed(setup, label)]
-    caveats = (f"Slowed by other work: {', '.join(slowed)}",) if slowed else ()
-    return Winner(best, frozenset(label for label in speeds if _as_fast(setup, label, best)), caveats=caveats)
+    unknown = [row["method"] for row in rows if row["method"] not in speeds]
+    told = {"Slowed by other work": slowed, "Not compared, as some runs have no speed": unknown}
+    caveats = tuple(f"{what}: {', '.join(who)}" for what, who in told.items() if who)
+    alike = frozenset(label for label in speeds if _as_fast(setup, label, best, len(speeds)))
+    return Winner(best, alike, caveats=caveats) if len(speeds) > 1 or not unknown else None
 
 
-def _as_fast(setup: Setup, label: str, best: str) -> bool:
-    """Not significantly different from the best, by the logarithms of the ratios of two pairs of runs at least."""
+def _as_fast(setup: Setup, label: str, best: str, rows: int) -> bool:
+    """Not significantly slower than the best, by the logarithms of the ratios of two pairs of runs at least."""
     one, other = raw.rates(setup.finished(label)), raw.rates(setup.finished(best))
     logs = [math.log(one[key] / other[key]) for key in one if one[key] and other.get(key)]
     if label == best or len(logs) < 2:
         return label == best
-    if len(set(logs)) == 1:
-        return logs[0] == 0
-    return bool(ttest_1samp(logs, 0).pvalue >= SIGNIFICANCE)
+    mean, deviation, n = summarise(logs)
+    if mean >= 0 or not deviation:  # faster by pairs, though not over all of the time
+        return mean >= 0
+    return -mean <= deviation / math.sqrt(n) * errors_of_rows(n - 1, rows)
 
 
 def _score(setup: Setup) -> Winner | None:

@@ -85,6 +85,22 @@ def test_n6_without_a_change_hardly_a_suite_is_called_a_regression(rows, noise, 
     assert wrong(60, rows, noise, **given) <= 0.1  # 6 of 60: with 26 % as it was, one time in 300
 
 
+@pytest.mark.parametrize("unit", [1, 100])
+def test_two_seeds_that_differ_alike_by_chance_are_no_regression_on_any_scale(unit):
+    """Of 56 examples a score has few values: that two differences are the same one is no proof, also in percent."""
+
+    def shares(rng):
+        right = [sum(rng.random() < 0.7 for _ in range(56)) for _ in range(10)]
+        return [run(n // 2, seed=n % 2, metrics={"accuracy": unit * count / 56}) for n, count in enumerate(right)]
+
+    assert rate(100, lambda rng: (of_ones_own(shares(rng)), of_ones_own(shares(rng)))) <= 0.03  # 7 % as it was
+
+
+def of_ones_own(runs):
+    """The same on tasks whose scores may have any scale."""
+    return [{**made, "task": made["task"].replace("superglue", "mine")} for made in runs]
+
+
 def power(number, rows):
     def sides(rng):
         return side(rng, [0.6] * rows, seeds=3), side(rng, [0.6] * rows, seeds=3, drop=3.0)
@@ -226,6 +242,37 @@ def test_n5_a_point_of_a_perplexity_is_a_percent_and_is_called_so():
     ]
     said = recommended(runs)
     assert ": badam, because of 2 shown to score within 2% of the best" in said and "points" not in said
+
+
+@pytest.mark.parametrize("scores", [[0.80], [0.7, 0.8, 0.9]])
+def test_of_equal_scores_the_one_in_less_memory_is_recommended_and_ranks_as_high(scores):
+    runs = [seeds_of("adamw", scores, 200), seeds_of("badam", scores[::-1], 100)]
+    for given in (runs, runs[::-1]):
+        assert ": badam, because of 2 with the best score it needs least memory: 0.800" in recommended(*given)
+    (ranking,) = at_memory.rankings([made for several in runs for made in several], 300 * MIB)
+    assert [row["rank"] for row in ranking.rows] == [1, 1]
+
+
+def on_tasks_of_ones_own(method, accuracy, other, unit):
+    """An accuracy, and a score that is 42 of 100 with `unit` 1."""
+    tasks = (("accurate", accuracy, 1), ("other", other, unit))
+    return [
+        run(method=method, seed=seed, task=f"mine/{task}", metrics={"accuracy": scale * (score + 0.001 * seed)})
+        for task, score, scale in tasks
+        for seed in range(3)
+    ]
+
+
+def test_scores_of_different_scales_have_no_average_which_the_larger_would_decide():
+    """One in a hundred is as good as two, where an accuracy falls from .9 to .5."""
+
+    def made(unit):
+        return [*on_tasks_of_ones_own("adamw", 0.9, 0.40, unit), *on_tasks_of_ones_own("badam", 0.5, 0.42, unit)]
+
+    (alike,), (unlike,) = group(made(1)), group(made(100))
+    assert winners(alike)["score"].best == "adamw" and "score" not in winners(unlike)
+    assert [": adamw, because" in said for said in studies.recommend(made(100), ())] == [True, False]
+    assert len(studies.recommend(made(1), ())) == 1
 
 
 def test_n5_of_one_seed_nothing_is_called_equal_or_different():

@@ -199,7 +199,26 @@ def test_a_row_some_of_whose_times_tell_nothing_wins_no_speed_by_those_that_are_
     ]
     assert winners(setup_of(*runs))["speed"].best == "adamw"
     runs[-1]["environment"]["jobs"] = 2
-    assert winners(setup_of(*runs))["speed"].best == "adamw"
+    assert "speed" not in winners(setup_of(*runs))  # of the only one that is known nobody can say that it is fastest
+    third = [make_record(method="x", task=one["task"], time__tokens_per_second=50.0) for one in runs[:2]]
+    speed = winners(setup_of(*runs, *third))["speed"]
+    assert (speed.best, speed.caveats) == ("adamw", ("Not compared, as some runs have no speed: badam",))
+
+
+def test_a_row_that_is_faster_by_pairs_isnt_called_slower():
+    """adamw is far faster on the task that takes longest, badam a fifth faster on each of seven."""
+    runs = [
+        make_record(
+            method=method,
+            task=f"superglue/t{task}",
+            time__tokens_per_second=speed * (1 + task / 1000 * (method == "badam")),
+            time__train_seconds=1000 / speed,
+        )
+        for task in range(8)
+        for method, speed in (("adamw", 100.0 if task else 2.0), ("badam", 120.0 if task else 1.9))
+    ]
+    speed = winners(setup_of(*runs))["speed"]
+    assert speed.best == "adamw" and speed.others == ["badam"]
 
 
 def test_speeds_of_different_machines_have_no_winner():

@@ -39,7 +39,7 @@ class Point(NamedTuple):
 
 
 def overall(setup: Setup) -> Plot | None:
-    """The summary's columns against each other; None where it has no score, as where less is better on some tasks."""
+    """The summary's columns against each other; None where it has no score, as where there is no average."""
     task = setup.tasks[0] if len(setup.tasks) == 1 else AVERAGE
     peaks = {row["method"]: row["peak_allocated_bytes"] for row in raw.memory(setup) if row["runs_ok"]}
     return _plot(setup, task, "pareto", "Memory against quality", peaks, style.WIDE)

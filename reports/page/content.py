@@ -109,7 +109,7 @@ def _cards(setup: Setup) -> list[dict[str, Any]]:
     """The winner of each column, what it reached, and who may be as good."""
     rows = {row["method"]: row for row in summary_rows(setup)}
     titles = {"memory": "Least memory", "speed": "Fastest", "score": f"Best {_score_name(setup)}"}
-    alike = {"memory": f"Within {best.SAME_MEMORY:.0%} of it"}  # which is exact
+    alike = {"memory": f"Within {best.SAME_MEMORY:.0%} of it", "speed": "Not significantly slower"}
     return [
         {
             "title": titles[name],
@@ -167,7 +167,7 @@ def _summary(setup: Setup) -> View:
         view.notes.append(
             f"average: {text.average_words(setup)}."
             if _has_average(setup)
-            else "No average, since less is better on some tasks."
+            else "No average, since less is better on some tasks, or their scores are of different scales."
         )
     return view
 
