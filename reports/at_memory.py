@@ -110,7 +110,8 @@ def _ranking(
     others = sorted((c for c in chosen if c not in ranked), key=lambda c: c.needs_bytes or float("inf"))
     able = [c for c in ranked if found[c.method]["above_floor"] is not False]
     equal = _equal(able, higher)
-    shared = {"metric": metric, "higher_is_better": higher, **rows.floor_fields(floor)}
+    task = tasks[0] if len(tasks) == 1 else rows.AVERAGE
+    shared = {"task": task, "metric": metric, "higher_is_better": higher, **rows.floor_fields(floor)}
     made = [
         {
             **_row(c, ranked, budget),
@@ -124,7 +125,7 @@ def _ranking(
     ]
     head = _heading(setups, tasks, pools)
     title = f"{_title(tasks)} within {budget_mib(budget)} MiB, by {metric}{'' if higher else ' (less is better)'}"
-    return Ranking(head, _table(title, made, len(tasks), floor), made, _notes(made, tasks, mixed))
+    return Ranking(head, _table(title, made, len(tasks), floor), made, _notes(made, mixed))
 
 
 def _equal(able: list[_Contender], higher: bool) -> set[str]:
@@ -268,16 +269,14 @@ def _shown(row: Row) -> str:
     return text + ("*" if row["tied_with_best"] else "")
 
 
-def _notes(made: list[Row], tasks: list[str], mixed: bool) -> list[str]:
+def _notes(made: list[Row], mixed: bool) -> list[str]:
     what = "the peak" if mixed else "what the GPU's allocator reserved or, without one, the peak"
     notes = [f"needs: the hungriest run; {what}."]
     if any(row["needs_reserved"] for row in made):
         notes.append(f"Of a card, a process takes {CONTEXT}.")
     if any(row["tied_with_best"] for row in made):
         notes.append(text.TIED)
-    task = tasks[0] if len(tasks) == 1 else rows.AVERAGE
-    told = [{**row, "task": task} for row in made]
-    notes += text.sight_notes(told) + text.not_above_floor(told)
+    notes += text.sight_notes(made) + text.not_above_floor(made)
     return notes + choice_notes(made)
 
 

@@ -265,8 +265,8 @@ def _mib(row: Row) -> str:
 
 
 def _speed(take: Row, finals: list[Record]) -> str:
-    """Its speed against the reference's, where there is one set-up to read it off."""
-    setups = group(finals)
+    """Its speed against the reference's on the tasks of the ranking, where there is one set-up to read it off."""
+    setups = group([run for run in finals if take["task"] in (rows.AVERAGE, run["task"])])
     if len(setups) != 1 or not setups[0].reference or setups[0].reference == take["method"]:
         return ""
     found = [row for row in rows.throughput(setups[0]) if row["method"] == take["method"]]

@@ -275,6 +275,17 @@ def test_scores_of_different_scales_have_no_average_which_the_larger_would_decid
     assert len(studies.recommend(made(1), ())) == 1
 
 
+def test_a_recommendation_for_one_task_tells_the_speed_on_that_task():
+    speeds = {("adamw", 0): 1000, ("adamw", 1): 1000, ("badam", 0): 2000, ("badam", 1): 500}
+    runs = [
+        run(method=method, speed=speed, task=f"mine/t{task}", higher_is_better=False)
+        | {"headline": "perplexity", "metrics": {"perplexity": 20.0 + (method == "adamw")}}
+        for (method, task), speed in speeds.items()
+    ]
+    first, second = studies.recommend(runs, ())
+    assert "at 2.00 times the speed of adamw" in first and "at 0.50 times the speed of adamw" in second
+
+
 def test_n5_of_one_seed_nothing_is_called_equal_or_different():
     said = recommended(seeds_of("adamw", [0.80, 0.81], 200), seeds_of("badam", [0.80], 100))
     assert (
