@@ -320,7 +320,17 @@ def _read(whole: Path) -> Found:
     faults: dict[str, list[str]] = {}  # where each of them is
     for path in [whole] if whole.is_file() else _files(whole):
         _add(path, records, faults, listed=path == whole)
-    return Found(sorted(records, key=_order), _told(faults))
+    return Found(_without_copies(sorted(records, key=_order)), _told(faults))
+
+
+def _without_copies(records: list[Record]) -> list[Record]:
+    """Each once: a file that was copied beside itself is no other run, nor an older one."""
+    kept: dict[str, list[Record]] = {}
+    for record in records:
+        same_name = kept.setdefault(record["run_id"], [])
+        if record not in same_name:
+            same_name.append(record)
+    return [record for same_name in kept.values() for record in same_name]
 
 
 def read_trials(place: Path | str) -> Found:

@@ -277,9 +277,21 @@ def test_a_file_may_hold_one_record_or_a_list_of_them(tmp_path):
 @pytest.mark.slow
 def test_two_thousand_records_are_read_in_seconds(tmp_path):
     line = {"step": 1, "tokens": 900, "seconds": 0.02, "loss": 0.7, "learning_rate": 1e-4, "metrics": None}
-    text = json.dumps(make_record(history=[line] * 120))
+    made = make_record(history=[line] * 120)
     for number in range(2000):
-        (tmp_path / f"{number}.json").write_text(text)
+        (tmp_path / f"{number}.json").write_text(json.dumps({**made, "seed": number}))
     start = time.process_time()
     assert len(record.read(tmp_path).records) == 2000
     assert time.process_time() - start < 10  # 1 on a machine that does nothing else
+
+
+def test_a_copy_of_a_file_beside_it_is_no_other_run(tmp_path):
+    """Nor an older one, nor one more in the table of runs."""
+    runs = [make_record(seed=seed) for seed in range(2)]
+    for run in runs:
+        record.write(run, tmp_path)
+        (tmp_path / f"copy-of-{run['run_id']}.json").write_text(json.dumps(run))
+    changed = {**runs[0], "metrics": {"accuracy": 0.9}}  # the same name, but another run
+    (tmp_path / "changed.json").write_text(json.dumps(changed))
+    found = record.read(tmp_path).records
+    assert len(found) == 3 and all(run in found for run in (*runs, changed))
