@@ -9,7 +9,7 @@ from typing import NamedTuple
 from reports.names import counted
 from reports.record import Record
 from reports.setups import score
-from reports.statistics import Z, wilson
+from reports.statistics import SIGNIFICANCE, Z, wilson
 from reports.table import score_text
 
 GUESSING, BEFORE = "guessing", "before training"
@@ -142,14 +142,26 @@ def half_width(value: float, runs: Sequence[Record], own: Sequence[Record]) -> f
 def _chance(value: float, what: str, runs: Sequence[Record]) -> float | None:
     """How far above the floor a score must be for its 95 % interval to lie above: Wilson's is where this test ends.
 
-    A perplexity is paired by sequence with that before training, where the runs tell.
+    A perplexity is paired by sequence with that before training, where the runs tell. Of shares the level is divided by
+    the number of runs without a second seed: one of many that guess would be above. The mean of two hardly is.
     """
     paired = _error("loss_change", runs) if what == BEFORE else None
     error = _error("loss", runs) if paired is None else paired
     if error is not None:
         return value * -math.expm1(-Z * error)
     count = _examples_of_shares(runs)
-    return None if count is None else Z * math.sqrt(value * (1 - value) / count)
+    if count is None:
+        return None
+    z = statistics.NormalDist().inv_cdf(1 - SIGNIFICANCE / 2 / max(1, _alone(runs)))
+    return z * math.sqrt(value * (1 - value) / count)
+
+
+def _alone(runs: Sequence[Record]) -> int:
+    """How many of these are of a method that has one seed."""
+    seeds: dict[str, set[int]] = {}
+    for run in runs:
+        seeds.setdefault(run["method"], set()).add(run["seed"])
+    return sum(len(seeds[run["method"]]) == 1 for run in runs)
 
 
 def _error(of: str, runs: Sequence[Record]) -> float | None:

@@ -20,6 +20,7 @@ TIED = f"* the best, or not significantly different from it ({TEST}, p ≥ {SIGN
 _FLOOR, _EXAMPLES = "floor", "examples"  # further rows of quality
 _FLOOR_NOTE = "floor: guessing, or the model before training if that is better{}."
 _FLOOR_WIDTH = "; ± how far chance alone takes a score (95%)"
+_FLOOR_ALONE = ", of several methods with one seed any of theirs"
 _FLOOR_WIDTHS = _FLOOR_WIDTH + ", on average of the methods, of which each is held to its own"
 _EXAMPLES_NOTE = "examples: in the validation set; ± half the width of the best score's 95% interval."
 _PARTIAL = "[a/b] averaged over a of b tasks only: not to be compared with a complete average."
@@ -309,7 +310,9 @@ def _floor_notes(rows: list[Row]) -> list[str]:
     several = len({row["method"] for row in rows}) > 1
     paired = several and any(row["floor_is"] == BEFORE and row["metric"] == "perplexity" for row in rows)
     wide = any(row["floor_half_width"] is not None for row in rows)
+    alone = Counter(row["task"] for row in rows if row["n"] == 1 and row["higher_is_better"])
     width = (_FLOOR_WIDTHS if paired else _FLOOR_WIDTH) if wide else ""
+    width += _FLOOR_ALONE if wide and max(alone.values(), default=0) > 1 else ""
     notes = [_FLOOR_NOTE.format(width)] * any(row["floor"] is not None for row in rows)
     notes += [_EXAMPLES_NOTE] * any(row["half_width"] is not None for row in rows)
     return notes + not_above_floor(rows)

@@ -289,3 +289,18 @@ def test_six_seeds_see_what_they_are_said_to_see_in_four_cases_of_five():
     seen = power(0.02, 20_000, random.Random(2))
     print(f"\n6 seeds: {seen:.1%}")
     assert 0.78 <= seen <= 0.82
+
+
+def test_of_many_methods_of_one_seed_that_guess_hardly_ever_one_is_above_chance():
+    rng, wrong = random.Random(0), 0
+    for _ in range(60):
+        right = [sum(rng.random() < 0.5 for _ in range(100)) for _ in range(20)]
+        runs = [
+            run(method=f"m{n}", score=count / 100, constant_score=0.5, validation_examples=100)
+            for n, count in enumerate(right)
+        ]
+        wrong += "no method is above chance" not in studies.recommend(runs, ())[0]
+    assert wrong / 60 <= 0.1  # 42 % by the margin of a single method
+    said = " ".join(tables.render(runs).split())
+    assert "(95%), of several methods with one seed any of theirs." in said and "floor 0.500 ± 0.151" in said
+    assert "any of theirs" not in " ".join(tables.render(runs[:1]).split())
