@@ -74,6 +74,13 @@ def test_segments_of_memory_are_printed_as_in_the_table_and_add_up():
     assert {"10.1", "10.0"} <= set(words(plot))
 
 
+def test_a_bar_without_times_says_which_of_the_reasons_it_is():
+    made_by = [{"processes": count, "steps": 50, "tokens": 9, "train_seconds": 5.0} for count in (2, 1)]
+    beside = make_record(method="beside", environment={"device": "cpu", "threads": 2, "jobs": 2})
+    plot = bars.step_time(setup_of(make_record(), make_record(method="elsewhere", made_by=made_by), beside))
+    assert plot and "elsewhere: continued" in plot.alt and "beside: beside other runs" in plot.alt
+
+
 @pytest.mark.parametrize("draw", [bars.memory, bars.step_time, bars.coverage])
 def test_a_method_that_never_finished_is_a_row_that_says_why(draw):
     plot = draw(

@@ -293,6 +293,13 @@ def test_an_average_over_fewer_tasks_is_no_point_among_complete_ones():
     assert dict(zip(figures_of["methods"], figures_of["figures"]["average"], strict=True)) == {"x": 0.5, "y": None}
 
 
+def test_an_average_over_tasks_of_different_seeds_is_no_point_either():
+    whole = [make_record(method="x", task=task, seed=seed) for task in ("t/a", "t/b") for seed in (0, 1)]
+    apart = [make_record(method="y", task=task, seed=seed) for task, seed in (("t/a", 0), ("t/b", 1))]
+    figures_of = explore.figures(setup_of(*whole, *apart))
+    assert dict(zip(figures_of["methods"], figures_of["figures"]["average"], strict=True)) == {"x": 0.5, "y": None}
+
+
 def test_other_differences_are_said_too_and_a_seed_is_none():
     runs = [
         make_record(

@@ -12,6 +12,7 @@ from reports.figures import style
 from reports.figures.chart import rows_left_out
 from reports.figures.svg import Plot
 from reports.parts import round_parts, shown
+from reports.record import had_device_alone
 from reports.setups import Setup
 from reports.table import MIB, Row
 from reports.text import ended
@@ -64,9 +65,17 @@ def step_time(setup: Setup) -> Plot | None:
     for row in rows:
         timed = row["forward_seconds"] is not None
         parts = {phase: row[f"{phase}_seconds"] * 1000 for phase in _PHASES} if timed else {}
-        remark = f"{sum(parts.values()):,.1f} ms" if parts else "beside other runs" if row["runs_ok"] else ended(row)
+        remark = f"{sum(parts.values()):,.1f} ms" if parts else _untimed(setup, row)
         bars.append(Bar(row["method"], remark, parts, {part: f"{length:,.1f}" for part, length in parts.items()}))
     return _stacked("step-time", "Time of a step", "ms a step (medians)", bars, _PHASES)
+
+
+def _untimed(setup: Setup, row: Row) -> str:
+    """Why a row has no times."""
+    if not row["runs_ok"]:
+        return ended(row)
+    alone = all(map(had_device_alone, setup.finished(row["method"]).values()))
+    return "continued" if alone else "beside other runs"
 
 
 def step_time_caption(setup: Setup) -> str:

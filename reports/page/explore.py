@@ -44,9 +44,9 @@ def _by_method(setup: Setup) -> dict[str, list[float | None]]:
 
 
 def _score(row: Row, setup: Setup) -> float | None:
-    """An average over fewer tasks than the others' is no point, as in the plot of memory against quality."""
-    partial = row["score_task"] == AVERAGE and row["score_tasks"] < len(setup.tasks)
-    return None if partial else row["score_mean"]
+    """An average over fewer tasks than the others', or of no seed, is no point, as in the other plots."""
+    whole = row["score_task"] != AVERAGE or (row["score_tasks"] == len(setup.tasks) and row["score_n"])
+    return row["score_mean"] if whole else None
 
 
 def _over(row: Row, name: str, unit: float) -> float | None:
