@@ -34,6 +34,10 @@ class _Contender:
     def mean(self) -> float:
         return statistics.fmean(self.scores)
 
+    def order(self, higher: bool) -> tuple[float, int]:
+        """The best first; of as good ones that which needs less."""
+        return -self.mean() if higher else self.mean(), self.needs_bytes or 0
+
 
 def at_memory(records: list[Record], budget_bytes: int, format: str = "plain") -> str:
     """Rank methods by what they reach within a budget, each in its best configuration that fits.
@@ -103,7 +107,7 @@ def _ranking(
             contenders.setdefault(contender.method, []).append(contender)
     chosen = [_choose(several, len(tasks), higher, budget) for several in contenders.values()]
     ranked = [c for c in chosen if _fits(c, budget) and c.tasks == len(tasks)]
-    ranked.sort(key=lambda c: (-c.mean() if higher else c.mean(), c.needs_bytes))  # as good for less is better
+    ranked.sort(key=lambda c: c.order(higher))
     floor = _floor(setups, tasks)
     own = {c.method: floors.of_row(floor, c.runs) for c in ranked} if len(tasks) == 1 else {}
     found = rows.compared({c.method: c.scores for c in ranked}, floor, own)
@@ -210,7 +214,7 @@ def _choose(made: list[_Contender], tasks: int, higher: bool, budget: int) -> _C
     """A method's best configuration that fits and has every task; if none does, the one that needs least."""
     able = [contender for contender in made if _fits(contender, budget) and contender.tasks == tasks]
     if able:
-        return (max if higher else min)(able, key=_Contender.mean)
+        return min(able, key=lambda contender: contender.order(higher))
     return min(made, key=lambda contender: (-contender.tasks, contender.needs_bytes or float("inf")))
 
 

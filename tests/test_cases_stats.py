@@ -253,6 +253,12 @@ def test_of_equal_scores_the_one_in_less_memory_is_recommended_and_ranks_as_high
     assert [row["rank"] for row in ranking.rows] == [1, 1]
 
 
+def test_of_configurations_with_equal_scores_that_in_less_memory_is_chosen():
+    made = [run(method="badam", peak=peak, training__batch_size=size) for size, peak in ((16, 200), (8, 100))]
+    for given in (made, made[::-1]):
+        assert ": badam (batch_size=8), because" in recommended(given)
+
+
 def on_tasks_of_ones_own(method, accuracy, other, unit):
     """An accuracy, and a score that is 42 of 100 with `unit` 1."""
     tasks = (("accurate", accuracy, 1), ("other", other, unit))
