@@ -4,13 +4,13 @@ A difference is candidate - baseline of one row (a task, a method, a model) and 
 worse.
 
 **The noise** of a row comes from its seeds, moderated by the other rows': `noise.py`. With one seed it is what bounds
-it: of a score, the number of examples; of a speed, what repeated runs were seen to differ by. Where nothing tells the
-noise there is no verdict, and it says so.
+it as a rule: of a score, the number of examples and what seeds were seen to change; of a speed, what repeated runs were
+seen to differ by. Where nothing tells the noise there is no verdict, and it says so.
 
 **A row** is worse if it is so by more than the margin, and significantly less than 0: a one-sided paired t-test over
 seeds or, of one seed, a z-test with the bound, corrected by Holm's method for the number of rows. With several seeds
-and a bound either test may say so, at .8 and .2 of the level: more seeds never hide what one would have shown. A row
-is shown not to be inferior if the test against the margin rejects.
+and a bound either test may say so, at .95 and .05 of the level: more seeds never hide what each of them would have
+shown. A row is shown not to be inferior if the test against the margin rejects.
 
 **All rows together**, and all rows of each method, are worse if their mean over rows is, seed by seed, by the same
 tests without a margin: 35 rows of 35 each slightly worse are a regression. A test over rows would take what they share
@@ -30,7 +30,7 @@ from reports.regressions.noise import BySeed, Noise, noises
 
 SHARES = {"rows": 0.4, "all": 0.1, "methods": 0.1, "throughput": 0.2}
 _SHOWN = 0.05  # level at which a row is shown not to be inferior
-_OF_SEEDS, _OF_BOUND = 0.8, 0.2  # shares of the level of a row that has both tests
+_OF_SEEDS, _OF_BOUND = 0.95, 0.05  # shares of the level of a row that has both tests
 
 K = TypeVar("K", bound=Hashable)
 
@@ -69,12 +69,19 @@ class Row:
         """Of the differences."""
         return fmean(self.differences.values())
 
-    def p_below(self, mean: float, noise: Noise | None) -> float | None:
-        """That a mean as low as this is chance, if the truth is 0 or more; None where nothing tells the noise."""
-        tests = [(noise, _OF_SEEDS), (self.bound, _OF_BOUND)]
-        known = [(test, share) for test, share in tests if test]
-        n = len(self.differences)
-        found = [test.p_below(mean, n) / (share if len(known) > 1 else 1) for test, share in known]
+    def p_below(self, noise: Noise | None, sign: int = 1, margin: float = 0.0) -> float | None:
+        """That differences, times `sign` and less a margin, are so low by chance, if the truth is 0 or more.
+
+        None where nothing tells the noise. Seeds that scatter more than the bound says prove it to be none: then the
+        least of their differences counts alone, which each of them would have shown.
+        """
+        turned = [sign * difference - margin for difference in self.differences.values()]
+        mean, n = fmean(turned), len(turned)
+        disproved = n > 1 and noise and self.bound and noise.variance > self.bound.variance
+        by_bound = (max(turned), 1) if disproved else (mean, n)
+        tests = [(noise, (mean, n), _OF_SEEDS), (self.bound, by_bound, _OF_BOUND)]
+        known = [(test, told, share) for test, told, share in tests if test]
+        found = [test.p_below(*told) / (share if len(known) > 1 else 1) for test, told, share in known]
         return min(1.0, *found) if found else None
 
 
@@ -104,7 +111,7 @@ def judge(
 
 def _corrected(rows: Mapping[K, Row], noise: Mapping[K, Noise | None], sign: int) -> dict[K, float]:
     """P-values of the rows whose noise is known."""
-    p = {key: row.p_below(sign * row.mean, noise[key]) for key, row in rows.items()}
+    p = {key: row.p_below(noise[key], sign) for key, row in rows.items()}
     return holm({key: value for key, value in p.items() if value is not None})
 
 
@@ -117,7 +124,7 @@ def _verdict(row: Row, noise: Noise | None, margin: float, surely_worse: bool, s
         return "fine" if abs(row.mean) <= margin else "inconclusive"
     if len(row.differences) == 1:
         return "fine" if row.mean >= -margin else "inconclusive"
-    inferior = row.p_below(-row.mean - margin, noise)
+    inferior = row.p_below(noise, -1, margin)
     return "fine" if inferior is not None and inferior < _SHOWN else "inconclusive"
 
 

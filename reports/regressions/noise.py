@@ -10,7 +10,8 @@ empirical Bayes methods", the moderated t), with two reserves that hold for suit
   deviations from seed to seed, within a task and between tasks, says how many independent rows they are worth
   (Satterthwaite's count), and no more is lent than these have.
 
-One seed alone shows no noise. What then bounds it is the number of examples that were scored: see `of_examples`.
+One seed alone shows no noise. It is then taken for that of as many examples, see `of_examples`, and what a seed was
+seen to change beside them.
 """
 
 import math

@@ -20,6 +20,7 @@ from reports.statistics import point
 
 _SHARES_OF_EXAMPLES = ("accuracy", "exact_match", "em")  # of other scores an example's part is between 0 and 1 at most
 _PRESUMED = 50  # examples, at least, where a record doesn't say: the smallest task of SuperGLUE has 56
+_OF_SEEDS = 2.0  # points, by which a score was seen to scatter with its seed beside what its examples explain
 _STRIKING = 0.05  # a sign test below it is worth saying, though a single seed proves nothing
 _UNKNOWN = "a score without bounds"
 _LARGEST_LOGARITHM = 700.0  # of a float, about
@@ -118,10 +119,11 @@ def _row(found: Measured, row: PairedRow) -> Row:
 
 
 def _bound(found: Measured, examples: int, headline: str) -> Noise:
-    """Of the row's least certain seed."""
+    """Of the row's least certain seed: of its examples, and of the seed itself, on both sides."""
     both = zip(found.before.values(), found.after.values(), strict=True)
     is_share = headline in _SHARES_OF_EXAMPLES
-    return max((of_examples(*pair, examples, is_share=is_share) for pair in both), key=lambda noise: noise.variance)
+    least = max(of_examples(*pair, examples, is_share=is_share).variance for pair in both)
+    return Noise(least + 2 * _OF_SEEDS**2)
 
 
 def _together(rows: dict[RowKey, Row], alpha: float) -> Iterator[Finding]:
@@ -185,9 +187,9 @@ def _bounded_notes(suite: Suite) -> list[str]:
     unknown = sum(_examples(row) is None for row in alone)
     presumed = f" (of {unknown}, whose records have no such number, of {_PRESUMED})" if unknown else ""
     return [
-        f"One seed alone of {counted(len(alone), 'row')}: the noise of such scores is bounded by that of as many "
-        f"examples{presumed}, as if a seed changed nothing but single answers. Several seeds tell more, and smaller "
-        "changes."
+        f"One seed alone of {counted(len(alone), 'row')}: the noise of such scores is taken for that of as many "
+        f"examples{presumed} and of a seed, by which they scatter by {_OF_SEEDS:g} points at most as a rule. Several "
+        "seeds tell more, and smaller changes."
     ]
 
 
