@@ -229,9 +229,18 @@ def write(record: Record, folder: Path | str) -> Path:
         ValueError: the record isn't what the schema says, or its name is none of a file that readers look for.
     """
     path = Path(folder) / f"{record.get('run_id')}.json"
-    check(record, str(path))
     if path.parent != Path(folder) or path.name.startswith("."):
         raise ValueError(f"{folder}: 'run_id' must be the name of a file, not {_show(record['run_id'])}.")
+    return rewrite(record, path)
+
+
+def rewrite(record: Record, path: Path) -> Path:
+    """The same to a given file, such as that which a record was read from: users may have given it another name.
+
+    Raises:
+        ValueError: the record isn't what the schema says.
+    """
+    check(record, str(path))
     return files.write(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
 
 

@@ -15,6 +15,7 @@ import tokenizers
 import torch
 import transformers
 from reports_factory import make_record
+from safetensors.torch import load_file, save_file
 from tokenizers import decoders, pre_tokenizers, trainers
 
 from membench.cli import main
@@ -372,6 +373,91 @@ def test_only_causal_language_models_are_evaluated(tmp_path, stand_in):
     transformers.BertForSequenceClassification(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="a BertForSequenceClassification can't be evaluated.*causal language models"):
         harness.check_request([tmp_path], EvaluationOptions(("gsm8k",)))
+
+
+def of_weights(change):
+    """Damage: put `change(weights)` in the place of a model's weights."""
+
+    def damage(model: Path):
+        changed = change(load_file(model / "model.safetensors"))
+        save_file(changed, model / "model.safetensors", metadata={"format": "pt"})
+
+    return damage
+
+
+def of_settings(**values):
+    """Damage: other values in a model's configuration."""
+
+    def damage(model: Path):
+        config = model / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | values))
+
+    return damage
+
+
+def without(part: str):
+    return of_weights(lambda weights: {name: value for name, value in weights.items() if part not in name})
+
+
+def cut(name: str):
+    return lambda model: (model / name).write_bytes((model / name).read_bytes()[:-20])
+
+
+def with_larger_tokenizer(model: Path):
+    words = tokenizer()
+    words.add_tokens([f"word{number}" for number in range(40)])
+    words.save_pretrained(model)
+
+
+def without_tokenizer(model: Path):
+    shutil.rmtree(model)
+    config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=9, bos_token_id=0, eos_token_id=0)
+    transformers.GPT2LMHeadModel(config).save_pretrained(model)  # for which transformers makes an empty one
+
+
+DAMAGES = {
+    "a layer is missing": (without("layers.1"), r"9 of 21 tensors are missing .*layers\.1.*, and would be random"),
+    "the head is missing": (without("lm_head"), r"1 of 21 tensors are missing .*lm_head.weight.*would be random"),
+    "other names": (of_weights(lambda weights: {f"x.{name}": weights[name] for name in weights}), "21 of 21 tensors"),
+    "a smaller vocabulary": (of_settings(vocab_size=200), r"is \(300, 32\) there and \(200, 32\) in config.json"),
+    "fewer layers": (of_settings(num_hidden_layers=1), r"9 tensors of layers aren't in it .*would be left out"),
+    "half of the weights": (cut("model.safetensors"), "model.safetensors isn't a complete safetensors file"),
+    "half of the configuration": (cut("config.json"), "config.json isn't valid JSON"),
+    "half of the generation's": (cut("generation_config.json"), "generation_config.json isn't valid JSON"),
+    "an adapter": (lambda model: (model / "adapter_config.json").write_text("{}"), "the folder has an adapter"),
+    "no tokenizer": (without_tokenizer, "can't load the tokenizer 'model': its files are missing"),
+    "a larger tokenizer": (with_larger_tokenizer, "its tokenizer has .* entries, but the model only 300 embeddings"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_folder_that_is_not_the_model_which_was_saved_is_refused_before_anything_is_scored(
+    folder, stand_in, tmp_path, name
+):
+    """transformers would fill in random weights, or leave out what it can't read, and the harness score that."""
+    model, (damage, sentence) = tmp_path / "model", DAMAGES[name]
+    shutil.copytree(model_of(folder), model)
+    harness.check_request([model], EvaluationOptions(("one",)))
+    damage(model)
+    with pytest.raises(UserError, match=sentence):
+        harness.check_request([model], EvaluationOptions(("one",)))
+
+
+def test_what_is_no_record_is_told_before_anything_is_scored(folder, stand_in, monkeypatch, capsys, tmp_path):
+    shutil.copytree(model_of(folder), tmp_path / "model")
+    (tmp_path / "model.json").write_text('{"schema": 1')
+    assert run_command(monkeypatch, tmp_path, "--tasks", "one", "--device", "cpu") == 2
+    assert "model.json: malformed JSON" in capsys.readouterr().err and not stand_in
+
+
+def test_scores_go_into_the_record_beside_the_model_whatever_its_name(tmp_path):
+    made, entry = make_record(method="lora"), {"scores": {"acc": 0.5}, "standard_errors": {}}
+    entry |= {"fewshot": 0, "limit": None, "chat_template": False, **VERSIONS}
+    original = record.write(made, tmp_path)
+    shutil.copy(original, tmp_path / "copy.json")
+    assert harness.add_to_record(tmp_path / "copy", {"one": entry}) == []
+    assert record.load(tmp_path / "copy.json")["benchmarks"] == {"one": entry}
+    assert record.load(original) == made
 
 
 def test_a_folder_is_a_model_or_holds_models(folder, tmp_path):

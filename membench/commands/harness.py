@@ -6,7 +6,7 @@ import fcntl
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,12 @@ from membench.config.options import EvaluationOptions
 from membench.runs.model_folder import CONFIG
 from reports import record
 from reports.names import suggestion
-from tasks.models.damage import is_out_of_memory
+from tasks.models.checks import check_complete, check_loaded, check_one_set, of_layers
+from tasks.models.damage import is_out_of_memory, said_in_a_sentence
+from tasks.models.loading import quiet
+from tasks.models.source import entries_of, ids_of
+
+GENERATION = "generation_config.json"
 
 # The names that papers use, and the harness's own.
 BENCHMARKS: dict[str, tuple[str, ...]] = {
@@ -56,10 +61,11 @@ def find_models(folder: Path) -> list[Path]:
 
 
 def check_request(models: Sequence[Path], request: EvaluationOptions) -> None:
-    """Refuse what can't work before anything is loaded.
+    """Refuse what can't work before anything is scored.
 
     Raises:
-        UserError: the harness isn't installed, a model isn't causal, or a task needs permission to run code.
+        UserError: the harness isn't installed, a task needs permission to run code, a model isn't causal or whole,
+            or what lies in the place of its record isn't one.
     """
     if util.find_spec("lm_eval") is None:
         raise UserError(
@@ -71,22 +77,76 @@ def check_request(models: Sequence[Path], request: EvaluationOptions) -> None:
                 f"--tasks {name}: it runs code written by the model on this machine: allow it with --run-code"
             )
     for model in models:
-        _check_causal(model)
+        try:
+            _check_model(model)
+            if _record_of(model).exists():
+                record.load(_record_of(model))
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
 
-def _check_causal(model: Path) -> None:
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+def _check_model(model: Path) -> None:
+    """Refuse a folder whose scores would be another model's: transformers fills in what is missing with random weights,
+    and the harness takes that as it is. Nothing but names and shapes is read of the weights.
 
-    try:
-        architectures = AutoConfig.from_pretrained(model).architectures or []
-    except (OSError, ValueError) as error:
-        raise UserError(f"{model}: its {CONFIG} can't be read: {str(error).splitlines()[0]}") from error
-    if not set(architectures) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
-        raise UserError(
+    Raises:
+        ValueError: it isn't a causal model, or a part of it is missing, damaged or another model's.
+    """
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+
+    def border(what: str = "model") -> AbstractContextManager[None]:
+        return said_in_a_sentence(what, model.name, "the folder as it was saved", folder=str(model))
+
+    check_one_set(model.name, model)
+    given: dict[str, Any] = {"trust_remote_code": False}  # as the harness; or transformers would ask
+    with border():
+        config = transformers.AutoConfig.from_pretrained(model, **given)
+        architectures = list(config.architectures or [])
+    if not set(architectures) & set(CAUSAL.values()):
+        raise ValueError(
             f"{model}: a {', '.join(architectures) or 'model of unknown class'} can't be evaluated: "
             "the benchmarks are for causal language models"
         )
+    with border("tokenizer"), quiet():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model, **given)
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one if files are missing
+            raise ValueError("its files are missing")
+    if getattr(config, "quantization_config", None):  # the packed weights have names and shapes of their own
+        return
+    with border(), quiet():
+        if (model / GENERATION).exists():  # which transformers leaves out if it can't be read
+            transformers.GenerationConfig.from_pretrained(model)
+        kind: Any = transformers.AutoModelForCausalLM
+        loaded, report = kind.from_pretrained(
+            model, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True, **given
+        )
+    _check_weights(model.name, loaded, report)
+    entries = entries_of(loaded)
+    if entries is not None and ids_of(tokenizer) > entries:
+        raise ValueError(
+            f"{model}: its tokenizer has {ids_of(tokenizer):,} entries, but the model only {entries:,} embeddings: "
+            "put the tokenizer that belongs to the model there"
+        )
+
+
+def _check_weights(name: str, loaded: Any, report: Mapping[str, Any]) -> None:
+    """Raises ValueError unless a checkpoint has all of a model's weights, and no more layers than it."""
+    unexpected = sorted(report["unexpected_keys"])
+    check_complete(name, unexpected)
+    shapes = {key: shapes for key, *shapes in report["mismatched_keys"]}
+    check_loaded(name, loaded, {*report["missing_keys"], *shapes}, shapes, to_train=False)
+    beyond = of_layers(loaded, unexpected)
+    if beyond:
+        raise ValueError(
+            f"the weights of {name!r} don't match its config.json: {len(beyond):,} tensors of layers aren't in it "
+            f"({beyond[0]}), and would be left out; give the folder as it was saved"
+        )
+
+
+def _record_of(model: Path) -> Path:
+    """Where the record of a saved model is, if it has one."""
+    return model.with_name(f"{model.name}.json")
 
 
 def index(request: EvaluationOptions) -> Any:
@@ -191,7 +251,7 @@ def add_to_record(model: Path, benchmarks: Mapping[str, Any]) -> list[str] | Non
     Raises:
         UserError: the file with the record's name isn't a record.
     """
-    path = model.with_name(f"{model.name}.json")
+    path = _record_of(model)
     if not path.exists():
         return None
     try:
@@ -204,7 +264,7 @@ def add_to_record(model: Path, benchmarks: Mapping[str, Any]) -> list[str] | Non
                 if name in before and _documents(entry) < _documents(before[name])
             ]
             new = {name: entry for name, entry in benchmarks.items() if name not in fuller}
-            record.write({**made, "benchmarks": {**before, **new}}, path.parent)
+            record.rewrite({**made, "benchmarks": {**before, **new}}, path)
     except ValueError as error:
         raise UserError(str(error)) from error
     return fuller

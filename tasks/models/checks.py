@@ -54,26 +54,35 @@ def _wrong(name: str, key: str, value: Any, rule: str) -> ValueError:
 def check_whole(name: str, folder: Path | None, config: Any) -> None:
     """Check that a checkpoint has weights that can be trained: neither quantized ones nor an adapter's, nor two sets.
 
-    transformers puts an adapter that lies beside a model into it, and freezes all else.
-
     Raises:
         ValueError: it has not.
     """
-    if folder is not None and (folder / ADAPTER).is_file():
-        raise ValueError(
-            f"can't train the model {name!r}: the folder has an adapter ({ADAPTER}); merge it into its model with "
-            "peft's merge_and_unload(), and give the folder where that is saved"
-        )
-    for whole, index in WEIGHTS:
-        if folder is not None and (folder / whole).is_file() and (folder / index).is_file():
-            raise ValueError(
-                f"can't load the model {name!r}: the folder has its weights twice, in {whole} and in the files of "
-                f"{index}, and one of them may be old: remove one"
-            )
+    if folder is not None:
+        check_one_set(name, folder)
     said = getattr(config, "quantization_config", None)
     if said:
         kind = (said if isinstance(said, dict) else vars(said)).get("quant_method") or "quantization_config"
         raise _quantized(name, f"config.json says that its weights are quantized ({getattr(kind, 'value', kind)})")
+
+
+def check_one_set(name: str, folder: Path) -> None:
+    """Check that a folder has one set of weights, and not an adapter's: transformers puts one that lies beside a model
+    into it, and freezes all else.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if (folder / ADAPTER).is_file():
+        raise ValueError(
+            f"can't use the model {name!r}: the folder has an adapter ({ADAPTER}); merge it into its model with "
+            "peft's merge_and_unload(), and give the folder where that is saved"
+        )
+    for whole, index in WEIGHTS:
+        if (folder / whole).is_file() and (folder / index).is_file():
+            raise ValueError(
+                f"can't load the model {name!r}: the folder has its weights twice, in {whole} and in the files of "
+                f"{index}, and one of them may be old: remove one"
+            )
 
 
 def check_complete(name: str, unexpected: Sequence[str]) -> None:
@@ -93,40 +102,44 @@ def check_complete(name: str, unexpected: Sequence[str]) -> None:
     adapter = next(filter(_ADAPTED.search, unexpected), None)
     if adapter is not None:
         raise ValueError(
-            f"can't train the model {name!r}: its weights have an adapter beside them ({adapter}), which would be left "
+            f"can't use the model {name!r}: its weights have an adapter beside them ({adapter}), which would be left "
             "out; merge it into them, and give the folder where that is saved"
         )
 
 
 def _quantized(name: str, why: str) -> ValueError:
     return ValueError(
-        f"can't train the model {name!r}: its {why}; give the model that it was made from: qlora quantizes by itself"
+        f"can't use the model {name!r}: its {why}; give the model that it was made from: qlora quantizes by itself"
     )
 
 
-def check_loaded(name: str, model: nn.Module, new: Iterable[str], shapes: Mapping[str, Sequence[Any]]) -> None:
-    """Check that a checkpoint lacks nothing but a head.
+def check_loaded(
+    name: str, model: nn.Module, new: Iterable[str], shapes: Mapping[str, Sequence[Any]], *, to_train: bool = True
+) -> None:
+    """Check that a checkpoint lacks nothing but a head, which it may lack if the model is going to be trained.
 
     Args:
         name: of the model.
         model: as loaded.
         new: names of its parameters that the checkpoint doesn't have, or not in that shape.
         shapes: for those with another shape: the checkpoint's and the model's.
+        to_train: and not only to be scored.
 
     Raises:
-        ValueError: embeddings or layers are missing, and would be random.
+        ValueError: something else is missing, and would be random.
     """
     own = {key for key, _ in model.named_parameters()}
-    inside = sorted(own.intersection(new) - _heads(model))
+    inside = sorted(own.intersection(new) - (_heads(model) if to_train else set()))
     if not inside:
         return
     first = inside[0]
     found, wanted = (str(tuple(shape)) for shape in shapes.get(first, ((), ())))
     why = f"is {found} there and {wanted} in config.json" if first in shapes else "is missing"
+    where = " in embeddings and layers" if to_train else ""
     raise ValueError(
-        f"the weights of {name!r} don't match its config.json: {len(inside):,} of {len(own):,} tensors in embeddings "
-        f"and layers are missing or have another shape ({first} {why}), and would be random; "
-        "give the folder as it was saved, or config:NAME for random weights"
+        f"the weights of {name!r} don't match its config.json: {len(inside):,} of {len(own):,} tensors{where} "
+        f"are missing or have another shape ({first} {why}), and would be random; "
+        f"give the folder as it was saved{', or config:NAME for random weights' if to_train else ''}"
     )
 
 

@@ -364,7 +364,7 @@ def check_fit(name: str, model: Any, *, tokenizer: Any, sequence_length: int) ->
     Raises:
         ValueError: they don't.
     """
-    entries = _entries(model)
+    entries = entries_of(model)
     if entries is not None and ids_of(tokenizer) > entries:
         raise ValueError(
             f"the tokenizer has {ids_of(tokenizer):,} entries, but {name} has only {entries:,} embeddings: "
@@ -378,7 +378,7 @@ def ids_of(tokenizer: Any) -> int:
     return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
 
 
-def _entries(model: Any) -> int | None:
+def entries_of(model: Any) -> int | None:
     """How many ids have an embedding; None if it hasn't a table of them, as CANINE, or one of its own kind (I-BERT)."""
     try:
         return model.get_input_embeddings().num_embeddings
