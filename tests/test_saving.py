@@ -169,6 +169,37 @@ def test_what_an_interrupted_run_left_is_no_model_and_in_nobodys_way(tmp_path, s
     assert not list(models.model(made["run_id"]).glob("model-*"))
 
 
+def test_a_model_that_was_being_replaced_when_its_command_was_killed_does_not_pass_for_a_saved_one(
+    tmp_path, saved, monkeypatch
+):
+    """Of a run that is made again, such as one for another --out."""
+    models, made, task = Models(tmp_path, tmp_path), saved[1], cb()
+    for killed in (False, True):
+        save(task.build_model(), task, models.draft(made["run_id"]))
+        with monkeypatch.context() as patched, suppress(SystemExit):
+            if killed:
+                patched.setattr(shutil, "rmtree", remove_weights_and_die)
+            models.end(made)
+    assert not models.has(made["run_id"]) or load(models.model(made["run_id"]))
+    save(task.build_model(), task, models.draft(made["run_id"]))
+    models.end(made)
+    assert {path.name for path in tmp_path.iterdir()} == {made["run_id"], f"{made['run_id']}.json"}
+
+
+def remove_weights_and_die(folder, **_):
+    (folder / "model.safetensors").unlink()
+    sys.exit()
+
+
+def test_of_a_run_that_died_while_it_saved_its_model_nothing_is_left(tmp_path, saved):
+    models, made = Models(tmp_path, tmp_path), saved[1]
+    half = models.draft(made["run_id"]).with_name(f"{models.draft(made['run_id']).name}.half")
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    models.end({**made, "status": "failed"})
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_commands_that_save_the_same_run_into_one_folder_are_not_in_each_others_way(tmp_path, saved):
     made, task = saved[1], cb()
     first, second = (Models(tmp_path, tmp_path / out) for out in ("a", "b"))

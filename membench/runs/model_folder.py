@@ -50,22 +50,27 @@ class Models:
                     raise UserError(f"--save {place}: {why}: move it, or choose another folder")
 
     def end(self, made: dict[str, Any]) -> None:
-        """Keep the draft and record of a run that is ok, and drop any other draft.
+        """Keep the draft and record of a run that is ok, and drop any other draft, whole or half.
 
-        There is none of a run that an earlier command began without `--save`.
+        There is none of a run that an earlier command began without `--save`. A model that is replaced is put aside
+        first: half removed, with its record still beside it, it would pass for a saved one if this process is killed.
 
         Raises:
             UserError: they can't be kept.
         """
         run_id = made["run_id"]
         draft, model = self.draft(run_id), self.model(run_id)
+        aside = draft.with_name(f"{draft.name}.old")
         try:
             if made["status"] == "ok" and draft.is_dir():
                 (draft / "README.md").write_text(card(made), encoding="utf-8")
-                shutil.rmtree(model, ignore_errors=True)
+                shutil.rmtree(aside, ignore_errors=True)
+                if model.exists():
+                    model.rename(aside)
                 draft.rename(model)
                 record.write(made, self.path)
         except OSError as error:
             raise UserError(f"--save {about_file(error)}; the same command makes the run again to save it") from error
         finally:
-            shutil.rmtree(draft, ignore_errors=True)
+            for left in self.path.glob(f"{draft.name}*"):
+                shutil.rmtree(left, ignore_errors=True)
