@@ -21,12 +21,14 @@ import torch
 from announce import echo
 from commands import DATA, command
 from reports_factory import make_failure, make_record
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher import api as launcher_api
 
 import optimizers
 from membench.config.errors import UserError
 from membench.config.run import Run, Training
 from membench.config.settings import resolve
-from membench.runs import processes
+from membench.runs import processes, ranks
 from membench.runs import to_record as assemble
 from membench.runs.compare import compare
 from membench.runs.executors import Local
@@ -265,6 +267,26 @@ def test_a_process_killed_for_want_of_memory_is_told_from_one_that_somebody_kill
 
 
 @pytest.mark.parametrize(
+    ("kills", "status", "words"), [([3, 4], "out_of_memory", "ran out of memory"), ([3, 3], "failed", "signal 9")]
+)
+def test_so_is_a_rank(kills, status, words, monkeypatch, tmp_path):
+    """Or it would be begun again, to die again, by every command."""
+    failure = ProcessFailure(local_rank=1, pid=0, exitcode=-9, error_file="")
+
+    def launch(config, function):
+        def begin(*arguments):
+            raise ChildFailedError("rank", {1: failure})
+
+        return begin
+
+    monkeypatch.setattr(launcher_api, "elastic_launch", launch)
+    monkeypatch.setattr(processes, "out_of_memory_kills", lambda: kills.pop(0))
+    run = SimpleNamespace(run_id="run", training=SimpleNamespace(processes=2))
+    measured = ranks.execute(run, tmp_path / "run.pt", 0, None, lambda kind, value: None)
+    assert measured["status"] == status and "rank 1" in measured["error"] and words in measured["error"]
+
+
+@pytest.mark.parametrize(
     ("error", "expected"),
     [
         (MemoryError(), True),
@@ -417,6 +439,16 @@ def test_a_finished_comparison_is_ok_and_makes_nothing_twice(finished, capsys):
     assert runs["adamw"]["trained_fraction"] > 0.5
     assert compare(settings) == 0
     assert "6 of 6 runs are already in" in capsys.readouterr().out
+
+
+def test_what_a_command_that_was_killed_after_a_run_had_no_time_to_delete_is_deleted_by_the_next(finished):
+    settings, path, _ = finished
+    folder, name = Folder(path), next(path.glob("*--badam--*.json")).stem
+    for left in (folder.checkpoint(name), folder.log(name)):
+        left.parent.mkdir(exist_ok=True)
+        left.write_text("something")
+    assert compare(settings) == 0
+    assert not [left for left in path.iterdir() if left.is_dir()]
 
 
 def test_a_method_of_low_memory_needs_less_than_the_reference_and_its_parts_add_up(finished):

@@ -94,8 +94,12 @@ def test_runs_that_were_made_beside_others_say_so_and_have_no_speeds(small):
 def test_the_same_command_again_makes_nothing_and_prints_the_same(small):
     folder, text = small
     before = {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*.json")}
+    left = Folder(folder / "out" / "tuning").checkpoint(next((folder / "out" / "tuning").glob("*.json")).stem)
+    left.parent.mkdir(exist_ok=True)
+    left.write_text("of a command that was killed before it deleted this")
     again = run(folder / "study.toml", folder / "out", "--jobs", "2")
     assert {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*.json")} == before
+    assert not left.exists()
     assert again.stdout.partition("\nsuperglue/cb - ")[2] == text.partition("\nsuperglue/cb - ")[2] != ""
 
 

@@ -113,7 +113,7 @@ class Child(Generic[AnyCall]):
         self._receiver, sender = context.Pipe(duplex=False)
         arguments = (call.function, call.arguments, sender, call.log)
         self._process = context.Process(target=worker.serve, args=arguments)
-        self._kills_before = _out_of_memory_kills()
+        self._kills_before = out_of_memory_kills()
         # Ctrl-C while a child receives its work would make it complain; but the first may have to wait for imports
         uninterrupted = blocked(signal.SIGINT) if _server_answered.is_set() else nullcontext()
         with _nothing_as_main(), uninterrupted:
@@ -147,7 +147,7 @@ class Child(Generic[AnyCall]):
     def outcome(self) -> Outcome:
         """Of a process that has ended: its answer, or why there is none."""
         self.end()
-        return self.answer or cause_of_death(self._process.exitcode, _out_of_memory_kills() > self._kills_before)
+        return self.answer or cause_of_death(self._process.exitcode, out_of_memory_kills() > self._kills_before)
 
     def end(self) -> None:
         """End the process if it hasn't ended."""
@@ -172,7 +172,7 @@ def cause_of_death(exit_code: int | None, killed_for_memory: bool) -> Outcome:
     return Outcome("failed", error=f"the process ended early, with exit code {exit_code}", died=True)
 
 
-def _out_of_memory_kills() -> int:
+def out_of_memory_kills() -> int:
     """How many processes the kernel has killed for lack of memory; 0 if it doesn't say."""
     counters = Path("/proc/vmstat")
     lines = counters.read_text().splitlines() if counters.exists() else []

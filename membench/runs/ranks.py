@@ -45,12 +45,14 @@ def execute(run: Run, checkpoint_path: Path, checkpoint_every: int, save_to: Pat
             monitor_interval=_LOOKS_EVERY,
             start_method="fork",
         )
+    kills_before = processes.out_of_memory_kills()
     with tempfile.TemporaryDirectory() as told:
         try:
             elastic_launch(config, _rank)(Path(told), run, checkpoint_path, checkpoint_every, save_to, send)
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
-            ended = of_rank(processes.cause_of_death(failure.exitcode, killed_for_memory=False), rank)
+            killed_for_memory = processes.out_of_memory_kills() > kills_before
+            ended = of_rank(processes.cause_of_death(failure.exitcode, killed_for_memory), rank)
             return _told(Path(told), rank) or {"status": ended.status, "error": ended.error}
         measured = _told(Path(told), 0)
     assert measured is not None  # every rank ended well

@@ -62,6 +62,8 @@ class _Workshop:
     def carry_out(self, runs: list[Run], folder: Folder) -> list[Record]:
         """The records of `runs`, in order; made if they are missing."""
         records = {run.run_id: folder.finished(run.run_id, retry=self.settings.retry) for run in runs}
+        for record in filter(None, records.values()):
+            folder.clear(record)  # as a command that was killed hasn't
         missing = [run for run in runs if records[run.run_id] is None]
         display = trackers.create(create_display(missing, len(runs), quiet=self.settings.quiet), self.settings)
         with display:
