@@ -12,6 +12,7 @@ from reports_factory import make_failure, make_record
 from suites import check, run
 
 from membench.cli import main
+from membench.runs.run_folder import Folder
 from reports import record
 from reports.regressions import render
 
@@ -252,6 +253,19 @@ def test_update_of_a_link_updates_what_it_leads_to(capsys, two, tmp_path, name):
     assert call(capsys, link, two[1], "--update")[0] == 0
     assert link.is_symlink() and record.read(real).records == record.load_folder(two[1])
     assert os.listdir(real.parent) == [name] and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("part", ["", "-1-of-2"])
+def test_update_waits_for_who_makes_runs_in_either_folder(capsys, two, number, part):
+    """A record written while the folder is copied would be lost, and a candidate without its last runs isn't one."""
+    before = record.load_folder(two[0])
+    with Folder(two[number]).locked(part):
+        code, _, stderr = call(capsys, *two, "--update")
+        assert code == 2 and f"{two[number]}: process {os.getpid()} is writing there; wait for it" in stderr
+        assert call(capsys, *two)[0] != 2  # to look at is free
+    assert record.load_folder(two[0]) == before
+    assert call(capsys, *two, "--update")[0] == 0
 
 
 def test_update_accepts_nothing_that_is_not_whole(capsys, two):

@@ -62,6 +62,7 @@ def check(
 def _check(
     baseline: Path, candidate: Path, format: str, thresholds: Path | None, only: str | None, update: bool
 ) -> int:
+    from membench.runs.run_folder import Folder
     from reports.record import Found
     from reports.regressions import render
     from reports.regressions import thresholds as limits
@@ -72,6 +73,8 @@ def _check(
         raise UserError(f"--format {format}: there is no such format. {suggestion(format, render.FORMATS)}")
     metrics = _metrics(only, [name for name in METRICS if name != ALWAYS])
     tolerated = limits.load(thresholds)
+    for place in (baseline, candidate) if update else ():
+        Folder(place).check_idle()
     first = update and not baseline.exists()
     before, after = Found([], []) if first else _read(baseline), _read(candidate)
     result = judge(before, after, tolerated, metrics)

@@ -58,14 +58,27 @@ class Folder:
         try:
             fcntl.flock(file, how | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            file.seek(0)
-            owner = file.read().partition(" ")[0] or "?"
-            raise UserError(
-                f"--out {self.path}: process {owner} is writing there; wait for it or choose another folder"
-            ) from error
+            raise UserError(f"--out {self._in_use(file)} or choose another folder") from error
         except OSError as error:  # some disks of a network have none
             why = f"its disk has no locks ({error.strerror}), which keep two commands apart"
             raise UserError(f"--out {self.path}: {why}: choose a folder on another disk") from error
+
+    def _in_use(self, file: IO[str]) -> str:
+        """What to say where another process holds a lock."""
+        file.seek(0)
+        owner = file.read().partition(" ")[0] or "?"
+        return f"{self.path}: process {owner} is writing there; wait for it"
+
+    def check_idle(self) -> None:
+        """Raises UserError while another process makes runs here."""
+        for path in self.path.glob(".lock*"):
+            with path.open() as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise UserError(self._in_use(file)) from error
+                except OSError:  # a disk without locks, where nobody makes runs
+                    return
 
     def _sign(self, file: IO[str], text: str) -> None:
         """Say in a lock whose it is; past the file's buffer, which would be written again when it is closed."""
