@@ -222,6 +222,27 @@ def test_times_of_steps_that_were_made_beside_other_runs_or_elsewhere_are_not_mi
     assert len(continued.clock.steps["forward"]) == (17 if same else 12)
 
 
+@pytest.mark.parametrize("machine", ["this one", "another"])
+def test_the_peaks_of_a_run_are_those_of_all_processes_that_made_its_steps_on_one_device(
+    machine, tmp_path, monkeypatch
+):
+    """The last of them may have made few steps, and needed less than the training does."""
+
+    def peaks_from_here(process, reserved, device):
+        peaks = {"process_peak_bytes": process, "peak_reserved_bytes": reserved}
+        monkeypatch.setattr(loop, "process_memory", lambda _: peaks)
+        monkeypatch.setattr(loop, "device_name", lambda _: device)
+
+    path = tmp_path / "run.pt"
+    peaks_from_here(900, 800, machine)
+    stopped(path)
+    peaks_from_here(950, 300, "this one")
+    continued = build("badam", torch.float32)
+    continued.run(checkpoint_path=path)
+    reserved = 800 if machine == "this one" else 300
+    assert continued.peaks() == {"process_peak_bytes": 950, "peak_reserved_bytes": reserved}
+
+
 COMPARE = [
     "compare",
     "--task",

@@ -29,7 +29,8 @@ from membench.runs.compare import Record, apart, make_missing
 from membench.runs.prepare import find_device
 from membench.runs.run_folder import Folder
 from membench.runs.worker import Send, throttled
-from membench.training.execute import process_memory, times
+from membench.training.clock import process_memory
+from membench.training.execute import times
 from membench.training.loop import Diverged, Loop, loss_function, micro_batches
 from membench.training.metering import meter_cycle
 from reports import record

@@ -1,11 +1,14 @@
-"""Wall-clock seconds of the phases of a training step, and of what device they are."""
+"""Wall-clock seconds of the phases of a training step, of what device they are, and the peaks of its process."""
 
 import platform
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -88,3 +91,12 @@ def _median(seconds: list[float]) -> float | None:
 
 def _after_warm_up(seconds: list[float]) -> list[float]:
     return seconds[min(_WARM_UP, len(seconds) // 2) :]
+
+
+def process_memory(device: torch.device) -> dict[str, Any]:
+    """Peaks so far of the process's resident memory and of the GPU's allocator."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_reserved_bytes": torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None,
+    }

@@ -1,8 +1,6 @@
 """One run, in this process: train, evaluate, then meter a fresh copy. A record is made from the result."""
 
-import resource
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -103,7 +101,7 @@ def _train(
         loop.run(report=report, remember=remember, checkpoint_path=path, checkpoint_every=every)
     finally:
         measured["initial_metrics"] = loop.progress.initial_metrics
-        measured |= {"history": loop.progress.history, "time": times(loop), "memory": process_memory(device)}
+        measured |= {"history": loop.progress.history, "time": times(loop), "memory": loop.peaks()}
         measured["block_coverage"] = optimizer.block_coverage
         if len(loop.progress.made_by) > 1:
             measured["made_by"] = loop.progress.made_by
@@ -189,15 +187,6 @@ def times(loop: Loop) -> dict[str, Any]:
         "tokens_per_second": mine["tokens"] / mine["train_seconds"] if mine["train_seconds"] else None,
         **loop.clock.medians(),
         **loop.clock.spread(),
-    }
-
-
-def process_memory(device: torch.device) -> dict[str, Any]:
-    """Peaks so far of the process's resident memory and of the GPU's allocator."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return {
-        "process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
-        "peak_reserved_bytes": torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None,
     }
 
 

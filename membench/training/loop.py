@@ -17,7 +17,7 @@ from membench.config.run import Training
 from membench.training import parallel, shards, tracking
 from membench.training.activations import offloading
 from membench.training.checkpoint import WAY_OUT
-from membench.training.clock import Clock, device_name, waited_seconds
+from membench.training.clock import Clock, device_name, process_memory, waited_seconds
 from membench.training.schedule import scheduler
 from membench.training.seeding import seed_generators
 from optimizers import MemoryEfficientOptimizer
@@ -58,6 +58,7 @@ class Progress:
     losses: list[float] = field(default_factory=list)  # since the last entry of the history
     initial_metrics: dict[str, float] | None = None  # before the first step
     made_by: list[dict[str, Any]] = field(default_factory=list)  # what made how many steps, in their order
+    memory: list[dict[str, Any]] = field(default_factory=list)  # peaks of each rank's processes, at the checkpoint
 
 
 class Diverged(Exception):
@@ -334,6 +335,7 @@ class Loop:
                     remember(entry)
                 remembered = len(self.progress.history)
             if checkpoint_path is not None and checkpoint_every and self.progress.step % checkpoint_every == 0:
+                self.progress.memory = parallel.of_all_ranks(self.peaks())
                 shards.save(self.state_dict(), checkpoint_path, self.progress.step)
         if not all(torch.isfinite(gathered(t)).all() for t in kept_weights(self.model)):
             raise Diverged(f"a weight is not finite after the last step ({self.training.steps})")
@@ -344,8 +346,16 @@ class Loop:
         mine |= {"device_name": device_name(self.device), "jobs": self.jobs}
         made_by = self.progress.made_by
         if not made_by or any(made_by[-1].get(name, value) != value for name, value in mine.items()):
+            if not made_by or any(made_by[-1].get(name) != mine[name] for name in mine.keys() - {"jobs"}):
+                self.progress.memory = []
             made_by.append({**mine, "steps": 0, "tokens": 0, "train_seconds": 0.0})
             self.clock = Clock(self.device)
+
+    def peaks(self) -> dict[str, Any]:
+        """See `process_memory`: of this process, and of those before it from whose checkpoint it went on."""
+        before = self.progress.memory[parallel.rank()] if self.progress.memory else {}
+        known = {name: [value, before.get(name)] for name, value in process_memory(self.device).items()}
+        return {name: max((v for v in values if v is not None), default=None) for name, values in known.items()}
 
     def _look_before(self) -> None:
         """What a task must know of the model before the first step, and its scores if they are asked for."""
