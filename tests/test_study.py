@@ -12,8 +12,14 @@ from pathlib import Path
 
 import pytest
 from commands import DATA, command
+from reports_factory import make_record
 
+from membench.config.settings import resolve
+from membench.runs import processes
+from membench.runs.prepare import prepare
+from membench.runs.processes import Outcome
 from membench.runs.run_folder import Folder
+from membench.runs.study import _Workshop
 from reports import record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -124,6 +130,33 @@ def test_a_best_trial_at_the_edge_is_followed_by_one_beyond_it_within_the_budget
         assert all(later == pytest.approx(10 * rate) for rate, later in zip(rates, rates[1:], strict=False))
     again = run(tmp_path / "study.toml", tmp_path / "out")
     assert again.stdout.partition("Summary")[2] == done.stdout.partition("Summary")[2] != ""
+
+
+OF_RUN = ("run_id", "task", "method", "model", "seed", "hyperparameters", "training", "environment")
+MEASURED = {name: value for name, value in make_record().items() if name not in OF_RUN}
+
+
+class Kills:
+    """An executor under which the first run is killed, once."""
+
+    remark, killed = None, False
+
+    def call_all(self, calls):
+        for call in calls:
+            outcome = Outcome("ok", value=MEASURED) if self.killed else processes.cause_of_death(-9, False)
+            self.killed = True
+            yield call, outcome
+
+
+def test_a_trial_that_was_killed_is_made_once_more_before_anything_is_chosen(tmp_path, capsys):
+    given = {"task": "superglue/cb", "data": DATA, "steps": 1, "optimizers": "sgd", "quiet": True}
+    settings = resolve({**given, "out": str(tmp_path)})
+    runs = prepare(settings)
+    workshop = _Workshop(Folder(tmp_path), Folder(tmp_path / "tuning"), settings, Kills(), lambda: 0)
+    workshop.try_out(runs)
+    assert [(trial["run_id"], trial["status"]) for trial in workshop.trials] == [(run.run_id, "ok") for run in runs]
+    assert "1 trial failed: once more" in capsys.readouterr().out
+    assert [trial["status"] for trial in record.load_folder(tmp_path / "tuning")] == ["ok", "ok"]
 
 
 @pytest.mark.slow

@@ -22,6 +22,8 @@ from membench.runs.executors import Executor
 from membench.runs.forecast import Kind, forecast
 from membench.runs.progress import create_display, waiting
 from membench.runs.run_folder import Folder
+from reports.names import counted
+from reports.record import how_it_ended
 
 
 class _Trial(NamedTuple):
@@ -70,6 +72,17 @@ class _Workshop:
             workplace = Workplace(folder, None, self.settings.checkpoint_every, self.executor, beside=self.beside)
             records |= {record["run_id"]: record for record in workplace.make(missing, display)}
         return [record for record in records.values() if record is not None]
+
+    def try_out(self, runs: list[Run]) -> None:
+        """Make trials. One that failed, such as by being killed, is made once more: without it, other values may be
+        chosen, and the runs made with them would stay among those of the values that are chosen when it is there.
+        """
+        made = {record["run_id"]: record for record in self.carry_out(runs, self.tuning)}
+        failed = [run for run in runs if how_it_ended(made[run.run_id]) == "failed"]
+        if failed:
+            print(f"{counted(len(failed), 'trial')} failed: once more, since the choice depends on it", flush=True)
+            made |= {record["run_id"]: record for record in self.carry_out(failed, self.tuning)}
+        self.trials += made.values()
 
 
 def study(plan: Study, shard: tuple[int, int] = (1, 1)) -> int:
@@ -168,7 +181,7 @@ def _tune(plan: Study, cells: list[_Cell], workshop: _Workshop) -> list[dict[str
     missing = [trial.run for cell in cells for trial in cell.trials]
     print(f"tuning on seed {plan.tuning_seed}: {len(missing)} runs", flush=True)
     while missing:
-        workshop.trials += workshop.carry_out([run for run in missing if run.refused is None], workshop.tuning)
+        workshop.try_out([run for run in missing if run.refused is None])
         missing = [run for cell in cells for method in cell.methods for run in _extend(plan, cell, method, workshop)]
     return [{method: _chosen(cell, method, workshop.trials) for method in cell.methods} for cell in cells]
 
