@@ -491,6 +491,13 @@ def test_two_comparisons_do_not_write_to_one_folder(tmp_path):
         pass
 
 
+def test_who_writes_there_from_another_machine_is_told_with_its_name(tmp_path):
+    with Folder(tmp_path).locked():
+        (tmp_path / ".lock").write_text("77 1 node-3 cpu")
+        with pytest.raises(UserError, match="process 77 on node-3 is writing there"), Folder(tmp_path).locked():
+            pass
+
+
 @pytest.mark.parametrize(
     ("one", "other", "together"),
     [

@@ -66,8 +66,9 @@ class Folder:
     def _in_use(self, file: IO[str]) -> str:
         """What to say where another process holds a lock."""
         file.seek(0)
-        owner = file.read().partition(" ")[0] or "?"
-        return f"{self.path}: process {owner} is writing there; wait for it"
+        owner, _, host, *_ = [*file.read().split(" "), "", "", ""]
+        where = f" on {host}" if host not in ("", socket.gethostname()) else ""
+        return f"{self.path}: process {owner or '?'}{where} is writing there; wait for it"
 
     def check_idle(self) -> None:
         """Raises UserError while another process makes runs here."""
