@@ -243,6 +243,13 @@ def test_update_makes_the_first_baseline_as_a_file_or_a_folder(capsys, two, tmp_
     assert call(capsys, tmp_path / name, two[1], "--update")[0] == 0
 
 
+def test_what_an_update_that_was_killed_has_left_gets_into_no_baseline(capsys, two, tmp_path):
+    """In a container processes have the same numbers again and again."""
+    record.write(make_record(run_id="left"), tmp_path / f".new.{os.getpid()}.tmp")
+    assert call(capsys, tmp_path / "new", two[1], "--update")[0] == 0
+    assert record.load_folder(tmp_path / "new") == record.load_folder(two[1])
+
+
 @pytest.mark.parametrize("name", ["real.json", "real"])
 def test_update_of_a_link_updates_what_it_leads_to(capsys, two, tmp_path, name):
     real, link = tmp_path / "elsewhere" / name, tmp_path / f"link{Path(name).suffix}"

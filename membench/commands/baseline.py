@@ -28,6 +28,7 @@ def replace(place: Path, records: list[Record]) -> None:
         return
     _check_names(place, records)
     temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process of the same number that was killed
     try:
         _fill(temporary, records, place)
         _exchange(temporary, place)
