@@ -294,6 +294,27 @@ def test_what_the_harness_can_not_load_or_does_not_know_is_said_in_a_sentence(fo
     ]
 
 
+@pytest.mark.parametrize(
+    "error", [KeyError("tst"), StopIteration(), AssertionError("Invalid configuration: 3000 tokens")]
+)
+def test_whatever_goes_wrong_in_the_harness_is_no_fault_of_ours(folder, stand_in, monkeypatch, capsys, error):
+    def simple_evaluate(**given):
+        raise error
+
+    sys.modules["lm_eval"].simple_evaluate = simple_evaluate
+    assert run_command(monkeypatch, folder / "models", "--tasks", "one", "--device", "cpu") == 2
+    said = capsys.readouterr().err
+    assert f"{model_of(folder).name} on one: " in said and "Traceback" not in said and "fault of membench" not in said
+
+
+def test_a_task_without_any_score_is_told(folder, stand_in, monkeypatch, capsys):
+    """The harness passes over a metric that it doesn't know."""
+    monkeypatch.setitem(RESULTS["group_subtasks"], "group", ["silent"])
+    assert run_command(monkeypatch, folder / "models", "--tasks", "one,group", "--device", "cpu") == 2
+    told = capsys.readouterr()
+    assert "--tasks group: the harness gives no score" in told.err and "0.7500" in told.out
+
+
 def test_what_was_scored_is_told_if_the_next_model_does_not_fit(folder, stand_in, monkeypatch, capsys, tmp_path):
     """And the record of the first has its scores."""
     for name in ("a", "b"):

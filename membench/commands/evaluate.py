@@ -9,6 +9,7 @@ import typer
 
 from membench.commands.options import takes
 from membench.config.declare import hold_to_bounds, typed
+from membench.config.errors import UserError
 from membench.config.options import EvaluationOptions
 
 
@@ -31,9 +32,12 @@ def evaluate(
     manager = harness.index(request)
     known = harness.resolve(request.tasks, manager.all_tasks)
     found: dict[Path, dict[str, Any]] = {}
+    silent: list[str] = []
     try:
         for model in models:
-            found[model] = harness.evaluate(model, known, request, manager)
+            results = harness.evaluate(model, known, request, manager)
+            found[model] = {name: entry for name, entry in results.items() if entry["scores"]}
+            silent = [name for name in results if name not in found[model]]
             fuller = harness.add_to_record(model, found[model])
             if fuller is None:
                 typer.echo(f"{model}: it has no record beside it, so its scores are only printed", err=True)
@@ -42,6 +46,10 @@ def evaluate(
     finally:  # scores of hours are told even if another model's can't be had, or a record can't be written
         if found:
             print(table(found))
+    if silent:
+        raise UserError(
+            f"--tasks {', '.join(silent)}: the harness gives no score; it passes over metrics unknown to it"
+        )
 
 
 def table(found: dict[Path, dict[str, Any]]) -> str:

@@ -17,7 +17,7 @@ from membench.runs.model_folder import CONFIG
 from reports import record
 from reports.names import suggestion
 from tasks.models.checks import check_complete, check_loaded, check_one_set, of_layers
-from tasks.models.damage import is_out_of_memory, said_in_a_sentence
+from tasks.models.damage import is_out_of_memory, reason_of, said_in_a_sentence
 from tasks.models.loading import quiet
 from tasks.models.source import entries_of, ids_of
 
@@ -166,7 +166,7 @@ def evaluate(model: Path, names: Sequence[str], request: EvaluationOptions, mana
         manager: see `index`.
 
     Raises:
-        UserError: a task's data or the model can't be loaded, or the memory doesn't suffice.
+        UserError: the harness can't carry out a task with the model, or the memory doesn't suffice.
     """
     import lm_eval
 
@@ -188,14 +188,12 @@ def evaluate(model: Path, names: Sequence[str], request: EvaluationOptions, mana
             task_manager=manager,
             confirm_run_unsafe_code=request.run_code,
         )
-    except (OSError, ValueError, ImportError) as error:  # no network, no such data set, a missing package
-        reason = str(error).strip().splitlines()
-        raise UserError(f"{model.name} on {', '.join(names)}: {reason[0] if reason else repr(error)}") from error
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        tried = f"{model.name} on {', '.join(names)}: out of memory with --batch-size {request.batch_size}"
-        raise UserError(f"{tried}: give a smaller one, or another --device") from error
+    except Exception as error:  # no network, no such data set, a template or a split that the data don't have
+        tried = f"{model.name} on {', '.join(names)}"
+        if is_out_of_memory(error):
+            way_out = f"out of memory with --batch-size {request.batch_size}: give a smaller one, or another --device"
+            raise UserError(f"{tried}: {way_out}") from error
+        raise UserError(f"{tried}: {reason_of(error)}") from error
     return summarize(results, names, request)
 
 
@@ -209,8 +207,11 @@ def resolve(tasks: Sequence[str], known: Sequence[str]) -> list[str]:
 
 
 def summarize(results: Mapping[str, Any], names: Sequence[str], request: EvaluationOptions) -> dict[str, Any]:
-    """The results that a record keeps: for the requested tasks, and for members of groups that have no score."""
-    return {name: _entry(results, name, request) for asked in names for name in _scored(results, asked)}
+    """The results that a record keeps: for the requested tasks, and for members of groups that have no score.
+
+    A task has no score, nor has any member of it, if the harness knows none of its metrics: it passes over them.
+    """
+    return {name: _entry(results, name, request) for asked in names for name in _scored(results, asked) or [asked]}
 
 
 def _scored(results: Mapping[str, Any], name: str) -> list[str]:
@@ -220,7 +221,7 @@ def _scored(results: Mapping[str, Any], name: str) -> list[str]:
 
 
 def _entry(results: Mapping[str, Any], name: str, request: EvaluationOptions) -> dict[str, Any]:
-    found = results["results"][name]
+    found = results["results"].get(name, {})
     version = results["versions"].get(name)
     return {
         "scores": _scores(found),
