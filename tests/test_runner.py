@@ -553,6 +553,12 @@ def test_a_file_that_is_no_record_is_named_and_not_replaced(tmp_path):
         Folder(tmp_path).finished("run")
 
 
+def test_a_record_under_the_name_of_another_run_does_not_pass_for_it(tmp_path):
+    record.write(make_record(), tmp_path).rename(tmp_path / "other.json")
+    with pytest.raises(UserError, match=rf"other\.json: the record of another run, {make_record()['run_id']}\. Remove"):
+        Folder(tmp_path).finished("other")
+
+
 def test_a_record_of_a_run_that_died_is_a_valid_record(tmp_path):
     given = {"hyperparameters": {"lr": 0.1}, "device": "cpu", "threads": 1, "environment": {"threads": 1}}
     run = Run(run_id="r", task="t", method="m", seed=0, training=Training(steps=3, model="config:x"), **given)

@@ -110,7 +110,7 @@ class Folder:
         """The record of a run that needn't be made again; with `retry`, only one that is ok.
 
         Raises:
-            UserError: the file with the record's name isn't a record.
+            UserError: the file with the record's name isn't a record, or is another run's.
         """
         path = self.path / f"{run_id}.json"
         if not path.exists():
@@ -119,6 +119,8 @@ class Folder:
             found = record.load(path)
         except ValueError as error:
             raise UserError(f"{error} Remove the file to make that run again") from error
+        if found["run_id"] != run_id:
+            raise UserError(f"{path}: the record of another run, {found['run_id']}. Remove it to make that run again")
         return found if found["status"] in (("ok",) if retry else _FINAL) else None
 
     def write(self, made: dict[str, Any]) -> None:
