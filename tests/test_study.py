@@ -197,6 +197,23 @@ def test_runs_beside_are_those_of_living_processes_that_make_other_parts_on_the_
     assert folder.runs_beside("-1-of-3", "cpu") == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_neither_a_zombie_nor_a_later_process_of_the_same_number_makes_runs_beside(tmp_path):
+    with Folder(tmp_path).locked("-1-of-2", "cpu"):
+        mine = (tmp_path / ".lock-1-of-2").read_text()
+        assert Folder(tmp_path).runs_beside("-2-of-2", "cpu") == 1
+    lock, (owner, rest) = tmp_path / ".lock-1-of-2", mine.split(" ", 1)
+    lock.write_text(f"{owner}1 {rest}")  # it began at another time
+    assert Folder(tmp_path).runs_beside("-2-of-2", "cpu") == 0
+    killed = subprocess.Popen(["sleep", "60"])
+    lock.write_text(f"{killed.pid} {rest}")
+    assert Folder(tmp_path).runs_beside("-2-of-2", "cpu") == 1
+    killed.kill()
+    os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is still there
+    assert Folder(tmp_path).runs_beside("-2-of-2", "cpu") == 0
+    killed.wait()
+
+
 @pytest.mark.slow
 def test_the_jobs_are_listed_and_nothing_is_run(small, tmp_path):
     done = run(small[0] / "study.toml", tmp_path / "none", "--dry-run", "--shard", "2/2")

@@ -47,7 +47,7 @@ class Folder:
                 with path.open() as other:
                     self._take(other, fcntl.LOCK_SH)  # and let go: it is only to see whether somebody holds it
             file.truncate(0)
-            self._sign(file, f"{os.getpid()} {at_once} {_here(place)}")
+            self._sign(file, f"{_signature(os.getpid())} {at_once} {_here(place)}")
             try:
                 yield
             finally:
@@ -68,7 +68,7 @@ class Folder:
         file.seek(0)
         owner, _, host, *_ = [*file.read().split(" "), "", "", ""]
         where = f" on {host}" if host not in ("", socket.gethostname()) else ""
-        return f"{self.path}: process {owner or '?'}{where} is writing there; wait for it"
+        return f"{self.path}: process {owner.partition('@')[0] or '?'}{where} is writing there; wait for it"
 
     def check_idle(self) -> None:
         """Raises UserError while another process makes runs here."""
@@ -102,7 +102,7 @@ class Folder:
         beside = 0
         for path in self.path.glob(".lock-*"):
             owner, at_once, where = [*path.read_text().split(" ", 2), "", ""][:3]
-            if path.name != f".lock{part}" and where == _here(place) and _is_alive(int(owner)):
+            if path.name != f".lock{part}" and where == _here(place) and _is_alive(owner):
                 beside += int(at_once)
         return beside
 
@@ -173,12 +173,30 @@ def _here(place: str) -> str:
     return f"{socket.gethostname()} {place}"
 
 
-def _is_alive(process: int) -> bool:
-    """Whether it is there; to try its lock instead could keep out who is about to take it."""
+def _signature(process: int) -> str:
+    """A process by its number and when it began, where the system tells: a later one may have the same number."""
+    told = _told_of(process)
+    return f"{process}@{told[19]}" if told else f"{process}"
+
+
+def _is_alive(signature: str) -> bool:
+    """Whether that process is there, and no zombie that nobody has waited for; to try its lock instead could keep out
+    who is about to take it.
+    """
+    number, _, began = signature.partition("@")
     try:
-        os.kill(process, 0)
+        os.kill(int(number), 0)
     except ProcessLookupError:
         return False
     except PermissionError:  # it is somebody else's
-        return True
-    return True
+        pass
+    told = _told_of(int(number))
+    return not told or (told[0] not in "ZX" and began in ("", told[19]))
+
+
+def _told_of(process: int) -> list[str]:
+    """What Linux tells of a process after its name, its state first; nothing where nothing is told."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
