@@ -126,9 +126,8 @@ def _found(settings: Settings, runs: Sequence[Run], folder: Folder, models: Mode
     if models is not None and len(records) < len(kept):
         unsaved = len(kept) - len(records)
         print(f"{unsaved} of these have no model in {models.path} and are made again to save it", flush=True)
-    for run in runs:
-        if run.run_id in records:  # the command that made it may have been killed before it did this
-            folder.clear(records[run.run_id], run.begun_as)
+    for record in records.values():
+        folder.clear(record)  # the command that made it may have been killed before it did
     return records
 
 
