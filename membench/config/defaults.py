@@ -50,7 +50,7 @@ LEARNING_RATES = {
     "hft": Rates(2e-5, 2e-4, 1e-3, 1e-3),
     "mezo": Rates(1e-6, 1e-3, 1e-3, 3e-4),
     "adafactor": Rates(5e-5, 5e-5, 5e-4, 2e-3),
-    "adam-mini": Rates(2e-5, 6e-5, 3e-4, 1e-3),
+    "adam-mini": Rates(2e-5, 6e-5, 2e-4, 1e-3),
     "apollo": Rates(1e-4, 1e-3, 2e-3, 1e-2),
     "muon": Rates(2e-4, 2e-3, 1e-2, 2e-2),
     "sinkgd": Rates(4e-4, 1.2e-3, 1e-2, 2e-2),
