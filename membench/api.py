@@ -1,4 +1,4 @@
-"""membench from Python: what the command line does, as functions that return data.
+"""membench from Python: what plan, explore, compare, report and check do, as functions that return data.
 
 A mistake raises `UserError`, a `ValueError` whose message is one sentence. Runs and plans are made in separate
 processes, which import membench and nothing from the calling script or notebook: `if __name__ == "__main__"` isn't

@@ -37,7 +37,7 @@ class Adafactor(MemoryEfficientOptimizer):
     Weight decay is decoupled: W shrinks by lr weight_decay W.
 
     Trains everything. Keeps, in fp32, m + n values for an (m, n) matrix and n for a vector of length n; low-precision
-    weights are updated in fp32 arithmetic. No temporary is larger than 64 MB (or one slice along the first dimension);
+    weights are updated in fp32 arithmetic. No temporary is larger than 64 MiB (or one slice along the first dimension);
     the packages make several as large as the weights.
 
     Args:

@@ -29,7 +29,7 @@ class AdamMini(MemoryEfficientOptimizer):
     Trains everything. Keeps, in fp32, a first moment as large as the weights and one number per block: 4 + 4 / n bytes
     per weight of an (m, n) matrix cut by neuron; low-precision weights also have an fp32 master (4 bytes more). No
     temporary is as large as the weights, except the gradient's cast to fp32 when there is a master, and fp32 copies of
-    up to 16 MB of low-precision weights when they decay without one.
+    up to 16 MiB of low-precision weights when they decay without one.
 
     Args:
         model: the model to train.

@@ -38,7 +38,7 @@ class AdamW8bit(MemoryEfficientOptimizer):
     summary = "AdamW with its moments in 8 bits"
     paper = "Dettmers, Lewis, Shleifer & Zettlemoyer, ICLR 2022, arXiv 2110.02861"
     trains = "everything"
-    keeps = "2.03 B per weight (6.03 B with an fp32 master); 8 B in tensors of fewer than 4,096"
+    keeps = "2.03 B per weight (6.03 B with an fp32 master); 8 B (12 B) in tensors of fewer than 4,096"
     excludes = "in_backward: accumulation, loop clipping, fp16 scaling"
     example = {"lr": 1e-2}
 

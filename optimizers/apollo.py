@@ -26,7 +26,7 @@ SCALES = {"channel": 1.0, "tensor": 128.0}  # by scale_type: APOLLO's and APOLLO
 class APOLLO(MemoryEfficientOptimizer):
     """APOLLO (Algorithm 1): each channel of a gradient is scaled as Adam would scale it in a random subspace of rank r.
 
-    For a gradient G (m, n) with m <= n (otherwise transposed): P (r, m) ~ N(0, 1 / r), redrawn every T steps;
+    For a gradient G (m, n) with m < n (otherwise transposed): P (r, m) ~ N(0, 1 / r), redrawn every T steps;
     R = P G; N = Adam's step from R, m / (sqrt(v) + eps); s_j = norm_of(N_j) / norm_of(R_j) for each of the n columns;
     U = G diag(s), scaled down if its norm grew by more than 1 %; W -= lr sqrt(scale) U, bias-corrected. With
     `scale_type="tensor"` s is one number for the whole matrix, for which rank 1 is enough: APOLLO-Mini. The moments are
@@ -35,7 +35,7 @@ class APOLLO(MemoryEfficientOptimizer):
     Trains everything. Embeddings, head, vectors and tensors of three or more dimensions, but for experts' (each has its
     matrix), get plain AdamW. Keeps, for a matrix with m <= n, two moments of (r, n), in the dtype of the weights, and
     the last norm and a step count (8 bytes). P is regenerated from its seed at every step. No temporary is as large as
-    a matrix, except fp32 copies of up to 16 MB of low-precision weights when they decay.
+    a matrix, except fp32 copies of up to 16 MiB of low-precision weights when they decay.
 
     Args:
         model: the model to train; its layers are in `nn.ModuleList`s.

@@ -13,9 +13,10 @@ from optimizers.shared.inner import InnerSGD
 
 @register("sgd")
 class SGD(MemoryEfficientOptimizer):
-    """SGD on all parameters, by torch's kernels, in the precision of the weights.
+    """SGD on all parameters, by torch's kernels, in the precision of the weights or of their masters.
 
-    Trains everything. Keeps nothing, or one momentum buffer of the weights' size.
+    Trains everything. Keeps nothing; with momentum, one buffer of the weights' size; with fp32 masters, 4 bytes per
+    weight, or 8 with momentum.
 
     Args:
         model: the model to train.
@@ -33,7 +34,7 @@ class SGD(MemoryEfficientOptimizer):
     summary = "stochastic gradient descent, on all parameters"
     paper = "Robbins & Monro, 1951"
     trains = "everything"
-    keeps = "nothing (with momentum: the size of the weights; with fp32 masters: 4 B per weight)"
+    keeps = "nothing (momentum: the size of the weights; fp32 masters: 4 B per weight; both: 8 B)"
     excludes = "in_backward: accumulation, loop clipping, fp16 scaling"
     example = {"lr": 0.1}
     added_later = ("stochastic_rounding",)

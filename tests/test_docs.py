@@ -1,13 +1,18 @@
 """What the documents show is what the code does."""
 
+import inspect
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+import optimizers
+from tasks import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -61,3 +66,35 @@ def test_the_plan_in_the_readme_is_what_its_command_prints():
     command, shown = re.search(r"    python -m (membench plan .*?)\n\n```\n(.*?)```", readme, re.DOTALL).groups()
     printed = run(ROOT, "-m", *shlex.split(command.replace("\\\n", " "))).stdout
     assert all(part in printed for part in shown.split("...\n"))
+
+
+def test_the_page_on_limits_names_the_methods_that_round_at_random():
+    text = " ".join((ROOT / "docs" / "limits.md").read_text(encoding="utf-8").split())
+    (named,) = re.findall(r"without masters \(([\w, ]+); those with masters", text)
+    known = {name: inspect.signature(optimizers.get(name)).parameters for name in optimizers.available()}
+    assert set(named.split(", ")) == {name for name, keywords in known.items() if "stochastic_rounding" in keywords}
+
+
+def test_the_page_on_measuring_quotes_the_errors_of_the_gpus_page():
+    gpu, text = (
+        " ".join((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8").split()) for name in ("gpu", "measuring")
+    )
+    row = r"\| ([\w-]+) \|[^|]*\|[^|]*\|[^|]*\| ([+-][\d.]+)% \|[^|]*\| ([\d.]+) \| ([\d.]+) \|"
+    tables = [re.findall(row, table) for table in re.findall(r"### Memory at the peak, GiB (.*?) ###", gpu)]
+    of_peaks = [max(abs(float(error)) for _, error, *_ in table) for table in tables]
+    quoted = re.search(r"by at most ([\d.]+) % for Llama 3-8B, and by at most ([\d.]+) % for a 1B model", text)
+    assert of_peaks == [float(one) for one in quoted.groups()]
+    reserved = [abs(float(a) / float(b) - 1) for table in tables for name, _, a, b in table if name != "blockllm"]
+    count, close, most = re.search(r"Of (\d+) plans .*?, (\d+) are within .1 % .*? within ([\d.]+) %", text).groups()
+    assert (int(count), int(close)) == (len(reserved), sum(error <= 0.001 for error in reserved))
+    assert max(reserved) <= float(most) / 100 < max(reserved) + 0.002
+
+
+def test_every_option_of_a_task_is_in_the_documentation_with_a_default_that_is_so():
+    page = (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8")
+    for family in FAMILIES:
+        options = inspect.signature(import_module(f"tasks.{family}").create).parameters.values()
+        for one in (one for one in options if one.default is not one.empty):
+            assert f"{one.name}=" in page or f"`{one.name}`" in page, f"{family}: {one.name}"
+            if isinstance(one.default, int) and not isinstance(one.default, bool):
+                assert f"{one.default:,} " in page, f"{family}: {one.name} is {one.default}"

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import re
 import statistics
 from dataclasses import replace
 
@@ -274,6 +275,16 @@ def test_the_table_of_races_in_the_readme_is_that_of_the_results():
     page = seen.README.read_text(encoding="utf-8")
     assert seen.renewed(page) == page, "make it again: python -m benchmarks.seen"
     assert {name for one in seen.documents() for name in seen.names(one)} <= set(RACES)
+
+
+def test_the_readme_names_the_peer_of_every_race_and_the_versions_that_the_extra_installs():
+    page = seen.README.read_text(encoding="utf-8")
+    table = page.partition("## Who races whom")[2].partition("## Measured separately")[0]
+    cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    named = {name for cell in cells for name in re.findall(r"[\w-]+", cell)}
+    assert named == set(RACES)
+    extra = next(line for line in (seen.HERE.parent / "pyproject.toml").read_text().splitlines() if "peers = " in line)
+    assert {one for one in re.findall(r"[\w-]+==[\d.]+", page) if one not in extra} == set()
 
 
 def test_a_race_taken_again_replaces_the_one_before(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The studies in the repository: their pages are what their records say, and small."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -16,6 +17,12 @@ from tasks.c4.corpus import Documents
 
 def test_no_page_is_stale():
     assert pages.stale() == [], "make them again: make studies"
+
+
+@pytest.mark.parametrize("study", pages.all_studies(), ids=lambda study: study.name)
+def test_a_study_says_of_its_model_as_many_weights_as_its_records(study):
+    said = re.findall(r"([\d.]+)M\s+weights", study.words["asked"])
+    assert set(said) <= {f"{run['parameters'] / 1e6:.1f}" for run in study.finals}
 
 
 def test_all_records_together_are_small():
