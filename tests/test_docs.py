@@ -6,13 +6,17 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import optimizers
+from membench.commands.explore import _settings
+from membench.planning.explore import describe
 from tasks import FAMILIES
+from tasks.models.source import CONFIGURATIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -98,3 +102,11 @@ def test_every_option_of_a_task_is_in_the_documentation_with_a_default_that_is_s
             assert f"{one.name}=" in page or f"`{one.name}`" in page, f"{family}: {one.name}"
             if isinstance(one.default, int) and not isinstance(one.default, bool):
                 assert f"{one.default:,} " in page, f"{family}: {one.name} is {one.default}"
+
+
+def test_the_page_on_exploring_counts_the_built_in_models_and_their_tables():
+    text = " ".join((ROOT / "docs" / "explore.md").read_text(encoding="utf-8").split())
+    told = re.search(r"of all (\d+) built-in models \((\d+) tables\)", text)
+    planned_as = {model["name"]: model["planned_as"] for model in describe(list(CONFIGURATIONS))}
+    tables = {replace(one, model=planned_as[one.model]) for one in _settings(("all",), None)}
+    assert told.groups() == (str(len(CONFIGURATIONS)), str(len(tables)))

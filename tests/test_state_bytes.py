@@ -93,7 +93,17 @@ def welore(model, size):
     return of_new_weights(sum(p.numel() for p in factors) + norms, len(factors) + 2 * LAYERS + 1, size)
 
 
+def sgd(model, size):
+    return (4 if size == 4 else 4 + 4) * sum(p.numel() for p in model.parameters())
+
+
+def adamw8bit(model, size):  # no tensor here has 4,096 weights
+    return (8 if size == 4 else 12) * sum(p.numel() for p in model.parameters())
+
+
 FORMULAS = {
+    "sgd:momentum=.9:master_weights=true": sgd,
+    "adamw8bit:master_weights=true": adamw8bit,
     "welore": welore,
     "lora": lora,
     "lora:variant=lora-fa": lora_fa,
