@@ -11,8 +11,10 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import typer
 
 import optimizers
+from membench.cli import app
 from membench.commands.explore import _settings
 from membench.planning.explore import describe
 from tasks import FAMILIES
@@ -92,6 +94,15 @@ def test_the_page_on_measuring_quotes_the_errors_of_the_gpus_page():
     count, close, most = re.search(r"Of (\d+) plans .*?, (\d+) are within .1 % .*? within ([\d.]+) %", text).groups()
     assert (int(count), int(close)) == (len(reserved), sum(error <= 0.001 for error in reserved))
     assert max(reserved) <= float(most) / 100 < max(reserved) + 0.002
+
+
+def test_every_option_of_the_commands_is_on_a_page():
+    text = "".join(page.read_text(encoding="utf-8") for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+    named = set(re.findall(r"--[a-z-]+", text))
+    for name, command in typer.main.get_command(app).commands.items():
+        options = [one for one in command.params if one.param_type_name == "option"]
+        missing = [one.opts for one in options if not named & {*one.opts, *one.secondary_opts}]
+        assert missing == [], name
 
 
 def test_every_option_of_a_task_is_in_the_documentation_with_a_default_that_is_so():
