@@ -277,12 +277,14 @@ def test_the_table_of_races_in_the_readme_is_that_of_the_results():
     assert {name for one in seen.documents() for name in seen.names(one)} <= set(RACES)
 
 
-def test_the_readme_names_the_peer_of_every_race_and_the_versions_that_the_extra_installs():
+def test_the_readme_names_the_peer_of_every_race_the_larger_limits_and_the_versions_that_the_extra_installs():
     page = seen.README.read_text(encoding="utf-8")
     table = page.partition("## Who races whom")[2].partition("## Measured separately")[0]
     cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
     named = {name for cell in cells for name in re.findall(r"[\w-]+", cell)}
     assert named == set(RACES)
+    larger = {name: f"{one.memory_limit:g}" for name, one in RACES.items() if one.memory_limit > 1}
+    assert {name: limit for limit, name in re.findall(r"([\d.]+) for `([\w-]+)`", page)} == larger
     extra = next(line for line in (seen.HERE.parent / "pyproject.toml").read_text().splitlines() if "peers = " in line)
     assert {one for one in re.findall(r"[\w-]+==[\d.]+", page) if one not in extra} == set()
 
