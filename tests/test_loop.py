@@ -405,6 +405,14 @@ def test_the_time_of_a_phase_is_the_median_of_the_steps_after_the_warm_up(monkey
     assert medians() is None
 
 
+def test_the_clock_waits_for_the_device_of_the_run_not_for_the_current_one(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device=None: waited.append(device))
+    with Clock(torch.device("cuda:1")).phase("forward"):
+        pass
+    assert waited == [torch.device("cuda:1")] * 2
+
+
 BESIDE = """
 import os, subprocess, sys, time
 from membench.training.clock import waited_seconds

@@ -26,6 +26,7 @@ from membench.config.errors import UserError
 from membench.config.run import Training
 from membench.runs.run_folder import Folder
 from membench.training import checkpoint, loop
+from membench.training.execute import times
 from membench.training.loop import Loop
 from optimizers.contract import build_model, loss_of
 from optimizers.shared import in_pieces
@@ -241,6 +242,20 @@ def test_the_peaks_of_a_run_are_those_of_all_processes_that_made_its_steps_on_on
     continued.run(checkpoint_path=path)
     reserved = 800 if machine == "this one" else 300
     assert continued.peaks() == {"process_peak_bytes": 950, "peak_reserved_bytes": reserved}
+
+
+def test_a_run_of_which_only_the_evaluation_is_left_keeps_the_times_and_peaks_of_its_steps(tmp_path, monkeypatch):
+    path = tmp_path / "run.pt"
+    monkeypatch.setattr(loop, "process_memory", lambda _: {"peak_reserved_bytes": 800})
+    made = build("badam", torch.float32)
+    made.run(checkpoint_path=path, checkpoint_every=17)  # and is stopped before it is evaluated
+    monkeypatch.setattr(loop, "process_memory", lambda _: {"peak_reserved_bytes": 300})
+    monkeypatch.setattr(loop, "device_name", lambda _: "another")
+    left = build("badam", torch.float32, jobs=2)
+    left.run(checkpoint_path=path)
+    assert [(one["steps"], one["jobs"]) for one in left.progress.made_by] == [(17, 1), (0, 2)]
+    assert times(left) == times(made) and times(left)["tokens_per_second"] > 0 < times(left)["update_seconds"]
+    assert left.peaks() == {"peak_reserved_bytes": 800}
 
 
 COMPARE = [

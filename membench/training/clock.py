@@ -21,7 +21,7 @@ class Clock:
     """Seconds of every phase of every step; on an accelerator, it synchronises before reading the time."""
 
     def __init__(self, device: torch.device):
-        self._waits = device.type != "cpu"
+        self._device = device
         self.steps: dict[str, list[float]] = {name: [] for name in PHASES}
         self._current = dict.fromkeys(PHASES, 0.0)
 
@@ -54,8 +54,8 @@ class Clock:
         return {"timed_steps": len(whole), "step_spread": (high - low) / middle if middle else None}
 
     def _now(self) -> float:
-        if self._waits:
-            torch.accelerator.synchronize()
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize(self._device)  # without it the current one, which the model needn't be on
         return time.perf_counter()
 
 

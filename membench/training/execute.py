@@ -179,7 +179,7 @@ def _make_generation_savable(model: PreTrainedModel) -> None:
 def times(loop: Loop) -> dict[str, Any]:
     """The record's section `time`."""
     progress = loop.progress
-    *_, mine = progress.made_by or [{"tokens": 0, "train_seconds": 0.0}]
+    *_, mine = [made for made in progress.made_by if made["steps"]] or [{"tokens": 0, "train_seconds": 0.0}]
     return {
         "train_seconds": progress.train_seconds,
         "waited_seconds": progress.waited_seconds,

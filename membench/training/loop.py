@@ -346,14 +346,18 @@ class Loop:
         mine |= {"device_name": device_name(self.device), "jobs": self.jobs}
         made_by = self.progress.made_by
         if not made_by or any(made_by[-1].get(name, value) != value for name, value in mine.items()):
-            if not made_by or any(made_by[-1].get(name) != mine[name] for name in mine.keys() - {"jobs"}):
-                self.progress.memory = []
+            moved = not made_by or any(made_by[-1].get(name) != mine[name] for name in mine.keys() - {"jobs"})
             made_by.append({**mine, "steps": 0, "tokens": 0, "train_seconds": 0.0})
+            if self.progress.step == self.training.steps:  # there will be no others
+                return
             self.clock = Clock(self.device)
+            if moved:
+                self.progress.memory = []
 
     def peaks(self) -> dict[str, Any]:
         """See `process_memory`: of this process, and of those before it from whose checkpoint it went on."""
-        before = self.progress.memory[parallel.rank()] if self.progress.memory else {}
+        saved = self.progress.memory
+        before = saved[parallel.rank()] if parallel.rank() < len(saved) else {}
         known = {name: [value, before.get(name)] for name, value in process_memory(self.device).items()}
         return {name: max((v for v in values if v is not None), default=None) for name, values in known.items()}
 
