@@ -1,14 +1,14 @@
 """The tables as a reader sees them: headings with units, figures rounded, and notes that say how to read them."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 
 from reports import differences
 from reports import rows as raw
 from reports.floors import BEFORE
 from reports.names import counted
 from reports.parts import Part, round_parts, shown
-from reports.record import had_device_alone, has_true_times, undue_waiting
+from reports.record import Record, had_device_alone, has_true_times, undue_waiting
 from reports.rows import AVERAGE
 from reports.setups import REFERENCE, Setup
 from reports.statistics import SIGNIFICANCE, TEST, Sight, sight_words
@@ -419,11 +419,18 @@ def _coverage_notes(setup: Setup) -> list[str]:
     return [f"Blocks that were visited in {when}: {'; '.join(said)}. What wasn't is untrained."] if said else []
 
 
-def _waiting_notes(setup: Setup) -> list[str]:
-    """Which of the times that are shown are too long."""
+def time_notes(rows: Mapping[str, Collection[Record]]) -> list[str]:
+    """Which times of these runs, by row, are left out, and which of those that are shown are too long."""
+    runs = [run for of_method in rows.values() for run in of_method]
+    shared = [_SHARED] if not all(map(had_device_alone, runs)) else []
+    changed = [_CHANGED] if any(run.get("made_by") for run in runs) else []
+    return shared + changed + _waiting_notes(rows)
+
+
+def _waiting_notes(rows: Mapping[str, Collection[Record]]) -> list[str]:
     said = []
-    for label, of_method in setup.rows.items():
-        runs = [run for run in of_method.values() if has_true_times(run)]
+    for label, of_method in rows.items():
+        runs = [run for run in of_method if has_true_times(run)]
         if shares := [share for run in runs if (share := undue_waiting(run))]:
             said.append(
                 f"{label} ({len(shares)} of {counted(len(runs), 'run')}) for up to {max(shares):.0%} of its time"
@@ -438,9 +445,6 @@ def remarks(setup: Setup) -> list[str]:
         [f"Older runs of the same method, task and seed are left out: {setup.superseded}."] if setup.superseded else []
     )
     several = f"Runs are from {len(setup.machines)} machines ({'; '.join(setup.machines)}): speeds compare on one only."
-    runs = [run for of_method in setup.rows.values() for run in of_method.values()]
-    shared = [_SHARED] if not all(map(had_device_alone, runs)) else []
-    shared += [_CHANGED] if any(run.get("made_by") for run in runs) else []
-    shared += _waiting_notes(setup)
+    of_times = time_notes({label: of_method.values() for label, of_method in setup.rows.items()})
     old += differences.in_code(setup)
-    return missing + old + _coverage_notes(setup) + ([several] if len(setup.machines) > 1 else []) + shared
+    return missing + old + _coverage_notes(setup) + ([several] if len(setup.machines) > 1 else []) + of_times

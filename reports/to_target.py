@@ -9,6 +9,7 @@ from reports.rankings import Ranking, headline, render
 from reports.record import Record, has_true_times
 from reports.setups import Setup, group, heading
 from reports.table import NOTHING, Column, Row, Table, lay_out, score_text
+from reports.text import time_notes
 
 # ends of the names of metrics that aren't the headline, whose direction a record says
 _LESS_IS_BETTER = ("loss", "perplexity", "error", "mae", "mse", "brier")
@@ -124,4 +125,4 @@ def _notes(setup: Setup, task: str) -> list[str]:
         notes.append(f"Evaluated every {' or '.join(map(str, every))} steps: no finer than that.")
     if len(setup.machines) > 1:
         notes.append(f"Runs are from {len(setup.machines)} machines: seconds compare on one only.")
-    return notes
+    return notes + time_notes({label: _of(found, task) for label, found in setup.rows.items()})

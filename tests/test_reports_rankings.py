@@ -161,6 +161,17 @@ def test_what_has_no_seconds_takes_no_rank_by_them_from_others():
     assert (rows["adamw"]["rank_by_seconds"], rows["adamw"]["rank_by_tokens"]) == (1, 2)
 
 
+def test_a_race_says_which_times_are_left_out_and_which_are_too_long():
+    shared, slowed = curve("adamw", 0, [0.5, 0.9]), curve("badam", 0, [0.5, 0.9])
+    shared["environment"]["jobs"] = 4
+    slowed["time"] |= {"train_seconds": 10.0, "waited_seconds": 3.5}
+    text = to_target.to_target([shared, slowed], "accuracy", 0.8)
+    assert "Speeds of runs that may have shared a device with others are left out" in text
+    assert "Slowed by waiting for processors: badam (1 of 1 run) for up to 35% of its time." in text
+    text = to_target.to_target([curve("adamw", 0, [0.5, 0.9])], "accuracy", 0.8)
+    assert "Speeds" not in text and "Slowed" not in text
+
+
 def test_equals_share_a_rank():
     rows = race([curve("adamw", 0, [0.9]), curve("badam", 0, [0.9]), curve("sgd", 0, [0.1, 0.9])])
     assert [rows[name]["rank_by_tokens"] for name in ("adamw", "badam", "sgd")] == [1, 1, 3]

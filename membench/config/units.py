@@ -41,7 +41,7 @@ def parse_memory(text: str) -> int:
 
 
 def steps_of(epochs: float, examples: int, batch_size: int) -> int:
-    """Updates that `epochs` of so many examples take, the last of them with what is left.
+    """Updates that `epochs` of so many examples take; the last one is filled up from the next epoch.
 
     In decimal, as `epochs` is written: 1.1 epochs of 10 examples are 11, in binary a little more.
     """
