@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -226,6 +227,24 @@ def test_ranks_whose_layers_are_sharded_leave_out_the_same_ones_at_random():
 def test_batches_that_differ_between_ranks_are_refused():
     for said in gloo.run(drawn, FromNoSeed):
         assert "drew different batches of one step" in said and "\n" not in said
+
+
+def seconds_of_updates(rank, slow_rank):
+    """Of each step, as this rank measures them."""
+    training = replace(TRAINING, steps=3, strategy="replicate")
+    model = Net().double()
+    optimizer = parallel.place(model, "sgd", training.strategy, partial(optimizers.create, "sgd"))
+    if rank == slow_rank:
+        update = optimizer.update
+        optimizer.update = lambda *given: time.sleep(0.2) or update(*given)
+    loop = Loop(model, optimizer, Task(training.batch_size), training, seed=0, device=torch.device("cpu"))
+    loop.run()
+    return loop.clock.steps["update"]
+
+
+def test_a_step_has_ended_when_it_has_on_all_ranks():
+    first, slow = gloo.run(seconds_of_updates, 1)
+    assert min(slow) >= 0.2 <= min(first)  # neither averages gradients, in its update, before the other does
 
 
 def without_room(rank, folder):

@@ -390,7 +390,9 @@ class Loop:
             max_grad_norm=training.max_grad_norm,
             phase=self.clock.phase,
         )
-        loss = float(parallel.mean_of(mean).item())
+        with self.clock.phase("update"):  # a step has ended when it has on all ranks
+            mean = parallel.mean_of(mean)
+        loss = float(mean.item())
         self.scheduler.step()
         tokens, seconds = sum(int(batch["attention_mask"].sum()) for batch in whole), self.clock.end_step()
         progress.step += 1
