@@ -187,7 +187,7 @@ SCHEMA: tuple[Field, ...] = (
         "time.waited_seconds",
         (float,),
         OPTIONAL,
-        "thread-seconds in which it was ready to run but all processors were taken; null: unknown",
+        "thread-seconds in which it (of ranks, one) was ready to run but all processors were taken; null: unknown",
     ),
     Field("time.timed_steps", (int,), OPTIONAL, "that the medians are over"),
     Field(

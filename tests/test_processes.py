@@ -1,6 +1,7 @@
 """A run on several processes has a single process's losses, continues on any number, and ends if a rank does."""
 
 import importlib
+import itertools
 import json
 import os
 import random
@@ -28,6 +29,7 @@ from membench.config.errors import UserError
 from membench.config.run import Training
 from membench.config.settings import resolve
 from membench.training import checkpoint, parallel
+from membench.training import loop as training_loop
 from membench.training.loop import Loop
 
 TRAINING = Training(steps=6, batch_size=8, sequence_length=3, evaluate_every=4)
@@ -245,6 +247,21 @@ def seconds_of_updates(rank, slow_rank):
 def test_a_step_has_ended_when_it_has_on_all_ranks():
     first, slow = gloo.run(seconds_of_updates, 1)
     assert min(slow) >= 0.2 <= min(first)  # neither averages gradients, in its update, before the other does
+
+
+def seconds_waited(rank, waits):
+    said = itertools.count(step=waits[rank])  # by each look
+    training_loop.waited_seconds = lambda: next(said)
+    model = Net().double()
+    optimizer = parallel.place(model, "sgd", "replicate", partial(optimizers.create, "sgd"))
+    training = replace(TRAINING, evaluate_every=None, strategy="replicate")
+    loop = Loop(model, optimizer, Task(training.batch_size), training, seed=0, device=torch.device("cpu"))
+    loop.run()
+    return loop.progress.waited_seconds
+
+
+def test_a_run_has_waited_for_processors_as_long_as_the_rank_that_waited_most():
+    assert gloo.run(seconds_waited, (1, 5)) == [5 * TRAINING.steps] * 2
 
 
 def without_room(rank, folder):

@@ -337,6 +337,8 @@ class Loop:
             if checkpoint_path is not None and checkpoint_every and self.progress.step % checkpoint_every == 0:
                 self.progress.memory = parallel.of_all_ranks(self.peaks())
                 shards.save(self.state_dict(), checkpoint_path, self.progress.step)
+        waited = parallel.of_all_ranks(self.progress.waited_seconds)  # each step is as slow as the slowest of them
+        self.progress.waited_seconds = None if None in waited else max(waited)
         if not all(torch.isfinite(gathered(t)).all() for t in kept_weights(self.model)):
             raise Diverged(f"a weight is not finite after the last step ({self.training.steps})")
 
