@@ -38,6 +38,10 @@ class Writes(Mine):
         return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=1))
 
 
+class OfNothing(Mine):
+    provenance = {}
+
+
 class SaysSo(Mine):
     kind = "language"
 
@@ -141,6 +145,11 @@ def test_the_default_rate_for_random_weights_suits_what_the_task_trains(module, 
     assert tasks.kind(tasks.create(f"own_task:{name}", **GIVEN)) == kind
     (run,) = prepare(resolve({"task": f"own_task:{name}", "optimizers": "adamw", "steps": 1, "model": "x"}))
     assert run.hyperparameters["lr"] == rate
+
+
+def test_a_task_may_have_no_provenance(module):
+    (run,) = prepare(resolve({"task": "own_task:OfNothing", "optimizers": "adamw", "steps": 1, "model": "x"}))
+    assert "data_sha256" not in run.environment
 
 
 def test_a_kind_that_there_is_none_of_is_refused(module):

@@ -180,7 +180,7 @@ def _work(settings: Settings, name: str, device: torch.device, threads: int) -> 
     task = create_task(Training.of(settings, steps=1, weights="?"), name, seed=0)
     weights = "random" if task.from_scratch else "pretrained"
     training = Training.of(settings, steps=_steps(settings, task), weights=weights)
-    assert task.provenance and task.head is not None  # this loads the model, which may fail
+    assert task.provenance is not None and task.head is not None  # this loads the model, which may fail
     return _Work(name, training, device, threads, task, _width(settings))
 
 
