@@ -155,7 +155,12 @@ SCHEMA: tuple[Field, ...] = (
     *_parts("at_peak"),
     Field("memory.maximum", (dict,), UNLESS_OK, "the same parts, each at its own maximum: don't add up"),
     *_parts("maximum"),
-    Field("memory.peak_reserved_bytes", (int,), ALWAYS, "bytes, of the GPU's allocator; null without one"),
+    Field(
+        "memory.peak_reserved_bytes",
+        (int,),
+        ALWAYS,
+        "bytes, of the GPU's allocator, also for evaluations on the way; null without one",
+    ),
     Field("memory.process_peak_bytes", (int,), ALWAYS, "bytes, resident; null where the system doesn't say"),
     Field("memory.peak_phase", (str,), OPTIONAL, "forward | backward | update | switch"),
     Field("memory.peak_selection", (str,), OPTIONAL, "what was trained at the peak, in words"),

@@ -198,6 +198,20 @@ def test_a_score_before_the_first_step_is_that_of_the_untrained_model_and_change
     assert plain.progress.initial_metrics is None and equal(weights(plain.model), weights(scored.model))
 
 
+def test_what_was_reserved_on_a_card_for_a_score_before_the_first_step_is_not_the_trainings(monkeypatch):
+    reserved, run = [7], loop(evaluate_before=True)  # at most: to build the model
+    monkeypatch.setattr(run.task, "evaluate", lambda model: reserved.append(100) or {"error": 1.0})
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: max(reserved))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: reserved.append(5))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: reserved.__setitem__(slice(-1), []))
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: None)
+    run.device = torch.device("cuda:1")
+    run._look_before()
+    assert run.peaks()["peak_reserved_bytes"] == 7
+    reserved.append(9)  # by the training
+    assert run.peaks()["peak_reserved_bytes"] == 9
+
+
 class StreamedTask(ToyTask):
     """Reads forwards only, unless it is told where to go on."""
 

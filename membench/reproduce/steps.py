@@ -29,7 +29,6 @@ from membench.runs.compare import Record, apart, make_missing
 from membench.runs.prepare import find_device
 from membench.runs.run_folder import Folder
 from membench.runs.worker import Send, throttled
-from membench.training.clock import process_memory
 from membench.training.execute import times
 from membench.training.loop import Diverged, Loop, loss_function, micro_batches
 from membench.training.metering import meter_cycle
@@ -159,7 +158,7 @@ def _train(run: Run, measured: dict[str, Any], report: Callable[[int, float], No
     loop = Loop(model, optimizer, task, run.training, seed=run.seed, device=device)
     loop.run(report=report)
     history = loop.progress.history
-    measured |= {"history": history, "time": times(loop), "memory": process_memory(device)}
+    measured |= {"history": history, "time": times(loop), "memory": loop.peaks()}
     measured |= {"block_coverage": optimizer.block_coverage, "metrics": {"loss": history[-1]["loss"]}}
 
 

@@ -58,7 +58,8 @@ class Progress:
     losses: list[float] = field(default_factory=list)  # since the last entry of the history
     initial_metrics: dict[str, float] | None = None  # before the first step
     made_by: list[dict[str, Any]] = field(default_factory=list)  # what made how many steps, in their order
-    memory: list[dict[str, Any]] = field(default_factory=list)  # peaks of each rank's processes, at the checkpoint
+    # peaks of each rank's processes, before the first step or at the checkpoint
+    memory: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Diverged(Exception):
@@ -365,12 +366,18 @@ class Loop:
 
     def _look_before(self) -> None:
         """What a task must know of the model before the first step, and its scores if they are asked for."""
+        on_card = self.device.type == "cuda"
+        if on_card:  # what it took to build the model counts
+            self.progress.memory = parallel.of_all_ranks(self.peaks())
         if isinstance(self.task, HasReference):
             self.ask_reference(self.task)
         if self.training.evaluate_before:
             self.progress.initial_metrics = self.evaluate(self.model)
             if isinstance(self.task, ComparesScores):
                 self.task.remember_scores()
+        if on_card:  # what the allocator has reserved for this isn't the training's
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
 
     def _step(self) -> float:
         progress, training = self.progress, self.training
