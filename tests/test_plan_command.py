@@ -1,9 +1,12 @@
 """`membench plan`: what it prints, its JSON, and its refusals in one sentence."""
 
+import gc
 import json
 import re
 import sys
+import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import plan_models
 import pytest
@@ -295,6 +298,34 @@ def test_verify_prints_planned_beside_measured(tmp_path):
     for name in methods:
         planned, _, allocated, reserved = rows[name]
         assert planned == allocated and reserved == "-"
+
+
+def test_verify_leaves_what_was_measured_before_out_of_a_methods_peaks(monkeypatch):
+    class Method:
+        def __init__(self):
+            self.model = self  # as a method and its model refer to each other
+
+    left, alive = [], []
+    monkeypatch.setattr(verify, "simulate", lambda *_, **__: left.append(weakref.ref(Method())))
+    monkeypatch.setattr(verify.torch.cuda, "empty_cache", lambda: alive.append(sum(m() is not None for m in left)))
+    monkeypatch.setattr(verify.torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    for name in ("max_memory_allocated", "max_memory_reserved"):
+        monkeypatch.setattr(verify.torch.cuda, name, lambda device: 1)
+    gc.disable()
+    try:
+        for _ in range(3):
+            verify.measure(SimpleNamespace(depth=1), "badam", {}, "cuda")
+    finally:
+        gc.enable()
+    assert alive == [0, 0, 0]
+
+
+def test_verify_tells_a_lack_of_memory_however_a_library_says_it(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    monkeypatch.setattr(verify, "simulate", fail)
+    assert verify.measured(SimpleNamespace(depth=1), "badam", {}, "cpu") == ["out of memory", "-"]
 
 
 def test_all_may_be_named_beside_others_and_what_nothing_can_plan_is_refused(tmp_path, capsys, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from membench.planning.simulate import simulate
 from membench.planning.workload import Workload
 from reports import formats
 from reports.table import NOTHING, Table, gib
+from tasks.models.damage import is_out_of_memory
 
 _NOTE = "Planned, allocated and reserved at their peaks, GiB; with random weights, on the same selection."
 
@@ -55,7 +57,9 @@ def measured(blueprint: Blueprint, method: str, values: Mapping[str, Any], devic
     """Allocated and reserved at the peak, as text."""
     try:
         return [NOTHING if size is None else gib(size) for size in measure(blueprint, method, values, device)]
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if not is_out_of_memory(error):  # which a library of the card says in its own way
+            raise
         return ["out of memory", NOTHING]
 
 
@@ -63,6 +67,7 @@ def measure(blueprint: Blueprint, method: str, values: Mapping[str, Any], device
     """Bytes allocated and reserved at the peak of real steps; on a CPU, what the meter saw, and None."""
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
+        gc.collect()  # what was measured before is no part of the peaks: a method and its model refer to each other
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     simulation = simulate(blueprint, method, values, blueprint.depth, device=device)

@@ -51,7 +51,7 @@ def said_in_a_sentence(
 
 def is_out_of_memory(error: Exception) -> bool:
     """Is it a lack of memory? That isn't the fault of any file."""
-    texts = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    texts = ("can't allocate memory", "not enough memory", "out of memory", "_STATUS_ALLOC_FAILED", "ALLOCATION_FAILED")
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
