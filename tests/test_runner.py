@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import gc
 import itertools
 import json
 import os
@@ -9,8 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +30,8 @@ import optimizers
 from membench.config.errors import UserError
 from membench.config.run import Run, Training
 from membench.config.settings import resolve
+from membench.planning import rehearsal
+from membench.runs import prepare as preparing
 from membench.runs import processes, ranks
 from membench.runs import to_record as assemble
 from membench.runs.compare import compare
@@ -36,7 +40,9 @@ from membench.runs.prepare import prepare
 from membench.runs.processes import Outcome
 from membench.runs.run_folder import Folder
 from membench.training import execute
-from optimizers import AdamW
+from membench.training.build import build_model
+from membench.training.loop import Diverged
+from optimizers import AdamW, BAdam
 from reports import record
 from tasks.models.damage import is_out_of_memory
 
@@ -292,6 +298,9 @@ def test_so_is_a_rank(kills, status, words, monkeypatch, tmp_path):
         (MemoryError(), True),
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
         (RuntimeError("shape mismatch"), False),
         (ValueError("out of memory"), False),
     ],
@@ -381,6 +390,89 @@ def test_a_run_leaves_what_it_can_go_on_from_and_what_tells_why_it_ended(tmp_pat
     assert {name for name, place in places.items() if place.exists()} == kept
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {f"{name}s" for name in kept}
     assert record.load_folder(tmp_path) == [made]
+
+
+@pytest.fixture
+def models_left(monkeypatch):
+    """How many of the models that were built are alive now; nobody collects garbage unasked."""
+    built = []
+
+    def build(run, task):
+        model = build_model(run, task)
+        built.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(execute, "build_model", build)
+    monkeypatch.setattr(preparing, "build_model", build)
+    gc.disable()
+    yield lambda: sum(model() is not None for model in built)
+    gc.enable()
+
+
+@pytest.mark.parametrize("status", ["ok", "diverged"])
+def test_the_trained_model_is_gone_before_the_metered_one_is_built(tmp_path, monkeypatch, models_left, status):
+    def diverge(*_):
+        raise Diverged("no score is finite")
+
+    (run,) = prepare(resolve({**TINY, "optimizers": "badam", "reference": False}))
+    if status == "diverged":
+        monkeypatch.setattr(execute, "_evaluate", diverge)
+    gc.collect()
+    before = models_left()
+    monkeypatch.setattr(execute, "_meter", lambda *_: {"alive": models_left() - before})
+    measured = execute.execute(run, tmp_path / "run.pt", 0)
+    assert (measured["status"], measured["alive"]) == (status, 0)
+
+
+def test_a_model_that_a_method_refused_is_gone_before_the_next_is_built(monkeypatch, models_left):
+    class Refuses(BAdam):
+        def __init__(self, model, lr=1e-3, weight_decay=0.0, *, seed: int = 0, always_train: tuple[str, ...] = ()):
+            super().__init__(model, lr, weight_decay, seed=seed, always_train=always_train)
+            raise ValueError("not this model")
+
+    build, seen = preparing.build_model, []
+
+    def look(run, task):
+        seen.append(models_left())
+        return build(run, task)
+
+    monkeypatch.setitem(optimizers.registry._METHODS, "refuses", Refuses)
+    monkeypatch.setattr(preparing, "build_model", look)
+    runs = prepare(resolve({**TINY, "optimizers": "refuses,sgd"}))
+    assert [run.method for run in runs if run.refused] == ["refuses"]
+    assert len(seen) > 1 and not any(seen)
+
+
+def test_the_model_before_training_is_built_in_host_memory_to_compare_with(tmp_path, monkeypatch):
+    """Beside the trained one and its method a card may have no room for it."""
+    (run,) = prepare(resolve({**TINY, "optimizers": "badam", "reference": False}))
+    devices = []
+    monkeypatch.setattr(execute, "build_model", lambda run, task: devices.append(run.device) or build_model(run, task))
+    measured = execute.execute(replace(run, device="cpu:0"), tmp_path / "run.pt", 0)
+    assert measured["status"] == "ok" and 0 < measured["trained_fraction"] < 1
+    assert devices == ["cpu:0", "cpu", "cpu:0"]  # torch takes cpu:0 for a name of the CPU
+
+
+def test_a_runs_card_is_the_current_one_of_its_process(tmp_path, monkeypatch):
+    (run,) = prepare(resolve({**TINY, "optimizers": "badam", "reference": False}))
+    chosen = []
+    monkeypatch.setattr(torch.accelerator, "set_device_index", chosen.append)
+    monkeypatch.setattr(execute, "create_task", lambda *_: 1 / 0)
+    monkeypatch.setattr(rehearsal, "create_task", lambda *_: 1 / 0)
+    for device in ("cpu", "cuda:1"):
+        execute.execute(replace(run, device=device), tmp_path / "run.pt", 0)
+        with pytest.raises(ZeroDivisionError):
+            rehearsal.rehearse(replace(run, device=device), evaluates=False)
+    assert chosen == 2 * [torch.device("cuda:1")]
+
+
+def test_a_card_that_torch_cannot_number_is_refused(monkeypatch):
+    """It takes cuda:256 for cuda:0."""
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    assert [str(preparing.find_device(name)) for name in ("cuda", "cuda:1")] == ["cuda", "cuda:1"]
+    with pytest.raises(UserError, match="--device cuda:256: this machine has 2, numbered from 0"):
+        preparing.find_device("cuda:256")
 
 
 def test_a_run_that_failed_goes_on_from_its_checkpoint_when_it_is_made_again(tmp_path, monkeypatch):

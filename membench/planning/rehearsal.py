@@ -19,7 +19,7 @@ from membench.planning.blueprint import Blueprint
 from membench.planning.method import plan_method
 from membench.planning.workload import PACKED, Workload
 from membench.training import tracking
-from membench.training.build import build_model, build_optimizer, create_task, from_scratch
+from membench.training.build import build_model, build_optimizer, create_task, from_scratch, use_device
 from membench.training.clock import Clock
 from membench.training.loop import Loop, largest_micro_batches
 from optimizers.shared.blocks import matching
@@ -43,7 +43,7 @@ def rehearse(run: Run, *, evaluates: bool) -> dict[str, Any]:
         other_seconds: of the whole run, for what a reference says before training and for tracked norms, of which one
             is made; each at most `LONGEST_EVALUATION`.
     """
-    torch.set_num_threads(run.threads)
+    use_device(run)
     task = create_task(run.training, run.task, run.seed)
     room = room_bytes(torch.device(run.device))
     planned = planned_bytes(run, task, room)

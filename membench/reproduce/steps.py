@@ -29,6 +29,7 @@ from membench.runs.compare import Record, apart, make_missing
 from membench.runs.prepare import find_device
 from membench.runs.run_folder import Folder
 from membench.runs.worker import Send, throttled
+from membench.training.build import use_device
 from membench.training.execute import times
 from membench.training.loop import Diverged, Loop, loss_function, micro_batches
 from membench.training.metering import meter_cycle
@@ -134,7 +135,7 @@ def measure(run: Run, checkpoint_path: Path, checkpoint_every: int, save_to: Pat
 
     So few steps need no checkpoint, and of random weights nothing is saved.
     """
-    torch.set_num_threads(run.threads)
+    use_device(run)
     measured: dict[str, Any] = {"status": "ok", "error": None, "headline": "loss", "higher_is_better": False}
     try:
         _train(run, measured, throttled(run, send))

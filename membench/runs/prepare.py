@@ -1,5 +1,6 @@
 """From settings to runs: every value resolved and checked, every run named, before any of them starts."""
 
+import gc
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -216,7 +217,8 @@ def find_device(name: str) -> torch.device:
     if device.type not in ("cpu", available.type if available else "cpu"):
         raise UserError(f"--device {name}: this machine has {available or 'no accelerator'}; use --device auto or cpu")
     count = torch.accelerator.device_count()
-    if device.type != "cpu" and device.index is not None and device.index >= count:
+    index = int(name.partition(":")[2] or 0)  # torch takes "cuda:256" for "cuda:0"
+    if device.type != "cpu" and index >= count:
         raise UserError(f"--device {name}: this machine has {count}, numbered from 0")
     return device
 
@@ -318,6 +320,8 @@ class _Bench:
     def refusal(self, run: Run) -> str | None:
         """Why a method can't train its task's model. Any other kind of failure becomes a result of its run."""
         task = self._task = self._task or create_task(run.training, run.task, run.seed)
+        if self._model is None:
+            gc.collect()  # a method that was refused and its model refer to each other, and take memory of the card
         model, self._model = self._model or build_model(_here(run), task), None
         if self._save and not isinstance(model, PreTrainedModel):
             raise UserError(

@@ -26,6 +26,17 @@ _NAMED_AFTER = {
 }
 
 
+def use_device(run: Run) -> None:
+    """Let this process compute with the run's threads, and on its card wherever code says only "cuda".
+
+    A kernel written in Triton, which some models have, fails on tensors of another card than the current one.
+    """
+    torch.set_num_threads(run.threads)
+    device = torch.device(run.device)
+    if device.type != "cpu" and device.index is not None:
+        torch.accelerator.set_device_index(device)
+
+
 def create_task(training: Training, name: str, seed: int) -> tasks.Task:
     """The task `name`, with batches of the size of a micro-batch in `training`."""
     given = {field.name: getattr(training, field.name) for field in fields(tasks.TaskArguments) if field.name != "seed"}

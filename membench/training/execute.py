@@ -1,5 +1,6 @@
 """One run, in this process: train, evaluate, then meter a fresh copy. A record is made from the result."""
 
+import gc
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,14 @@ from membench.config.errors import UserError, explain, log_traceback
 from membench.config.run import Run
 from membench.memory.traffic import Traffic
 from membench.training import parallel
-from membench.training.build import build_model, build_optimizer, check_unchanged, create_task, method_values
+from membench.training.build import (
+    build_model,
+    build_optimizer,
+    check_unchanged,
+    create_task,
+    method_values,
+    use_device,
+)
 from membench.training.loop import Diverged, Loop, largest_micro_batches, loss_function
 from membench.training.metering import meter_cycle
 from optimizers.shared.sharded import gathered
@@ -51,25 +59,17 @@ def execute(
         save_to: folder for the trained model.
         remember: called with each entry of the history but the last, whose metrics are those of the finished model.
     """
-    torch.set_num_threads(run.threads)
+    use_device(run)
     measured: dict[str, Any] = {"status": "ok", "error": None}
     try:
         task = create_task(run.training, run.task, run.seed)
         check_unchanged(run, task)
         measured |= {"headline": task.headline, "higher_is_better": task.higher_is_better}
         try:
-            loop = _train(run, task, measured, report, remember, path=checkpoint_path, every=checkpoint_every)
-            stage("evaluating")
-            # shards can't be saved, and adapters in shards not even be merged
-            gathers = parallel.is_sharded(loop.model) and (loop.optimizer.adds_parameters or save_to is not None)
-            whole = _whole_model(run, task, loop) if gathers else None
-            _evaluate(run, task, loop, measured, whole)
-            if save_to is not None and parallel.rank() == 0:
-                stage("saving")
-                save(whole or loop.model, task, save_to)
-            del loop, whole
+            _learn(run, task, measured, report, remember, stage, checkpoint_path, checkpoint_every, save_to)
         except Diverged as error:
             measured["status"], measured["error"] = "diverged", str(error)
+        gc.collect()  # a method and its model refer to each other: a card that holds one would have to hold two
         stage("metering memory")
         measured |= _meter(run, task, measured["memory"])
     except Exception as error:
@@ -77,6 +77,29 @@ def execute(
         measured["status"] = "out_of_memory" if is_out_of_memory(error) else "failed"
         measured["error"] = explain(error)
     return measured
+
+
+def _learn(
+    run: Run,
+    task: tasks.Task,
+    measured: dict[str, Any],
+    report: Callable[[int, float], None],
+    remember: Callable[[dict[str, Any]], None],
+    stage: Callable[[str], None],
+    checkpoint_path: Path,
+    checkpoint_every: int,
+    save_to: Path | None,
+) -> None:
+    """Train, evaluate and save a model, of which nothing is left afterwards, whatever happens."""
+    loop = _train(run, task, measured, report, remember, path=checkpoint_path, every=checkpoint_every)
+    stage("evaluating")
+    # shards can't be saved, and adapters in shards not even be merged
+    gathers = parallel.is_sharded(loop.model) and (loop.optimizer.adds_parameters or save_to is not None)
+    whole = _whole_model(run, task, loop) if gathers else None
+    _evaluate(run, task, loop, measured, whole)
+    if save_to is not None and parallel.rank() == 0:
+        stage("saving")
+        save(whole or loop.model, task, save_to)
 
 
 def _train(
@@ -132,10 +155,10 @@ def _evaluate(run: Run, task: tasks.Task, loop: Loop, measured: dict[str, Any], 
     if isinstance(task, tasks.HasValidation):
         measured |= {"validation_examples": task.validation_size, "constant_score": task.constant_score}
     measured["time"] = times(loop)
-    if not adapted:
-        measured["trained_fraction"] = trained_fraction(build_model(run, task), model)
-    elif whole is not None:
-        measured["trained_fraction"] = trained_fraction(build_model(run, task), whole)
+    trained = whole if adapted else model
+    if trained is not None:
+        before = build_model(replace(run, device="cpu"), task)  # a card may have no room for another model
+        measured["trained_fraction"] = trained_fraction(before, trained)
 
 
 def save(model: nn.Module, task: tasks.Task, folder: Path) -> None:
