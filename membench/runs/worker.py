@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from multiprocessing import connection, parent_process
 from pathlib import Path
@@ -70,6 +70,20 @@ def placed(work: Callable[..., dict[str, Any]], run: Run, *arguments: Any) -> di
     taken = run.threads * run.training.processes
     beside = (os.cpu_count() or 1) // taken if device.type == "cpu" else 1
     return {**measured, "environment": environment.describe(device, run.threads) | {"jobs": max(1, beside)}}
+
+
+def shown(cards: Mapping[str, str], work: Callable[..., dict[str, Any]], run: Run, *arguments: Any) -> dict[str, Any]:
+    """As `placed`, with the `cards` that the variables of that name show: a process has those of the server from which
+    it was forked, and Ray hands a worker, whose server stays, other cards with each task."""
+    for name in cards_shown():
+        del os.environ[name]
+    os.environ.update(cards)
+    return placed(work, run, *arguments)
+
+
+def cards_shown() -> dict[str, str]:
+    """What the environment says of the cards that a process may use: CUDA_VISIBLE_DEVICES, ROCR_VISIBLE_DEVICES."""
+    return {name: value for name, value in os.environ.items() if name.endswith("_VISIBLE_DEVICES")}
 
 
 def on(devices: Sequence[str], work: Callable[..., dict[str, Any]], run: Run, *arguments: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def carry_out(
 ) -> Outcome:
     """As `processes.call`, with what this machine is; the first of the arguments is a run."""
     start_server()
-    return processes.call(worker.placed, function, *arguments, log=log, on_message=on_message)
+    return processes.call(worker.shown, worker.cards_shown(), function, *arguments, log=log, on_message=on_message)
 
 
 def pack(path: Path) -> Files:
