@@ -53,6 +53,7 @@ FEW = STUDY.partition("[tune]")[0].replace(",superglue/copa", "").replace(",bloc
         ({"devices": "cuda:0,cpu"}, "--devices cuda:0,cpu: name devices of one kind"),
         ({"devices": "cuda:0,cuda:0"}, "a device is there twice; --jobs makes runs share one"),
         ({"devices": "cuda:1,cuda,cuda:0"}, "a device is there twice"),  # the first card has two names
+        ({"devices": "cpu:0,cpu:1", "processes": 2}, "--devices cpu:0,cpu:1: a CPU is one device"),
         ({"devices": "cuda:0,cuda:1", "jobs": 3}, "--jobs 3: there is one run per device, so at most 2"),
         ({"slurm": ["partition"]}, "--slurm partition: write KEY=VALUE (partition=gpu)"),
     ],

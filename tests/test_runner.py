@@ -28,14 +28,15 @@ from torch.distributed.launcher import api as launcher_api
 
 import optimizers
 from membench.config.errors import UserError
+from membench.config.launcher import Place
 from membench.config.run import Run, Training
 from membench.config.settings import resolve
 from membench.planning import rehearsal
 from membench.runs import prepare as preparing
-from membench.runs import processes, ranks
+from membench.runs import processes, ranks, worker
 from membench.runs import to_record as assemble
 from membench.runs.compare import compare
-from membench.runs.executors import Local
+from membench.runs.executors import Local, elsewhere
 from membench.runs.prepare import prepare
 from membench.runs.processes import Outcome
 from membench.runs.run_folder import Folder
@@ -119,6 +120,11 @@ def use(run, send):
     return {"device": run.device, "start": start, "end": time.monotonic()}
 
 
+def cards(run, send):
+    """Those that a process of a run may use."""
+    return worker.cards_shown()
+
+
 def kill_itself(send):
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -177,6 +183,18 @@ def test_each_run_has_one_of_the_devices_to_itself(tmp_path):
     for device in ("cpu:0", "cpu:1"):
         used = sorted((one["start"], one["end"]) for one in made if one["device"] == device)
         assert all(end <= start for (_, end), (start, _) in itertools.pairwise(used))
+
+
+def test_a_run_has_the_card_that_a_reused_worker_of_ray_was_handed_last(tmp_path, monkeypatch):
+    found = []
+    for shown in ({"CUDA_VISIBLE_DEVICES": "1"}, {"CUDA_VISIBLE_DEVICES": "0"}, {"ROCR_VISIBLE_DEVICES": "2"}):
+        for name in worker.cards_shown():
+            monkeypatch.delenv(name)
+        for name, value in shown.items():
+            monkeypatch.setenv(name, value)
+        outcome = elsewhere.carry_out(cards, (OnDevice("cpu"),), tmp_path / "log", lambda message: None)
+        found.append({name: value for name, value in outcome.value.items() if name in shown or "CUDA" in name})
+    assert found == [{"CUDA_VISIBLE_DEVICES": "1"}, {"CUDA_VISIBLE_DEVICES": "0"}, {"ROCR_VISIBLE_DEVICES": "2"}]
 
 
 def test_calls_that_nobody_waits_for_any_more_are_ended(tmp_path):
@@ -290,6 +308,13 @@ def test_so_is_a_rank(kills, status, words, monkeypatch, tmp_path):
     run = SimpleNamespace(run_id="run", training=SimpleNamespace(processes=2))
     measured = ranks.execute(run, tmp_path / "run.pt", 0, None, lambda kind, value: None)
     assert measured["status"] == status and "rank 1" in measured["error"] and words in measured["error"]
+
+
+def test_a_rank_on_a_machine_without_a_gpu_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    seat = ranks.Seat(Place(1, 2, 1, "localhost", 1), 0)
+    measured = ranks.part(OnDevice("cuda"), tmp_path / "run.pt", 0, None, lambda kind, value: None, seat)
+    assert measured["status"] == "failed" and measured["error"].startswith("rank 1 finds no GPU on ")
 
 
 @pytest.mark.parametrize(

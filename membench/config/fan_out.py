@@ -36,6 +36,8 @@ def _check_devices(options: FanOutOptions, devices: tuple[str, ...], processes: 
         raise UserError("give either --device or --devices, not both")
     if len({name.partition(":")[0] for name in devices}) > 1:
         raise UserError(f"--devices {','.join(devices)}: name devices of one kind, whose figures can be compared")
+    if devices[0].partition(":")[0] == "cpu" and len(devices) > 1:
+        raise UserError(f"--devices {','.join(devices)}: a CPU is one device: leave it out; --jobs makes runs share it")
     if len({name if ":" in name else f"{name}:0" for name in devices}) < len(devices):
         raise UserError(f"--devices {','.join(devices)}: a device is there twice; --jobs makes runs share one")
     if len(devices) % processes:

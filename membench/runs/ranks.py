@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -119,6 +120,9 @@ def part(
     from membench.training import execute
 
     rank, device = seat.place.rank, torch.device(run.device)
+    if device.type == "cuda" and not torch.cuda.device_count():
+        error = f"rank {rank} finds no GPU on {platform.node()}, and each process needs one"
+        return {"status": "failed", "error": error}
     if device.type == "cuda":  # srun may let each see a card of its own alone
         device = torch.device("cuda", seat.place.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
