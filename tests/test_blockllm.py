@@ -13,6 +13,7 @@ from optimizers.contract import build_model, loss_of, train, weights_of
 from optimizers.shared import partial
 from optimizers.shared.blockllm_rules import PaperRule, ReleaseRule
 from optimizers.shared.largest import largest_entries
+from optimizers.shared.row_groups import largest_groups
 
 
 def chosen_of(optimizer):
@@ -359,6 +360,11 @@ def test_the_groups_of_rows_with_the_largest_mean_squares_are_trained_and_fill_t
     assert weakest >= strongest[0]
     budget = round(0.4 * sum(p.numel() for layer in model.layers for p in layer.parameters()))
     assert budget - strongest[1] < trained <= budget
+
+
+def test_groups_of_rows_are_compared_where_layers_lie_on_several_devices():
+    grads = [torch.ones(6, 4, device=device) for device in ("meta", "cpu")]
+    assert largest_groups(grads, 2, 24) == [[0, 1, 2], []]
 
 
 def test_only_these_rows_move_and_as_by_adamw_on_them_alone():

@@ -20,7 +20,8 @@ def largest_groups(grads: list[Tensor], rows: int, budget: int) -> list[list[int
     As many as hold `budget` weights, and at least one. For fake tensors the first ones, and one more: no choice needs
     more bytes.
     """
-    scores = torch.cat([_mean_squares(gathered(g), rows) for g in grads])
+    where = grads[0].device  # layers of a model may lie on several cards
+    scores = torch.cat([_mean_squares(gathered(g), rows).to(where) for g in grads])
     owners = [(tensor, group) for tensor, g in enumerate(grads) for group in range(count_groups(g, rows))]
     known = has_values(scores)
     chosen: list[list[int]] = [[] for _ in grads]
