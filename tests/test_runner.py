@@ -491,6 +491,11 @@ def test_a_runs_card_is_the_current_one_of_its_process(tmp_path, monkeypatch):
     assert chosen == 2 * [torch.device("cuda:1")]
 
 
+def test_a_cpu_has_one_name_whatever_torch_takes_for_it(tmp_path):
+    (run,) = prepare(resolve({**TINY, "optimizers": "sgd", "reference": False, "device": "cpu:1"}))
+    assert run.device == "cpu"
+
+
 def test_a_card_that_torch_cannot_number_is_refused(monkeypatch):
     """It takes cuda:256 for cuda:0."""
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))

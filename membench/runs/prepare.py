@@ -213,12 +213,14 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"--device {name}: unknown kind of device; use auto, cpu, cuda or cuda:0") from error
+    if device.type == "cpu":
+        return torch.device("cpu")  # which torch also calls cpu:0, cpu:1, ...
     available = torch.accelerator.current_accelerator(check_available=True)
-    if device.type not in ("cpu", available.type if available else "cpu"):
+    if available is None or device.type != available.type:
         raise UserError(f"--device {name}: this machine has {available or 'no accelerator'}; use --device auto or cpu")
     count = torch.accelerator.device_count()
     index = int(name.partition(":")[2] or 0)  # torch takes "cuda:256" for "cuda:0"
-    if device.type != "cpu" and index >= count:
+    if index >= count:
         raise UserError(f"--device {name}: this machine has {count}, numbered from 0")
     return device
 
