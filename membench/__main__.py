@@ -1,8 +1,8 @@
 """`python -m membench`."""
 
-from membench.paths import put_current_folder_last
+from membench.paths import leave_out_current_folder
 
-put_current_folder_last()  # before anything else is imported
+leave_out_current_folder()  # before anything else is imported
 
 from membench.cli import main  # noqa: E402
 

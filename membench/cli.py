@@ -20,7 +20,7 @@ from membench.commands.report import report
 from membench.commands.reproduce import reproduce
 from membench.commands.study import study
 from membench.config import border
-from membench.paths import put_current_folder_last
+from membench.paths import leave_out_current_folder
 from membench.runs import launched
 
 app = typer.Typer(
@@ -62,7 +62,7 @@ def _common(
 
 def main() -> None:
     """The console script: a user's mistake is one line on stderr and exit code 2, in all processes of a launcher."""
-    put_current_folder_last()
+    leave_out_current_folder()
     atexit.register(gc.freeze)  # what is left at the end isn't searched for garbage, which takes a second after imports
     arguments = sys.argv[1:]
     sys.argv[1:] = [argument for argument in arguments if argument != border.TRACEBACK]

@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -157,6 +160,7 @@ def in_use(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _import(path: str) -> Any:
     module_name, _, attribute = path.partition(":")
+    _look_in_current_folder()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -167,6 +171,14 @@ def _import(path: str) -> Any:
         raise ValueError(f"method {path!r}: {module_name} has no {attribute!r}")
     PLUGGED_IN.add(module_name)
     return vars(module)[attribute]
+
+
+def _look_in_current_folder() -> None:
+    """For a user's own module, which is wanted: the command line looks nowhere in that folder before. Last, so that
+    none of its modules shadows another."""
+    with contextlib.suppress(FileNotFoundError):  # somebody has deleted it
+        if os.getcwd() not in sys.path and "" not in sys.path:
+            sys.path.append(os.getcwd())
 
 
 def _load(point: EntryPoint) -> Any:

@@ -1,6 +1,9 @@
 """Third-party tasks: `package.module:Task` by its path, or a name registered by an installed package."""
 
+import contextlib
 import importlib
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -47,6 +50,7 @@ def at(path: str) -> Family:
         ValueError: there is none.
     """
     module_name, _, attribute = path.partition(":")
+    _look_in_current_folder()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -57,6 +61,14 @@ def at(path: str) -> Family:
         raise ValueError(f"task {path!r}: {module_name} has no {attribute!r}")
     PLUGGED_IN.add(module_name)
     return _family(path, vars(module)[attribute])
+
+
+def _look_in_current_folder() -> None:
+    """For a user's own module, which is wanted: the command line looks nowhere in that folder before. Last, so that
+    none of its modules shadows another."""
+    with contextlib.suppress(FileNotFoundError):  # somebody has deleted it
+        if os.getcwd() not in sys.path and "" not in sys.path:
+            sys.path.append(os.getcwd())
 
 
 def installed(name: str | None = None) -> list[Family]:

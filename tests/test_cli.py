@@ -16,7 +16,7 @@ from rich.console import Console
 
 from membench.config.assignments import unused_hyperparameters
 from membench.config.run import Run, Training
-from membench.paths import put_current_folder_last
+from membench.paths import leave_out_current_folder
 from membench.runs import processes, progress
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -207,12 +207,28 @@ def test_a_users_module_is_found_and_stands_in_for_none_of_ours(tmp_path):
 def test_the_folder_of_membench_stays_in_front(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "path", ["", "/elsewhere"])
-    put_current_folder_last()
+    leave_out_current_folder()
     assert sys.path == [str(ROOT), "/elsewhere"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", str(ROOT), "/elsewhere"])
-    put_current_folder_last()
+    leave_out_current_folder()
+    assert sys.path == [str(ROOT), "/elsewhere"]
+    monkeypatch.setenv("PYTHONPATH", f"{os.pathsep}{tmp_path}")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), str(ROOT), "/elsewhere"])
+    leave_out_current_folder()
     assert sys.path == [str(ROOT), "/elsewhere", str(tmp_path)]
+
+
+def test_nothing_of_the_current_folder_is_run_unless_a_user_names_it(tmp_path):
+    """The libraries look for `google` and `hqq`, and packages tell of methods that they have: it may be anybody's."""
+    for name in ("google", "hqq", "sentencepiece", "planted"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'a').write(f'{__name__} ')")
+    package = tmp_path / "planted-1.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: planted\nVersion: 1\n")
+    (package / "entry_points.txt").write_text("[membench.tasks]\nplanted=planted:Task\n")
+    result = run("list", "tasks", cwd=tmp_path)
+    assert result.returncode == 0 and not (tmp_path / "ran").exists(), result.stderr
 
 
 @pytest.fixture(scope="module")
