@@ -509,6 +509,26 @@ FILES = {
         "model.safetensors.index.json has no 'metadata'",
     ),
     "index of nothing": (lambda path: index(path, metadata={}, weight_map={"x": "y"}), "names y, which is missing"),
+    "index of a folder below": (
+        lambda path: index(path, metadata={}, weight_map={"x": "sub/model.safetensors"}),
+        "model.safetensors.index.json names 'sub/model.safetensors', which isn't beside it",
+    ),
+    "index of elsewhere": (
+        lambda path: index(path, metadata={}, weight_map={"x": "../other.safetensors"}),
+        "names '../other.safetensors', which isn't beside it in the folder: move that file there",
+    ),
+    "index of another place": (
+        lambda path: index(path, metadata={}, weight_map={"x": "/tmp/other.safetensors"}),
+        "names '/tmp/other.safetensors', which isn't beside it",
+    ),
+    "config.json digits": (
+        lambda path: (path / "config.json").write_text(f'{{"a": {"9" * 5000}}}'),
+        "config.json has a number with too many digits",
+    ),
+    "tokenizer_config.json digits": (
+        lambda path: (path / "tokenizer_config.json").write_text(f'{{"a": {"9" * 5000}}}'),
+        "tokenizer_config.json has a number with too many digits",
+    ),
     "config.json empty": (lambda path: (path / "config.json").write_text(""), "config.json isn't valid JSON (line 1"),
     "config.json cut": (lambda path: (path / "config.json").write_text('{\n"a": 1,\n'), "isn't valid JSON (line 3"),
     "config.json a list": (lambda path: (path / "config.json").write_text("[]"), "config.json must hold an object"),

@@ -1,5 +1,6 @@
 """Does a model's folder hold what it says? Checks the values in its configuration, and its weights against them."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -66,8 +67,8 @@ def check_whole(name: str, folder: Path | None, config: Any) -> None:
 
 
 def check_one_set(name: str, folder: Path) -> None:
-    """Check that a folder has one set of weights, and not an adapter's: transformers puts one that lies beside a model
-    into it, and freezes all else.
+    """Check that a folder has one set of weights, all of it there, and not an adapter's: transformers puts one that
+    lies beside a model into it, and freezes all else.
 
     Raises:
         ValueError: it has not.
@@ -83,6 +84,22 @@ def check_one_set(name: str, folder: Path) -> None:
                 f"can't load the model {name!r}: the folder has its weights twice, in {whole} and in the files of "
                 f"{index}, and one of them may be old: remove one"
             )
+        _check_inside(name, folder / index)
+
+
+def _check_inside(name: str, index: Path) -> None:
+    """Check that an index names files beside it: the digest of a folder, by which runs know a model, has no others, so
+    that weights from elsewhere could change, and would pass for the same."""
+    try:
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):  # told by who reads
+        return
+    outside = next((file for file in files if isinstance(file, str) and Path(file).name != file), None)
+    if outside is not None:
+        raise ValueError(
+            f"can't load the model {name!r}: {index.name} names {outside!r}, which isn't beside it in the folder: move "
+            "that file there, and correct the index"
+        )
 
 
 def check_complete(name: str, unexpected: Sequence[str]) -> None:

@@ -94,10 +94,12 @@ def damaged_file(folder: Path) -> str | None:
 def check_settings(folder: Path, *names: str) -> None:
     """Raises ValueError where a file of settings gives one of them two values, of which transformers takes the last."""
     for path in [folder / name for name in names]:
-        with contextlib.suppress(
-            OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError
-        ):  # told by who reads
+        try:
             json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
+        except _TwiceError:
+            raise
+        except (OSError, ValueError, RecursionError):  # told by who reads
+            continue
 
 
 class _TwiceError(ValueError):
@@ -125,6 +127,8 @@ def _read_json(path: Path) -> str | None:
         return "isn't UTF-8 text"
     except RecursionError:
         return "is nested too deeply"
+    except ValueError:  # Python reads no number of thousands of digits
+        return "has a number with too many digits"
     return _incomplete(path, content)
 
 
