@@ -118,6 +118,16 @@ def test_the_code_loads_a_model_that_can_be_loaded_as_it_was_planned():
     assert (keys["model_name_or_path"], keys["flash_attn"], keys["trust_remote_code"]) == ("YOURS", "disabled", True)
 
 
+@pytest.mark.parametrize("name", ["one\nimport this", "one\rimport this", "smile \U0001f600", "a\x85b\u2028c: #d"])
+def test_whatever_a_models_folder_is_called_is_a_text_and_no_code(name):
+    setup = {**SETUP, "model": name}
+    for tool in ("llamafactory", "axolotl"):
+        keys = yaml.safe_load(export(document("lora", setup=setup), tool))
+        assert keys["model_name_or_path" if tool == "llamafactory" else "base_model"] == name
+    text = export(document("lora", setup=setup), "trainer")
+    assert calls_in(text)["from_pretrained"].args[0].value == name and "\nimport this" not in text.replace("\r", "\n")
+
+
 def test_preferences_are_trained_by_a_trainer_of_preferences():
     text = export(document("badam", setup={**SETUP, "task": "dpo"}), "trl")
     assert "class Trainer(MethodTrainer, DPOTrainer)" in text

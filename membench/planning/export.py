@@ -15,6 +15,7 @@ import optimizers
 from membench.planning.blueprint import source_name
 from optimizers.apollo import SCALES
 from reports import plans
+from reports.names import printable
 from reports.table import Row, size_text
 from tasks.models.packaged import PACKAGED
 from tasks.models.source import PREFIX
@@ -174,7 +175,7 @@ def _code(document: Document, row: Row, tool: str) -> str:
     loaded |= {"trust_remote_code": True} if setup["trust_remote_code"] else {}
     notes += _levers(setup, {"loss_chunks": False} if is_trl else {})
     lines = [
-        *(f"# {line}" for line in [*_heading(document, row), *notes]),
+        *_commented([*_heading(document, row), *notes]),
         "import torch",
         f"from transformers import {setup['auto_class']}{'' if is_trl else ', TrainingArguments'}",
         *([f"from trl import {config}, {base}"] if is_trl else []),
@@ -331,11 +332,21 @@ def _loading(setup: Mapping[str, Any], tool: str) -> Keys:
     return eager | ({"trust_remote_code": True} if setup["trust_remote_code"] else {})
 
 
+def _commented(lines: list[str]) -> list[str]:
+    """Comments of Python and YAML, which a model's name that goes on on the next line would end."""
+    return [f"# {printable(line)}" for line in lines]
+
+
 def _yaml(comments: list[str], keys: Keys) -> str:
-    return "\n".join([*(f"# {line}" for line in comments), *(f"{key}: {_value(value)}" for key, value in keys.items())])
+    return "\n".join([*_commented(comments), *(f"{key}: {_value(value)}" for key, value in keys.items())])
 
 
 def _value(value: Any) -> str:
-    """JSON is YAML, except that YAML 1.1 takes 1e-05 for a text: it wants 1.0e-05."""
-    text = json.dumps(value)
+    """JSON is YAML, but YAML 1.1 takes 1e-05 for a text, and wants 1.0e-05; and of a sign it knows no two halves."""
+    text = json.dumps(value, ensure_ascii=False)
+    text = "".join(sign if sign.isprintable() else _by_number(ord(sign)) for sign in text)
     return re.sub(r"^(-?\d+)(e)", r"\1.0\2", text) if isinstance(value, float) else text
+
+
+def _by_number(sign: int) -> str:
+    return f"\\u{sign:04x}" if sign < 0x10000 else f"\\U{sign:08x}"
