@@ -19,6 +19,7 @@ MOST_FAULTS = 20  # that are told of a folder
 REFUSAL = "can't: "  # how the error of a run begins that can't work with its model, its data or its other settings
 
 _TOLERABLE_WAIT = 0.1
+_LONGEST_ID = 230  # bytes: a file's name has 255, and .json and what marks an unfinished one take some
 
 # Metrics that are shares of examples, or means of such, and the tasks of ours; on whose scale another's are, it knows.
 _SHARES = ("accuracy", "em", "exact_match", "f1", "f1a", "macro_f1", "token_accuracy")
@@ -159,6 +160,8 @@ def _check_sense(record: Record, where: str) -> None:
     """What no single field can tell."""
     if record["status"] not in STATUSES:
         raise ValueError(f"{where}: 'status' must be one of {', '.join(STATUSES)}, not {_show(record['status'])}.")
+    if not is_file_name(record["run_id"]):
+        raise ValueError(f"{where}: 'run_id' must be the name of a file, not {_show(record['run_id'])}.")
     ok = record["status"] == "ok"
     if ok != (record["error"] is None):
         raise ValueError(f"{where}: 'error' is {_show(record['error'])}, but the status is {record['status']!r}.")
@@ -200,6 +203,12 @@ def _list(names: Any) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
+def is_file_name(run_id: str) -> bool:
+    """Whether `RUN_ID.json` lies in the folder it is put into, where readers look for it and every system takes it."""
+    length = len(run_id.encode(errors="replace"))
+    return 0 < length <= _LONGEST_ID and not run_id.startswith(".") and not {"/", "\0"} & {*run_id}
+
+
 def run_id(task: str, method: str, model: str, seed: int, configuration: dict[str, Any]) -> str:
     """Name a run so that the same run has the same name, always, and any other run another one.
 
@@ -228,10 +237,7 @@ def write(record: Record, folder: Path | str) -> Path:
     Raises:
         ValueError: the record isn't what the schema says, or its name is none of a file that readers look for.
     """
-    path = Path(folder) / f"{record.get('run_id')}.json"
-    if path.parent != Path(folder) or path.name.startswith("."):
-        raise ValueError(f"{folder}: 'run_id' must be the name of a file, not {_show(record['run_id'])}.")
-    return rewrite(record, path)
+    return rewrite(record, Path(folder) / f"{record.get('run_id')}.json")
 
 
 def rewrite(record: Record, path: Path) -> Path:

@@ -231,7 +231,7 @@ def test_update_loses_no_record_to_another_of_its_name(capsys, two, tmp_path):
 def test_update_writes_no_record_where_nobody_looks_for_it(capsys, two, tmp_path, name):
     (tmp_path / "odd.json").write_text(json.dumps([run(run_id=name)]))
     code, _, stderr = call(capsys, tmp_path / "new", tmp_path / "odd.json", "--update")
-    assert code == 2 and f"'run_id' must be the name of a file, not {name!r}" in stderr
+    assert code == 3 and f"'run_id' must be the name of a file, not {name!r}" in stderr
     assert not (tmp_path / "new").exists()
 
 

@@ -295,3 +295,10 @@ def test_a_copy_of_a_file_beside_it_is_no_other_run(tmp_path):
     (tmp_path / "changed.json").write_text(json.dumps(changed))
     found = record.read(tmp_path).records
     assert len(found) == 3 and all(run in found for run in (*runs, changed))
+
+
+@pytest.mark.parametrize("name", ["../../README", "a/b", "/a", ".hidden", "", "x" * 300])
+def test_a_name_that_no_file_of_a_folder_can_have_is_refused_wherever_it_is_read(tmp_path, name):
+    (tmp_path / "a.json").write_text(json.dumps(make_record(run_id=name)))
+    found = record.read(tmp_path)
+    assert not found.records and "'run_id' must be the name of a file" in found.problems[0]

@@ -147,9 +147,10 @@ class Folder:
             self.log(made["run_id"]).unlink(missing_ok=True)
 
     def _kept_elsewhere(self, made: dict[str, Any]) -> str:
-        """Keep the record of a run of hours although its folder takes none."""
+        """Keep the record of a run of hours although its folder takes none; in a new one, since among all users' files
+        its name could be somebody's link to another file."""
         try:
-            kept = record.write(made, tempfile.gettempdir())
+            kept = record.write(made, tempfile.mkdtemp(prefix="membench-"))
         except OSError as error:
             return f"its record is lost, since there is no room for it elsewhere either: {about_file(error)}"
         return f"its record is kept in {kept}: move it to {self.path}"
