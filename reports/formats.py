@@ -6,11 +6,13 @@ import json
 import re
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from html import escape
 from typing import Any
 
 from tabulate import LATEX_ESCAPE_RULES, SEPARATING_LINE, DataRow, Line, TableFormat, tabulate
 
+from reports.names import printable
 from reports.table import Table
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -20,7 +22,24 @@ Section = tuple[list[str], list[Table], list[str]]  # heading, tables, remarks
 
 
 def plain(sections: list[Section]) -> str:
-    return "\n\n\n".join(map(_plain_section, sections))
+    return "\n\n\n".join(_plain_section(_shown(section)) for section in sections)
+
+
+def _shown(section: Section) -> Section:
+    """A name is anybody's text, such as that of a model's folder: none ends a line or controls a terminal."""
+    heading, tables, remarks = section
+    return list(map(printable, heading)), list(map(_shown_table, tables)), list(map(printable, remarks))
+
+
+def _shown_table(table: Table) -> Table:
+    return replace(
+        table,
+        title=printable(table.title),
+        headers=list(map(printable, table.headers)),
+        cells=[list(map(printable, row)) for row in table.cells],
+        left=set(map(printable, table.left)),
+        notes=list(map(printable, table.notes)),
+    )
 
 
 def _plain_section(section: Section) -> str:
@@ -32,26 +51,27 @@ def _plain_section(section: Section) -> str:
 
 
 def markdown(sections: list[Section]) -> str:
-    return "\n\n".join(map(_markdown_section, sections))
+    return "\n\n".join(_markdown_section(_shown(section)) for section in sections)
 
 
 def _markdown_section(section: Section) -> str:
     heading, tables, remarks = section
-    blocks = [f"## {_escape(heading[0])}", *map(_escape, heading[1:])]
+    blocks = [f"## {markdown_text(heading[0])}", *map(markdown_text, heading[1:])]
     for table in tables:
-        blocks += [f"### {_escape(table.title)}", _grid(table, "pipe", _escape)]
-    notes = "\n".join(f"- {_escape(note)}" for note in _notes(tables, remarks))
+        blocks += [f"### {markdown_text(table.title)}", _grid(table, "pipe", markdown_text)]
+    notes = "\n".join(f"- {markdown_text(note)}" for note in _notes(tables, remarks))
     return "\n\n".join([*blocks, *([notes] if notes else [])])
 
 
-def _escape(text: str) -> str:
-    """Markdown's own signs as they are; `|` would end a cell, `<` open a tag."""
-    return re.sub(r"([\\`*_|<>#~])", r"\\\1", text)
+def markdown_text(text: str) -> str:
+    """Markdown's own signs as they are: `|` would end a cell, `<` open a tag, `[` a link or a picture from anywhere;
+    `&lt;` would be another sign."""
+    return re.sub(r"&(?=#?\w+;)", "&amp;", re.sub(r"([\\`*_|<>#~[])", r"\\\1", text))
 
 
 def html(sections: list[Section]) -> str:
     """A fragment of a page, for a notebook."""
-    return "\n".join(map(_html_section, sections))
+    return "\n".join(_html_section(_shown(section)) for section in sections)
 
 
 def _html_section(section: Section) -> str:
@@ -65,7 +85,7 @@ def _html_section(section: Section) -> str:
 
 def latex(sections: list[Section]) -> str:
     """Complete floats, for \\usepackage{booktabs}; a set-up's conditions are in each caption. Words alone are text."""
-    return "\n\n".join(block for section in sections for block in _latex_blocks(section))
+    return "\n\n".join(block for section in sections for block in _latex_blocks(_shown(section)))
 
 
 def _latex_blocks(section: Section) -> list[str]:

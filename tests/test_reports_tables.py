@@ -481,6 +481,19 @@ def test_markdown_escapes_what_would_break_a_cell():
     assert row.replace("\\|", "").count("|") == 6  # five cells
 
 
+def test_markdown_of_anybodys_names_has_no_links_or_pictures():
+    text = tables.render([make_record(method="![a](https://a.b/c.png)", model="&lt;b&gt;")], "markdown")
+    assert "!\\[a](https" in text and "![" not in text
+    assert "&amp;lt;b&amp;gt;" in text
+
+
+@pytest.mark.parametrize("format", ["plain", "markdown", "latex", "html"])
+def test_a_name_that_was_not_read_from_a_record_ends_no_line_and_controls_no_terminal(format):
+    text = tables.render([make_record(model="a\x1b[31m\nb", method="c\r\u202ed")], format)
+    assert all(sign.isprintable() or sign == "\n" for sign in text)
+    assert len(text.splitlines()) == len(tables.render([make_record(model="a", method="c")], format).splitlines())
+
+
 def test_latex_escapes_and_is_complete():
     text = tables.render(
         [make_failure("failed", "50% of a_b & {c}", method="m_1"), *scores("adamw", "superglue/rte", [0.1, 0.2])],

@@ -110,6 +110,14 @@ def test_a_saved_model_has_a_card_of_what_it_is(saved):
     assert "6 steps of 4 x 24 tokens" in card and "lr=0.01" in card and made["run_id"] in card
 
 
+def test_a_card_shows_a_models_name_as_text_whatever_it_is(saved):
+    made = {**saved[1], "model": "a\n---\n![b](https://c.d/e.png) <img> | f"}
+    lines = model_card.card(made).splitlines()
+    assert lines.count(
+        "---"
+    ) == 2 and "| model before | a\\\\n---\\\\n!\\[b](https://c.d/e.png) \\<img\\> \\| f" in "\n".join(lines)
+
+
 @pytest.mark.parametrize(
     ("name", "revision", "base"),
     [

@@ -4,7 +4,8 @@ import json
 from typing import Any
 
 import membench
-from reports.names import batch_text, counted
+from reports.formats import markdown_text
+from reports.names import batch_text, counted, printable
 from reports.table import mib
 
 # as tasks.models.loading.FOLDER, which comes with transformers: the process that waits for runs doesn't load that
@@ -31,9 +32,9 @@ def card(made: dict[str, Any]) -> str:
         "peak memory of training": f"{mib(made['memory']['peak_allocated_bytes'])} MiB",
         "made by": f"membench {membench.__version__}, run {made['run_id']}, {environment.get('created', 'no date')}",
     }
-    table = "\n".join(f"| {key} | {_cell(value)} |" for key, value in rows.items())
-    title = f"# {made['model']} after {made['method']} on {made['task']}"
-    return f"---\n{_header(made)}---\n\n{title}\n\n| | |\n|---|---|\n{table}\n"
+    table = "\n".join(f"| {_shown(key)} | {_shown(value)} |" for key, value in rows.items())
+    title = _shown(f"{made['model']} after {made['method']} on {made['task']}")
+    return f"---\n{_header(made)}---\n\n# {title}\n\n| | |\n|---|---|\n{table}\n"
 
 
 def _header(made: dict[str, Any]) -> str:
@@ -48,5 +49,5 @@ def _is_local(revision: str | None) -> bool:
     return revision is None or revision.startswith(OF_FOLDER)
 
 
-def _cell(value: str) -> str:
-    return value.replace("|", "\\|").replace("\n", " ")
+def _shown(text: str) -> str:
+    return markdown_text(printable(text))
