@@ -20,7 +20,7 @@ from membench.planning.workload import Workload
 from tasks.instruct import gsm8k
 from tasks.instruct.examples import collate
 from tasks.models.source import Source, longest_sequence
-from tasks.models.tokenization import load_tokenizer
+from tasks.models.tokenization import _files, load_tokenizer
 
 TEXTS = [f"{'abcdefghij'[n % 10] * (1 + n % 12)} and {'xyz'[n % 3] * (n % 7)}" for n in range(40)]
 LENGTH = 24
@@ -521,6 +521,12 @@ FILES = {
         lambda path: index(path, metadata={}, weight_map={"x": "/tmp/other.safetensors"}),
         "names '/tmp/other.safetensors', which isn't beside it",
     ),
+    "config.json of a folder below": (
+        lambda path: (path / "config.json").write_text(
+            '{"transformers_weights": "sub/model.safetensors", ' + (path / "config.json").read_text()[1:]
+        ),
+        "config.json names 'sub/model.safetensors', which isn't beside it",
+    ),
     "config.json digits": (
         lambda path: (path / "config.json").write_text(f'{{"a": {"9" * 5000}}}'),
         "config.json has a number with too many digits",
@@ -563,6 +569,17 @@ def test_t_a_damaged_file_of_a_folder_is_named(damaged, tmp_path, monkeypatch, n
     damage(path)
     assert words in refusal(path, tmp_path)
     assert not (tmp_path / "unpickled").exists()
+
+
+def test_t_another_file_of_any_kind_that_a_tokenizer_is_read_from_makes_it_another_one(tmp_path):
+    package = Path(transformers.__file__).parent
+    sources = [path.read_text() for path in package.glob("**/*token*.py")]
+    tables = [table for text in sources for table in re.findall(r"VOCAB_FILES_NAMES = \{(.*?)\}", text, re.DOTALL)]
+    names = {name for table in tables for name in re.findall(r': "([^"]+)"', table)} | {"tokenizer.4.0.0.json"}
+    assert {"vocab.txt", "vocab-src.json", "emoji.json"} < names
+    for name in names:
+        (tmp_path / name).write_text("")
+    assert not names - {*_files(tmp_path)}
 
 
 @pytest.mark.parametrize("name", [name for name in VALUES if name != "dropout"])

@@ -60,6 +60,7 @@ def check_whole(name: str, folder: Path | None, config: Any) -> None:
     """
     if folder is not None:
         check_one_set(name, folder)
+        _check_beside(name, "config.json", [getattr(config, "transformers_weights", None)])
     said = getattr(config, "quantization_config", None)
     if said:
         kind = (said if isinstance(said, dict) else vars(said)).get("quant_method") or "quantization_config"
@@ -94,11 +95,15 @@ def _check_inside(name: str, index: Path) -> None:
         files = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):  # told by who reads
         return
+    _check_beside(name, index.name, files)
+
+
+def _check_beside(name: str, where: str, files: Iterable[Any]) -> None:
     outside = next((file for file in files if isinstance(file, str) and Path(file).name != file), None)
     if outside is not None:
         raise ValueError(
-            f"can't load the model {name!r}: {index.name} names {outside!r}, which isn't beside it in the folder: move "
-            "that file there, and correct the index"
+            f"can't load the model {name!r}: {where} names {outside!r}, which isn't beside it in the folder: move that "
+            "file there, and correct the name"
         )
 
 

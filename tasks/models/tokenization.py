@@ -25,7 +25,11 @@ FILES = (  # what most tokenizers are made of
     *("chat_template.jinja", "special_tokens_map.json", "added_tokens.json"),
     *("spiece.model", "spm.model", "sentencepiece.bpe.model"),
 )
-OTHERS = ("*.model", "*.spm", "*.tiktoken", "*.codes", "*.bpe", "*.py", "dict.txt", "tekken.json", "*/*.jinja")
+OTHERS = (  # those of single architectures, and of newer versions of the libraries: tokenizer.4.0.0.json
+    *("*.model", "*.spm", "*.tiktoken", "*.codes", "*.bpe", "*.py", "*.tokenizer", "*/*.jinja"),
+    *("tokenizer.*.json", "*vocab*.json", "word_*.json", "byte_maps.json", "emoji.json", "normalizer.json"),
+    *("dict.txt", "tekken.json"),
+)
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> tuple[Any, str]:
