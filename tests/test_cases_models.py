@@ -527,6 +527,10 @@ FILES = {
         ),
         "config.json names 'sub/model.safetensors', which isn't beside it",
     ),
+    "pipe": (
+        lambda path: ((path / "config.json").unlink(), os.mkfifo(path / "config.json")),
+        "config.json: a pipe or a device, not a file",
+    ),
     "config.json digits": (
         lambda path: (path / "config.json").write_text(f'{{"a": {"9" * 5000}}}'),
         "config.json has a number with too many digits",

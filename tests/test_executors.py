@@ -99,6 +99,8 @@ def test_the_script_of_an_array_asks_for_what_a_run_needs_and_for_what_the_user_
     for line in ("array=0-23%4", "cpus-per-task=3", "gpus-per-node=1", "partition=gpu", "time=90", "requeue"):
         assert f"\n#SBATCH --{line}\n" in script
     assert "wckey" not in script
+    script = slurm(tmp_path / "a b; c").preview(prepared(4), 24)
+    assert " -m submitit.core._submit '" in script and "a b; c'" in script  # as submitit quotes it: one word
     script = slurm(tmp_path).preview(prepared(4), 24)
     for line in ("cpus-per-task=12", "gpus-per-node=4", "nodes=1"):
         assert f"\n#SBATCH --{line}\n" in script

@@ -51,8 +51,14 @@ def on_hub(what: str, name: str) -> tuple[str, str | None]:
 
 
 def digest(folder: Path, names: Iterable[str] | None = None) -> str:
-    """SHA-256 over the names and contents of a folder's files (or those of `names` that exist)."""
-    paths = sorted(folder.iterdir()) if names is None else map(folder.joinpath, names)
+    """SHA-256 over the names and contents of a folder's files (or those of `names` that exist).
+
+    Raises:
+        ValueError: there is a pipe or a device in the place of one, which whoever reads it might wait for without end.
+    """
+    paths = sorted(folder.iterdir()) if names is None else list(map(folder.joinpath, names))
+    if none := next((path for path in paths if path.exists() and not (path.is_file() or path.is_dir())), None):
+        raise ValueError(f"{none}: a pipe or a device, not a file: remove it, or give another folder")
     stamps = ((path, path.stat()) for path in paths if path.is_file())
     return _digest_of(tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in stamps))
 

@@ -6,6 +6,7 @@ that starts again, after it was detached or killed, finds its jobs in the queue 
 
 import itertools
 import json
+import shlex
 import shutil
 import signal
 import sys
@@ -117,7 +118,7 @@ class Slurm:
         """The script of the array."""
         if self.cluster != "slurm":
             return None
-        command = f"{sys.executable} -u -m submitit.core._submit {self.folder}"
+        command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(self.folder))}"
         return sbatch._make_sbatch_string(
             command, self.folder, map_count=count if count > 1 else None, **self._parameters(run)
         )
