@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from reports import formats
-from reports.names import batch_text
+from reports.names import batch_text, printable
 from reports.parts import PARTS, Part, round_parts, shown
 from reports.table import GIB, MIB, NOTHING, Column, Row, Table, apart_text, budget_mib, gib, lay_out, size_text
 
@@ -293,7 +293,7 @@ def why(document: dict[str, Any], method: str) -> str:
         *verdict(document),
         *advice(document),
     ]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))  # a model's name, and those of its modules, are anybody's
 
 
 def _branches(row: Row, peak: int) -> Iterator[tuple[str, dict[str, int]]]:

@@ -152,3 +152,8 @@ def test_trials_of_a_study_before_its_file_was_changed_are_rows_of_their_own(tmp
     text = tables.render([make_record(training__steps=200)], trials=trials)
     assert "Tuning: 2 trials" in text and "steps=100" in text
     assert "steps=" not in tables.render([make_record()], trials=trials[:2])  # of one training nothing is said
+
+
+def test_t_the_line_of_a_run_that_failed_is_one_line_whatever_its_error_is():
+    run = make_failure("failed", "one\ntwo \x1b[31m\u202ethree")
+    assert summarize(run).endswith("failed: one two \\x1b[31m\\u202ethree")

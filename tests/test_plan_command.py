@@ -158,6 +158,9 @@ def test_why_is_a_tree_that_adds_up_to_the_peak(tmp_path):
     text = plans.why(document, "lisa")
     assert "model.layers.*.mlp.down_proj" in text and "lm_head" in text
     assert "training model.layers" in text
+    document["setup"]["model"] = "a\x1b[31m\nb\u202ec"  # a folder can be called so
+    for shown in (plans.why(document, "lisa"), *(plans.render(document, format) for format in plans.FORMATS)):
+        assert all(sign.isprintable() or sign == "\n" for sign in shown) and "a\\" in shown
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from membench.runs.processes import Outcome
 from membench.runs.progress import Display, create_display, waiting
 from membench.runs.run_folder import Folder
 from membench.runs.to_record import assemble
+from reports.names import printable
 from reports.record import REFUSAL
 
 Record = dict[str, Any]
@@ -149,7 +150,7 @@ def print_notes(runs: Sequence[Run]) -> None:
     """The tasks' notes on their data and models (rows left out, a new head), each once; then the methods'."""
     for task, notes in dict.fromkeys((run.task, run.environment.get("notes")) for run in runs):
         if notes:
-            print(f"{task}: {notes}", flush=True)
+            print(f"{task}: {printable(notes)}", flush=True)
     for method, coverage in dict.fromkeys((run.method, run.coverage) for run in runs if not run.refused):
         if coverage:
             print(f"{method} {coverage}", flush=True)
@@ -271,7 +272,8 @@ def describe(runs: Sequence[Run]) -> str:
         lines += [f"    {REFUSAL}{run.refused}"] if run.refused else []
     training = runs[0].training
     shared = {key: value for key, value in training.record.items() if key != "steps"}
-    return "\n".join([*lines, f"all: model={training.model}, {_values(shared)}, device={runs[0].device}"])
+    lines.append(f"all: model={training.model}, {_values(shared)}, device={runs[0].device}")
+    return "\n".join(map(printable, lines))
 
 
 def _values(values: Mapping[str, Any]) -> str:

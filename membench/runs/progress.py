@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from membench.config.run import Run
+from reports.names import printable
 from reports.record import REFUSAL
 from reports.setups import score
 from reports.table import mib, score_text
@@ -152,9 +153,12 @@ def _steps(run: Run) -> int:
 def summarize(record: dict[str, Any]) -> str:
     """A run and its outcome on one line."""
     name = f"{record['task']} {record['method']} seed {record['seed']}"
-    if (record["error"] or "").startswith(REFUSAL):
-        return f"{name}: {record['error']}"
     if record["status"] != "ok":
-        return f"{name}: {record['status'].replace('_', ' ')}: {record['error']}"
+        error = printable(" ".join(record["error"].splitlines()))
+        return (
+            f"{name}: {error}"
+            if error.startswith(REFUSAL)
+            else f"{name}: {record['status'].replace('_', ' ')}: {error}"
+        )
     peak = mib(record["memory"]["peak_allocated_bytes"])
     return f"{name}: ok, {record['headline']} {score_text(score(record))}, peak {peak} MiB"

@@ -22,7 +22,7 @@ from membench.runs.executors import Executor
 from membench.runs.forecast import Kind, forecast
 from membench.runs.progress import create_display, waiting
 from membench.runs.run_folder import Folder
-from reports.names import counted
+from reports.names import counted, printable
 from reports.record import how_it_ended
 
 
@@ -280,7 +280,8 @@ def describe(plan: Study, cells: list[_Cell]) -> str:
         lines += [f"    try {_values(values)}" for values in tried]
         trials, more = trials + len(tried), more + plan.budget - len(tried)
     beyond_them = f", and at most {more} more where the best is at a grid's edge" if more else ""
-    return "\n".join([f"{trials + len(samples) * len(seeds)} runs, {trials} of them to tune{beyond_them}:", *lines])
+    heading = f"{trials + len(samples) * len(seeds)} runs, {trials} of them to tune{beyond_them}:"
+    return "\n".join(map(printable, [heading, *lines]))
 
 
 def _kinds(plan: Study, cell: _Cell) -> list[Kind]:
