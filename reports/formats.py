@@ -101,6 +101,7 @@ def _latex_text(text: str) -> str:
 def _latex_float(table: Table, section: Section) -> str:
     sentences = [table.title + ".", ", ".join(section[0]) + ".", *table.notes, *section[2]]
     grid = _grid(table, "latex_booktabs").replace("±", "$\\pm$").replace("≥", "$\\geq$")
+    grid = re.sub(r"^( *)([\[*])", r"\1{\2}", grid, flags=re.MULTILINE)  # or the row's end before it takes [...] and *
     lines = ["\\begin{table}", "\\centering", f"\\caption{{{_latex_text(' '.join(sentences))}}}", grid, "\\end{table}"]
     return "\n".join(lines)
 

@@ -262,8 +262,8 @@ def load(path: Path | str) -> Record:
 
 
 def _parse(path: Path | str) -> Any:
-    if Path(path).is_fifo():  # reading would wait for ever
-        raise ValueError(f"{path}: can't be read: it is a pipe, not a file.")
+    if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):  # reading might never end
+        raise ValueError(f"{path}: can't be read: it is a pipe or a device, not a file.")
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
         content = json.loads(text, object_pairs_hook=_object)

@@ -446,6 +446,17 @@ def test_t_a_run_whose_record_finds_no_room_in_its_folder_is_kept_elsewhere(tmp_
     assert runs.finished(made["run_id"]) == made
 
 
+def test_t_a_lock_that_is_a_link_leaves_what_it_leads_to_as_it_is(tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / ".lock").symlink_to("mine")
+    with (
+        pytest.raises(UserError, match=r"^--out .*\.lock: Too many levels of symbolic links"),
+        Folder(tmp_path).locked(),
+    ):
+        pass
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
 def test_t_a_run_whose_record_finds_no_room_anywhere_is_told_to_be_lost(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=r"No space left.*its record is lost.*\.json: can't be written: No space"):
@@ -526,7 +537,7 @@ def test_t_a_pipe_in_place_of_a_record_is_named_and_not_waited_for(tmp_path):
     record.write(make_record(), tmp_path)
     os.mkfifo(tmp_path / "pipe.json")
     code, output, said = call("report", str(tmp_path))
-    assert said == f"{tmp_path}/pipe.json: can't be read: it is a pipe, not a file.\n"
+    assert said == f"{tmp_path}/pipe.json: can't be read: it is a pipe or a device, not a file.\n"
     assert code == 1 and "adamw" in output
 
 

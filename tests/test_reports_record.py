@@ -302,3 +302,10 @@ def test_a_name_that_no_file_of_a_folder_can_have_is_refused_wherever_it_is_read
     (tmp_path / "a.json").write_text(json.dumps(make_record(run_id=name)))
     found = record.read(tmp_path)
     assert not found.records and "'run_id' must be the name of a file" in found.problems[0]
+
+
+def test_a_device_in_the_place_of_a_record_is_a_problem_and_not_read_without_end(tmp_path):
+    (tmp_path / "a.json").symlink_to("/dev/zero")
+    assert record.read(tmp_path).problems == [
+        f"{tmp_path}/a.json: can't be read: it is a pipe or a device, not a file."
+    ]

@@ -494,6 +494,11 @@ def test_a_name_that_was_not_read_from_a_record_ends_no_line_and_controls_no_ter
     assert len(text.splitlines()) == len(tables.render([make_record(model="a", method="c")], format).splitlines())
 
 
+def test_latex_shows_a_name_that_a_rows_end_would_take_for_its_own():
+    text = tables.render([make_record(method="[1cm]a"), make_record(method="*b")], "latex")
+    assert "\n {[}1cm]a " in text and "\n {*}b " in text
+
+
 def test_latex_escapes_and_is_complete():
     text = tables.render(
         [make_failure("failed", "50% of a_b & {c}", method="m_1"), *scores("adamw", "superglue/rte", [0.1, 0.2])],

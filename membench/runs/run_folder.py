@@ -38,7 +38,7 @@ class Folder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / f".lock{part}").open("a+")
+            file = open(self.path / f".lock{part}", "a+", opener=_no_link)  # noqa: SIM115
         except OSError as error:
             raise UserError(f"--out {about_file(error)}") from error
         with file:
@@ -167,6 +167,11 @@ class Folder:
     def log(self, run_id: str) -> Path:
         """The path of a run's log."""
         return self.path / "logs" / f"{run_id}.log"
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Open a file that is written over, in a folder that may come from somebody else: what a link leads to isn't it."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _here(place: str) -> str:
