@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from commands import command
-from test_processes import COMPARE, record_in
+from test_processes import BADAM, COMPARE, record_in
 from test_resume import wait_for
 
 MOMENTS = 20
-ARGUMENTS = [*COMPARE, "--processes", "2", "--steps", "30", "--checkpoint-every", "4"]
+ARGUMENTS = [*COMPARE[:-2], *BADAM, "--checkpoint-every", "4", "--processes", "2", "--steps", "30"]  # oftener
 STRATEGIES = ("fsdp2", "replicate")  # with checkpoints of shards, and of the whole model
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]

@@ -218,7 +218,7 @@ def test_neither_a_zombie_nor_a_later_process_of_the_same_number_makes_runs_besi
 def test_the_jobs_are_listed_and_nothing_is_run(small, tmp_path):
     done = run(small[0] / "study.toml", tmp_path / "none", "--dry-run", "--shard", "2/2")
     assert "\n3 runs, 2 of them to tune:\nsuperglue/cb  config:roberta-tiny  badam  seeds 0\n" in done.stdout
-    assert "In all 0.0" in done.stdout
+    assert re.search(r"^In all (< )?0\.0", done.stdout, re.MULTILINE)
     assert not (tmp_path / "none").exists()
 
 
@@ -259,4 +259,5 @@ def without_speeds(text):
     tables = text[text.index("\nsuperglue, 2 tasks") :]
     kept = [block for block in tables.split("\n\n") if not block.startswith(("Summary", "Throughput"))]
     words = " ".join("\n\n".join(kept).split())  # where lines are wrapped depends on the speeds, too
+    words = re.sub(r"Slowed by waiting for processors: .*? of its time\. ?", "", words)
     return re.sub(r", at [\d.]+ times the speed of adamw( \(not to be relied on: [^)]*\))?", "", words)
