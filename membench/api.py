@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     Batch = Mapping[str, Tensor]
 
 Record = dict[str, Any]
-Hyperparameters = Mapping[str, Mapping[str, Any]]  # by method; those under "*" go to every method that has them
+Names = str | type | Iterable[str | type]  # a class, of a method or a task, stands for its name
+Hyperparameters = Mapping[str | type, Mapping[str, Any]]  # by method; those under "*" go to every method that has them
 
 
 # ---- plan
@@ -111,7 +112,7 @@ class Plan:
 @told_in_a_sentence
 def plan(
     model: str,
-    optimizers: str | Sequence[str] = "all",
+    optimizers: Names = "all",
     *,
     budget: str | int | None = None,
     hyperparameters: Hyperparameters | None = None,
@@ -121,7 +122,7 @@ def plan(
 
     Args:
         model: a built-in configuration ("llama3-8b"), a folder or file with a config.json, or a hub id.
-        optimizers: names of methods, or "all".
+        optimizers: names of methods, or classes, or "all".
         budget: memory of a GPU, "24GiB" or bytes, or its name ("rtx4090"): the rows then say what fits.
         hyperparameters: by method; those under "*" go to every method that has them.
         workload: any option of `membench plan` that describes the training step, by name: `batch_size` (1),
@@ -150,24 +151,38 @@ def plan(
     return Plan(rows, document["refused"], document)
 
 
-def _names(option: str, given: str | Iterable[str]) -> list[str]:
-    """Names of methods, tasks or models, at least one: from a list, or a string with commas."""
+def _names(option: str, given: Names) -> list[str]:
+    """Names of methods, tasks or models, at least one: from a list, or a string with commas; a class by its name."""
     several = given.split(",") if isinstance(given, str) else given if isinstance(given, Iterable) else [given]
-    names = [os.fspath(name) if isinstance(name, os.PathLike) else name for name in several]
-    for name in names:
-        if not isinstance(name, str):
-            raise UserError(f"{option}: give names, not {name!r}")
+    names = [_name_of(option, one) for one in several]
     found = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     if not found:
         raise UserError(f"{option} is empty: give at least one")
     return found
 
 
-def _by_method(given: Hyperparameters | None) -> Hyperparameters:
+def _name_of(option: str, given: Any) -> str:
+    """Of a class: its name as a registered method, or `package.module:Class`, by which a run's process finds it."""
+    from optimizers import registry
+
+    if isinstance(given, str | os.PathLike):
+        return os.fspath(given)
+    if not isinstance(given, type):
+        raise UserError(f"{option}: give names, not {given!r}")
+    if given.__module__ == "__main__" or given.__qualname__ != given.__name__:
+        raise UserError(
+            f"{option}: runs are made in processes of their own, which don't import this script or notebook: put "
+            f"{given.__name__} into a file, at its top level, and import it from there"
+        )
+    return registry.name_of(given) or f"{given.__module__}:{given.__name__}"
+
+
+def _by_method(given: Hyperparameters | None) -> dict[str, Mapping[str, Any]]:
     for values in (given or {}, *(given.values() if isinstance(given, Mapping) else ())):
         if not isinstance(values, Mapping):
             raise UserError(f"hyperparameters are given by method, as {{'badam': {{'switch_every': 50}}}}: not {given}")
-    return given or {}
+    named = (given or {}).items()
+    return {_name_of("hyperparameters", name): values for name, values in named}
 
 
 def _size(budget: str | float | None) -> int | None:
@@ -189,7 +204,7 @@ def _size(budget: str | float | None) -> int | None:
 @told_in_a_sentence
 def explore(
     models: str | Sequence[str] = "all",
-    optimizers: str | Sequence[str] = "all",
+    optimizers: Names = "all",
     *,
     out: str | Path = "fit.html",
     dtypes: str | Sequence[str] | None = None,
@@ -199,7 +214,7 @@ def explore(
 
     Args:
         models: as for `plan`, or "all" built-in ones.
-        optimizers: names of methods, or "all".
+        optimizers: names of methods, or classes, or "all".
         out: the page.
         dtypes: of the weights; by default "bfloat16", and "float32" for models below a billion weights.
         hyperparameters: by method; those under "*" go to every method that has them.
@@ -225,8 +240,8 @@ def explore(
 
 @told_in_a_sentence
 def compare(
-    optimizers: str | Sequence[str] = ("badam", "blockllm"),
-    task: str | Sequence[str] = "superglue",
+    optimizers: Names = ("badam", "blockllm"),
+    task: Names = "superglue",
     *,
     hyperparameters: Hyperparameters | None = None,
     out: str | Path = "runs",
@@ -239,8 +254,8 @@ def compare(
     torchrun has started, all of its processes call it, make each run together, and get the records.
 
     Args:
-        optimizers: names of methods, or "all"; adamw is added unless `reference=False`.
-        task: names of tasks, or of a family for all of its tasks.
+        optimizers: names of methods, or classes, or "all"; adamw is added unless `reference=False`.
+        task: names of tasks, or of a family for all of its tasks; or a class of your own.
         hyperparameters: by method, as {"badam": {"switch_every": 50}}; those under "*" go to every method that has
             them.
         out: folder for the records.

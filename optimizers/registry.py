@@ -117,6 +117,11 @@ def _find(name: str) -> Method:
     raise ValueError(f"unknown method {name!r}. {suggestion(name, available())}")
 
 
+def name_of(method: type) -> str | None:
+    """The name under which a class is registered, if it is."""
+    return next((name for name, known in _METHODS.items() if known is method), None)
+
+
 def module_of(name: str) -> str | None:
     """The module of a method from outside: a user's own, or an installed package's; None of ours."""
     base, _ = split(name)

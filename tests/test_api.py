@@ -15,6 +15,7 @@ from commands import DATA, command
 from torch import nn
 
 import membench
+import optimizers
 from membench.commands.plan import plan
 from membench.planning import budget
 from membench.testing import assert_peak_at_most
@@ -149,7 +150,7 @@ def test_a_mistake_is_a_value_error_of_one_sentence(tmp_path):
         (lambda: membench.check([], [], only=["speed"]), "speed"),
         (lambda: membench.check([], [], only=[]), "only is empty"),
         (lambda: membench.plan("llama3-8b", []), "optimizers is empty"),
-        (lambda: membench.plan("llama3-8b", [torch.optim.SGD]), "torch.optim"),
+        (lambda: membench.plan("llama3-8b", [42]), "not 42"),
         (lambda: membench.plan("llama3-8b", "lora", budget=0), "budget=0"),
         (lambda: membench.plan("llama3-8b", "lora", hyperparameters={"lr": 1}), "by method"),
         (lambda: membench.plan("llama3-8b", "lora", checkpointing=True, gradient_checkpointing=False), "same option"),
@@ -181,6 +182,29 @@ def test_numbers_of_numpy_and_paths_and_iterators_are_what_they_stand_for(tmp_pa
 def linear():
     model = nn.Linear(10, 1, bias=False)
     return model, [torch.ones(4, 10)], lambda model, batch: model(batch).sum()
+
+
+def test_a_class_stands_for_its_name(tmp_path, monkeypatch):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "mine_in_lib.py").write_text("from optimizers import SGD\n\n\nclass Mine(SGD):\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "lib"))
+    from mine_in_lib import Mine
+
+    given = {**TINY, "out": tmp_path / "runs", "reference": False, "hyperparameters": {Mine: {"lr": 0.25}}}
+    made = {run["method"]: run for run in membench.compare([optimizers.SGD, Mine], **given)}
+    assert {name: run["status"] for name, run in made.items()} == {"sgd": "ok", "mine_in_lib:Mine": "ok"}
+    assert made["mine_in_lib:Mine"]["hyperparameters"]["lr"] == 0.25 != made["sgd"]["hyperparameters"]["lr"]
+    assert list(membench.plan("roberta-tiny", Mine).rows) == ["mine_in_lib:Mine"]
+
+
+def test_a_class_that_a_run_couldnt_import_is_refused():
+    class Local(optimizers.SGD):
+        pass
+
+    of_notebook = type("Mine", (optimizers.SGD,), {"__module__": "__main__"})
+    for given in Local, of_notebook:
+        with pytest.raises(membench.UserError, match=f"put {given.__name__} into a file, at its top level"):
+            membench.plan("roberta-tiny", given)
 
 
 def test_measured_memory_is_the_bytes_that_adam_is_known_to_keep():
