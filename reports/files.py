@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ def write(path: Path, content: bytes) -> Path:
         return path
     place = Path(os.path.realpath(path))
     place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    # a random name: a process of another machine, or another thread, may be writing the same file
+    temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:  # no file, and no link, that somebody else has put there
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

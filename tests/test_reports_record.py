@@ -4,11 +4,12 @@ import hashlib
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from reports_factory import make_failure, make_record
 
-from reports import parts, record, schema
+from reports import files, parts, record, schema
 
 MEASURED = ["metrics", "memory", "time", "trainable_parameters", "headline"]
 
@@ -309,3 +310,17 @@ def test_a_device_in_the_place_of_a_record_is_a_problem_and_not_read_without_end
     assert record.read(tmp_path).problems == [
         f"{tmp_path}/a.json: can't be read: it is a pipe or a device, not a file."
     ]
+
+
+def test_writers_of_one_file_at_once_leave_one_of_their_contents_and_follow_no_planted_link(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    place = tmp_path / "folder" / "out.json"
+    place.parent.mkdir()
+    (place.parent / f".out.json.{os.getpid()}.tmp").symlink_to(victim)
+    contents = [str(number).encode() * 100_000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda content: files.write(place, content), contents * 4))
+    assert place.read_bytes() in contents
+    assert victim.read_text() == "mine"
+    assert len(os.listdir(place.parent)) == 2
