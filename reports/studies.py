@@ -57,8 +57,8 @@ def sensitivity(trials: Iterable[Record], finals: Sequence[Record] = ()) -> list
     """A row for each task, model and method: what was tried, what was chosen, and what the choice was worth.
 
     Of equally good trials the one was chosen whose values the `finals` have: a folder doesn't keep the order of trials,
-    of which the study took the first. Trials of different trainings, as a folder has them whose study was changed, are
-    rows of their own.
+    of which the study took the first. Trials of different trainings or seeds, as a folder has them whose study was
+    changed, are rows of their own: nothing was chosen from all of them.
     """
     trials = list(trials)
     setups = group(trials)
@@ -66,11 +66,15 @@ def sensitivity(trials: Iterable[Record], finals: Sequence[Record] = ()) -> list
     for setup in setups:
         words = ", ".join(differing(setup, [other for other in setups if _alike(setup, other)]))
         told |= {id(trial): words for runs in setup.rows.values() for trial in runs.values()}
+    seeds: dict[tuple[str, str, str], set[int]] = {}
+    for trial in trials:
+        seeds.setdefault((trial["task"], trial["model"], told.get(id(trial), "")), set()).add(trial["seed"])
     groups: dict[tuple[str, str, str, str], list[Record]] = {}
     for trial in trials:
         if id(trial) in told:
-            key = (trial["task"], trial["model"], trial["method"], told[id(trial)])
-            groups.setdefault(key, []).append(trial)
+            several = len(seeds[trial["task"], trial["model"], told[id(trial)]]) > 1
+            training = ", ".join(filter(None, [told[id(trial)], f"seed={trial['seed']}" if several else ""]))
+            groups.setdefault((trial["task"], trial["model"], trial["method"], training), []).append(trial)
     return [_sensitivity_row(key, found, finals) for key, found in groups.items()]
 
 

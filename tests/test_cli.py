@@ -8,16 +8,20 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from commands import DATA, command
+from reports_factory import make_failure, make_record
 from rich.console import Console
 
 from membench.config.assignments import unused_hyperparameters
 from membench.config.run import Run, Training
 from membench.paths import leave_out_current_folder
 from membench.runs import processes, progress
+from reports.record import REFUSAL
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--steps", "2", "--batch-size", "2", "--sequence-length", "16", "--threads", "1", "--quiet"]
@@ -148,6 +152,20 @@ def test_a_plan_says_which_hyper_parameters_it_does_not_use():
     code, _, stderr = call("plan", "--model", "llama-tiny", *shape, "--optimizers", named, *given)
     assert code == 0 and "--set lora.rank isn't used: another is in the name of lora:rank=4, lora:rank=2\n" in stderr
     assert not unused_hyperparameters({"lora": {"rank": 8}, "*": {"rank": 8}}, ["lora", "lora:rank=4"])
+    assert unused_hyperparameters({"lora:rank=4": {"lr": 1}}, ["lora:rank=4:alpha=8"])  # a method of its own
+    assert not unused_hyperparameters({"lora:rank=4": {"lr": 1}}, ["lora:rank=4"])
+
+
+def test_no_run_has_another_value_than_its_methods_name_says(tmp_path):
+    """A row of that name would tell of a run with another value."""
+    settings = 'optimizers = "badam:switch_every=50"\ntask = "superglue/cb"\nsteps = 2\nreference = false\n'
+    (tmp_path / "compare.toml").write_text(f'{settings}["badam:switch_every=50"]\nswitch_every = 2\n')
+    (tmp_path / "study.toml").write_text(f"{settings}[tune]\nbudget = 2\n[badam]\ntune = {{switch_every = [2, 4]}}\n")
+    for given in (["compare", "--config", "compare.toml"], ["study", "study.toml"]):
+        with chdir(tmp_path):
+            code, _, stderr = call(*given, "--dry-run")
+        assert code == 2
+        assert "badam:switch_every=50: switch_every has a value in the method's name, and 2 is given or tried" in stderr
 
 
 def test_a_dry_run_shows_every_run_with_its_values_and_makes_none(tmp_path):
@@ -304,6 +322,35 @@ def test_a_terminal_sees_the_loss_and_the_time_left_of_run_and_comparison(capsys
     assert "t m seed 0" in screen.getvalue() and "evaluating" in screen.getvalue()
     assert re.search(r"t m seed 1.*7/40.*loss 0.400", screen.getvalue()), "two runs at a time have two bars"
     assert capsys.readouterr().out == "[2/3] t m seed 0: failed: why, 12 s\n"
+
+
+def test_the_time_left_is_judged_by_the_steps_that_were_made_here(monkeypatch):
+    """A run that goes on from a checkpoint, or that is refused, had most of its steps in no time."""
+    now = SimpleNamespace(monotonic=lambda: now.time, time=100.0)
+    monkeypatch.setattr(progress, "time", now)
+    training = Training(steps=1000, batch_size=2, sequence_length=8)
+    given = {"hyperparameters": {}, "training": training, "device": "cpu", "threads": 1, "environment": {}}
+    runs = [Run(run_id=str(n), task="t", method="m", seed=n, **given) for n in range(4)]
+    bars = progress.Bars(Console(file=io.StringIO()), runs, 4)
+
+    def left():
+        return bars._progress.tasks[0].fields["left"]
+
+    bars.begin(runs[0])
+    bars.end(runs[0], make_failure("failed", f"{REFUSAL}it can't"), 0.0)
+    bars.begin(runs[1])
+    bars.step(runs[1], 901, 0.5)
+    assert (now.time, left()) == (100.0, "0:00:00 left")
+    now.time += 10
+    bars.step(runs[1], 910, 0.5)  # a second each, and 2090 are left
+    assert left() == "0:34:50 left"
+    now.time += 90
+    bars.end(runs[1], make_record(), 100.0)
+    assert left() == "0:33:20 left"
+    bars.begin(runs[2])  # of a cluster, which tells no steps
+    now.time += 1000
+    bars.end(runs[2], make_record(), 1000.0)
+    assert left() == "0:16:40 left"
 
 
 def test_the_time_left_counts_everything_that_was_needed_so_far(monkeypatch):

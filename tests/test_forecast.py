@@ -207,8 +207,27 @@ def test_hours_of_seconds_are_not_0(monkeypatch):
 def test_as_many_trials_may_come_on_top_as_the_budget_exceeds_a_grid():
     plan = Study((SimpleNamespace(seeds=(0, 1)),), {"": {"lr": [1e-4, 1e-3, 1e-2]}}, 5, 2, ())
     cell = study._Cell(plan.settings[0], RUN.task, ["badam"], [RUN, replace(RUN, refused="can't")])
-    assert study._kinds(plan, cell) == [Kind(RUN, 2 + 3, 2)]
-    assert study._kinds(replace(plan, budget=0), cell) == [Kind(RUN, 2, 0)]
+    assert list(study._kinds(plan, cell)) == [Kind(RUN, 2 + 3, 2)]
+    assert list(study._kinds(replace(plan, budget=0), cell)) == [Kind(RUN, 2, 0)]
+
+
+def test_values_that_need_more_are_planned_and_trials_on_data_of_their_own_are_forecast_by_these(monkeypatch):
+    """A rank's default isn't what is tried of it, and an epoch of other data has other steps."""
+    plan = Study((SimpleNamespace(seeds=(0, 1)),), {"": {"lr": [1e-4, 1e-3], "rank": [1, 64]}}, 4, 2, ())
+    sample = replace(RUN, method="lora", hyperparameters=optimizers.resolve("lora"))
+    tried = [optimizers.resolve("lora", **values) for values in plan.trials("lora")]
+    longer = replace(sample, training=replace(TRAINING, steps=400))
+    trials = [study._Trial(replace(longer, hyperparameters=values), {}) for values in tried]
+    cell = study._Cell(plan.settings[0], RUN.task, ["lora"], [sample], trials)
+    (kind,) = study._kinds(plan, cell)
+    assert (kind.run, kind.count, [values["rank"] for values in kind.tried]) == (sample, 2 + 4, [1, 64])
+    finals, apart = study._kinds(replace(plan, tuning_data="apart"), cell)
+    assert (finals.run, finals.count, finals.tried) == (sample, 2, kind.tried)
+    assert (apart.run.training.steps, apart.count, apart.trials, apart.tried) == (400, 4, True, kind.tried)
+    monkeypatch.setattr(rehearsal, "room_bytes", lambda device: 1)  # or steps would be made
+    needs = [rehearsal.rehearse(sample, evaluates=False, tried=one)["planned_bytes"] for one in (tried, tried[:1], ())]
+    largest = rehearsal.rehearse(replace(sample, hyperparameters=tried[-1]), evaluates=False)["planned_bytes"]
+    assert needs[0] == largest > needs[2] > needs[1]
 
 
 def test_a_method_that_is_refused_is_listed_with_the_reason_and_has_no_trials():

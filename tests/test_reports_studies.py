@@ -55,6 +55,18 @@ def test_of_equal_trials_the_one_was_chosen_that_the_runs_have_whatever_the_orde
     assert row["at_edge"] == []  # none beyond can be better for what tells nothing
 
 
+def test_trials_of_different_seeds_are_no_tuning_of_one_budget():
+    """A study whose seeds are extended tunes on another seed, or on one that counts by now."""
+    first = trials("badam", {0.1: 0.9, 0.2: 0.5})
+    later = [made | {"seed": 10, "run_id": f"{made['run_id']}10"} for made in trials("badam", {0.1: 0.6, 0.2: 0.8})]
+    made = studies.sensitivity(first + later)
+    assert [(row["training"], row["trials"], row["chosen"], row["best"]) for row in made] == [
+        ("seed=9", 2, {"lr": 0.1}, 0.9),
+        ("seed=10", 2, {"lr": 0.2}, 0.8),
+    ]
+    assert [row["training"] for row in studies.sensitivity(first)] == [""]
+
+
 def test_the_recommendation_is_the_method_shown_to_be_as_good_that_needs_least():
     finals = [
         *seeds("adamw", 0.80, 100),

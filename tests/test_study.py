@@ -3,23 +3,26 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from commands import DATA, command
 from reports_factory import make_record
 
 from membench.config.settings import resolve
+from membench.config.study_file import beyond
 from membench.runs import processes
 from membench.runs.prepare import prepare
 from membench.runs.processes import Outcome
 from membench.runs.run_folder import Folder
-from membench.runs.study import _Workshop
+from membench.runs.study import _Trial, _typed, _Workshop
 from reports import record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -157,6 +160,41 @@ def test_a_trial_that_was_killed_is_made_once_more_before_anything_is_chosen(tmp
     assert [(trial["run_id"], trial["status"]) for trial in workshop.trials] == [(run.run_id, "ok") for run in runs]
     assert "1 trial failed: once more" in capsys.readouterr().out
     assert [trial["status"] for trial in record.load_folder(tmp_path / "tuning")] == ["ok", "ok"]
+
+
+def test_what_cannot_be_tuned_on_the_data_to_choose_on_is_refused_before_anything_is_run(tmp_path):
+    """Its runs had the first values of the grid, as if they were the best."""
+    shutil.copytree(Path(DATA) / "CB", tmp_path / "data" / "CB")
+    (tmp_path / "data" / "RTE").mkdir()
+    for part in ("train", "val"):
+        row = {"premise": "A cat sleeps.", "hypothesis": "A cat.", "idx": 0}
+        rows = [json.dumps({**row, "label": label}) for label in ("entailment", "not_entailment")]
+        (tmp_path / "data" / "RTE" / f"{part}.jsonl").write_text("\n".join(rows))
+    both = SMALL.replace("superglue/cb", "superglue/cb,superglue/rte").replace(DATA, str(tmp_path / "data"))
+    (tmp_path / "study.toml").write_text(f"{both}data = {DATA!r}\n")
+    done = run(tmp_path / "study.toml", tmp_path / "out")
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
+    assert re.search(r"no trial of adamw on superglue/rte can be made: .*RTE/train\.jsonl is missing", done.stderr)
+
+
+def test_a_task_that_cannot_be_built_is_a_result_of_a_study_as_of_a_comparison(tmp_path):
+    """After tuning, which had taken its hours, the study ended with the task's mistake, and no other task was run."""
+    both = SMALL.replace("superglue/cb", "superglue/cb,superglue/rte").replace('"badam"', '"badam"\nreference = false')
+    (tmp_path / "study.toml").write_text(both)
+    done = run(tmp_path / "study.toml", tmp_path / "out", "--shard", "2/2")  # RTE alone
+    (made,) = record.load_folder(tmp_path / "out")
+    assert (
+        done.returncode == 1 and made["error"].startswith("can't: ") and "RTE/train.jsonl is missing" in made["error"]
+    )
+
+
+def test_a_step_beyond_a_rate_that_is_written_as_a_whole_number_is_not_rounded():
+    values = {"lr": 1, "rank": 4}
+    trial = _Trial(SimpleNamespace(hyperparameters={"lr": 1.0, "rank": 4}), values)
+    typed = _typed(trial)
+    assert typed == values and isinstance(typed["lr"], float) and isinstance(typed["rank"], int)
+    tried = [typed, {"lr": 10.0, "rank": 4}, {"lr": 100.0, "rank": 4}]
+    assert beyond(tried, typed) == {"lr": 0.1, "rank": 4}
 
 
 @pytest.mark.slow

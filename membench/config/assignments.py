@@ -1,5 +1,6 @@
 """KEY=VALUE as users write it: options of a task, and hyper-parameters of one method or all."""
 
+import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -47,6 +48,11 @@ def parse_hyperparameters(assignments: Iterable[str]) -> dict[str, dict[str, Any
     return methods
 
 
+def base(method: str) -> str:
+    """`lora` from `lora:rank=16`, without importing the registry of methods."""
+    return ":".join(itertools.takewhile(lambda part: "=" not in part, method.split(":")))
+
+
 def unused_hyperparameters(
     given: Mapping[str, Mapping[str, Any]], methods: Collection[str], where: str = "--set"
 ) -> list[str]:
@@ -56,7 +62,7 @@ def unused_hyperparameters(
     """
     told = []
     for method, values in given.items():
-        users = [name for name in methods if f"{name}:".startswith(f"{method}:")]
+        users = [name for name in methods if method in (name, base(name))]
         unused = [f"{method}.{key}" for key in values if all(f":{key}=" in name for name in users)]
         if unused and method != ALL_METHODS:
             why = f"another is in the name of {', '.join(users)}" if users else f"the methods are {', '.join(methods)}"

@@ -72,10 +72,16 @@ def check_targets(methods: Collection[str], given: Mapping[str, Mapping[str, Any
 
     Raises:
         ValueError: one belongs to none.
+        UserError: one has another value in the method's name, of which the row would go on telling.
     """
     for method, values in given.items():
         if method != ALL_METHODS:
             optimizers.resolve(method, **values)
+            for key in optimizers.split(method)[1].keys() & values.keys():
+                raise UserError(
+                    f"{method}: {key} has a value in the method's name, and {shortened(values[key])} is given or tried "
+                    "besides: leave one of them out"
+                )
     for key in given.get(ALL_METHODS, {}):
         if not any(key in optimizers.resolve(method) for method in methods):
             raise UserError(f"--set {key}: none of {', '.join(methods)} has a hyper-parameter with that name")

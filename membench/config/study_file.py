@@ -1,12 +1,12 @@
 """A study's file: the options of a comparison, several models, tuning grids, memory budgets."""
 
-import itertools
 import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from membench.config.assignments import base
 from membench.config.declare import LARGEST
 from membench.config.errors import UserError
 from membench.config.settings import Settings, read_toml, resolve
@@ -39,7 +39,7 @@ class Study:
 
     def grid_name(self, method: str) -> str:
         """Under which name `grids` has what is tried of a method."""
-        return next((name for name in (method, _base(method)) if name in self.grids), "")
+        return next((name for name in (method, base(method)) if name in self.grids), "")
 
     def trials(self, method: str) -> list[Values]:
         """The values for each of a method's trials: its whole grid, or a spread-out part if it exceeds the budget.
@@ -91,11 +91,6 @@ def beyond(tried: Sequence[Values], chosen: Values) -> Values | None:
         if moved not in (edge, 0):
             return {**chosen, key: moved}
     return None
-
-
-def _base(method: str) -> str:
-    """`lora` from `lora:rank=16`, without importing the registry of methods."""
-    return ":".join(itertools.takewhile(lambda part: "=" not in part, method.split(":")))
 
 
 def _point(grid: Grid, index: int) -> Values:

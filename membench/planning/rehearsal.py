@@ -3,7 +3,7 @@
 import math
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
@@ -29,10 +29,11 @@ STEPS = 3  # the first prepares much; the others are timed
 LONGEST_EVALUATION = 60.0  # seconds, after which an evaluation is stopped
 
 
-def rehearse(run: Run, *, evaluates: bool) -> dict[str, Any]:
+def rehearse(run: Run, *, evaluates: bool, tried: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """Plan a run; if it fits the device, make its first steps, and an evaluation if asked to.
 
-    The process can't be used for much else afterwards.
+    Of several hyper-parameters that are `tried` instead of its own it has those that need most, such as the largest
+    rank. The process can't be used for much else afterwards.
 
     Returns:
         planned_bytes: at the peak, on a GPU with what context and allocator add, as far as there is room; None of what
@@ -46,7 +47,10 @@ def rehearse(run: Run, *, evaluates: bool) -> dict[str, Any]:
     use_device(run)
     task = create_task(run.training, run.task, run.seed)
     room = room_bytes(torch.device(run.device))
-    planned = planned_bytes(run, task, room)
+    runs = [replace(run, hyperparameters=dict(values)) for values in tried] or [run]
+    plans = [planned_bytes(one, task, room) for one in runs]
+    planned = max(plans, key=lambda size: size or 0)
+    run = runs[plans.index(planned)]
     found: dict[str, Any] = {"planned_bytes": planned, "room_bytes": room}
     if (planned is not None and planned > room) or run.training.processes > 1:
         return {**found, "step_seconds": None, "evaluation_seconds": None, "other_seconds": None}

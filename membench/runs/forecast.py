@@ -1,9 +1,10 @@
 """What a study will take, before any of its runs is made: bytes, hours, and what can't fit."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from membench.config.errors import UserError
 from membench.config.run import Run
@@ -15,7 +16,7 @@ from reports.table import NOTHING, Row, lay_out, size_text
 _COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
     ("task", lambda row: row["run"].task),
     ("model", lambda row: row["run"].training.model),
-    ("method", lambda row: row["run"].method),
+    ("method", lambda row: row["run"].method + (", trials" if row["trials"] else "")),
     ("needs", lambda row: NOTHING if row["planned_bytes"] is None else size_text(row["planned_bytes"])),
     ("s / step", lambda row: NOTHING if row["step_seconds"] is None else f"{row['step_seconds']:.3f}"),
     ("runs", lambda row: _range(row["count"], row["count"] + row["more"], "d")),
@@ -23,10 +24,10 @@ _COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
 ]
 _NOTES = [
     "needs: planned, at the peak.",
-    "s / step: measured now, on the first steps of a run.",
-    "hours: with evaluations (one was timed of each task and model, for a minute at most), tracked norms and what a "
-    "reference says before training; of all runs, those already made among them, one after another, without what each "
-    "needs to start.",
+    "s / step: measured now, on the first steps of a run; of several values to try, those that need most.",
+    "hours: with evaluations (one was timed of each task, model and data, for a minute at most), tracked norms and "
+    "what a reference says before training; of all runs, those already made among them, one after another, without "
+    "what each needs to start.",
 ]
 
 
@@ -34,12 +35,15 @@ _NOTES = [
 class Kind:
     """Runs that differ in seeds and values, which take no longer or shorter: one of them, and how many there are.
 
-    `more` are trials that may come on top, where the best value is at the edge of what was tried.
+    `more` are trials that may come on top, where the best value is at the edge of what was tried. `tried` are the
+    hyper-parameters that these runs may have, if not the run's own. `trials`: of tuning alone, on data of its own.
     """
 
     run: Run
     count: int
     more: int = 0
+    tried: tuple[Mapping[str, Any], ...] = ()
+    trials: bool = False
 
 
 @dataclass(kw_only=True)
@@ -63,7 +67,8 @@ def forecast(kinds: Sequence[Kind]) -> str:
             missing = f"{size_text(room)} ({size_text(needs - room)} missing)"
             wrong.append(f"{run.task} {run.method} needs {size_text(needs)}, and {run.device} has {missing}")
         else:
-            rows.append({**found, "run": run, "count": rehearsal.kind.count, "more": rehearsal.kind.more})
+            kind = rehearsal.kind
+            rows.append({**found, "run": run, "count": kind.count, "more": kind.more, "trials": kind.trials})
     _share_evaluations(rows)
     if wrong:
         raise UserError(f"{'; '.join(wrong)}: choose other methods, a smaller batch or a shorter sequence")
@@ -88,23 +93,25 @@ def _range(least: float, most: float, form: str) -> str:
 
 
 def _rehearsed(kinds: Sequence[Kind]) -> Iterator[tuple[_Rehearsal, Outcome]]:
-    """One after another, since times are taken; of each task and model the first also evaluates."""
+    """One after another, since times are taken; of each task, model and data the first also evaluates."""
     with tempfile.TemporaryDirectory() as folder:
-        seen: set[tuple[str, str]] = set()
+        seen: set[tuple[str, ...]] = set()
         for number, kind in enumerate(kinds):
-            key = (kind.run.task, kind.run.training.model)
             log = Path(folder) / str(number)
-            yield from processes.call_all(
-                [_Rehearsal(worker.rehearse, (kind.run, key not in seen), log, kind=kind)], at_once=1
-            )
-            seen.add(key)
+            given = kind.run, _evaluated(kind.run) not in seen, kind.tried
+            yield from processes.call_all([_Rehearsal(worker.rehearse, given, log, kind=kind)], at_once=1)
+            seen.add(_evaluated(kind.run))
 
 
 def _share_evaluations(rows: list[Row]) -> None:
-    """Evaluations take all methods of a task and model as long."""
-    known = {(row["run"].task, row["run"].training.model): row["evaluation_seconds"] for row in reversed(rows)}
+    """Evaluations take all methods of a task, model and data as long."""
+    known = {_evaluated(row["run"]): row["evaluation_seconds"] for row in reversed(rows)}
     for row in rows:
-        row["evaluation_seconds"] = known[row["run"].task, row["run"].training.model] or 0.0
+        row["evaluation_seconds"] = known[_evaluated(row["run"])] or 0.0
+
+
+def _evaluated(run: Run) -> tuple[str, ...]:
+    return run.task, run.training.model, run.training.data
 
 
 def _hours(row: Row) -> tuple[float, float]:

@@ -82,6 +82,11 @@ class _Bar:
     first_step: int = 0
     start: float = 0.0
 
+    @property
+    def made(self) -> int:
+        """Steps that this process has seen: not those of a checkpoint from which the run goes on."""
+        return self.done - self.first_step + 1 if self.first_step else 0
+
 
 class Bars:
     """Bars with the remaining time: one for each run that is being made, with its loss, and one for all runs."""
@@ -96,6 +101,7 @@ class Bars:
         self._all = self._progress.add_task("all runs", total=self._steps, left="", note="")
         self._bars: dict[str, _Bar] = {}  # by run
         self._before = 0  # steps of finished runs
+        self._made = 0  # those of them that took time here
         self._start = time.monotonic()
 
     def __enter__(self) -> "Bars":
@@ -128,13 +134,16 @@ class Bars:
     def end(self, run: Run, record: dict[str, Any], seconds: float) -> None:
         bar = self._bars.pop(run.run_id)
         self._before += bar.steps
+        whole = record["status"] == "ok"  # else it was refused, or ended early
+        self._made += bar.steps - max(0, bar.first_step - 1) if whole else bar.made
         self._progress.remove_task(bar.task)
         self._show_all()
         self._lines.end(run, record, seconds)
 
     def _show_all(self) -> None:
         done = self._before + sum(bar.done for bar in self._bars.values())
-        self._progress.update(self._all, completed=done, left=_time_left(self._start, done, self._steps - done))
+        made = self._made + sum(bar.made for bar in self._bars.values())
+        self._progress.update(self._all, completed=done, left=_time_left(self._start, made, self._steps - done))
 
 
 def _time_left(start: float, done: int, to_do: int) -> str:

@@ -44,6 +44,11 @@ class _Cell:
     trials: list[_Trial] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
 
+    @property
+    def can_be_made(self) -> bool:
+        """Whether there is a task; one that can't be built is a result, as long as another of the study can."""
+        return any(run.refused is None for run in self.samples)
+
     def of(self, runs: Iterable[Run]) -> list[Run]:
         """Those of `runs` that are this cell's."""
         return [run for run in runs if run.task == self.task and run.method in self.methods]
@@ -169,7 +174,8 @@ def _carry_out(plan: Study, cells: list[_Cell], workshop: _Workshop) -> None:
     seeds = plan.settings[0].seeds
     chosen = _tune(plan, cells, workshop) if plan.budget else [dict[str, Values]() for _ in cells]
     for cell, values in zip(cells, chosen, strict=True):
-        cell.runs = cell.of(_prepared(cell.settings, [cell.task], seeds, values))
+        tasks = [cell.task] if cell.can_be_made else cell.settings.task  # of none that can be built there is no run
+        cell.runs = cell.of(_prepared(cell.settings, tasks, seeds, values))
         print_notes(cell.runs)
     runs = [run for seed in seeds for cell in cells for run in cell.runs if run.seed == seed]
     print(f"{len(runs)} runs, of seeds {', '.join(map(str, seeds))}", flush=True)
@@ -193,12 +199,22 @@ def _chosen(cell: _Cell, method: str, trials: list[Record]) -> Values:
     made = {trial["run_id"]: trial for trial in trials}
     mine = [trial for trial in cell.trials if trial.run.method == method]
     done = [trial for trial in mine if trial.run.run_id in made]
-    return done[best([made[trial.run.run_id] for trial in done])].values if done else mine[0].values
+    return done[best([made[trial.run.run_id] for trial in done])].values if done else mine[0].values if mine else {}
+
+
+def _typed(trial: _Trial) -> Values:
+    """A trial's values, in which a rate written as 1 is a number with a fraction, as in its run: a step beyond isn't
+    rounded."""
+    of_run = trial.run.hyperparameters
+    return {
+        key: float(value) if type(value) is int and isinstance(of_run.get(key), float) else value
+        for key, value in trial.values.items()
+    }
 
 
 def _extend(plan: Study, cell: _Cell, method: str, workshop: _Workshop) -> list[Run]:
     """One more trial, where the budget has one left and the best is at the edge of what was tried."""
-    tried = [trial.values for trial in cell.trials if trial.run.method == method]
+    tried = [_typed(trial) for trial in cell.trials if trial.run.method == method]
     further = beyond(tried, _chosen(cell, method, workshop.trials)) if len(tried) < plan.budget else None
     if further is None:
         return []
@@ -214,13 +230,24 @@ def _extend(plan: Study, cell: _Cell, method: str, workshop: _Workshop) -> list[
 def _prepare_trials(plan: Study, cells: list[_Cell]) -> None:
     """The runs of tuning; prepared before anything is run, so that a value that a method refuses is told at once."""
     for settings in {id(cell.settings): cell.settings for cell in cells}.values():
-        mine = [cell for cell in cells if cell.settings is settings]
+        mine = [cell for cell in cells if cell.settings is settings and cell.can_be_made]
         values = {method: plan.trials(method) for cell in mine for method in cell.methods} if plan.budget else {}
         for number in range(max(map(len, values.values()), default=0)):
             chosen = {method: tried[number] for method, tried in values.items() if number < len(tried)}
             runs = _tuned(plan, settings, [cell.task for cell in mine], chosen)
             for cell in mine:
                 cell.trials += [_Trial(run, chosen[run.method]) for run in cell.of(runs) if run.method in chosen]
+    for cell in cells:
+        _check_tunable(cell)
+
+
+def _check_tunable(cell: _Cell) -> None:
+    """Raises UserError for what can be run and not tuned, as where the data to choose on lack a task: its values would
+    be those that come first, as if they were the best."""
+    able = {run.method for run in cell.samples if run.refused is None}
+    for run in (trial.run for trial in cell.trials):
+        if run.refused is not None and run.method in able:
+            raise UserError(f"no trial of {run.method} on {run.task} can be made: {run.refused}")
 
 
 def _tuned(plan: Study, settings: Settings, tasks: Iterable[str], chosen: dict[str, Values]) -> list[Run]:
@@ -284,15 +311,33 @@ def describe(plan: Study, cells: list[_Cell]) -> str:
     return "\n".join(map(printable, [heading, *lines]))
 
 
-def _kinds(plan: Study, cell: _Cell) -> list[Kind]:
-    """A cell's runs by method, trials among them, and how many trials there may be beyond a grid's edge."""
-    trials = {run.method: len(plan.trials(run.method)) if plan.budget else 0 for run in cell.samples}
+def _kinds(plan: Study, cell: _Cell) -> Iterator[Kind]:
+    """A cell's runs by method, trials among them, and how many trials there may be beyond a grid's edge.
+
+    Trials on data of their own are apart: these may have other steps, lengths and examples to be scored on.
+    """
     seeds = len(plan.settings[0].seeds)
-    return [
-        Kind(run, seeds + trials[run.method], plan.budget - trials[run.method])
-        for run in cell.samples
-        if run.refused is None
-    ]
+    for run in cell.samples:
+        if run.refused is not None:
+            continue
+        trials = len(plan.trials(run.method)) if plan.budget else 0
+        more = plan.budget - trials
+        mine = [trial.run for trial in cell.trials if trial.run.method == run.method]
+        tried = _apart(mine)
+        if plan.tuning_data and mine:
+            yield Kind(run, seeds, tried=tried)
+            yield Kind(mine[0], trials, more, tried, trials=True)
+        else:
+            yield Kind(run, seeds + trials, more, tried)
+
+
+def _apart(trials: Iterable[Run]) -> tuple[Values, ...]:
+    """The hyper-parameters of trials that may need more or less than others': of those that differ in rates, one."""
+    needs = {
+        str([(name, value) for name, value in run.hyperparameters.items() if not name.endswith("lr")]): run
+        for run in trials
+    }
+    return tuple(run.hyperparameters for run in needs.values())
 
 
 def _values(values: Values) -> str:

@@ -28,11 +28,11 @@ def prepare(settings: Settings, send: Send) -> list[Run]:
     return prepare.prepare(settings)
 
 
-def rehearse(run: Run, evaluates: bool, send: Send) -> dict[str, Any]:
+def rehearse(run: Run, evaluates: bool, tried: Sequence[Mapping[str, Any]], send: Send) -> dict[str, Any]:
     """See `rehearsal.rehearse`."""
     from membench.planning import rehearsal
 
-    return rehearsal.rehearse(run, evaluates=evaluates)
+    return rehearsal.rehearse(run, evaluates=evaluates, tried=tried)
 
 
 def execute(
