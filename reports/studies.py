@@ -39,9 +39,13 @@ def document(finals: list[Record], trials: list[Record]) -> dict[str, Any]:
 
 
 def budgets_of(finals: list[Record]) -> list[int]:
-    """The budgets of memory (bytes) that the latest of these runs were made for; none: no limit."""
-    latest = max(finals, key=created, default=None)
-    return (latest["environment"].get("memory_budgets") or []) if latest else []
+    """The budgets of memory (bytes) that the latest of these runs that are a study's were made for; none: no limit.
+
+    Runs of a comparison in the study's folder have no say: its records don't tell of budgets at all.
+    """
+    told = [run for run in finals if run["environment"].get("memory_budgets") is not None]
+    latest = max(told, key=created, default=None)
+    return latest["environment"]["memory_budgets"] if latest else []
 
 
 # Tuning

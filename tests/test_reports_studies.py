@@ -118,6 +118,14 @@ def test_one_budget_each_or_none_at_all():
     assert "Note on adamw: one seed. Not comparable, of one seed: badam 0.800, 60.0 MiB." in free
 
 
+def test_a_comparison_in_a_studys_folder_leaves_the_study_its_budgets():
+    asked = run(environment__memory_budgets=[200 * MIB], environment__created="2026-01-01T00:00:00")
+    compared = run(method="badam", environment__created="2026-01-02T00:00:00")
+    assert studies.budgets_of([asked, compared]) == [200 * MIB] and studies.budgets_of([compared]) == []
+    without = run(environment__memory_budgets=[], environment__created="2026-01-03T00:00:00")  # of a changed file
+    assert studies.budgets_of([asked, compared, without]) == []
+
+
 def test_nothing_else_is_said_to_lack_what_it_has():
     """Without a limit all fits: what isn't recommended lacks something else, or isn't there."""
 

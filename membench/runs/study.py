@@ -266,7 +266,7 @@ def _note_budgets(plan: Study, workshop: _Workshop) -> None:
     """In the records, from which the recommendation is made."""
     budgets = list(plan.memory_bytes)
     for record in workshop.finals:
-        if (record["environment"].get("memory_budgets") or []) != budgets:
+        if record["environment"].get("memory_budgets") != budgets:
             record["environment"]["memory_budgets"] = budgets
             workshop.folder.write(record)
 
