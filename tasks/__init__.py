@@ -24,6 +24,7 @@ from tasks.base import (
     HasValidation,
     Kind,
     Task,
+    is_language_model,
     kind,
 )
 from tasks.models.arguments import TaskArguments
@@ -46,6 +47,7 @@ __all__ = [
     "available",
     "create",
     "expand",
+    "is_language_model",
     "kind",
     "module_of",
 ]

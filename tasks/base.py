@@ -71,9 +71,14 @@ def kind(task: Task) -> Kind:
             known = ", ".join(get_args(Kind))
             raise ValueError(f"task {task.name!r}: its kind must be one of {known}, not {task.kind!r}")
         return task.kind
+    return "language" if is_language_model(task.build_model()) else "classification"
+
+
+def is_language_model(model: nn.Module) -> bool:
+    """Is it a causal language model of transformers, or of a class derived from one, as FSDP makes of any model's?"""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
-    return "language" if type(task.build_model()).__name__ in CAUSAL.values() else "classification"
+    return any(cls.__name__ in CAUSAL.values() for cls in type(model).__mro__)
 
 
 @runtime_checkable

@@ -130,6 +130,14 @@ def test_of_a_text_the_first_token_which_nothing_predicts_does_not_count():
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+def test_nor_does_it_in_a_model_whose_class_is_derived_from_that_of_a_language_model():
+    model, batches = ARCHITECTURES["llama"].build(), [Texts(batch_size=1).batch(step) for step in range(4)]
+    expected = shares(batches, model=model)
+    derived = type(f"FSDP{type(model).__name__}", (type(model),), {})  # what FSDP2 does to the class of any model
+    model.__class__ = derived
+    assert shares(batches, model=model) == expected != shares(batches)
+
+
 def test_clipping_limits_the_norm_of_all_gradients_together():
     task = ToyTask()
     model = task.build_model().eval()

@@ -38,6 +38,13 @@ class Writes(Mine):
         return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=1))
 
 
+class WritesInItsOwnWay(Writes):
+    def build_model(self):
+        model = super().build_model()
+        model.__class__ = type("Own", (type(model),), {})
+        return model
+
+
 class OfNothing(Mine):
     provenance = {}
 
@@ -139,7 +146,12 @@ def test_a_run_of_it_is_called_as_it_was_asked_for_and_a_model_that_can_not_be_s
 
 @pytest.mark.parametrize(
     ("name", "kind", "rate"),
-    [("Mine", "classification", 3e-4), ("Writes", "language", 1e-3), ("SaysSo", "language", 1e-3)],
+    [
+        ("Mine", "classification", 3e-4),
+        ("Writes", "language", 1e-3),
+        ("WritesInItsOwnWay", "language", 1e-3),
+        ("SaysSo", "language", 1e-3),
+    ],
 )
 def test_the_default_rate_for_random_weights_suits_what_the_task_trains(module, name, kind, rate):
     assert tasks.kind(tasks.create(f"own_task:{name}", **GIVEN)) == kind

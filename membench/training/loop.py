@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
 from membench.config.errors import UserError, explain
 from membench.config.run import Training
@@ -25,7 +24,7 @@ from optimizers.shared.affine_linear import kept_weights
 from optimizers.shared.ranks import check_shards
 from optimizers.shared.sharded import gathered, reshard
 from reports.schema import ANY as LARGEST_SCORE
-from tasks import ComparesScores, HasLargestBatch, HasReader, HasReference
+from tasks import ComparesScores, HasLargestBatch, HasReader, HasReference, is_language_model
 from tasks.models.damage import is_out_of_memory
 from tasks.models.modes import dropping_layers
 
@@ -221,7 +220,7 @@ def shares(
     Raises:
         ValueError: there are none.
     """
-    count = _predicted if type(model).__name__ in CAUSAL.values() else _labels
+    count = _predicted if model is not None and is_language_model(model) else _labels
     total = sum(map(count, batches if whole is None else whole))
     if not total:
         raise ValueError("a batch has nothing to learn, since all of its labels are -100: leave such rows out")
