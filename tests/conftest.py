@@ -6,11 +6,15 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start too
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests are a CPU's, wherever they run
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+# At its first backward pass autograd starts a thread for each device, also for one that fake tensors pretend to have in
+# a CUDA build of torch; from then on nothing that is forked could compute gradients.
+torch.ones((), requires_grad=True).backward()
 gc.disable()  # until all tests are imported: what is imported isn't garbage
 
 ROOT = Path(__file__).resolve().parent.parent
