@@ -110,12 +110,18 @@ def head(path: Path) -> bytes:
 
 
 def sha256(paths: Sequence[Path]) -> str:
-    """SHA-256 of the concatenated bytes of the files. Raises ValueError if one can't be read."""
+    """SHA-256 of the SHA-256s of the files, in order. Raises ValueError if one can't be read."""
     total = hashlib.sha256()
     for path in paths:
         with _named(path), path.open("rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
+        if _format(path.name) == ".tsv":  # as .csv the same bytes are other texts, without quotes
+            total.update(b".tsv")
     return total.hexdigest()
+
+
+def _format(name: str) -> str:
+    return Path(name.lower().removesuffix(".gz")).suffix
 
 
 @contextmanager
@@ -152,10 +158,10 @@ class File:
         Raises:
             ValueError: the file is empty, or it isn't clear where rows begin and end.
         """
-        whole, name = decode(self.where, self.content), self.where.lower().removesuffix(".gz")
-        if name.endswith(".csv"):
+        whole, kind = decode(self.where, self.content), _format(self.where)
+        if kind == ".csv":
             return tables.of_csv(self.where, whole)
-        if name.endswith(".tsv"):
+        if kind == ".tsv":
             return tables.of_tsv(self.where, whole)
         is_array = whole.lstrip().startswith("[")
         return (json_lines.of_array if is_array else json_lines.of_lines)(self.where, whole)
