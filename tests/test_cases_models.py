@@ -190,6 +190,24 @@ def test_weights_that_are_there_twice_are_refused(tmp_path):
     assert classify(path, labelled(tmp_path / "a.jsonl", TEXTS)).build_model()
 
 
+def test_weights_in_another_format_are_said_not_to_be_read(bert, damaged, tmp_path):
+    """Those of an earlier Trainer's fine-tuning lie in pytorch_model.bin, beside what the hub had as safetensors."""
+    data, copy = labelled(tmp_path / "a.jsonl", TEXTS), damaged()
+    torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+    said = "not read, since the weights are also there as safetensors: pytorch_model.bin"
+    assert said in classify(str(copy), data).provenance["notes"]
+    (copy / "model.safetensors").unlink()
+    assert "not read" not in classify(str(copy), data).provenance["notes"]
+
+
+def test_a_folder_without_a_configuration_is_refused_with_what_is_there(tmp_path):
+    (tmp_path / "model").mkdir()
+    for name in ("model-Q4_K_M.gguf", "model_index.json"):
+        (tmp_path / "model" / name).touch()
+    words = "there is no config.json, only model-Q4_K_M.gguf, model_index.json; give a folder as transformers saves it"
+    assert words in refusal(tmp_path / "model", tmp_path)
+
+
 NLI = ("CONTRADICTION", "NEUTRAL", "ENTAILMENT")  # as a model of MNLI has them, in this order
 
 
@@ -382,6 +400,21 @@ def test_n11_weights_with_scales_are_refused_whatever_the_configuration_says(dam
     assert f"its weights are quantized, and have scales ({name}_scale_inv); give the model" in refusal(
         file.parent, tmp_path
     )
+
+
+def test_weights_that_are_whole_numbers_are_refused_whatever_the_configuration_says(damaged, tmp_path):
+    """The codes of bitsandbytes' int8, with its scales under their own name or without them."""
+    file = damaged() / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if name.endswith("query.weight"))
+    scale = weights[name].abs().amax(1)
+    codes = (weights[name] / scale[:, None] * 127).round()
+    save_file(weights | {name: codes.to(torch.int8)}, file, metadata={"format": "pt"})
+    words = f"its weights are quantized, and whole numbers ({name} in model.safetensors); give the model"
+    assert words in refusal(file.parent, tmp_path)
+    scales = name.replace("weight", "SCB")
+    save_file(weights | {name: codes, scales: scale}, file, metadata={"format": "pt"})
+    assert f"its weights are quantized, and have scales ({scales}); give the model" in refusal(file.parent, tmp_path)
 
 
 @pytest.mark.parametrize("beside_its_model", [True, False])

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 AT_LEAST_ONE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -14,7 +15,9 @@ WEIGHTS = (  # one file, or several with an index
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
-_SCALE = re.compile(r"\.weight[._](scale|zero_point|absmax|quant|packed)")  # of FP8, of bitsandbytes, of others
+_SCALE = re.compile(  # of FP8, of bitsandbytes, of MLX, of others
+    r"\.weight[._](scale|zero_point|absmax|quant|packed)|\.(SCB|scales|scale_weight)$"
+)
 _ADAPTED = re.compile(r"\.(lora|ia3|vera|oft|boft|hada|lokr)_[a-zA-Z]")  # as loralib and peft name what they add
 MOST_LAYERS = 10_000  # no model has as many, and to build more takes hours
 
@@ -65,6 +68,8 @@ def check_whole(name: str, folder: Path | None, config: Any) -> None:
     if said:
         kind = (said if isinstance(said, dict) else vars(said)).get("quant_method") or "quantization_config"
         raise _quantized(name, f"config.json says that its weights are quantized ({getattr(kind, 'value', kind)})")
+    if folder is not None:
+        _check_numbers(name, folder)
 
 
 def check_one_set(name: str, folder: Path) -> None:
@@ -96,6 +101,25 @@ def _check_inside(name: str, index: Path) -> None:
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):  # told by who reads
         return
     _check_beside(name, index.name, files)
+
+
+def _check_numbers(name: str, folder: Path) -> None:
+    """Check that weights aren't whole numbers: those are codes, which would be loaded as weights of -127 to 127."""
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                kinds = {key: file.get_slice(key).get_dtype() for key in file.keys() if key.endswith(".weight")}  # noqa: SIM118
+        except (OSError, SafetensorError):  # told by who reads
+            continue
+        codes = next((key for key, kind in kinds.items() if kind.startswith(("I", "U"))), None)
+        if codes is not None:
+            raise _quantized(name, f"weights are quantized, and whole numbers ({codes} in {path.name})")
+
+
+def not_read(folder: Path) -> list[str]:
+    """Weights in another format that lie beside those which transformers reads: they may be the newer ones."""
+    first, second = ([file for file in files if (folder / file).is_file()] for files in WEIGHTS)
+    return second if first else []
 
 
 def _check_beside(name: str, where: str, files: Iterable[Any]) -> None:

@@ -15,8 +15,17 @@ import transformers
 from torch import nn
 from transformers.models.auto import modeling_auto
 
+from tasks.data.rows import listed
 from tasks.models import packaged
-from tasks.models.checks import check_complete, check_loaded, check_whole, mended, of_layers, outside_of_layers
+from tasks.models.checks import (
+    check_complete,
+    check_loaded,
+    check_whole,
+    mended,
+    not_read,
+    of_layers,
+    outside_of_layers,
+)
 from tasks.models.configurations import PUBLISHED, llama
 from tasks.models.damage import check_settings, said_in_a_sentence
 from tasks.models.loading import FOLDER, is_folder, locate, quiet
@@ -99,6 +108,10 @@ class Source:
             self.path, self.revision = packaged.locate(name) if name in packaged.PACKAGED else locate(name)
             if self._folder is not None and not (self._folder / "config.json").exists():
                 check_whole(name, self._folder, None)
+                inside = listed(sorted(path.name for path in self._folder.iterdir()))
+                raise ValueError(
+                    f"can't load the model {name!r}: there is no config.json, only {inside}; give {WAY_OUT}"
+                )
             self.config = mended(self._load(transformers.AutoConfig), name)
 
     @property
@@ -165,7 +178,8 @@ class Source:
         return self._compared(kind, settings).head
 
     def notes(self, kind: Any, **settings: Any) -> list[str]:
-        """What is new in a pretrained model, and which of its layers the configuration leaves out."""
+        """What is new in a pretrained model, and what of its folder isn't used: layers that its configuration leaves
+        out, and weights in another format."""
         if self.from_scratch:
             return []
         found = self._compared(kind, settings)
@@ -173,8 +187,10 @@ class Source:
         apart = (
             ["the head has weights of its own, though config.json ties it to the embeddings"] if found.untied else []
         )
+        beside = [] if self._folder is None else not_read(self._folder)
+        other = [f"not read, since the weights are also there as safetensors: {listed(beside)}"] if beside else []
         more = f"{len(found.left_out):,} tensors of layers that aren't in its config.json are left out"
-        return [*new, *apart, *([f"{more} ({found.left_out[0]})"] if found.left_out else [])]
+        return [*new, *apart, *other, *([f"{more} ({found.left_out[0]})"] if found.left_out else [])]
 
     def _compared(self, kind: Any, settings: dict[str, Any]) -> "Compared":
         return _compared(self.name, self.revision, self.trust_remote_code, kind, tuple(settings.items()))
