@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,13 @@ def how_it_ended(run: Record) -> str:
 def had_device_alone(run: Record) -> bool:
     """Was no other run of the comparison made beside it?"""
     return (run["environment"].get("jobs") or 1) == 1
+
+
+def tokens_per_second(runs: Iterable[Record]) -> float | None:
+    """Of runs that have times, all together: all tokens over all training time; None of none."""
+    times = [run["time"] for run in runs]
+    seconds = sum(time["train_seconds"] for time in times)
+    return sum(time["tokens_per_second"] * time["train_seconds"] for time in times) / seconds if seconds else None
 
 
 def has_true_times(run: Record) -> bool:

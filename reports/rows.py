@@ -8,7 +8,7 @@ from typing import Any
 from reports import floors
 from reports.floors import Floor
 from reports.parts import PARTS
-from reports.record import Record, has_true_times, how_it_ended, undue_waiting
+from reports.record import Record, has_true_times, how_it_ended, tokens_per_second, undue_waiting
 from reports.schema import STATUSES
 from reports.setups import Key, Setup, machine, peak_bytes, score
 from reports.statistics import Sight, paired_ratio, point, sight, summarise, tied_with_best
@@ -66,12 +66,10 @@ def _throughput_row(setup: Setup, label: str) -> Row:
     if not runs:
         return row
     times = [run["time"] for run in runs.values()]
-    seconds = sum(time["train_seconds"] for time in times)
-    tokens = sum(time["tokens_per_second"] * time["train_seconds"] for time in times)
     reference = setup.finished(setup.reference) if setup.reference else {}
     return {
         **row,
-        "tokens_per_second": tokens / seconds if seconds else None,
+        "tokens_per_second": tokens_per_second(runs.values()),
         "tokens_per_second_ratio": paired_ratio(rates(runs), rates(reference)),
         **{phase: statistics.fmean(time[phase] for time in times) for phase in SPEEDS[2:]},
     }

@@ -50,6 +50,15 @@ def two(tmp_path):
 # What is printed
 
 
+def test_the_speeds_of_a_row_are_those_of_all_its_seeds_together_as_in_a_report():
+    """Not of the seed that was read first: beside a ratio of all of them, that is a contradiction."""
+    side = [run(seed=seed, speed=speed) for seed, speed in enumerate((1000, 4000))]
+    for one, seconds in zip(side, (30, 10), strict=True):
+        one["time"]["train_seconds"] = seconds
+    text = render.render(check(side, side[::-1]), "terminal", NAMES)
+    assert "1,750 -> 1,750" in text  # 1000 x 30 and 4000 x 10 tokens in 40 s
+
+
 def test_the_terminal_says_the_verdict_first_and_names_what_to_look_at():
     lines = render.render(check(*FINDINGS), "terminal", NAMES).splitlines()
     assert lines[0].startswith("A RUN FAILED (1 failed, ")

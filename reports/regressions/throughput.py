@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from reports.names import counted
-from reports.record import Record, has_true_times, undue_waiting
+from reports.record import Record, has_true_times, tokens_per_second, undue_waiting
 from reports.regressions import findings
 from reports.regressions.evidence import SHARES, Row, judge
 from reports.regressions.findings import Finding
@@ -155,10 +155,9 @@ def _machine(run: Record) -> str:
 
 
 def _speeds(row: PairedRow, finding: Finding | None) -> str:
-    """Absolute, of one seed: a reader wants them, no verdict rests on them."""
-    pair = next(iter(row.pairs.values()))
-    before, after = (f"{speed(run):,.0f}" if speed(run) else "?" for run in pair)
-    return f"{before} -> {after}"
+    """Absolute, of all seeds together as a report has them: a reader wants them, no verdict rests on them."""
+    told = [tokens_per_second(filter(speed, side)) for side in zip(*row.pairs.values(), strict=True)]
+    return " -> ".join("?" if one is None else f"{one:,.0f}" for one in told)
 
 
 METRIC = Metric(
