@@ -25,12 +25,13 @@ class Table:
 
 
 def lay_out(title: str, rows: list[Row], columns: Sequence[Column], left: set[str], notes: Sequence[str] = ()) -> Table:
-    """Rows as a table; a column in which no row says anything is left out."""
+    """Rows as a table; a column in which no row says anything is left out, and with it the note that explains it."""
     cells = [[show(row) for row in rows] for _, show in columns]
     said = [index for index, column in enumerate(cells) if any(cell != NOTHING for cell in column)]
     headers = [columns[index][0] for index in said]
     lines = [list(line) for line in zip(*(cells[index] for index in said), strict=True)]
-    return Table(title, headers, lines, left, list(notes))
+    unsaid = {header for header, _ in columns} - set(headers)
+    return Table(title, headers, lines, left, [note for note in notes if note.partition(":")[0] not in unsaid])
 
 
 def mib(size: float) -> str:

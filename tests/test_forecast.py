@@ -204,6 +204,12 @@ def test_hours_of_seconds_are_not_0(monkeypatch):
     assert "In all < 0.01 hours." in rehearsed(monkeypatch, step_seconds=1e-4, evaluation_seconds=0, other_seconds=0)
 
 
+def test_a_table_explains_the_columns_that_it_has_and_what_is_not_planned(monkeypatch):
+    known, unknown = rehearsed(monkeypatch), rehearsed(monkeypatch, planned_bytes=None)
+    assert "needs: planned" in known and "isn't planned" not in known
+    assert "needs: " not in unknown and "Memory isn't planned where" in unknown and "s / step: measured" in unknown
+
+
 def test_as_many_trials_may_come_on_top_as_the_budget_exceeds_a_grid():
     plan = Study((SimpleNamespace(seeds=(0, 1)),), {"": {"lr": [1e-4, 1e-3, 1e-2]}}, 5, 2, ())
     cell = study._Cell(plan.settings[0], RUN.task, ["badam"], [RUN, replace(RUN, refused="can't")])

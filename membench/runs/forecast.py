@@ -22,6 +22,10 @@ _COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
     ("runs", lambda row: _range(row["count"], row["count"] + row["more"], "d")),
     ("hours", lambda row: NOTHING if row["step_seconds"] is None else _range(*_hours(row), ".2f")),
 ]
+_UNPLANNED = (
+    "Memory isn't planned where plans don't know the step (autocast, a task of your own, a language model that "
+    "classifies): only a run tells whether it fits."
+)
 _NOTES = [
     "needs: planned, at the peak.",
     "s / step: measured now, on the first steps of a run; of several values to try, those that need most.",
@@ -72,7 +76,8 @@ def forecast(kinds: Sequence[Kind]) -> str:
     _share_evaluations(rows)
     if wrong:
         raise UserError(f"{'; '.join(wrong)}: choose other methods, a smaller batch or a shorter sequence")
-    table = lay_out("What it will take", rows, _COLUMNS, {"task", "model", "method"}, _NOTES)
+    notes = [*_NOTES, *([_UNPLANNED] if any(row["planned_bytes"] is None for row in rows) else [])]
+    table = lay_out("What it will take", rows, _COLUMNS, {"task", "model", "method"}, notes)
     return formats.plain([([], [table], [_in_all(rows)])]).strip()
 
 
