@@ -8,6 +8,7 @@ from typing import Any
 import optimizers
 from manual import plans
 from manual.tables import ROOT, found, markdown, section
+from membench.config.defaults import in_comparison
 from optimizers.described import description, hyperparameters
 from reports import published
 
@@ -78,6 +79,10 @@ def _hyperparameters(name: str, method: Any, words: dict[str, Any]) -> str:
     rows = [[f"`{one.name}`", f"`{one.default!r}`", one.allowed, one.advice] for one in hyperparameters(method)]
     parts = ["## Hyper-parameters", markdown(rows, ["name", "default", "range", "advice"])]
     parts += [f"`membench list methods {name}` prints them; `--set {name}.KEY=VALUE` sets one."]
+    instead = {one.name: in_comparison(name, one.name) for one in hyperparameters(method)}
+    if told := [f"- `{key}`: {value}" for key, value in instead.items() if value]:
+        head = "Where you give none, runs of `compare` and `study` have, unless their profile says otherwise:"
+        parts += [head + "\n\n" + "\n".join(told)]
     if "values" in words:
         parts += ["### Values of the papers", markdown(words["values"], ["model and data", "values"])]
     parts += words.get("advice", [])

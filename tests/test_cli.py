@@ -18,6 +18,7 @@ from reports_factory import make_failure, make_record
 from rich.console import Console
 
 from membench.config.assignments import unused_hyperparameters
+from membench.config.defaults import hyperparameters
 from membench.config.run import Run, Training
 from membench.paths import leave_out_current_folder
 from membench.runs import processes, progress
@@ -295,6 +296,16 @@ def test_lists_say_what_there_is():
     assert "  config:roberta-large" in models.splitlines()
     code, _, stderr = call("list", "tsks")
     assert code == 2 and "tasks" in stderr
+
+
+def test_a_listed_default_that_runs_do_not_have_says_what_they_have():
+    """As the class has it, a rate is another than in a comparison."""
+    said = call("list", "methods", "lomo")[1]
+    for name, value in (("lr", "0.03 to fine-tune"), ("clip_norm", "1 for a pretrained language model")):
+        entry = re.search(rf"^{name} = .*?(?=\n\n)", said, re.MULTILINE | re.DOTALL)[0]
+        assert f"In a comparison, unless given: {value}" in entry
+    run = hyperparameters("lomo", {}, learning_rate=None, seed=0, from_scratch=False, kind="language")
+    assert (run["lr"], run["clip_norm"]) == (0.03, 1)
 
 
 def test_the_version_is_that_of_the_package():

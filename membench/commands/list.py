@@ -42,14 +42,15 @@ def methods() -> str:
 def method(name: str) -> str:
     """One method: what it is, and each hyper-parameter with its default, range and advice."""
     import optimizers
+    from membench.config.defaults import in_comparison
     from optimizers.described import hyperparameters
 
     blocks = [_method(name)]
     for one in hyperparameters(optimizers.get(name)):
         head = f"{one.name} = {one.default!r}" + (f"   ({one.allowed})" if one.allowed else "")
-        blocks.append(
-            "\n".join([head, *textwrap.wrap(one.advice, 100, initial_indent="    ", subsequent_indent="    ")])
-        )
+        instead = in_comparison(name, one.name)
+        told = [one.advice, *([f"In a comparison, unless given: {instead}."] if instead else [])]
+        blocks.append("\n".join([head, *(textwrap.indent(textwrap.fill(text, 100), "    ") for text in told)]))
     return "\n\n".join(blocks) + f"\n\nSet one with --set {name}.KEY=VALUE."
 
 

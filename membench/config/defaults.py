@@ -141,6 +141,22 @@ def _rate(rates: Rates, kind: str, from_scratch: bool, width: int | None) -> flo
     return float(f"{rate * PREFERENCE_SHARE:.3g}") if kind == "preference" else rate
 
 
+def in_comparison(method: str, name: str) -> str | None:
+    """What the runs of a comparison have as this hyper-parameter where nobody gives it; None if it is its default."""
+    rates = LEARNING_RATES.get({"lr": method, "adamw_lr": "adamw"}.get(name, ""))
+    if rates:
+        return (
+            f"{rates.pretrained:g} to fine-tune pretrained weights ({rates.narrow:g} if the model is narrower than "
+            f"{NARROW}; for dpo a twentieth), from random weights {rates.classification:g} for a classifier and "
+            f"{rates.language:g} for a language model"
+        )
+    if name in OF_LANGUAGE.get(method, {}):
+        return f"{OF_LANGUAGE[method][name]:g} for a pretrained language model"
+    if name == "train_embeddings":
+        return None if inspect.signature(optimizers.get(method)).parameters[name].default else "true for random weights"
+    return {"seed": "the run's", "always_train": "a new head, also besides what you give"}.get(name)
+
+
 def trained_from_scratch(method: str, model: nn.Module) -> tuple[str, ...]:
     """Embeddings and norms with random weights, which a method without a `train_embeddings` must train."""
     known = inspect.signature(optimizers.get(method)).parameters
