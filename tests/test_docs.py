@@ -96,6 +96,16 @@ def test_the_page_on_measuring_quotes_the_errors_of_the_gpus_page():
     assert max(reserved) <= float(most) / 100 < max(reserved) + 0.002
 
 
+def test_the_page_on_choosing_quotes_the_times_of_the_gpus_page():
+    said = (ROOT / "docs" / "which-method.md").read_text()
+    quoted = re.search(r"two passes took ([^.]+), and\s+their updates ([^.]+)\.", said).groups()
+    table = (ROOT / "docs" / "gpu.md").read_text().partition("### Time of a step, ms")[2].partition("###")[0]
+    times = {row[0]: row[1:] for row in re.findall(r"^\| (\w+) +\| +([\d.]+) \| +([\d.]+) \| +([\d.]+) ", table, re.M)}
+    forward, backward, update = zip(*(map(float, times[name]) for name in ("lora", "qlora", "adamw")), strict=True)
+    for text, found in zip(quoted, (map(sum, zip(forward, backward, strict=True)), update), strict=True):
+        assert list(map(int, re.findall(r"\d+", text))) == pytest.approx(list(found), abs=0.6)
+
+
 def test_every_option_of_the_commands_is_on_a_page():
     text = "".join(page.read_text(encoding="utf-8") for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
     named = set(re.findall(r"--[a-z-]+", text))
