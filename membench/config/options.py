@@ -56,12 +56,13 @@ class RunOptions:
     """Which runs to make, how long they are, and their hyper-parameters."""
 
     optimizers: tuple[str, ...] = option(
-        ("badam", "blockllm"), "Methods, such as badam,blockllm, all, or package.module:Class."
+        ("badam", "blockllm"), "Methods: badam,blockllm (the default), all, or package.module:Class."
     )
     task: tuple[str, ...] = option(
-        ("superglue",), "superglue (all of it), superglue/rte, c4, instruct, dpo, classify, package.module:Task."
+        ("superglue",),
+        "superglue (all of it; the default), superglue/rte, c4, instruct, dpo, classify, package.module:Task.",
     )
-    seeds: tuple[int, ...] = option((0,), "Such as 0,1,2.", at_least=0, below=2**31)
+    seeds: tuple[int, ...] = option((0,), "Such as 0,1,2; 0 by default.", at_least=0, below=2**31)
     steps: int | None = option(None, "Updates of each run.", at_least=1)
     epochs: float | None = option(None, "Passes over the training data.", more_than=0)
     learning_rate: float | None = option(

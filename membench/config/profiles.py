@@ -253,6 +253,6 @@ def note(tasks: Iterable[str], name: str, model: str, data: str) -> str:
     if data == profile.values["data"] and (model == profile.values["model"] or model in profile.of_model):
         return f"profile {name}: {profile.note}"
     return (
-        f"profile {name} on another model or other data: settings that weren't given (steps, batch size) are the "
-        "profile's."
+        f"profile {name} on another model or other data: steps, batch size and such are the profile's where you gave "
+        "none."
     )
