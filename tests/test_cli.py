@@ -308,6 +308,14 @@ def test_a_listed_default_that_runs_do_not_have_says_what_they_have():
     assert (run["lr"], run["clip_norm"]) == (0.03, 1)
 
 
+def test_listed_defaults_tell_which_others_a_variant_has_in_a_comparison():
+    said = " ".join(call("list", "methods", "lora")[1].split())
+    given = {"learning_rate": None, "seed": 0, "from_scratch": False, "kind": "language"}
+    run = hyperparameters("lora", {"lora": {"variant": "vera"}}, **given)
+    assert f"; with variant=vera {run['lr']:g} to fine-tune" in said
+    assert f"In a comparison, unless given: {run['rank']} with variant=vera." in said
+
+
 def test_the_version_is_that_of_the_package():
     from membench import __version__
 

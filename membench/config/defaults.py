@@ -141,15 +141,27 @@ def _rate(rates: Rates, kind: str, from_scratch: bool, width: int | None) -> flo
     return float(f"{rate * PREFERENCE_SHARE:.3g}") if kind == "preference" else rate
 
 
+def _told(rates: Rates) -> str:
+    return (
+        f"{rates.pretrained:g} to fine-tune pretrained weights ({rates.narrow:g} if the model is narrower than "
+        f"{NARROW}; for dpo a twentieth), from random weights {rates.classification:g} for a classifier and "
+        f"{rates.language:g} for a language model"
+    )
+
+
+def _variants(method: str, table: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What a table has for variants of a method: `variant=vera`, and that."""
+    return [(name.partition(":")[2], found) for name, found in table.items() if name.startswith(f"{method}:")]
+
+
 def in_comparison(method: str, name: str) -> str | None:
     """What the runs of a comparison have as this hyper-parameter where nobody gives it; None if it is its default."""
     rates = LEARNING_RATES.get({"lr": method, "adamw_lr": "adamw"}.get(name, ""))
     if rates:
-        return (
-            f"{rates.pretrained:g} to fine-tune pretrained weights ({rates.narrow:g} if the model is narrower than "
-            f"{NARROW}; for dpo a twentieth), from random weights {rates.classification:g} for a classifier and "
-            f"{rates.language:g} for a language model"
-        )
+        of_variants = {one: _told(other) for one, other in _variants(method, LEARNING_RATES) if name == "lr"}
+        return "; ".join([_told(rates), *(f"with {variant} {told}" for variant, told in of_variants.items())])
+    if others := [f"{values[name]} with {one}" for one, values in _variants(method, OF_VARIANTS) if name in values]:
+        return ", ".join(others)
     if name in OF_LANGUAGE.get(method, {}):
         return f"{OF_LANGUAGE[method][name]:g} for a pretrained language model"
     if name == "train_embeddings":
