@@ -12,6 +12,7 @@ from reports_factory import MIB, make_failure
 from suites import check, rate, run
 
 from reports import at_memory, studies
+from reports.regressions.render import render
 from reports.setups import group
 from reports.statistics import equivalent
 from reports.winners import winners
@@ -183,6 +184,15 @@ def test_s11_two_steps_tell_nothing_of_a_speed_and_it_says_so():
     assert check(*slower(timed_steps=97, step_spread=0.1)).code == 1
     old = [[made | {"training": made["training"] | {"steps": 2}} for made in part] for part in slower()]
     assert check(*old).code == 0  # of a record that doesn't say how many were timed
+
+
+def test_s11_a_speed_that_tells_nothing_isnt_counted_as_fine_nor_shown_as_worth_a_look():
+    runs = [timed(method, 1000, timed_steps=2, step_spread=0.1) for method in ("adamw", "blockllm")]
+    result = check(runs, runs)
+    assert (speed_of(result).verdict, result.code) == ("unjudged", 0)
+    said = render(result, "terminal", ("a", "b"))
+    assert "1 unjudged" in said and "To look at" not in said
+    assert 'message="unjudged: baseline 1, candidate 1. 2 steps are too few' in render(result, "junit", ("a", "b"))
 
 
 def test_s11_a_busy_machine_is_no_regression_and_it_says_so():

@@ -14,11 +14,13 @@ INCONCLUSIVE = "inconclusive"
 UNKNOWN = "unknown"  # a figure isn't there, or has nothing to be compared with
 NEW = "new"
 IMPROVED = "improved"
+UNJUDGED = "unjudged"  # a figure that tells nothing, and hardly changed
 FINE = "fine"
 VERDICTS = (
     *(INCOMPARABLE, UNREADABLE, FAILED, OUT_OF_MEMORY, DIVERGED, REGRESSION, MISSING),
-    *(INCONCLUSIVE, UNKNOWN, NEW, IMPROVED, FINE),
+    *(INCONCLUSIVE, UNKNOWN, NEW, IMPROVED, UNJUDGED, FINE),
 )
+QUIET = (UNJUDGED, FINE)  # not worth a look
 
 # exit codes, of several the first
 CODES = {

@@ -38,7 +38,7 @@ def _kind(finding: Finding) -> str:
         return "error"
     if finding.verdict in _FAILURES and finding.fatal:
         return "failure"
-    return "skipped" if finding.verdict in (findings.UNKNOWN, findings.INCONCLUSIVE) else ""
+    return "skipped" if finding.verdict in (findings.UNKNOWN, findings.INCONCLUSIVE, findings.UNJUDGED) else ""
 
 
 def _add_case(suite: ET.Element, finding: Finding) -> None:

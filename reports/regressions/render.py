@@ -60,7 +60,7 @@ def _heading(check: Check, names: tuple[str, str]) -> list[str]:
 
 
 def _tables(check: Check) -> list[Table]:
-    flagged = [finding for finding in check.findings if finding.verdict != findings.FINE]
+    flagged = [finding for finding in check.findings if finding.verdict not in findings.QUIET]
     together = [finding for finding in check.findings if not finding.task and finding.metric == "quality"]
     tables = [_counts(check), _flagged(flagged, _several_models(check)), _together(together), _rows(check)]
     return [table for table in tables if table.cells]
@@ -123,7 +123,7 @@ def _rows(check: Check) -> Table:
     keys = [key for key, row in check.rows.items() if row.pairs]
     title = "Rows, baseline -> candidate"
     if len(keys) > MOST_ROWS:
-        keys = [key for key in keys if any(f.verdict != findings.FINE for f in by_row[key].values())]
+        keys = [key for key in keys if any(f.verdict not in findings.QUIET for f in by_row[key].values())]
         title += f" (of {len(check.rows)} rows those with something to look at; --format json has all)"
     models = _several_models(check)
     columns = [(metric.name, *column) for metric in METRICS.values() for column in metric.columns]

@@ -93,7 +93,7 @@ def _unfit_finding(key: RowKey, row: PairedRow, references: dict[str, Pair], rea
             _add(found, seed, pair, reference)
     change = sum(found.differences.values()) / len(found.differences)
     before, after = (sum(side.values()) / len(side) for side in (found.before, found.after))
-    verdict = findings.UNKNOWN if abs(change) > margin else findings.FINE
+    verdict = findings.UNKNOWN if abs(change) > margin else findings.UNJUDGED
     seeds = tuple(found.differences)
     return Finding("throughput", verdict, reason, *key, seeds, before, after, math.expm1(change))
 
