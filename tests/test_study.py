@@ -17,12 +17,11 @@ from commands import DATA, command
 from reports_factory import make_record
 
 from membench.config.settings import resolve
-from membench.config.study_file import beyond
-from membench.runs import processes
+from membench.runs import processes, study
 from membench.runs.prepare import prepare
 from membench.runs.processes import Outcome
 from membench.runs.run_folder import Folder
-from membench.runs.study import _Trial, _typed, _Workshop
+from membench.runs.study import _extend, _Trial, _Workshop
 from reports import record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -188,13 +187,17 @@ def test_a_task_that_cannot_be_built_is_a_result_of_a_study_as_of_a_comparison(t
     )
 
 
-def test_a_step_beyond_a_rate_that_is_written_as_a_whole_number_is_not_rounded():
-    values = {"lr": 1, "rank": 4}
-    trial = _Trial(SimpleNamespace(hyperparameters={"lr": 1.0, "rank": 4}), values)
-    typed = _typed(trial)
-    assert typed == values and isinstance(typed["lr"], float) and isinstance(typed["rank"], int)
-    tried = [typed, {"lr": 10.0, "rank": 4}, {"lr": 100.0, "rank": 4}]
-    assert beyond(tried, typed) == {"lr": 0.1, "rank": 4}
+def test_a_step_beyond_a_rate_that_is_written_as_a_whole_number_is_not_rounded(monkeypatch):
+    def made(lr):
+        return SimpleNamespace(method="lora", hyperparameters={"lr": float(lr), "rank": 4})
+
+    grid = [{"lr": lr, "rank": 4} for lr in (1, 10, 100)]
+    cell = SimpleNamespace(task="t", settings=None, trials=[_Trial(made(one["lr"]), one) for one in grid])
+    tried = []
+    monkeypatch.setattr(study, "_chosen", lambda *given: grid[0])
+    monkeypatch.setattr(study, "_tuned", lambda *given: tried.append(given[-1]["lora"]) or [])
+    _extend(SimpleNamespace(budget=4), cell, "lora", SimpleNamespace(trials=[]))
+    assert tried == [{"lr": 0.1, "rank": 4}]
 
 
 @pytest.mark.slow

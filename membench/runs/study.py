@@ -205,11 +205,7 @@ def _chosen(cell: _Cell, method: str, trials: list[Record]) -> Values:
 def _typed(trial: _Trial) -> Values:
     """A trial's values, in which a rate written as 1 is a number with a fraction, as in its run: a step beyond isn't
     rounded."""
-    of_run = trial.run.hyperparameters
-    return {
-        key: float(value) if type(value) is int and isinstance(of_run.get(key), float) else value
-        for key, value in trial.values.items()
-    }
+    return {key: trial.run.hyperparameters.get(key, value) for key, value in trial.values.items()}
 
 
 def _extend(plan: Study, cell: _Cell, method: str, workshop: _Workshop) -> list[Run]:
